@@ -1,0 +1,398 @@
+//! The facts of a run, as they stand in the log forever.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName, WorkerName},
+    plan::JobPlan,
+    time::Timestamp,
+};
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunOutcome {
+    /// Every job succeeded or was left out by its own condition.
+    Succeeded,
+    /// Something failed, and yet every job of the last stage succeeded.
+    Partial,
+    /// Something failed.
+    Failed,
+    /// A person kept a gate shut.
+    Rejected,
+    /// A person ended the run.
+    Cancelled,
+    /// The run, or every job that failed, took longer than allowed.
+    TimedOut,
+}
+
+/// Why an attempt ended badly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCause {
+    /// The script ended with this code, which is not 0.
+    ExitCode(i32),
+    /// A signal of this number ended the script.
+    Signal(i32),
+    /// The script ran longer than this many milliseconds.
+    TimedOut(u64),
+    /// The script never started; why.
+    NotStarted(String),
+    /// The script ended well, but what it left behind cannot be used; why.
+    OutputUnusable(String),
+    /// The job was given to a worker this many times and none came back.
+    Lost(u32),
+}
+
+/// Why a job was not run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipCause {
+    /// A need did not succeed.
+    NeedUnmet {
+        /// The need itself.
+        need: JobName,
+        /// The job at which the chain of skipped needs began.
+        root: JobName,
+    },
+    /// The job's own `if` was false.
+    ConditionFalse,
+}
+
+/// A file that a job left behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// Its path below the working folder, with `/`.
+    pub path: String,
+    /// Its content.
+    pub blob: Blob,
+}
+
+/// One thing that happened to a run.
+///
+/// Past tense. A variant is never renamed, never removed, never given a second meaning; a field is
+/// only ever added, with a default that older logs can live with (`tests/golden/` proves it).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RunEvent {
+    /// Somebody asked for a run. Its plan follows in `JobsPlanned`.
+    RunCreated {
+        /// The run's own id, so that an export of one stream stands alone.
+        run: RunId,
+        /// What people call the pipeline.
+        pipeline: String,
+        /// The pipeline file, as the client named it.
+        file: String,
+        /// Digest of the file's bytes.
+        file_sha256: Digest,
+        /// Digest of the plan that the file meant at this moment.
+        plan_sha256: Digest,
+        /// The stages in order.
+        stages: Vec<StageName>,
+        /// How many jobs the plan has.
+        jobs: u32,
+        /// Most jobs that run at once, from 1.
+        parallelism: u32,
+        /// Gates are approved by the requester as soon as they are reached (`--yes`).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        gates_preapproved: bool,
+        /// When the whole run has taken too long.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        due: Option<Timestamp>,
+        /// W3C trace context of the request.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        traceparent: Option<String>,
+        /// The folder the scripts run in, as the client named it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        folder: String,
+    },
+    /// Part of the plan, in file order. Large plans need several.
+    JobsPlanned {
+        /// The jobs, frozen: later edits of the file do not change them.
+        jobs: Vec<JobPlan>,
+    },
+    /// The plan is complete; jobs may be leased from here on.
+    RunStarted {},
+    /// A job's `if` was decided, once.
+    ConditionEvaluated {
+        /// The job.
+        job: JobName,
+        /// Whether the job runs.
+        holds: bool,
+        /// What the expression read, by path.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        inputs: BTreeMap<String, String>,
+    },
+    /// Everything before a manual job has ended; a person must open it.
+    GateReached {
+        /// The job behind the gate.
+        job: JobName,
+        /// What an approval covers: the plan, the job and the results it stands on.
+        binds: Digest,
+    },
+    /// A person let a manual job through.
+    GateApproved {
+        /// The job behind the gate.
+        job: JobName,
+        /// What was approved.
+        binds: Digest,
+        /// What the person said.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        comment: String,
+    },
+    /// A person kept a gate shut.
+    GateRejected {
+        /// The job behind the gate.
+        job: JobName,
+        /// What was rejected.
+        binds: Digest,
+        /// What the person said.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        comment: String,
+    },
+    /// A worker took the job and promised to report.
+    JobLeased {
+        /// The job taken.
+        job: JobName,
+        /// Which try this is.
+        attempt: Attempt,
+        /// Who took it.
+        worker: WorkerName,
+        /// The promise lapses when the worker has been silent for this many milliseconds.
+        lease_ms: u64,
+    },
+    /// The job did what it should.
+    JobSucceeded {
+        /// The job.
+        job: JobName,
+        /// Which try this was.
+        attempt: Attempt,
+        /// How long the script ran, in milliseconds by the worker's clock.
+        ran_ms: u64,
+        /// What it wrote to `$TOW_OUTPUT`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        outputs: BTreeMap<String, String>,
+        /// What it printed, masked. `None`: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<Blob>,
+        /// The files it left behind.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        artifacts: Vec<Artifact>,
+    },
+    /// A try went wrong and another one follows.
+    JobAttemptFailed {
+        /// The job.
+        job: JobName,
+        /// Which try this was.
+        attempt: Attempt,
+        /// Why.
+        cause: FailureCause,
+        /// How long the script ran, in milliseconds by the worker's clock.
+        ran_ms: u64,
+        /// What it printed, masked. `None`: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<Blob>,
+        /// The next try may begin at this moment.
+        retry_due: Timestamp,
+    },
+    /// The job went wrong for good.
+    JobFailed {
+        /// The job.
+        job: JobName,
+        /// Which try this was.
+        attempt: Attempt,
+        /// Why.
+        cause: FailureCause,
+        /// How long the script ran, in milliseconds by the worker's clock.
+        ran_ms: u64,
+        /// What it printed, masked. `None`: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<Blob>,
+    },
+    /// A running job was ended because its run is ending.
+    JobCancelled {
+        /// The job.
+        job: JobName,
+        /// Which try this was.
+        attempt: Attempt,
+        /// How long the script ran, in milliseconds by the worker's clock.
+        ran_ms: u64,
+        /// What it printed, masked. `None`: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<Blob>,
+    },
+    /// The worker that held the job is gone and its result with it.
+    JobLost {
+        /// The job.
+        job: JobName,
+        /// Which try this was.
+        attempt: Attempt,
+        /// The worker that held it.
+        worker: WorkerName,
+        /// What is known about why.
+        reason: String,
+    },
+    /// The job will not run.
+    JobSkipped {
+        /// The job.
+        job: JobName,
+        /// Why.
+        because: SkipCause,
+    },
+    /// A job with `on_failure: abort` failed: what runs is cancelled, the rest is skipped.
+    RunAborted {
+        /// The job that failed.
+        root: JobName,
+    },
+    /// Somebody ended the run: what runs is cancelled, and so is the rest.
+    RunCancelRequested {
+        /// What they said.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    },
+    /// The run took too long: what runs is cancelled, and so is the rest.
+    RunTimedOut {},
+    /// Every job has ended.
+    RunFinished {
+        /// How.
+        outcome: RunOutcome,
+        /// Jobs that succeeded.
+        succeeded: u32,
+        /// Jobs that failed.
+        failed: u32,
+        /// Jobs that were skipped.
+        skipped: u32,
+        /// Jobs that were cancelled or kept behind a rejected gate.
+        cancelled: u32,
+    },
+    /// Somebody let the run go on: all that has not succeeded gets another chance.
+    RunResumed {},
+    /// Results from this stage on no longer count, although they were good.
+    JobsInvalidated {
+        /// The first stage that runs again.
+        from: StageName,
+    },
+    /// Somebody gave one job, and what was skipped because of it, another chance.
+    JobRetried {
+        /// The job.
+        job: JobName,
+    },
+    /// An edited pipeline file was accepted for a run that had begun. The new plan follows in
+    /// `JobsPlanned`; results of jobs that still exist stay.
+    PlanReplaced {
+        /// Digest of the new file's bytes.
+        file_sha256: Digest,
+        /// Digest of the new plan.
+        plan_sha256: Digest,
+        /// The new stages in order.
+        stages: Vec<StageName>,
+        /// How many jobs the new plan has.
+        jobs: u32,
+    },
+    /// A result was taken over from another tool's record.
+    JobImported {
+        /// The job.
+        job: JobName,
+        /// Which result.
+        result: ImportedResult,
+        /// When it began, if the record says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        started_at: Option<Timestamp>,
+        /// When it ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        finished_at: Option<Timestamp>,
+        /// The exit code, if the record says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// The record's own words about what went wrong.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        error: String,
+    },
+}
+
+/// A result as another tool recorded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportedResult {
+    /// `DONE`.
+    Succeeded,
+    /// `FAILED`.
+    Failed,
+    /// `SKIPPED`.
+    Skipped,
+}
+
+impl RunEvent {
+    /// The word that stands in the record's envelope and in the bytes.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::RunCreated { .. } => "run_created",
+            Self::JobsPlanned { .. } => "jobs_planned",
+            Self::RunStarted {} => "run_started",
+            Self::ConditionEvaluated { .. } => "condition_evaluated",
+            Self::GateReached { .. } => "gate_reached",
+            Self::GateApproved { .. } => "gate_approved",
+            Self::GateRejected { .. } => "gate_rejected",
+            Self::JobLeased { .. } => "job_leased",
+            Self::JobSucceeded { .. } => "job_succeeded",
+            Self::JobAttemptFailed { .. } => "job_attempt_failed",
+            Self::JobFailed { .. } => "job_failed",
+            Self::JobCancelled { .. } => "job_cancelled",
+            Self::JobLost { .. } => "job_lost",
+            Self::JobSkipped { .. } => "job_skipped",
+            Self::RunAborted { .. } => "run_aborted",
+            Self::RunCancelRequested { .. } => "run_cancel_requested",
+            Self::RunTimedOut {} => "run_timed_out",
+            Self::RunFinished { .. } => "run_finished",
+            Self::RunResumed {} => "run_resumed",
+            Self::JobsInvalidated { .. } => "jobs_invalidated",
+            Self::JobRetried { .. } => "job_retried",
+            Self::PlanReplaced { .. } => "plan_replaced",
+            Self::JobImported { .. } => "job_imported",
+        }
+    }
+
+    /// The job that this event is about, if it is about one.
+    pub fn job(&self) -> Option<&JobName> {
+        match self {
+            Self::ConditionEvaluated { job, .. }
+            | Self::GateReached { job, .. }
+            | Self::GateApproved { job, .. }
+            | Self::GateRejected { job, .. }
+            | Self::JobLeased { job, .. }
+            | Self::JobSucceeded { job, .. }
+            | Self::JobAttemptFailed { job, .. }
+            | Self::JobFailed { job, .. }
+            | Self::JobCancelled { job, .. }
+            | Self::JobLost { job, .. }
+            | Self::JobSkipped { job, .. }
+            | Self::JobRetried { job }
+            | Self::JobImported { job, .. } => Some(job),
+            Self::RunCreated { .. }
+            | Self::JobsPlanned { .. }
+            | Self::RunStarted {}
+            | Self::RunAborted { .. }
+            | Self::RunCancelRequested { .. }
+            | Self::RunTimedOut {}
+            | Self::RunFinished { .. }
+            | Self::RunResumed {}
+            | Self::JobsInvalidated { .. }
+            | Self::PlanReplaced { .. } => None,
+        }
+    }
+}
+
+/// An event with its circumstances: what one line of the log says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fact {
+    /// When the server decided it. Never goes backwards within a log.
+    pub at: Timestamp,
+    /// Who issued the command it follows from.
+    pub by: Actor,
+    /// What happened.
+    pub event: RunEvent,
+}
