@@ -222,7 +222,9 @@ impl fmt::Display for Actor {
 
 /// A text that names no actor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an actor is `human:`, `agent:`, `service:` or `worker:` and a name of 1 to 200 characters")]
+#[error(
+    "an actor is `human:`, `agent:`, `service:` or `worker:` and a name of 1 to 200 characters"
+)]
 pub struct ActorMalformed;
 
 impl FromStr for Actor {

@@ -5,8 +5,17 @@
 //! enters once per command, as an argument. Start at `event` (the facts), go on to `job` (the
 //! table of states), `run` (the fold) and `decide` (the commands).
 
+pub mod captured;
 pub mod codec;
+pub mod decide;
+pub mod diagnostics;
 pub mod event;
+pub mod expression;
 pub mod ids;
+pub mod job;
 pub mod plan;
+pub mod refusal;
+pub mod retry;
+pub mod run;
+pub mod specimens;
 pub mod time;

@@ -38,8 +38,7 @@ impl Plan {
             jobs: &'a [JobPlan],
             timeout_ms: Option<u64>,
         }
-        let frozen =
-            Frozen { stages: &self.stages, jobs: &self.jobs, timeout_ms: self.timeout_ms };
+        let frozen = Frozen { stages: &self.stages, jobs: &self.jobs, timeout_ms: self.timeout_ms };
         Digest::of(&serde_json::to_vec(&frozen).expect("BUG: a plan is always JSON"))
     }
 }

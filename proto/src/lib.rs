@@ -1,1 +1,11 @@
-//! Being built.
+//! The gRPC contract of Towpath and what is generated from it. Nothing is decided here: messages
+//! are turned into commands, and views into messages, by `towpath-server`.
+
+/// Version 1 of the contract.
+pub mod v1 {
+    tonic::include_proto!("towpath.v1");
+}
+
+/// The compiled contract, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

@@ -1,0 +1,149 @@
+//! Commands: what somebody wants, decided against a run as it stands.
+//!
+//! One command per file. `decide` never changes the run; `carry_out` walks what was decided, and
+//! what follows from it, so that only what can be replayed is ever written. An empty answer means
+//! that what was asked for is so already.
+
+mod approve;
+mod cancel;
+mod create;
+mod import;
+mod lease;
+mod lose;
+mod pass_time;
+mod reject;
+mod report;
+mod resume;
+mod retry_job;
+#[cfg(test)]
+mod stage_set;
+
+pub use approve::ApproveGate;
+pub use create::{CreateRun, PARALLELISM_MAX, plan_chunks};
+pub use import::{ImportRun, ImportedJob};
+pub use lease::LeaseJob;
+pub use lose::LoseJob;
+pub use reject::RejectGate;
+pub use report::{Ended, ReportJob};
+pub use resume::{EditedPlan, ResumeRun};
+
+use crate::{
+    codec::{EncodeError, FACT_BYTES_MAX, encode},
+    event::{Fact, RunEvent},
+    ids::{Actor, JobName},
+    job::IllegalEvent,
+    refusal::Refusal,
+    run::{Job, Run},
+    time::Timestamp,
+};
+
+/// Longest comment or reason, in bytes.
+pub const COMMENT_BYTES_MAX: usize = 4 * 1024;
+
+/// What somebody wants of a run.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Begin.
+    Create(CreateRun),
+    /// Give a job to a worker.
+    Lease(LeaseJob),
+    /// Take in how a job ended.
+    Report(ReportJob),
+    /// Take in that a worker is gone.
+    Lose(LoseJob),
+    /// Open a gate.
+    Approve(ApproveGate),
+    /// Keep a gate shut.
+    Reject(RejectGate),
+    /// End the run, for this reason.
+    Cancel(String),
+    /// Let the run go on.
+    Resume(ResumeRun),
+    /// Give one job another chance.
+    Retry(JobName),
+    /// Take over another tool's record.
+    Import(ImportRun),
+    /// Do what is due by now.
+    PassTime,
+}
+
+/// Why a command was not carried out. Nothing was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CarryOutError {
+    /// The engine said no. The run is as it was.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The engine decided on something that cannot be replayed: a bug. The run is not to be used.
+    #[error("a bug in the engine: {0}")]
+    Bug(#[from] IllegalEvent),
+}
+
+/// The events that `command` means for `run` at `now`, before what follows from them.
+pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Vec<RunEvent>, Refusal> {
+    match command {
+        Command::Create(create) => create::decide(run, create, now),
+        Command::Lease(lease) => lease::decide(run, lease, now),
+        Command::Report(report) => report::decide(run, report, now),
+        Command::Lose(lose) => lose::decide(run, lose),
+        Command::Approve(approve) => approve::decide(run, approve),
+        Command::Reject(reject) => reject::decide(run, reject),
+        Command::Cancel(reason) => cancel::decide(run, reason),
+        Command::Resume(resume) => resume::decide(run, resume),
+        Command::Retry(job) => retry_job::decide(run, job),
+        Command::Import(import) => import::decide(run, import),
+        Command::PassTime => pass_time::decide(run, now),
+    }
+}
+
+/// A fact and its bytes, walked and ready to be appended.
+pub type Written = (Fact, Vec<u8>);
+
+/// Decides `command`, walks what was decided, and walks what follows from it.
+///
+/// After a refusal the run is as it was. After a bug it must be thrown away.
+pub fn carry_out(
+    run: &mut Run,
+    command: &Command,
+    by: &Actor,
+    now: Timestamp,
+) -> Result<Vec<Written>, CarryOutError> {
+    let at = now.max(run.newest_at());
+    let mut written = Vec::new();
+    let mut decided = Vec::new();
+    for event in decide(run, command, at)? {
+        let fact = Fact { at, by: by.clone(), event };
+        let bytes = encode(&fact).map_err(too_long(&fact.event))?;
+        decided.push((fact, bytes));
+    }
+    for (fact, bytes) in decided {
+        run.evolve(&fact)?;
+        written.push((fact, bytes));
+    }
+    while let Some(event) = run.consequence() {
+        let fact = Fact { at, by: by.clone(), event };
+        let bytes = encode(&fact).map_err(too_long(&fact.event))?;
+        run.evolve(&fact)?;
+        written.push((fact, bytes));
+    }
+    Ok(written)
+}
+
+fn too_long(event: &RunEvent) -> impl Fn(EncodeError) -> Refusal {
+    let what = event.job().map_or_else(|| event.kind().to_owned(), |job| format!("job `{job}`"));
+    move |_| Refusal::EventTooLong { what: what.clone(), bytes_max: FACT_BYTES_MAX }
+}
+
+fn known<'a>(run: &'a Run, job: &JobName) -> Result<&'a Job, Refusal> {
+    if run.header().is_none() {
+        return Err(Refusal::RunUnknown);
+    }
+    run.job(job.as_str()).ok_or_else(|| Refusal::JobUnknown { job: job.clone() })
+}
+
+fn bounded_comment(comment: &str) -> Result<String, Refusal> {
+    if comment.len() > COMMENT_BYTES_MAX {
+        let bounds = format!("at most {COMMENT_BYTES_MAX} bytes long");
+        return Err(Refusal::ArgumentOutOfBounds { what: "the comment", bounds });
+    }
+    Ok(comment.to_owned())
+}

@@ -1,0 +1,132 @@
+//! `tow run`: a run begins, with its plan frozen into its first events.
+
+use crate::{
+    codec::FACT_BYTES_MAX,
+    event::RunEvent,
+    ids::{Digest, RunId},
+    plan::{JobPlan, Plan},
+    refusal::Refusal,
+    run::Run,
+    time::Timestamp,
+};
+
+/// Most jobs of one run that may run at once.
+pub const PARALLELISM_MAX: u32 = 1_024;
+
+/// Room for the envelope of a fact beside its jobs, in bytes.
+const ENVELOPE_BYTES: usize = 1_024;
+
+/// Begin a run.
+#[derive(Clone, Debug)]
+pub struct CreateRun {
+    /// Its id, chosen by the server.
+    pub run: RunId,
+    /// The pipeline file, as the client named it.
+    pub file: String,
+    /// The folder the scripts run in, as the client named it.
+    pub folder: String,
+    /// Digest of the file's bytes.
+    pub file_sha256: Digest,
+    /// What the file means.
+    pub plan: Plan,
+    /// Most jobs that run at once.
+    pub parallelism: u32,
+    /// Gates are approved by the requester as soon as they are reached.
+    pub gates_preapproved: bool,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+pub(super) fn decide(
+    run: &Run,
+    create: &CreateRun,
+    now: Timestamp,
+) -> Result<Vec<RunEvent>, Refusal> {
+    if run.header().is_some() {
+        return Err(Refusal::RunExists);
+    }
+    if !(1..=PARALLELISM_MAX).contains(&create.parallelism) {
+        let bounds = format!("1 to {PARALLELISM_MAX}");
+        return Err(Refusal::ArgumentOutOfBounds { what: "the parallelism", bounds });
+    }
+    let mut events = vec![RunEvent::RunCreated {
+        run: create.run.clone(),
+        pipeline: create.plan.pipeline.clone(),
+        file: create.file.clone(),
+        file_sha256: create.file_sha256,
+        plan_sha256: create.plan.digest(),
+        stages: create.plan.stages.clone(),
+        jobs: u32::try_from(create.plan.jobs.len()).unwrap_or(u32::MAX),
+        parallelism: create.parallelism,
+        gates_preapproved: create.gates_preapproved,
+        due: create.plan.timeout_ms.map(|limit| now.plus_ms(limit)),
+        traceparent: create.traceparent.clone(),
+        folder: create.folder.clone(),
+    }];
+    events.extend(plan_chunks(&create.plan.jobs));
+    events.push(RunEvent::RunStarted {});
+    Ok(events)
+}
+
+/// The jobs as events, as few as the bound of a record allows.
+pub fn plan_chunks(jobs: &[JobPlan]) -> Vec<RunEvent> {
+    let mut chunks = Vec::new();
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    for job in jobs {
+        let own = serde_json::to_vec(job).map_or(0, |text| text.len() + 1);
+        if bytes + own > FACT_BYTES_MAX - ENVELOPE_BYTES && !chunk.is_empty() {
+            chunks.push(RunEvent::JobsPlanned { jobs: std::mem::take(&mut chunk) });
+            bytes = 0;
+        }
+        bytes += own;
+        chunk.push(job.clone());
+    }
+    if !chunk.is_empty() {
+        chunks.push(RunEvent::JobsPlanned { jobs: chunk });
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::{Command, stage_set::*};
+
+    #[test]
+    fn a_run_freezes_its_plan() {
+        let house = Stage::begin(vec![job("a"), job("b")]);
+
+        assert_eq!(house.kinds(), ["run_created", "jobs_planned", "run_started"]);
+        assert_eq!(house.run.plan().unwrap().digest(), house.run.header().unwrap().plan_sha256);
+    }
+
+    #[test]
+    fn a_run_is_created_once() {
+        let mut house = Stage::begin(vec![job("a")]);
+
+        let again = Command::Create(creation(vec![job("a")]));
+
+        assert_eq!(house.refused(&again), Refusal::RunExists);
+    }
+
+    #[test]
+    fn a_large_plan_is_written_in_pieces_that_fit() {
+        let jobs: Vec<JobPlan> = (0..3_000).map(|n| job(&format!("job-{n:05}"))).collect();
+
+        let house = Stage::begin(jobs.clone());
+
+        assert!(house.facts.len() >= 5, "{} events", house.facts.len());
+        assert_eq!(house.run.jobs().len(), 3_000);
+        assert_eq!(house.run.jobs()[2_999].plan.name, jobs[2_999].name);
+    }
+
+    #[test]
+    fn no_parallelism_or_too_much_of_it_is_refused() {
+        for parallelism in [0, PARALLELISM_MAX + 1] {
+            let create = CreateRun { parallelism, ..creation(vec![job("a")]) };
+            let refusal = decide(&Run::default(), &create, Timestamp(0)).unwrap_err();
+            assert_eq!(refusal.code(), "ARGUMENT_OUT_OF_BOUNDS");
+        }
+    }
+}

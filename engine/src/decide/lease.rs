@@ -1,0 +1,139 @@
+//! A worker asks for work and gets the next job that it fits.
+
+use crate::{
+    event::{FailureCause, RunEvent},
+    ids::WorkerName,
+    refusal::Refusal,
+    run::{Busy, Run},
+    time::Timestamp,
+};
+
+/// Give a job to a worker.
+#[derive(Clone, Debug)]
+pub struct LeaseJob {
+    /// The worker.
+    pub worker: WorkerName,
+    /// What it offers.
+    pub tags: Vec<String>,
+    /// The promise lapses after this silence, in milliseconds.
+    pub lease_ms: u64,
+    /// How many jobs of other runs hold each lock.
+    pub busy: Busy,
+}
+
+pub(super) fn decide(
+    run: &Run,
+    lease: &LeaseJob,
+    now: Timestamp,
+) -> Result<Vec<RunEvent>, Refusal> {
+    if run.header().is_none() {
+        return Err(Refusal::RunUnknown);
+    }
+    let Some(job) = run.next_for(&lease.tags, &lease.busy, now) else { return Ok(Vec::new()) };
+    let name = job.plan.name.clone();
+    Ok(vec![match run.assignment(job) {
+        Ok(_) => RunEvent::JobLeased {
+            job: name,
+            attempt: job.attempt.next(),
+            worker: lease.worker.clone(),
+            lease_ms: lease.lease_ms,
+        },
+        Err(why) => RunEvent::JobFailed {
+            job: name,
+            attempt: job.attempt,
+            cause: FailureCause::NotStarted(why),
+            ran_ms: 0,
+            log: None,
+        },
+    }])
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        decide::stage_set::*,
+        plan::{Resource, RetryPolicy},
+        run::Busy,
+    };
+
+    #[test]
+    fn jobs_are_given_in_file_order_up_to_the_parallelism() {
+        let mut house = Stage::begin(vec![job("a"), job("b"), job("c")]);
+
+        let given: Vec<_> = (0..3).map(|_| house.leases()).collect();
+
+        assert_eq!(given, [Some("a".into()), Some("b".into()), None]);
+    }
+
+    #[test]
+    fn a_job_waits_for_its_needs_and_for_the_stage_before() {
+        let mut house =
+            Stage::begin(vec![job("a"), needing(job("b"), "a"), staged(job("z"), "late")]);
+
+        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(house.leases(), None);
+        house.succeeds("a");
+        assert_eq!(house.leases().as_deref(), Some("b"));
+        assert_eq!(house.leases(), None);
+        house.succeeds("b");
+        assert_eq!(house.leases().as_deref(), Some("z"));
+    }
+
+    #[test]
+    fn a_worker_without_the_tag_is_not_given_the_job() {
+        let mut tagged = job("a");
+        tagged.tags = vec!["eu".into()];
+        let mut house = Stage::begin(vec![tagged, job("b")]);
+
+        assert_eq!(house.leases().as_deref(), Some("b"));
+        assert_eq!(house.leases_with(&["eu"], Busy::new()).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_lock_that_another_run_holds_keeps_the_job_back() {
+        let mut locked = job("a");
+        locked.resource = Some(Resource { name: "target".into(), limit: 1 });
+        let mut second = locked.clone();
+        second.name = "b".into();
+        let mut house = Stage::begin(vec![locked, second]);
+
+        let busy = Busy::from([("target".to_owned(), 1)]);
+        assert_eq!(house.leases_with(&[], busy), None);
+        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(house.leases(), None, "the run's own lease holds it too");
+    }
+
+    #[test]
+    fn a_job_in_backoff_is_given_only_when_it_is_due() {
+        let mut flaky = job("a");
+        flaky.retry = Some(RetryPolicy {
+            max: 1,
+            backoff_ms: 5_000,
+            factor_percent: 200,
+            backoff_max_ms: 60_000,
+            jitter_percent: 0,
+            on: Vec::new(),
+        });
+        let mut house = Stage::begin(vec![flaky]);
+        house.leases();
+        house.fails("a", 1);
+
+        house.passes(4_999);
+        assert_eq!(house.leases(), None);
+        house.passes(1);
+        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(house.run.job("a").unwrap().attempt.0, 2);
+    }
+
+    #[test]
+    fn a_placeholder_that_names_nothing_fails_the_job_before_it_starts() {
+        let mut broken = needing(job("b"), "a");
+        broken.script = "echo ${{ needs.a.outputs.rows }}".into();
+        let mut house = Stage::begin(vec![job("a"), broken]);
+        house.leases();
+        house.succeeds("a");
+
+        assert_eq!(house.leases(), None);
+        assert_eq!(house.kinds()[house.facts.len() - 2..], ["job_failed", "run_finished"]);
+    }
+}

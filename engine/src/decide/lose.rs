@@ -1,0 +1,78 @@
+//! A worker is gone: what it held goes back, until it has gone back too often.
+
+use crate::{
+    event::{FailureCause, RunEvent},
+    ids::{Attempt, JobName},
+    job::JobState,
+    refusal::Refusal,
+    retry::LOSSES_MAX,
+    run::Run,
+};
+
+/// Take in that a worker is gone.
+#[derive(Clone, Debug)]
+pub struct LoseJob {
+    /// The job it held.
+    pub job: JobName,
+    /// Which try.
+    pub attempt: Attempt,
+    /// What is known about why.
+    pub reason: String,
+}
+
+pub(super) fn decide(run: &Run, lose: &LoseJob) -> Result<Vec<RunEvent>, Refusal> {
+    let job = super::known(run, &lose.job)?;
+    let JobState::Leased(held, worker) = &job.state else { return Ok(Vec::new()) };
+    if *held != lose.attempt {
+        return Ok(Vec::new());
+    }
+    let LoseJob { job: name, attempt, reason } = lose.clone();
+    if run.phase().is_ending() {
+        return Ok(vec![RunEvent::JobCancelled { job: name, attempt, ran_ms: 0, log: None }]);
+    }
+    if job.losses + 1 >= LOSSES_MAX {
+        let cause = FailureCause::Lost(job.losses + 1);
+        return Ok(vec![RunEvent::JobFailed { job: name, attempt, cause, ran_ms: 0, log: None }]);
+    }
+    Ok(vec![RunEvent::JobLost { job: name, attempt, worker: worker.clone(), reason }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::stage_set::*;
+
+    #[test]
+    fn a_lost_job_is_given_again_under_the_next_attempt() {
+        let mut house = Stage::begin(vec![job("a")]);
+        house.leases();
+
+        house.loses("a");
+
+        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(house.run.job("a").unwrap().attempt, Attempt(2));
+    }
+
+    #[test]
+    fn a_job_that_kills_its_workers_fails_in_the_end() {
+        let mut house = Stage::begin(vec![job("a")]);
+
+        for _ in 0..LOSSES_MAX {
+            assert!(house.leases().is_some());
+            house.loses("a");
+        }
+
+        assert_eq!(house.run.job("a").unwrap().cause, Some(FailureCause::Lost(LOSSES_MAX)));
+    }
+
+    #[test]
+    fn a_loss_during_the_end_of_a_run_does_not_hold_it_up() {
+        let mut house = Stage::begin(vec![job("a")]);
+        house.leases();
+        house.cancels();
+
+        house.loses("a");
+
+        assert_eq!(house.kinds().last(), Some(&"run_finished"));
+    }
+}

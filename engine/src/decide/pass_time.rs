@@ -1,0 +1,37 @@
+//! The timer asks what is due. Due times stand in events; the timer itself knows nothing.
+
+use crate::{event::RunEvent, refusal::Refusal, run::Run, time::Timestamp};
+
+/// A run that has taken too long is ended. (A job in back-off needs no event to become due.)
+pub(super) fn decide(run: &Run, now: Timestamp) -> Result<Vec<RunEvent>, Refusal> {
+    let due = run.header().and_then(|header| header.due).is_some_and(|due| due <= now);
+    Ok(if due && run.phase().is_running() { vec![RunEvent::RunTimedOut {}] } else { Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        decide::{Command, Ended, stage_set::*},
+        event::RunOutcome,
+        run::Phase,
+    };
+
+    #[test]
+    fn a_run_that_takes_too_long_is_ended() {
+        let mut house = Stage::begin_with(vec![job("a"), job("b")], |create| {
+            create.plan.timeout_ms = Some(60_000);
+        });
+        house.leases();
+        assert_eq!(house.run.next_due().map(|due| due.ms_since(house.now)), Some(60_000));
+
+        house.passes(59_999);
+        house.carries_out(&Command::PassTime);
+        assert_eq!(*house.run.phase(), Phase::Running);
+        house.passes(1);
+        house.carries_out(&Command::PassTime);
+        assert_eq!(*house.run.phase(), Phase::TimingOut);
+        house.reports("a", Ended::Cancelled);
+
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::TimedOut));
+    }
+}

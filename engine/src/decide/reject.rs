@@ -1,0 +1,77 @@
+//! `tow reject`: a person keeps a gate shut.
+
+use crate::{
+    event::RunEvent,
+    ids::{Digest, JobName},
+    job::JobState,
+    refusal::Refusal,
+    run::Run,
+};
+
+/// Keep a gate shut.
+#[derive(Clone, Debug)]
+pub struct RejectGate {
+    /// The job behind it.
+    pub job: JobName,
+    /// Digest of what the person read. `None`: whatever waits.
+    pub binds: Option<Digest>,
+    /// What they say.
+    pub comment: String,
+}
+
+/// Records who kept the gate of a job shut. What needs the job is skipped; the run ends as
+/// rejected unless something else fails.
+pub(super) fn decide(run: &Run, reject: &RejectGate) -> Result<Vec<RunEvent>, Refusal> {
+    let RejectGate { job, binds, comment } = reject.clone();
+    let known = super::known(run, &job)?;
+    let comment = super::bounded_comment(&comment)?;
+    match (&known.state, &known.gate) {
+        (JobState::AtGate(waiting), _) => match binds {
+            Some(given) if given != *waiting => {
+                Err(Refusal::ApprovalStale { job, waiting: *waiting, given })
+            }
+            Some(_) | None => Ok(vec![RunEvent::GateRejected { job, binds: *waiting, comment }]),
+        },
+        (JobState::Rejected, _) => Ok(Vec::new()),
+        (_, Some(gate)) if gate.approved => {
+            Err(Refusal::GateDecided { job, decision: "approved", by: gate.by.to_string() })
+        }
+        (state, _) => Err(Refusal::GateNotWaiting { job, state: state.word() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decide::{Command, stage_set::*},
+        event::RunOutcome,
+        run::Phase,
+    };
+
+    fn rejection(job: &str) -> Command {
+        Command::Reject(RejectGate { job: job.into(), binds: None, comment: "not today".into() })
+    }
+
+    #[test]
+    fn a_rejected_gate_ends_the_run_as_rejected() {
+        let mut house = Stage::begin(vec![gated(job("cutover")), needing(job("after"), "cutover")]);
+
+        house.carries_out(&rejection("cutover"));
+
+        assert_eq!(house.run.job("after").unwrap().state, JobState::Skipped);
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Rejected));
+    }
+
+    #[test]
+    fn a_decision_cannot_be_turned_round() {
+        let mut house = Stage::begin(vec![gated(job("x")), job("y")]);
+        house.approves("x");
+        assert_eq!(house.refused(&rejection("x")).code(), "GATE_DECIDED");
+
+        let mut house = Stage::begin(vec![gated(job("x")), job("y")]);
+        let approval = house.approval("x");
+        house.carries_out(&rejection("x"));
+        assert_eq!(house.refused(&approval).code(), "GATE_DECIDED");
+    }
+}

@@ -1,0 +1,241 @@
+//! A worker says how a job ended.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    event::{Artifact, FailureCause, RunEvent},
+    ids::{Attempt, Blob, JobName, WorkerName},
+    job::JobState,
+    refusal::Refusal,
+    retry::{backoff_ms, retries},
+    run::{Job, Run},
+    time::Timestamp,
+};
+
+/// How a job ended, as its worker saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It did what it should.
+    Succeeded {
+        /// What it wrote to `$TOW_OUTPUT`.
+        outputs: BTreeMap<String, String>,
+        /// The files it left behind.
+        artifacts: Vec<Artifact>,
+    },
+    /// It went wrong.
+    Failed(FailureCause),
+    /// It was ended on request.
+    Cancelled,
+}
+
+/// Take in how a job ended.
+#[derive(Clone, Debug)]
+pub struct ReportJob {
+    /// The job.
+    pub job: JobName,
+    /// Which try.
+    pub attempt: Attempt,
+    /// Who reports.
+    pub worker: WorkerName,
+    /// How it ended.
+    pub ended: Ended,
+    /// How long the script ran, in milliseconds by the worker's clock.
+    pub ran_ms: u64,
+    /// What it printed.
+    pub log: Option<Blob>,
+}
+
+pub(super) fn decide(
+    run: &Run,
+    report: &ReportJob,
+    now: Timestamp,
+) -> Result<Vec<RunEvent>, Refusal> {
+    let job = super::known(run, &report.job)?;
+    match &job.state {
+        JobState::Leased(held, by) if *held == report.attempt && *by == report.worker => {}
+        // Heard twice: the first time counted.
+        state if state.is_over() && job.attempt == report.attempt => return Ok(Vec::new()),
+        _ => {
+            let ReportJob { job, attempt, worker, .. } = report.clone();
+            return Err(Refusal::AttemptStale { job, attempt, worker });
+        }
+    }
+    let ReportJob { job: name, attempt, ended, ran_ms, log, worker } = report.clone();
+    Ok(vec![match ended {
+        Ended::Succeeded { outputs, artifacts } => {
+            RunEvent::JobSucceeded { job: name, attempt, ran_ms, outputs, log, artifacts }
+        }
+        Ended::Cancelled if run.phase().is_ending() => {
+            RunEvent::JobCancelled { job: name, attempt, ran_ms, log }
+        }
+        // The worker was told to stop, not the run: the job goes back.
+        Ended::Cancelled => {
+            let reason = "the worker was stopped".to_owned();
+            RunEvent::JobLost { job: name, attempt, worker, reason }
+        }
+        Ended::Failed(cause) => match retry_due(run, job, &cause, now) {
+            Some(retry_due) => {
+                RunEvent::JobAttemptFailed { job: name, attempt, cause, ran_ms, log, retry_due }
+            }
+            None => RunEvent::JobFailed { job: name, attempt, cause, ran_ms, log },
+        },
+    }])
+}
+
+fn retry_due(run: &Run, job: &Job, cause: &FailureCause, now: Timestamp) -> Option<Timestamp> {
+    let policy = job.plan.retry.as_ref()?;
+    let failures = job.failures + 1;
+    if !run.phase().is_running() || !retries(policy, cause, failures) {
+        return None;
+    }
+    let run = &run.header()?.run;
+    Some(now.plus_ms(backoff_ms(policy, failures, run, &job.plan.name, job.attempt)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decide::{Command, stage_set::*},
+        event::{RunOutcome, SkipCause},
+        plan::{OnFailure, RetryPolicy, When},
+        run::Phase,
+    };
+
+    #[test]
+    fn a_run_whose_jobs_all_succeed_succeeds() {
+        let mut house = Stage::begin(vec![job("a"), needing(job("b"), "a")]);
+
+        house.runs("a");
+        house.runs("b");
+
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Succeeded));
+    }
+
+    #[test]
+    fn what_needs_a_failed_job_is_skipped_and_names_the_root() {
+        let jobs = vec![job("a"), needing(job("b"), "a"), needing(job("c"), "b"), job("d")];
+        let mut house = Stage::begin(jobs);
+
+        house.leases();
+        house.fails("a", 1);
+
+        let skipped = house.run.job("c").unwrap().skipped.clone();
+        let because = SkipCause::NeedUnmet { need: "b".into(), root: "a".into() };
+        assert_eq!(skipped, Some(because));
+        assert_eq!(house.leases().as_deref(), Some("d"), "what does not need it goes on");
+        house.succeeds("d");
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Failed));
+    }
+
+    #[test]
+    fn a_job_that_always_runs_runs_after_a_failure() {
+        let mut tidy = needing(job("tidy"), "a");
+        tidy.when = When::Always;
+        let mut house = Stage::begin(vec![job("a"), tidy]);
+
+        house.leases();
+        house.fails("a", 1);
+
+        assert_eq!(house.leases().as_deref(), Some("tidy"));
+    }
+
+    #[test]
+    fn an_abort_skips_the_rest_and_waits_for_what_runs() {
+        let mut check = job("check");
+        check.on_failure = OnFailure::Abort;
+        let mut house = Stage::begin(vec![check, job("b"), job("c")]);
+        house.leases();
+        house.leases();
+
+        house.fails("check", 2);
+
+        assert_eq!(*house.run.phase(), Phase::Aborting);
+        assert_eq!(house.run.job("c").unwrap().state, JobState::Skipped);
+        house.reports("b", Ended::Cancelled);
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Failed));
+    }
+
+    #[test]
+    fn a_run_that_lost_something_on_the_way_but_reached_its_end_is_partial() {
+        let mut house = Stage::begin(vec![job("a"), job("b"), staged(job("z"), "late")]);
+        house.leases();
+        house.leases();
+        house.fails("a", 1);
+        house.succeeds("b");
+
+        house.runs("z");
+
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Partial));
+    }
+
+    #[test]
+    fn a_failed_try_is_repeated_as_often_as_allowed() {
+        let mut flaky = job("a");
+        flaky.retry = Some(RetryPolicy {
+            max: 2,
+            backoff_ms: 0,
+            factor_percent: 100,
+            backoff_max_ms: 0,
+            jitter_percent: 0,
+            on: Vec::new(),
+        });
+        let mut house = Stage::begin(vec![flaky]);
+
+        for _ in 0..3 {
+            assert_eq!(house.leases().as_deref(), Some("a"));
+            house.fails("a", 1);
+        }
+
+        let failures = ["job_attempt_failed", "job_attempt_failed", "job_failed"];
+        let kinds = house.kinds().into_iter().filter(|kind| kind.ends_with("failed"));
+        assert_eq!(kinds.collect::<Vec<_>>(), failures);
+    }
+
+    #[test]
+    fn a_report_of_a_dead_try_changes_nothing() {
+        let mut house = Stage::begin(vec![job("a")]);
+        house.leases();
+        let late = house.report("a", Ended::Failed(FailureCause::ExitCode(1)));
+        house.loses("a");
+        house.leases();
+
+        assert_eq!(house.refused(&late).code(), "ATTEMPT_STALE");
+    }
+
+    #[test]
+    fn a_report_heard_twice_counts_once() {
+        let mut house = Stage::begin(vec![job("a"), job("b")]);
+        house.leases();
+        let report =
+            house.report("a", Ended::Succeeded { outputs: BTreeMap::new(), artifacts: vec![] });
+
+        house.carries_out(&report);
+        let before = house.facts.len();
+        house.carries_out(&report);
+
+        assert_eq!(house.facts.len(), before);
+    }
+
+    #[test]
+    fn a_job_stopped_with_its_worker_goes_back() {
+        let mut house = Stage::begin(vec![job("a")]);
+        house.leases();
+
+        house.reports("a", Ended::Cancelled);
+
+        assert_eq!(house.kinds().last(), Some(&"job_lost"));
+        assert_eq!(house.leases().as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_report_by_another_worker_is_refused() {
+        let mut house = Stage::begin(vec![job("a")]);
+        house.leases();
+        let Command::Report(mine) = house.report("a", Ended::Cancelled) else { unreachable!() };
+
+        let theirs = Command::Report(ReportJob { worker: "mallory".into(), ..mine });
+
+        assert_eq!(house.refused(&theirs).code(), "ATTEMPT_STALE");
+    }
+}

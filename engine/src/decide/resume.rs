@@ -1,0 +1,183 @@
+//! `tow resume`: a run goes on where it stopped.
+
+use super::create::plan_chunks;
+use crate::{
+    event::RunEvent,
+    ids::{Digest, StageName},
+    plan::Plan,
+    refusal::Refusal,
+    run::{Phase, Run},
+};
+
+/// What the pipeline file means now.
+#[derive(Clone, Debug)]
+pub struct EditedPlan {
+    /// Digest of the file's bytes.
+    pub file_sha256: Digest,
+    /// What it means.
+    pub plan: Plan,
+}
+
+/// Let the run go on.
+#[derive(Clone, Debug, Default)]
+pub struct ResumeRun {
+    /// Run this stage and everything after it again, although it succeeded.
+    pub from: Option<StageName>,
+    /// The pipeline file as it is now. `None`: nobody looked.
+    pub file: Option<EditedPlan>,
+    /// Take an edited file over.
+    pub accept_changes: bool,
+}
+
+/// Succeeded jobs stay as they are unless `from` says otherwise; everything else that has ended
+/// gets another chance. A plan that has changed is refused unless the edit is accepted.
+pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Refusal> {
+    let header = run.header().ok_or(Refusal::RunUnknown)?;
+    if run.phase().is_ending() {
+        return Err(Refusal::RunEnding { phase: run.phase().clone() });
+    }
+    let mut events = Vec::new();
+    let mut stages = &header.stages;
+    if let Some(EditedPlan { file_sha256, plan }) = &resume.file {
+        let now = plan.digest();
+        if now != header.plan_sha256 {
+            if !resume.accept_changes {
+                return Err(Refusal::PlanChanged { frozen: header.plan_sha256, now });
+            }
+            if run.counts().running > 0 {
+                return Err(Refusal::JobsRunning { running: run.counts().running });
+            }
+            events.push(RunEvent::PlanReplaced {
+                file_sha256: *file_sha256,
+                plan_sha256: now,
+                stages: plan.stages.clone(),
+                jobs: u32::try_from(plan.jobs.len()).unwrap_or(u32::MAX),
+            });
+            events.extend(plan_chunks(&plan.jobs));
+            events.push(RunEvent::RunStarted {});
+            stages = &plan.stages;
+        }
+    }
+    if let Some(from) = &resume.from {
+        if !stages.contains(from) {
+            return Err(Refusal::StageUnknown { stage: from.clone() });
+        }
+        if run.counts().running > 0 {
+            return Err(Refusal::JobsRunning { running: run.counts().running });
+        }
+        events.push(RunEvent::JobsInvalidated { from: from.clone() });
+    }
+    let lost = run.jobs().iter().any(|job| job.state.is_over_badly());
+    if lost {
+        events.push(RunEvent::RunResumed {});
+    }
+    if events.is_empty() && matches!(run.phase(), Phase::Finished(_)) {
+        return Err(Refusal::NothingToResume);
+    }
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decide::{Command, stage_set::*},
+        event::RunOutcome,
+        plan::JobPlan,
+    };
+
+    fn resume() -> Command {
+        Command::Resume(ResumeRun::default())
+    }
+
+    fn edited(jobs: Vec<JobPlan>, accept_changes: bool) -> Command {
+        let create = creation(jobs);
+        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: create.plan };
+        Command::Resume(ResumeRun { file: Some(file), accept_changes, from: None })
+    }
+
+    #[test]
+    fn a_succeeded_job_never_runs_again() {
+        let jobs = vec![job("a"), needing(job("b"), "a"), needing(job("c"), "b")];
+        let mut house = Stage::begin(jobs);
+        house.runs("a");
+        house.leases();
+        house.fails("b", 1);
+
+        house.carries_out(&resume());
+
+        assert_eq!(house.leases().as_deref(), Some("b"));
+        house.succeeds("b");
+        house.runs("c");
+        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Succeeded));
+        let leased = house.facts.iter().filter(|fact| fact.event.kind() == "job_leased");
+        assert_eq!(leased.count(), 4);
+    }
+
+    #[test]
+    fn from_a_stage_on_everything_runs_again_and_says_so() {
+        let mut house = Stage::begin(vec![job("a"), staged(job("z"), "late")]);
+        house.runs("a");
+        house.runs("z");
+
+        let again = ResumeRun { from: Some("late".into()), ..ResumeRun::default() };
+        house.carries_out(&Command::Resume(again));
+
+        assert_eq!(house.kinds().last(), Some(&"jobs_invalidated"));
+        assert_eq!(house.leases().as_deref(), Some("z"));
+    }
+
+    #[test]
+    fn a_finished_run_has_nothing_to_resume() {
+        let mut house = Stage::begin(vec![job("a")]);
+        house.runs("a");
+        assert_eq!(house.refused(&resume()), Refusal::NothingToResume);
+    }
+
+    #[test]
+    fn a_run_that_was_merely_interrupted_goes_on_without_an_event() {
+        let mut house = Stage::begin(vec![job("a")]);
+        let before = house.facts.len();
+        house.carries_out(&resume());
+        assert_eq!(house.facts.len(), before);
+    }
+
+    #[test]
+    fn an_edited_file_is_refused_unless_it_is_accepted() {
+        let mut house = Stage::begin(vec![job("a"), needing(job("b"), "a")]);
+        house.runs("a");
+        house.leases();
+        house.fails("b", 1);
+        let mut better = needing(job("b"), "a");
+        better.script = "better".into();
+        let jobs = vec![job("a"), better, needing(job("c"), "b")];
+
+        assert_eq!(house.refused(&edited(jobs.clone(), false)).code(), "PLAN_CHANGED");
+        house.carries_out(&edited(jobs, true));
+
+        assert_eq!(house.run.job("a").unwrap().state.word(), "succeeded");
+        assert_eq!(house.leases().as_deref(), Some("b"));
+        assert_eq!(house.run.job("b").unwrap().plan.script, "better");
+        assert_eq!(house.run.job("b").unwrap().attempt.0, 2, "the fence goes on counting");
+    }
+
+    #[test]
+    fn a_gate_asks_again_after_a_resume() {
+        let mut house = Stage::begin(vec![gated(job("x"))]);
+        house.approves("x");
+        house.leases();
+        house.fails("x", 1);
+
+        house.carries_out(&resume());
+
+        assert_eq!(house.kinds().last(), Some(&"gate_reached"));
+        assert_eq!(house.leases(), None);
+    }
+
+    #[test]
+    fn an_unknown_stage_is_refused() {
+        let mut house = Stage::begin(vec![job("a")]);
+        let again = ResumeRun { from: Some("nowhere".into()), ..ResumeRun::default() };
+        assert_eq!(house.refused(&Command::Resume(again)).code(), "STAGE_UNKNOWN");
+    }
+}

@@ -1,0 +1,49 @@
+//! `tow retry`: one job, and what was skipped because of it, gets another chance.
+
+use crate::{event::RunEvent, ids::JobName, refusal::Refusal, run::Run};
+
+pub(super) fn decide(run: &Run, name: &JobName) -> Result<Vec<RunEvent>, Refusal> {
+    let job = super::known(run, name)?;
+    if run.phase().is_ending() {
+        return Err(Refusal::RunEnding { phase: run.phase().clone() });
+    }
+    if !job.state.is_over_badly() {
+        let state = job.state.word();
+        return Err(Refusal::JobNotRetryable { job: name.clone(), state });
+    }
+    Ok(vec![RunEvent::JobRetried { job: name.clone() }])
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        decide::{Command, stage_set::*},
+        job::JobState,
+    };
+
+    #[test]
+    fn a_retried_job_takes_along_what_was_skipped_because_of_it() {
+        let jobs = vec![job("a"), needing(job("b"), "a"), job("x"), needing(job("y"), "x")];
+        let mut house = Stage::begin(jobs);
+        house.leases();
+        house.fails("a", 1);
+        house.leases();
+        house.fails("x", 1);
+
+        house.carries_out(&Command::Retry("a".into()));
+
+        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(house.run.job("b").unwrap().state, JobState::Waiting);
+        assert_eq!(house.run.job("y").unwrap().state, JobState::Skipped);
+    }
+
+    #[test]
+    fn a_job_that_has_not_failed_is_not_retried() {
+        let mut house = Stage::begin(vec![job("a"), job("b")]);
+        house.runs("a");
+        for name in ["a", "b"] {
+            assert_eq!(house.refused(&Command::Retry(name.into())).code(), "JOB_NOT_RETRYABLE");
+        }
+        assert_eq!(house.refused(&Command::Retry("c".into())).code(), "JOB_UNKNOWN");
+    }
+}

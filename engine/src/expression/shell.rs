@@ -1,0 +1,271 @@
+//! Values as words of a POSIX shell, and the places of a script where a word can stand.
+//!
+//! A quoted word stays one word only outside of other quotes. Reading a script precisely enough
+//! to be sure is the work of a shell, so whatever looks intricate is refused: the way around,
+//! through `env`, is always open and always safe.
+
+use std::{borrow::Cow, ops::Range};
+
+use super::{ExprError, placeholders};
+
+/// A `${{ }}` that stands where its value would not stay one word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misplaced {
+    /// The `${{ }}`, in bytes of the script.
+    pub range: Range<usize>,
+    /// What is wrong with the place.
+    pub place: &'static str,
+    /// Whether taking quotes away is all there is to do.
+    pub in_quotes: bool,
+}
+
+/// `value` as one word: as it is if no shell could misread it, else in single quotes.
+pub fn quoted(value: &str) -> Cow<'_, str> {
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || "_./:@%+,-".contains(c);
+    if !value.is_empty() && value.chars().all(is_safe) {
+        return Cow::Borrowed(value);
+    }
+    Cow::Owned(format!("'{}'", value.replace('\'', r"'\''")))
+}
+
+/// The `${{ }}` of a script that stand within quotes, comments and the like.
+pub fn misplaced(script: &str) -> Result<Vec<Misplaced>, ExprError> {
+    let places = placeholders(script)?;
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut reader = Reader { script, at: 0, within: vec![], heredocs: vec![], lost: false };
+    let mut misplaced = Vec::new();
+    for place in places {
+        reader.read_to(place.outer.start);
+        if let Some((words, in_quotes)) = reader.objection() {
+            misplaced.push(Misplaced { range: place.outer.clone(), place: words, in_quotes });
+        }
+        reader.at = place.outer.end;
+    }
+    Ok(misplaced)
+}
+
+/// What the reader of a script is inside of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Within {
+    Single,
+    /// `$'…'`, in which a backslash escapes.
+    Ansi,
+    Double,
+    Backtick,
+    Comment,
+    /// `$(…)` or `(…)`.
+    Paren,
+    /// `${…}`, reading quotes as its surroundings do.
+    Brace,
+    /// `$((…))` or `((…))`, and how many parentheses are open in it.
+    Arithmetic(u32),
+    Heredoc,
+}
+
+struct Heredoc<'t> {
+    end: &'t str,
+    tabs_stripped: bool,
+}
+
+struct Reader<'t> {
+    script: &'t str,
+    at: usize,
+    within: Vec<Within>,
+    /// Announced in this line; their text begins in the next.
+    heredocs: Vec<Heredoc<'t>>,
+    /// Something was met that only a shell can read.
+    lost: bool,
+}
+
+impl<'t> Reader<'t> {
+    fn rest(&self) -> &'t str {
+        &self.script[self.at..]
+    }
+
+    fn is_in_double(&self) -> bool {
+        self.within.contains(&Within::Double)
+    }
+
+    /// Why no word can stand here, and whether quotes are all that is wrong.
+    fn objection(&self) -> Option<(&'static str, bool)> {
+        let words = match self.script[..self.at].chars().next_back() {
+            Some('\\') => return Some(("stands after a backslash", false)),
+            Some('$') => return Some(("stands after a dollar sign", false)),
+            Some(_) | None => "stands where only a shell could tell whether it is quoted",
+        };
+        if self.lost {
+            return Some((words, false));
+        }
+        self.within.iter().find_map(|within| match within {
+            Within::Single | Within::Ansi => Some(("stands within single quotes", true)),
+            Within::Double => Some(("stands within double quotes", true)),
+            Within::Backtick => Some(("stands within backticks", false)),
+            Within::Comment => Some(("stands in a comment", false)),
+            Within::Arithmetic(_) => Some(("stands in an arithmetic expression", false)),
+            Within::Heredoc => Some(("stands in a here-document", false)),
+            Within::Paren | Within::Brace => None,
+        })
+    }
+
+    fn read_to(&mut self, end: usize) {
+        while self.at < end {
+            let before = self.at;
+            self.step();
+            // A step never passes the place that was asked for: it stops at every `$`.
+            self.at = self.at.clamp(before + 1, end.max(before + 1));
+            while !self.script.is_char_boundary(self.at) {
+                self.at += 1;
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let Some(c) = self.rest().chars().next() else { return };
+        match self.within.last().copied() {
+            Some(Within::Single) if c == '\'' => self.leave(),
+            Some(Within::Ansi) if c == '\'' => self.leave(),
+            Some(Within::Ansi) if c == '\\' => self.at += 2,
+            Some(Within::Single | Within::Ansi) => self.at += 1,
+            Some(Within::Comment) if c == '\n' => {
+                self.within.pop();
+            }
+            Some(Within::Comment) => self.at += 1,
+            Some(Within::Heredoc) => self.at += 1,
+            Some(Within::Arithmetic(open)) => self.arithmetic(c, open),
+            Some(Within::Backtick) if c == '`' => self.leave(),
+            Some(Within::Double) => self.double(c),
+            Some(Within::Backtick | Within::Paren | Within::Brace) | None => self.code(c),
+        }
+    }
+
+    fn leave(&mut self) {
+        self.within.pop();
+        self.at += 1;
+    }
+
+    fn enter(&mut self, within: Within, length: usize) {
+        self.within.push(within);
+        self.at += length;
+    }
+
+    fn arithmetic(&mut self, c: char, open: u32) {
+        let depth = match c {
+            '(' => open + 1,
+            ')' if open > 0 => open - 1,
+            ')' if self.rest().starts_with("))") => {
+                self.within.pop();
+                self.at += 2;
+                return;
+            }
+            _ => open,
+        };
+        self.within.pop();
+        self.enter(Within::Arithmetic(depth), 1);
+    }
+
+    fn double(&mut self, c: char) {
+        match c {
+            '"' => self.leave(),
+            '\\' => self.at += 2,
+            '`' => self.enter(Within::Backtick, 1),
+            '$' => self.dollar(),
+            _ => self.at += 1,
+        }
+    }
+
+    fn dollar(&mut self) {
+        let rest = self.rest();
+        let quotable = !matches!(self.within.last(), Some(Within::Double))
+            && !(matches!(self.within.last(), Some(Within::Brace)) && self.is_in_double());
+        if rest.starts_with("$((") {
+            self.enter(Within::Arithmetic(0), 3);
+        } else if rest.starts_with("$(") {
+            self.enter(Within::Paren, 2);
+        } else if rest.starts_with("${") {
+            self.enter(Within::Brace, 2);
+        } else if rest.starts_with("$'") && quotable {
+            self.enter(Within::Ansi, 2);
+        } else {
+            self.at += 1;
+        }
+    }
+
+    /// One character where commands and words are read.
+    fn code(&mut self, c: char) {
+        let in_brace = self.within.last() == Some(&Within::Brace);
+        let nested = in_brace && self.is_in_double();
+        match c {
+            '\\' => self.at += 2,
+            // Shells differ in how quotes within `"${…}"` are read.
+            '"' | '\'' if nested => {
+                self.lost = true;
+                self.at += 1;
+            }
+            '\'' => self.enter(Within::Single, 1),
+            '"' => self.enter(Within::Double, 1),
+            '`' => self.enter(Within::Backtick, 1),
+            '$' => self.dollar(),
+            '}' if in_brace => self.leave(),
+            _ if in_brace => self.at += 1,
+            '(' if self.rest().starts_with("((") => self.enter(Within::Arithmetic(0), 2),
+            '(' => self.enter(Within::Paren, 1),
+            ')' if self.within.last() == Some(&Within::Paren) => self.leave(),
+            '#' if self.begins_word() => self.enter(Within::Comment, 1),
+            'c' if self.begins_word() && self.rest().starts_with("case") => {
+                // A pattern's lone `)` cannot be told from the end of a substitution.
+                self.lost |= !self.within.is_empty();
+                self.at += 1;
+            }
+            '<' => self.redirection(),
+            '\n' => self.line_end(),
+            _ => self.at += 1,
+        }
+    }
+
+    fn begins_word(&self) -> bool {
+        let before = self.script[..self.at].chars().next_back();
+        before.is_none_or(|c| c.is_whitespace() || ";&|(`".contains(c))
+    }
+
+    fn redirection(&mut self) {
+        let rest = self.rest();
+        if !rest.starts_with("<<") || rest.starts_with("<<<") {
+            self.at += if rest.starts_with("<<<") { 3 } else { 1 };
+            return;
+        }
+        self.lost |= !self.within.is_empty();
+        let tabs_stripped = rest.starts_with("<<-");
+        let word = rest.trim_start_matches(['<', '-']).trim_start_matches([' ', '\t']);
+        let end = word.find(|c: char| c.is_whitespace() || ";&|<>()".contains(c));
+        let end = word[..end.unwrap_or(word.len())].trim_matches(['\'', '"']);
+        self.lost |= end.is_empty() || end.contains(['\\', '\'', '"', '$', '`']);
+        self.heredocs.push(Heredoc { end, tabs_stripped });
+        self.at += 2;
+    }
+
+    /// Begins the text of the here-documents that the line announced.
+    fn line_end(&mut self) {
+        self.at += 1;
+        for heredoc in std::mem::take(&mut self.heredocs) {
+            let mut line_start = self.at;
+            let is_end = |line: &str| {
+                let line = line.strip_suffix('\r').unwrap_or(line);
+                let line = if heredoc.tabs_stripped { line.trim_start_matches('\t') } else { line };
+                line == heredoc.end
+            };
+            let end = self.script[self.at..].split_inclusive('\n').find_map(|line| {
+                line_start += line.len();
+                is_end(line.strip_suffix('\n').unwrap_or(line)).then_some(line_start)
+            });
+            let text = &self.script[self.at..end.unwrap_or(self.script.len())];
+            if text.contains("${{") {
+                // Everything from here on is refused, which is simpler than it is kind.
+                self.within.push(Within::Heredoc);
+                return;
+            }
+            self.at += text.len();
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The life of one job, as a table.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::{FailureCause, ImportedResult, RunEvent},
+    ids::{Attempt, Digest, WorkerName},
+    time::Timestamp,
+};
+
+/// An event that the state it meets does not allow. Before an append it is a bug of ours; after a
+/// read it is damage of the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{event}` is not allowed when {state}")]
+pub struct IllegalEvent {
+    /// The event's kind.
+    pub event: &'static str,
+    /// The state that refused it, in words.
+    pub state: String,
+}
+
+impl IllegalEvent {
+    /// `event` met a state described by `state`.
+    pub fn new(event: &RunEvent, state: impl Into<String>) -> Self {
+        Self { event: event.kind(), state: state.into() }
+    }
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Nothing has been decided about it yet. It may be ready: that follows from its needs.
+    Waiting,
+    /// Its `if` held.
+    Admitted,
+    /// Its `if` did not hold.
+    Declined,
+    /// A person must open its gate.
+    AtGate(Digest),
+    /// A person opened its gate.
+    Approved,
+    /// A worker runs it.
+    Leased(Attempt, WorkerName),
+    /// It failed and may be tried again at this moment.
+    BackingOff(Timestamp),
+    /// Its worker was lost; it may be leased again at once.
+    Requeued,
+    /// It ended well.
+    Succeeded,
+    /// It ended badly.
+    Failed,
+    /// It ended badly because it took too long.
+    TimedOut,
+    /// It was not run.
+    Skipped,
+    /// It was ended, or not begun, because the run was.
+    Cancelled,
+    /// A person kept its gate shut.
+    Rejected,
+}
+
+impl JobState {
+    /// The state after `event`, which must name this job.
+    ///
+    /// One row per legal step. A step without a row cannot be recorded, because the server walks
+    /// this table before every append, and cannot be replayed, because `evolve` walks it too.
+    pub fn next(&self, event: &RunEvent) -> Result<Self, IllegalEvent> {
+        use RunEvent as E;
+        match (self, event) {
+            (Self::Waiting, E::ConditionEvaluated { holds: true, .. }) => Ok(Self::Admitted),
+            (Self::Waiting, E::ConditionEvaluated { holds: false, .. }) => Ok(Self::Declined),
+            (Self::Waiting | Self::Declined, E::JobSkipped { .. }) => Ok(Self::Skipped),
+            (Self::Waiting | Self::Admitted, E::GateReached { binds, .. }) => {
+                Ok(Self::AtGate(*binds))
+            }
+            (Self::AtGate(asked), E::GateApproved { binds, .. }) if asked == binds => {
+                Ok(Self::Approved)
+            }
+            (Self::AtGate(asked), E::GateRejected { binds, .. }) if asked == binds => {
+                Ok(Self::Rejected)
+            }
+            (
+                Self::Waiting
+                | Self::Admitted
+                | Self::Approved
+                | Self::BackingOff(_)
+                | Self::Requeued,
+                E::JobLeased { attempt, worker, .. },
+            ) => Ok(Self::Leased(*attempt, worker.clone())),
+            (Self::Leased(held, _), E::JobSucceeded { attempt, .. }) if held == attempt => {
+                Ok(Self::Succeeded)
+            }
+            (Self::Leased(held, _), E::JobAttemptFailed { attempt, retry_due, .. })
+                if held == attempt =>
+            {
+                Ok(Self::BackingOff(*retry_due))
+            }
+            (Self::Leased(held, _), E::JobFailed { attempt, cause, .. }) if held == attempt => {
+                Ok(Self::failed(cause))
+            }
+            (Self::Leased(held, _), E::JobCancelled { attempt, .. }) if held == attempt => {
+                Ok(Self::Cancelled)
+            }
+            (Self::Leased(held, by), E::JobLost { attempt, worker, .. })
+                if held == attempt && by == worker =>
+            {
+                Ok(Self::Requeued)
+            }
+            // Never started: what it would have run could not be put together.
+            (
+                Self::Waiting
+                | Self::Admitted
+                | Self::Approved
+                | Self::BackingOff(_)
+                | Self::Requeued,
+                E::JobFailed { cause: FailureCause::NotStarted(_), .. },
+            ) => Ok(Self::Failed),
+            (Self::Waiting, E::JobImported { result, .. }) => Ok(match result {
+                ImportedResult::Succeeded => Self::Succeeded,
+                ImportedResult::Failed => Self::Failed,
+                ImportedResult::Skipped => Self::Skipped,
+            }),
+            (
+                Self::Failed | Self::TimedOut | Self::Skipped | Self::Cancelled | Self::Rejected,
+                E::JobRetried { .. },
+            ) => Ok(Self::Waiting),
+            (state, event) => Err(IllegalEvent::new(event, state.sentence())),
+        }
+    }
+
+    fn failed(cause: &FailureCause) -> Self {
+        match cause {
+            FailureCause::TimedOut(_) => Self::TimedOut,
+            FailureCause::ExitCode(_)
+            | FailureCause::Signal(_)
+            | FailureCause::NotStarted(_)
+            | FailureCause::OutputUnusable(_)
+            | FailureCause::Lost(_) => Self::Failed,
+        }
+    }
+
+    /// Whether the job has ended, for this run as it stands.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Succeeded
+            | Self::Failed
+            | Self::TimedOut
+            | Self::Skipped
+            | Self::Cancelled
+            | Self::Rejected => true,
+            Self::Waiting
+            | Self::Admitted
+            | Self::Declined
+            | Self::AtGate(_)
+            | Self::Approved
+            | Self::Leased(..)
+            | Self::BackingOff(_)
+            | Self::Requeued => false,
+        }
+    }
+
+    /// Whether the job ended in another way than by success.
+    pub fn is_over_badly(&self) -> bool {
+        self.is_over() && *self != Self::Succeeded
+    }
+
+    /// The state in one word, stable: machine output and expressions use it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Admitted => "admitted",
+            Self::Declined => "declined",
+            Self::AtGate(_) => "at_gate",
+            Self::Approved => "approved",
+            Self::Leased(..) => "running",
+            Self::BackingOff(_) => "backing_off",
+            Self::Requeued => "requeued",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::Skipped => "skipped",
+            Self::Cancelled => "cancelled",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    fn sentence(&self) -> String {
+        format!("a job is {}", self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::event::SkipCause;
+
+    fn states() -> Vec<JobState> {
+        let worker = WorkerName::from("w");
+        vec![
+            JobState::Waiting,
+            JobState::Admitted,
+            JobState::Declined,
+            JobState::AtGate(Digest([0; 32])),
+            JobState::Approved,
+            JobState::Leased(Attempt(1), worker),
+            JobState::BackingOff(Timestamp(0)),
+            JobState::Requeued,
+            JobState::Succeeded,
+            JobState::Failed,
+            JobState::TimedOut,
+            JobState::Skipped,
+            JobState::Cancelled,
+            JobState::Rejected,
+        ]
+    }
+
+    fn failed(cause: FailureCause) -> RunEvent {
+        RunEvent::JobFailed { job: "j".into(), attempt: Attempt(1), cause, ran_ms: 0, log: None }
+    }
+
+    fn events() -> Vec<(&'static str, RunEvent)> {
+        let job = || "j".into();
+        let (attempt, binds) = (Attempt(1), Digest([0; 32]));
+        let worker = || WorkerName::from("w");
+        let condition = |holds| RunEvent::ConditionEvaluated {
+            job: job(),
+            holds,
+            inputs: std::collections::BTreeMap::new(),
+        };
+        let imported = |result| RunEvent::JobImported {
+            job: job(),
+            result,
+            started_at: None,
+            finished_at: None,
+            exit_code: None,
+            error: String::new(),
+        };
+        vec![
+            ("condition holds", condition(true)),
+            ("condition fails", condition(false)),
+            ("gate_reached", RunEvent::GateReached { job: job(), binds }),
+            ("gate_approved", RunEvent::GateApproved { job: job(), binds, comment: String::new() }),
+            ("gate_rejected", RunEvent::GateRejected { job: job(), binds, comment: String::new() }),
+            (
+                "approved (other)",
+                RunEvent::GateApproved {
+                    job: job(),
+                    binds: Digest([1; 32]),
+                    comment: String::new(),
+                },
+            ),
+            (
+                "job_leased",
+                RunEvent::JobLeased { job: job(), attempt, worker: worker(), lease_ms: 1 },
+            ),
+            (
+                "job_succeeded",
+                RunEvent::JobSucceeded {
+                    job: job(),
+                    attempt,
+                    ran_ms: 0,
+                    outputs: std::collections::BTreeMap::new(),
+                    log: None,
+                    artifacts: Vec::new(),
+                },
+            ),
+            (
+                "attempt failed",
+                RunEvent::JobAttemptFailed {
+                    job: job(),
+                    attempt,
+                    cause: FailureCause::ExitCode(1),
+                    ran_ms: 0,
+                    log: None,
+                    retry_due: Timestamp(0),
+                },
+            ),
+            ("failed (code)", failed(FailureCause::ExitCode(1))),
+            ("failed (time)", failed(FailureCause::TimedOut(1))),
+            ("failed (unstarted)", failed(FailureCause::NotStarted(String::new()))),
+            ("job_cancelled", RunEvent::JobCancelled { job: job(), attempt, ran_ms: 0, log: None }),
+            (
+                "job_lost",
+                RunEvent::JobLost { job: job(), attempt, worker: worker(), reason: String::new() },
+            ),
+            (
+                "late success",
+                RunEvent::JobCancelled { job: job(), attempt: Attempt(9), ran_ms: 0, log: None },
+            ),
+            (
+                "job_skipped",
+                RunEvent::JobSkipped { job: job(), because: SkipCause::ConditionFalse },
+            ),
+            ("job_retried", RunEvent::JobRetried { job: job() }),
+            ("imported DONE", imported(ImportedResult::Succeeded)),
+            ("imported FAILED", imported(ImportedResult::Failed)),
+            ("imported SKIPPED", imported(ImportedResult::Skipped)),
+        ]
+    }
+
+    /// Every state × every event about a job: the drawing of the table above.
+    #[test]
+    fn the_whole_life_of_a_job() {
+        let mut table = format!("{:18}", "event");
+        for state in states() {
+            write!(table, "|{:11}", state.word()).unwrap();
+        }
+        table.push('\n');
+        for (name, event) in events() {
+            write!(table, "{name:18}").unwrap();
+            for state in states() {
+                let next = state.next(&event).map_or("-", |next| next.word());
+                write!(table, "|{next:11}").unwrap();
+            }
+            table.push('\n');
+        }
+        let golden = include_str!("../golden/job_life.txt");
+        assert_eq!(table, golden, "the table is now:\n{table}");
+    }
+
+    #[test]
+    fn every_event_about_a_job_has_a_legal_step() {
+        for (name, event) in events() {
+            let legal = states().iter().filter(|state| state.next(&event).is_ok()).count();
+            let never = ["approved (other)", "late success"].contains(&name);
+            assert_eq!(legal == 0, never, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_ended_job_takes_no_report() {
+        for state in states().into_iter().filter(JobState::is_over) {
+            for (name, event) in events() {
+                let reopened = name == "job_retried";
+                assert!(reopened || state.next(&event).is_err(), "{} took {name}", state.word());
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `matrix`: one template, many jobs.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use super::{
+    check::Job,
+    job::Template,
+    read::{NAME_BYTES_MAX, Placed, Reader, is_key},
+    tree::{Entry, Node},
+};
+use crate::{
+    diagnostics::{Diagnostic, shown},
+    expression::{self, Context},
+    ids::JobName,
+    plan::JOBS_MAX,
+};
+
+/// Most axes of a matrix. Source: two values on each of 17 axes would already be too many jobs.
+const AXES_MAX: usize = 16;
+
+/// The axes of a matrix and the combinations that remain.
+pub(super) struct Matrix {
+    /// The names of the axes, in file order.
+    pub axes: Vec<String>,
+    /// The values of each job, in the order of the axes.
+    pub combinations: Vec<Vec<String>>,
+    /// Where it stands.
+    pub span: Range<usize>,
+}
+
+/// Reads a matrix. `None` if there is nothing to multiply by.
+pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matrix> {
+    let entries = reader.entries(node, "`matrix`")?;
+    let is_axis = |entry: &&Entry<'t>| !matches!(&*entry.key, "include" | "exclude");
+    let mut axes: Vec<(String, Vec<String>)> = Vec::new();
+    for entry in entries.iter().filter(is_axis) {
+        if !is_key(&entry.key) {
+            let message = format!("an axis cannot be called `{}`", shown(&entry.key));
+            let problem = Diagnostic::error("MATRIX_SHAPE", &entry.key_span, message);
+            let help = "a name has letters, digits, `_` and inner hyphens";
+            reader.found.push(problem.help(help));
+        }
+        axes.push((entry.key.to_string(), values(reader, entry)));
+    }
+    let include = part(reader, entries, "include");
+    let exclude = part(reader, entries, "exclude");
+    if axes.is_empty() {
+        // The first combination of `include` says which axes there are.
+        let first = include.first().map(|combination| combination.value.keys().cloned());
+        axes.extend(first.into_iter().flatten().map(|axis| (axis, Vec::new())));
+    }
+    if axes.is_empty() || axes.len() > AXES_MAX {
+        let message = format!("a matrix has 1 to {AXES_MAX} axes, not {}", axes.len());
+        reader.error("MATRIX_SHAPE", &node.span, message);
+        return None;
+    }
+    let names: Vec<String> = axes.iter().map(|(name, _)| name.clone()).collect();
+    let mut combinations = product(reader, &axes, &node.span)?;
+    for combination in &exclude {
+        leave_out(reader, &names, &mut combinations, combination);
+    }
+    for combination in &include {
+        add(reader, &names, &mut combinations, combination);
+    }
+    if combinations.is_empty() {
+        reader.error("MATRIX_SHAPE", &node.span, "the matrix makes no job".to_owned());
+    }
+    Some(Matrix { axes: names, combinations, span: node.span.clone() })
+}
+
+fn values<'t>(reader: &mut Reader<'t>, entry: &Entry<'t>) -> Vec<String> {
+    let what = format!("axis `{}`", shown(&entry.key));
+    let mut values: Vec<String> = Vec::new();
+    let items = reader.list(&entry.value, &what);
+    if items.is_some_and(<[Node<'_>]>::is_empty) {
+        reader.error("MATRIX_SHAPE", &entry.value.span, format!("{what} has no values"));
+    }
+    for item in items.unwrap_or_default() {
+        let Some(value) = reader.name(item, "a value of the matrix") else { continue };
+        if values.contains(&value.value) {
+            let message = format!("{what} has the value `{}` twice", shown(&value.value));
+            reader.error("MATRIX_SHAPE", &value.span, message);
+        } else {
+            values.push(value.value);
+        }
+    }
+    values
+}
+
+type Combination = Placed<BTreeMap<String, String>>;
+
+/// The combinations of `include` or `exclude`.
+fn part<'t>(reader: &mut Reader<'t>, entries: &[Entry<'t>], name: &str) -> Vec<Combination> {
+    let Some(entry) = entries.iter().find(|entry| entry.key == name) else { return Vec::new() };
+    let mut combinations = Vec::new();
+    for item in reader.list(&entry.value, &format!("`{name}`")).unwrap_or_default() {
+        let mut values = BTreeMap::new();
+        for pair in reader.entries(item, "a combination").unwrap_or_default() {
+            if let Some(value) = reader.name(&pair.value, "a value of the matrix") {
+                values.insert(pair.key.to_string(), value.value);
+            }
+        }
+        combinations.push(Placed { value: values, span: item.span.clone() });
+    }
+    combinations
+}
+
+/// Every combination of the values, the last axis changing fastest.
+fn product(
+    reader: &mut Reader<'_>,
+    axes: &[(String, Vec<String>)],
+    span: &Range<usize>,
+) -> Option<Vec<Vec<String>>> {
+    if axes.iter().any(|(_, values)| values.is_empty()) {
+        return Some(Vec::new());
+    }
+    let jobs = axes.iter().try_fold(1_usize, |jobs, axis| jobs.checked_mul(axis.1.len()));
+    if jobs.is_none_or(|jobs| jobs > JOBS_MAX) {
+        let message = format!("the matrix makes more than {JOBS_MAX} jobs");
+        reader.error("JOBS_TOO_MANY", span, message);
+        return None;
+    }
+    let mut combinations = vec![Vec::new()];
+    for (_, values) in axes {
+        let longer = |combination: &Vec<String>| {
+            let with = |value: &String| {
+                let mut longer = combination.clone();
+                longer.push(value.clone());
+                longer
+            };
+            values.iter().map(with).collect::<Vec<_>>()
+        };
+        combinations = combinations.iter().flat_map(longer).collect();
+    }
+    Some(combinations)
+}
+
+fn leave_out(
+    reader: &mut Reader<'_>,
+    axes: &[String],
+    combinations: &mut Vec<Vec<String>>,
+    exclude: &Combination,
+) {
+    if !known_axes(reader, axes, exclude) {
+        return;
+    }
+    let before = combinations.len();
+    combinations.retain(|combination| {
+        let mut pairs = axes.iter().zip(combination);
+        !pairs.all(|(axis, value)| exclude.value.get(axis).is_none_or(|held| held == value))
+    });
+    if combinations.len() == before {
+        let message = "this leaves nothing out: no combination has these values".to_owned();
+        reader.error("MATRIX_SHAPE", &exclude.span, message);
+    }
+}
+
+fn add(
+    reader: &mut Reader<'_>,
+    axes: &[String],
+    combinations: &mut Vec<Vec<String>>,
+    include: &Combination,
+) {
+    if !known_axes(reader, axes, include) {
+        return;
+    }
+    let values: Option<Vec<String>> =
+        axes.iter().map(|axis| include.value.get(axis).cloned()).collect();
+    match values {
+        None => {
+            let missing = axes.iter().find(|axis| !include.value.contains_key(*axis));
+            let missing = missing.map_or("", String::as_str);
+            let message = format!("a combination has every axis; `{missing}` is missing");
+            reader.error("MATRIX_SHAPE", &include.span, message);
+        }
+        Some(values) if combinations.contains(&values) => {
+            let message = "this combination is there already".to_owned();
+            reader.error("MATRIX_SHAPE", &include.span, message);
+        }
+        Some(values) => combinations.push(values),
+    }
+}
+
+fn known_axes(reader: &mut Reader<'_>, axes: &[String], combination: &Combination) -> bool {
+    let unknown = combination.value.keys().find(|axis| !axes.contains(axis));
+    if let Some(axis) = unknown {
+        let message = format!("the matrix has no axis `{}`", shown(axis));
+        let help = reader.did_you_mean(axis, axes.iter().map(String::as_str));
+        let place = reader.part(&combination.span, axis);
+        reader.found.push(Diagnostic::error("MATRIX_SHAPE", &place, message).help_if(help));
+    }
+    unknown.is_none() && !combination.value.is_empty()
+}
+
+/// The jobs that a template makes, with the values of its matrix filled in.
+pub(super) fn expand(reader: &mut Reader<'_>, number: usize, template: &Template) -> Vec<Job> {
+    let Some(matrix) = &template.matrix else {
+        let needs = template.needs.clone();
+        return vec![Job { plan: template.plan.clone(), template: number, needs }];
+    };
+    let mut jobs = Vec::with_capacity(matrix.combinations.len());
+    for combination in &matrix.combinations {
+        let name = format!("{} ({})", template.name.value, combination.join(", "));
+        if name.len() > NAME_BYTES_MAX {
+            let message = format!(
+                "the matrix makes the name `{}`, which is longer than {NAME_BYTES_MAX} bytes",
+                shown(&name)
+            );
+            reader.error("NAME_MALFORMED", &matrix.span, message);
+        }
+        let values = matrix.axes.iter().cloned().zip(combination.iter().cloned());
+        let context = Context { matrix: values.collect(), ..Context::default() };
+        jobs.push(filled(template, number, JobName::from(name), context));
+    }
+    jobs
+}
+
+fn filled(template: &Template, number: usize, name: JobName, context: Context) -> Job {
+    let raw = |text: &String| expression::fill_matrix(text, &context, false);
+    let word = |text: &String| expression::fill_matrix(text, &context, true);
+    let mut plan = template.plan.clone();
+    plan.name = name;
+    plan.script = word(&plan.script);
+    plan.undo = plan.undo.as_ref().map(word);
+    plan.condition = plan.condition.as_ref().map(raw);
+    plan.tags = plan.tags.iter().map(raw).collect();
+    plan.artifacts = plan.artifacts.iter().map(raw).collect();
+    plan.env.values_mut().for_each(|value| *value = raw(value));
+    if let Some(resource) = &mut plan.resource {
+        resource.name = raw(&resource.name);
+    }
+    let needs = template.needs.iter();
+    let needs = needs.map(|need| Placed { value: raw(&need.value), span: need.span.clone() });
+    let needs = needs.collect();
+    plan.matrix = context.matrix;
+    Job { plan, template: number, needs }
+}

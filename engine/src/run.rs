@@ -1,0 +1,333 @@
+//! A run as its events left it: the fold, and nothing else.
+//!
+//! What may happen to one job is the table in `job`, what may happen to the whole is the table in
+//! `run::phase`. What follows by itself is in `run::consequences`; the indexes that make every
+//! step cost only what it touches are in `run::agenda` and can be rebuilt from the rest.
+
+mod agenda;
+mod assignment;
+mod consequences;
+mod evolve;
+mod phase;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use agenda::{Busy, Counts};
+pub use assignment::Assignment;
+pub use phase::Phase;
+
+use crate::{
+    event::{Artifact, Fact, FailureCause, SkipCause},
+    ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName},
+    job::{IllegalEvent, JobState},
+    plan::{JobPlan, Plan},
+    time::Timestamp,
+};
+use agenda::Agenda;
+
+/// What a run was asked to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// The run.
+    pub run: RunId,
+    /// What people call the pipeline.
+    pub pipeline: String,
+    /// The pipeline file, as the client named it.
+    pub file: String,
+    /// The folder the scripts run in, as the client named it.
+    pub folder: String,
+    /// Digest of the file's bytes.
+    pub file_sha256: Digest,
+    /// Digest of the plan.
+    pub plan_sha256: Digest,
+    /// The stages in order.
+    pub stages: Vec<StageName>,
+    /// Most jobs that run at once.
+    pub parallelism: u32,
+    /// Gates are approved by the requester as soon as they are reached.
+    pub gates_preapproved: bool,
+    /// When the whole run has taken too long.
+    pub due: Option<Timestamp>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+    /// Who asked.
+    pub requested_by: Actor,
+    /// When they asked.
+    pub created_at: Timestamp,
+}
+
+/// What a person said at a gate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateDecision {
+    /// Whether the gate was opened.
+    pub approved: bool,
+    /// Who said so.
+    pub by: Actor,
+    /// When.
+    pub at: Timestamp,
+    /// In their words.
+    pub comment: String,
+}
+
+/// One job as its events left it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// What it should do.
+    pub plan: Arc<JobPlan>,
+    /// Where it stands.
+    pub state: JobState,
+    /// The newest try, 0 before the first.
+    pub attempt: Attempt,
+    /// Failed tries since the run began or was resumed.
+    pub failures: u32,
+    /// Lost tries since the run began or was resumed.
+    pub losses: u32,
+    /// When it came to where it stands.
+    pub since: Timestamp,
+    /// When the newest try was leased.
+    pub leased_at: Option<Timestamp>,
+    /// How long the newest ended try ran, in milliseconds.
+    pub ran_ms: Option<u64>,
+    /// Why the newest failed try failed.
+    pub cause: Option<FailureCause>,
+    /// Why it was skipped.
+    pub skipped: Option<SkipCause>,
+    /// What the newest ended try printed.
+    pub log: Option<Blob>,
+    /// What it told later jobs.
+    pub outputs: BTreeMap<String, String>,
+    /// What it left behind.
+    pub artifacts: Vec<Artifact>,
+    /// What was decided at its gate.
+    pub gate: Option<GateDecision>,
+    /// The record it came from, if another tool ran it.
+    pub imported: Option<Imported>,
+}
+
+/// What another tool's record said of a job, beyond its result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// When it began, if the record says so.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The exit code, if the record says so.
+    pub exit_code: Option<i32>,
+    /// What went wrong, in the record's words.
+    pub error: String,
+}
+
+impl Job {
+    fn new(plan: JobPlan, at: Timestamp) -> Self {
+        Self {
+            plan: Arc::new(plan),
+            state: JobState::Waiting,
+            attempt: Attempt(0),
+            failures: 0,
+            losses: 0,
+            since: at,
+            leased_at: None,
+            ran_ms: None,
+            cause: None,
+            skipped: None,
+            log: None,
+            outputs: BTreeMap::new(),
+            artifacts: Vec::new(),
+            gate: None,
+            imported: None,
+        }
+    }
+
+    /// Back to the beginning. Only the attempt number stays: it is the fence.
+    fn reset(&mut self, at: Timestamp) {
+        let plan = Arc::clone(&self.plan);
+        let attempt = self.attempt;
+        *self = Self { plan, attempt, ..Self::new(JobPlan::new("", "", ""), at) };
+    }
+}
+
+/// A run as its events left it. Plain data: no handle, no lock.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Run {
+    header: Option<Header>,
+    phase: Phase,
+    jobs: Vec<Job>,
+    /// Jobs of the plan that is being replaced, by name.
+    carried: BTreeMap<JobName, Job>,
+    /// How many jobs the plan announced.
+    announced: u32,
+    /// The job that aborted the run.
+    abort_root: Option<JobName>,
+    /// When the newest event was decided.
+    newest_at: Timestamp,
+    /// When the run finished.
+    finished_at: Option<Timestamp>,
+    #[serde(skip)]
+    agenda: Agenda,
+    #[serde(skip)]
+    by_name: HashMap<JobName, u32>,
+}
+
+impl PartialEq for Run {
+    fn eq(&self, other: &Self) -> bool {
+        self.header == other.header
+            && self.phase == other.phase
+            && self.jobs == other.jobs
+            && self.carried == other.carried
+            && self.announced == other.announced
+            && self.abort_root == other.abort_root
+            && self.newest_at == other.newest_at
+            && self.finished_at == other.finished_at
+            && self.agenda == other.agenda
+    }
+}
+
+impl Run {
+    /// The run that `facts` describe.
+    pub fn replay<'a>(facts: impl IntoIterator<Item = &'a Fact>) -> Result<Self, IllegalEvent> {
+        let mut run = Self::default();
+        for fact in facts {
+            run.evolve(fact)?;
+        }
+        Ok(run)
+    }
+
+    /// The run that a snapshot holds. The indexes are rebuilt.
+    pub fn from_snapshot(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut run: Self = serde_json::from_slice(bytes)?;
+        run.reindex();
+        Ok(run)
+    }
+
+    /// The state as bytes, for [`Run::from_snapshot`].
+    pub fn to_snapshot(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("BUG: a run is always JSON")
+    }
+
+    /// What the run was asked to be. `None` before its first event.
+    pub fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+
+    /// Where the run stands.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Its jobs in file order.
+    pub fn jobs(&self) -> &[Job] {
+        &self.jobs
+    }
+
+    /// The job called `name`.
+    pub fn job(&self, name: &str) -> Option<&Job> {
+        self.index_of(name).map(|index| &self.jobs[index as usize])
+    }
+
+    /// How many jobs stand where.
+    pub fn counts(&self) -> &Counts {
+        &self.agenda.counts
+    }
+
+    /// The job whose failure aborted the run.
+    pub fn abort_root(&self) -> Option<&JobName> {
+        self.abort_root.as_ref()
+    }
+
+    /// When the newest event was decided.
+    pub fn newest_at(&self) -> Timestamp {
+        self.newest_at
+    }
+
+    /// When the run finished. `None` while it has not.
+    pub fn finished_at(&self) -> Option<Timestamp> {
+        self.finished_at
+    }
+
+    /// The jobs that hold a lease, in file order.
+    pub fn leased(&self) -> impl Iterator<Item = &Job> {
+        self.agenda.leased().map(|index| &self.jobs[index as usize])
+    }
+
+    /// The jobs whose gate waits for a person, in file order.
+    pub fn gates(&self) -> impl Iterator<Item = &Job> {
+        self.agenda.gates().map(|index| &self.jobs[index as usize])
+    }
+
+    /// Whether anything may be leased now or later without a person doing something first.
+    pub fn can_move(&self) -> bool {
+        self.agenda.has_work()
+    }
+
+    /// The earliest moment at which time itself changes what may happen.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        if !self.phase.is_live() {
+            return None;
+        }
+        let due = self.header.as_ref().and_then(|header| header.due);
+        let due = due.filter(|_| self.phase == Phase::Running);
+        match (due, self.agenda.first_backoff()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// How many jobs hold each lock.
+    pub fn busy(&self) -> Busy {
+        let mut busy = Busy::new();
+        for job in self.leased() {
+            if let Some(resource) = &job.plan.resource {
+                *busy.entry(resource.name.clone()).or_default() += 1;
+            }
+        }
+        busy
+    }
+
+    /// What the run would do if it began now.
+    pub fn plan(&self) -> Option<Plan> {
+        let header = self.header.as_ref()?;
+        Some(Plan {
+            pipeline: header.pipeline.clone(),
+            stages: header.stages.clone(),
+            jobs: self.jobs.iter().map(|job| (*job.plan).clone()).collect(),
+            timeout_ms: header.due.map(|due| due.ms_since(header.created_at)),
+        })
+    }
+
+    /// What an approval of `job` covers: the plan, the job, and the results it stands on. Any
+    /// change of them is another digest, and an approval of the old one opens nothing.
+    pub fn binds(&self, job: &Job) -> Digest {
+        let mut text = String::new();
+        let plan = self.header.as_ref().map(|header| header.plan_sha256.to_string());
+        let own = serde_json::to_string(&job.plan).expect("BUG: a job is always JSON");
+        text.push_str(&plan.unwrap_or_default());
+        text.push('\n');
+        text.push_str(&own);
+        for need in job.plan.needs.iter().filter_map(|need| self.job(need.as_str())) {
+            let log = need.log.map(|log| log.sha256.to_string()).unwrap_or_default();
+            let result = (need.plan.name.as_str(), need.attempt, need.state.word(), log);
+            text.push('\n');
+            text.push_str(&serde_json::to_string(&result).expect("BUG: a result is always JSON"));
+            for (key, value) in &need.outputs {
+                text.push_str(&serde_json::to_string(&(key, value)).expect("BUG: text is JSON"));
+            }
+        }
+        Digest::of(text.as_bytes())
+    }
+
+    fn index_of(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    fn reindex(&mut self) {
+        self.by_name =
+            self.jobs.iter().zip(0..).map(|(job, index)| (job.plan.name.clone(), index)).collect();
+        let stages = self.header.as_ref().map_or(&[][..], |header| &header.stages);
+        self.agenda = Agenda::build(stages, &self.jobs, &self.by_name);
+    }
+}

@@ -1,0 +1,410 @@
+//! What can be done next, kept up to date step by step, so that the work per event is
+//! proportional to the jobs it touches and not to the size of the run.
+//!
+//! Derived: everything here can be rebuilt from the jobs (`Agenda::build`), and a test compares.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::Job;
+use crate::{
+    ids::{JobName, StageName},
+    job::JobState,
+    plan::{OnFailure, When},
+    time::Timestamp,
+};
+
+/// How many jobs hold each named lock.
+pub type Busy = BTreeMap<String, u32>;
+
+/// How many jobs stand where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Not decided, not ready, or ready and not yet leased.
+    pub waiting: u32,
+    /// Behind a gate that waits for a person.
+    pub at_gate: u32,
+    /// Leased.
+    pub running: u32,
+    /// Waiting for another try.
+    pub backing_off: u32,
+    /// Ended well.
+    pub succeeded: u32,
+    /// Ended badly, time-outs included.
+    pub failed: u32,
+    /// Of the failed ones, those that took too long.
+    pub timed_out: u32,
+    /// Not run.
+    pub skipped: u32,
+    /// Ended with the run.
+    pub cancelled: u32,
+    /// Kept behind a gate.
+    pub rejected: u32,
+}
+
+impl Counts {
+    fn add(&mut self, state: &JobState, sign: i32) {
+        let field = match state {
+            JobState::Waiting
+            | JobState::Admitted
+            | JobState::Declined
+            | JobState::Approved
+            | JobState::Requeued => &mut self.waiting,
+            JobState::AtGate(_) => &mut self.at_gate,
+            JobState::Leased(..) => &mut self.running,
+            JobState::BackingOff(_) => &mut self.backing_off,
+            JobState::Succeeded => &mut self.succeeded,
+            JobState::Failed | JobState::TimedOut => &mut self.failed,
+            JobState::Skipped => &mut self.skipped,
+            JobState::Cancelled => &mut self.cancelled,
+            JobState::Rejected => &mut self.rejected,
+        };
+        *field = field.wrapping_add_signed(sign);
+        if *state == JobState::TimedOut {
+            self.timed_out = self.timed_out.wrapping_add_signed(sign);
+        }
+    }
+}
+
+/// Jobs that want the same of a worker, so that "who fits?" is asked once for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Class {
+    tags: Vec<String>,
+    resource: Option<(String, u32)>,
+}
+
+impl Class {
+    fn of(job: &Job) -> Self {
+        let mut tags = job.plan.tags.clone();
+        tags.sort();
+        let resource = job.plan.resource.as_ref();
+        Self { tags, resource: resource.map(|held| (held.name.clone(), held.limit)) }
+    }
+
+    fn fits(&self, tags: &[String], busy: &Busy) -> bool {
+        let free = self
+            .resource
+            .as_ref()
+            .is_none_or(|(name, limit)| busy.get(name).copied().unwrap_or(0) < *limit);
+        free && self.tags.iter().all(|tag| tags.contains(tag))
+    }
+}
+
+/// Where a job is filed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Nowhere,
+    Undecided,
+    Doomed,
+    Gate,
+    Ready,
+    Backoff(Timestamp),
+    Leased,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Agenda {
+    pub(super) counts: Counts,
+    stage_of: Vec<u32>,
+    stage_jobs: Vec<Vec<u32>>,
+    stage_left: Vec<u32>,
+    open_stage: usize,
+    last_stage_lost: u32,
+    needs: Vec<Vec<u32>>,
+    needers: Vec<Vec<u32>>,
+    unmet: Vec<u32>,
+    class_of: Vec<u32>,
+    classes: Vec<Class>,
+    place: Vec<Place>,
+    ready: Vec<BTreeSet<u32>>,
+    backoff: BTreeSet<(Timestamp, u32)>,
+    leased: BTreeSet<u32>,
+    gates: BTreeSet<u32>,
+    undecided: BTreeSet<u32>,
+    /// Jobs that cannot run any more, with the need that ended badly.
+    doomed: BTreeMap<u32, u32>,
+    abort_due: Option<u32>,
+}
+
+impl Agenda {
+    pub(super) fn build(
+        stages: &[StageName],
+        jobs: &[Job],
+        by_name: &HashMap<JobName, u32>,
+    ) -> Self {
+        let stage_index: HashMap<&StageName, u32> = stages.iter().zip(0..).collect();
+        let mut class_ids = BTreeMap::new();
+        let mut all = Self { stage_jobs: vec![Vec::new(); stages.len()], ..Self::default() };
+        all.stage_left = vec![0; stages.len()];
+        all.needers = vec![Vec::new(); jobs.len()];
+        all.place = vec![Place::Nowhere; jobs.len()];
+        for (job, index) in jobs.iter().zip(0_u32..) {
+            let stage = stage_index.get(&job.plan.stage).copied().unwrap_or(0);
+            all.stage_of.push(stage);
+            all.stage_jobs[stage as usize].push(index);
+            all.counts.add(&job.state, 1);
+            if !job.state.is_over() {
+                all.stage_left[stage as usize] += 1;
+            }
+            let needs = job.plan.needs.iter().filter_map(|need| by_name.get(need).copied());
+            let needs: Vec<u32> = needs.collect();
+            let open = needs.iter().filter(|need| !jobs[**need as usize].state.is_over()).count();
+            all.unmet.push(u32::try_from(open).unwrap_or(u32::MAX));
+            for need in &needs {
+                all.needers[*need as usize].push(index);
+            }
+            all.needs.push(needs);
+            let next = u32::try_from(class_ids.len()).unwrap_or(u32::MAX);
+            all.class_of.push(*class_ids.entry(Class::of(job)).or_insert(next));
+        }
+        let mut classes: Vec<(u32, Class)> =
+            class_ids.into_iter().map(|(class, id)| (id, class)).collect();
+        classes.sort();
+        all.classes = classes.into_iter().map(|(_, class)| class).collect();
+        all.ready = vec![BTreeSet::new(); all.classes.len()];
+        all.open_stage = all.stage_left.iter().position(|left| *left > 0).unwrap_or(stages.len());
+        all.last_stage_lost = all.lost_in_last_stage(jobs);
+        for index in 0..u32::try_from(jobs.len()).unwrap_or(u32::MAX) {
+            all.note_end(index, jobs);
+            all.file(index, jobs);
+        }
+        all
+    }
+
+    fn lost_in_last_stage(&self, jobs: &[Job]) -> u32 {
+        let last = self.stage_jobs.iter().rev().find(|jobs| !jobs.is_empty());
+        let lost = last.map_or(0, |last| {
+            last.iter().filter(|index| jobs[**index as usize].state.is_over_badly()).count()
+        });
+        u32::try_from(lost).unwrap_or(u32::MAX)
+    }
+
+    /// Takes in that job `index` changed from `before` to the state it has in `jobs`.
+    pub(super) fn moved(&mut self, index: u32, before: &JobState, jobs: &[Job]) {
+        let now = &jobs[index as usize].state;
+        self.counts.add(before, -1);
+        self.counts.add(now, 1);
+        self.unfile(index);
+        if now.is_over() && !before.is_over() {
+            self.ended(index, jobs);
+        }
+        self.file(index, jobs);
+    }
+
+    fn ended(&mut self, index: u32, jobs: &[Job]) {
+        let stage = self.stage_of[index as usize] as usize;
+        self.stage_left[stage] -= 1;
+        let needers = std::mem::take(&mut self.needers[index as usize]);
+        for needer in &needers {
+            self.unmet[*needer as usize] -= 1;
+        }
+        self.needers[index as usize] = needers;
+        self.note_end(index, jobs);
+        for place in 0..self.needers[index as usize].len() {
+            let needer = self.needers[index as usize][place];
+            self.unfile(needer);
+            self.file(needer, jobs);
+        }
+        let last = self.stage_jobs.iter().rposition(|jobs| !jobs.is_empty());
+        if last == Some(stage) && jobs[index as usize].state.is_over_badly() {
+            self.last_stage_lost += 1;
+        }
+        while self.open_stage < self.stage_left.len() && self.stage_left[self.open_stage] == 0 {
+            self.open_stage += 1;
+            for place in 0..self.stage_jobs.get(self.open_stage).map_or(0, Vec::len) {
+                let member = self.stage_jobs[self.open_stage][place];
+                self.unfile(member);
+                self.file(member, jobs);
+            }
+        }
+    }
+
+    /// What a bad end means for others: needers are doomed, or the run is to be aborted.
+    fn note_end(&mut self, index: u32, jobs: &[Job]) {
+        let job = &jobs[index as usize];
+        if !job.state.is_over_badly() {
+            return;
+        }
+        for place in 0..self.needers[index as usize].len() {
+            let needer = self.needers[index as usize][place];
+            let other = &jobs[needer as usize];
+            if other.plan.when != When::Always && is_open(&other.state) {
+                self.unfile(needer);
+                self.doomed.entry(needer).or_insert(index);
+                self.place[needer as usize] = Place::Doomed;
+            }
+        }
+        let aborts = match job.state {
+            JobState::Failed | JobState::TimedOut | JobState::Rejected => true,
+            JobState::Waiting
+            | JobState::Admitted
+            | JobState::Declined
+            | JobState::AtGate(_)
+            | JobState::Approved
+            | JobState::Leased(..)
+            | JobState::BackingOff(_)
+            | JobState::Requeued
+            | JobState::Succeeded
+            | JobState::Skipped
+            | JobState::Cancelled => false,
+        };
+        if aborts && job.plan.on_failure == OnFailure::Abort {
+            self.abort_due = Some(self.abort_due.map_or(index, |due| due.min(index)));
+        }
+    }
+
+    fn file(&mut self, index: u32, jobs: &[Job]) {
+        let at = index as usize;
+        let job = &jobs[at];
+        if self.place[at] == Place::Doomed {
+            return;
+        }
+        let open = self.unmet[at] == 0 && self.stage_of[at] as usize <= self.open_stage;
+        let place = match &job.state {
+            JobState::Waiting if !open => Place::Nowhere,
+            JobState::Waiting if job.plan.condition.is_some() => Place::Undecided,
+            JobState::Waiting | JobState::Admitted if job.plan.when == When::Manual => {
+                Place::Undecided
+            }
+            JobState::Declined => Place::Undecided,
+            JobState::Waiting | JobState::Admitted | JobState::Approved | JobState::Requeued => {
+                Place::Ready
+            }
+            JobState::AtGate(_) => Place::Gate,
+            JobState::BackingOff(due) => Place::Backoff(*due),
+            JobState::Leased(..) => Place::Leased,
+            JobState::Succeeded
+            | JobState::Failed
+            | JobState::TimedOut
+            | JobState::Skipped
+            | JobState::Cancelled
+            | JobState::Rejected => Place::Nowhere,
+        };
+        self.place[at] = place;
+        match place {
+            Place::Nowhere | Place::Doomed => true,
+            Place::Undecided => self.undecided.insert(index),
+            Place::Gate => self.gates.insert(index),
+            Place::Ready => self.ready[self.class_of[at] as usize].insert(index),
+            Place::Backoff(due) => self.backoff.insert((due, index)),
+            Place::Leased => self.leased.insert(index),
+        };
+    }
+
+    fn unfile(&mut self, index: u32) {
+        let at = index as usize;
+        match std::mem::take(&mut self.place[at]) {
+            Place::Nowhere => true,
+            Place::Doomed => {
+                if self.doomed.contains_key(&index) {
+                    self.place[at] = Place::Doomed;
+                }
+                true
+            }
+            Place::Undecided => self.undecided.remove(&index),
+            Place::Gate => self.gates.remove(&index),
+            Place::Ready => self.ready[self.class_of[at] as usize].remove(&index),
+            Place::Backoff(due) => self.backoff.remove(&(due, index)),
+            Place::Leased => self.leased.remove(&index),
+        };
+    }
+
+    /// Forgets that `index` is doomed, because it has been skipped.
+    pub(super) fn settle_doomed(&mut self, index: u32) {
+        self.doomed.remove(&index);
+        if self.place[index as usize] == Place::Doomed {
+            self.place[index as usize] = Place::Nowhere;
+        }
+    }
+
+    pub(super) fn first_doomed(&self) -> Option<(u32, u32)> {
+        self.doomed.first_key_value().map(|(index, need)| (*index, *need))
+    }
+
+    pub(super) fn first_undecided(&self) -> Option<u32> {
+        self.undecided.first().copied()
+    }
+
+    pub(super) fn first_gate(&self) -> Option<u32> {
+        self.gates.first().copied()
+    }
+
+    pub(super) fn abort_due(&self) -> Option<u32> {
+        self.abort_due
+    }
+
+    pub(super) fn first_backoff(&self) -> Option<Timestamp> {
+        self.backoff.first().map(|(due, _)| *due)
+    }
+
+    pub(super) fn leased(&self) -> impl Iterator<Item = u32> {
+        self.leased.iter().copied()
+    }
+
+    pub(super) fn gates(&self) -> impl Iterator<Item = u32> {
+        self.gates.iter().copied()
+    }
+
+    pub(super) fn needs(&self, index: u32) -> &[u32] {
+        &self.needs[index as usize]
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.open_stage >= self.stage_left.len()
+    }
+
+    /// Whether every job of the last stage succeeded.
+    pub(super) fn last_stage_is_whole(&self) -> bool {
+        self.last_stage_lost == 0
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.leased.is_empty()
+            || !self.backoff.is_empty()
+            || self.ready.iter().any(|class| !class.is_empty())
+    }
+
+    pub(super) fn is_ready(&self, index: u32) -> bool {
+        self.place[index as usize] == Place::Ready
+    }
+
+    pub(super) fn stage_is_open(&self, index: u32) -> bool {
+        self.stage_of[index as usize] as usize <= self.open_stage
+    }
+
+    /// The first job, in file order, that a worker with `tags` may be given at `now`.
+    pub(super) fn next_for(&self, tags: &[String], busy: &Busy, now: Timestamp) -> Option<u32> {
+        let fitting = |class: &usize| self.classes[*class].fits(tags, busy);
+        let ready = (0..self.classes.len())
+            .filter(|class| !self.ready[*class].is_empty())
+            .filter(fitting)
+            .filter_map(|class| self.ready[class].first().copied())
+            .min();
+        let due = self
+            .backoff
+            .range(..=(now, u32::MAX))
+            .map(|(_, index)| *index)
+            .find(|index| fitting(&(self.class_of[*index as usize] as usize)));
+        match (ready, due) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+fn is_open(state: &JobState) -> bool {
+    match state {
+        JobState::Waiting | JobState::Admitted | JobState::Declined => true,
+        JobState::AtGate(_)
+        | JobState::Approved
+        | JobState::Leased(..)
+        | JobState::BackingOff(_)
+        | JobState::Requeued
+        | JobState::Succeeded
+        | JobState::Failed
+        | JobState::TimedOut
+        | JobState::Skipped
+        | JobState::Cancelled
+        | JobState::Rejected => false,
+    }
+}

@@ -1,0 +1,53 @@
+//! What a worker is told to do: a job with its placeholders filled in.
+
+use std::collections::BTreeMap;
+
+use super::{Busy, Job, Run};
+use crate::{
+    expression::{fill, fill_shell},
+    time::Timestamp,
+};
+
+/// A job, ready to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The shell text, with every placeholder replaced by one shell word.
+    pub script: String,
+    /// The environment, with every placeholder replaced as it is.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Run {
+    /// The first job, in file order, that a worker with `tags` may be given at `now`, while other
+    /// runs hold the locks in `busy`.
+    pub fn next_for(&self, tags: &[String], busy: &Busy, now: Timestamp) -> Option<&Job> {
+        let parallelism = self.header()?.parallelism;
+        if !self.phase().is_running() || self.counts().running >= parallelism {
+            return None;
+        }
+        let mut held = self.busy();
+        for (name, count) in busy {
+            *held.entry(name.clone()).or_default() += count;
+        }
+        let index = self.agenda.next_for(tags, &held, now)?;
+        Some(&self.jobs[index as usize])
+    }
+
+    /// What the worker that leased `job` runs, or why it cannot be put together.
+    pub fn assignment(&self, job: &Job) -> Result<Assignment, String> {
+        let has_placeholder = |text: &String| text.contains("${{");
+        if !has_placeholder(&job.plan.script) && !job.plan.env.values().any(has_placeholder) {
+            return Ok(Assignment { script: job.plan.script.clone(), env: job.plan.env.clone() });
+        }
+        let context = self.context(job);
+        let mut env = BTreeMap::new();
+        for (name, value) in &job.plan.env {
+            let value = fill(value, &context).map_err(|error| format!("`env.{name}`: {error}"))?;
+            env.insert(name.clone(), value);
+        }
+        let context = crate::expression::Context { env: env.clone(), ..context };
+        let script = fill_shell(&job.plan.script, &context)
+            .map_err(|error| format!("`command`: {error}"))?;
+        Ok(Assignment { script, env })
+    }
+}

@@ -1,0 +1,147 @@
+//! What follows by itself: skips, decided conditions, reached gates, the abort and the end.
+//!
+//! Each answer is one event; the caller walks it and asks again, until nothing follows. The
+//! indexes of the agenda make each answer cost the same in a run of ten jobs or of a million.
+
+use super::{Phase, Run};
+use crate::{
+    event::{FailureCause, RunEvent, RunOutcome, SkipCause},
+    expression::{Context, NeedFacts, evaluate_condition},
+    job::JobState,
+};
+
+impl Run {
+    /// The next event that follows from the run as it stands, or `None` when it is at rest.
+    pub fn consequence(&self) -> Option<RunEvent> {
+        match self.phase {
+            Phase::Unborn | Phase::Planning | Phase::Finished(_) => None,
+            Phase::Aborting | Phase::Cancelling | Phase::TimingOut => self.end(),
+            Phase::Running => self
+                .abort()
+                .or_else(|| self.skip())
+                .or_else(|| self.open())
+                .or_else(|| self.preapprove())
+                .or_else(|| self.end()),
+        }
+    }
+
+    fn abort(&self) -> Option<RunEvent> {
+        let root = self.agenda.abort_due()?;
+        Some(RunEvent::RunAborted { root: self.jobs[root as usize].plan.name.clone() })
+    }
+
+    fn skip(&self) -> Option<RunEvent> {
+        let (index, need) = self.agenda.first_doomed()?;
+        let need = &self.jobs[need as usize];
+        let root = match &need.skipped {
+            Some(SkipCause::NeedUnmet { root, .. }) => root.clone(),
+            Some(SkipCause::ConditionFalse) | None => need.plan.name.clone(),
+        };
+        let job = self.jobs[index as usize].plan.name.clone();
+        let because = SkipCause::NeedUnmet { need: need.plan.name.clone(), root };
+        Some(RunEvent::JobSkipped { job, because })
+    }
+
+    /// Decides the condition of a job, or says that its gate is reached.
+    fn open(&self) -> Option<RunEvent> {
+        let job = &self.jobs[self.agenda.first_undecided()? as usize];
+        let name = job.plan.name.clone();
+        Some(match (&job.state, &job.plan.condition) {
+            (JobState::Declined, _) => {
+                RunEvent::JobSkipped { job: name, because: SkipCause::ConditionFalse }
+            }
+            (JobState::Waiting, Some(condition)) => {
+                match evaluate_condition(condition, &self.context(job)) {
+                    Ok((holds, inputs)) => {
+                        RunEvent::ConditionEvaluated { job: name, holds, inputs }
+                    }
+                    Err(error) => RunEvent::JobFailed {
+                        job: name,
+                        attempt: job.attempt,
+                        cause: FailureCause::NotStarted(format!("`if`: {error}")),
+                        ran_ms: 0,
+                        log: None,
+                    },
+                }
+            }
+            (_, _) => RunEvent::GateReached { job: name, binds: self.binds(job) },
+        })
+    }
+
+    fn preapprove(&self) -> Option<RunEvent> {
+        if !self.header().is_some_and(|header| header.gates_preapproved) {
+            return None;
+        }
+        let job = &self.jobs[self.agenda.first_gate()? as usize];
+        let JobState::AtGate(binds) = job.state else { return None };
+        let comment = "approved in advance by `--yes`".to_owned();
+        Some(RunEvent::GateApproved { job: job.plan.name.clone(), binds, comment })
+    }
+
+    fn end(&self) -> Option<RunEvent> {
+        if !self.agenda.is_over() {
+            return None;
+        }
+        let counts = self.counts();
+        Some(RunEvent::RunFinished {
+            outcome: self.outcome(),
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            skipped: counts.skipped,
+            cancelled: counts.cancelled + counts.rejected,
+        })
+    }
+
+    /// How a run whose jobs have all ended has ended.
+    fn outcome(&self) -> RunOutcome {
+        let counts = self.counts();
+        match self.phase {
+            Phase::Cancelling => return RunOutcome::Cancelled,
+            Phase::TimingOut => return RunOutcome::TimedOut,
+            Phase::Aborting if counts.rejected == 0 && counts.timed_out < counts.failed => {
+                return RunOutcome::Failed;
+            }
+            Phase::Aborting
+            | Phase::Unborn
+            | Phase::Planning
+            | Phase::Running
+            | Phase::Finished(_) => {}
+        }
+        match (counts.failed, counts.rejected, self.agenda.last_stage_is_whole()) {
+            (0, 0, _) => RunOutcome::Succeeded,
+            (0, 1.., _) => RunOutcome::Rejected,
+            (1.., 0, true) if self.phase == Phase::Running => RunOutcome::Partial,
+            (failed, 0, _) if failed == counts.timed_out => RunOutcome::TimedOut,
+            (1.., _, _) => RunOutcome::Failed,
+        }
+    }
+
+    /// What expressions of `job` may read.
+    pub(super) fn context(&self, job: &super::Job) -> Context {
+        let mut context = Context {
+            matrix: job.plan.matrix.clone(),
+            env: job.plan.env.clone(),
+            ..Context::default()
+        };
+        if let Some(header) = self.header() {
+            context.run_id = header.run.to_string();
+            context.pipeline.clone_from(&header.pipeline);
+        }
+        let mut open: Vec<u32> = self.index_of(job.plan.name.as_str()).into_iter().collect();
+        while let Some(index) = open.pop() {
+            for need in self.agenda.needs(index) {
+                let need_job = &self.jobs[*need as usize];
+                let name = need_job.plan.name.clone();
+                if !context.needs.contains_key(&name) {
+                    let facts = NeedFacts {
+                        outcome: need_job.state.word().to_owned(),
+                        outputs: need_job.outputs.clone(),
+                    };
+                    context.needs.insert(name, facts);
+                    open.push(*need);
+                }
+            }
+        }
+        context
+    }
+}

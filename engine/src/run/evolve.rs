@@ -1,0 +1,336 @@
+//! One more fact: what it changes, and whether it may.
+
+use std::collections::BTreeMap;
+
+use super::{GateDecision, Header, Imported, Job, Phase, Run};
+use crate::{
+    event::{Fact, RunEvent, SkipCause},
+    ids::{Attempt, JobName},
+    job::{IllegalEvent, JobState},
+};
+
+impl Run {
+    /// Takes in one more fact. After an error the run is as it was.
+    pub fn evolve(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
+        if fact.at < self.newest_at {
+            return Err(IllegalEvent::new(
+                &fact.event,
+                format!("it is {} already", self.newest_at),
+            ));
+        }
+        let phase = self.phase.next(&fact.event)?;
+        match &fact.event {
+            RunEvent::RunCreated { .. } => self.create(fact),
+            RunEvent::JobsPlanned { jobs } => {
+                for plan in jobs {
+                    self.plan_job(plan.clone(), fact);
+                }
+            }
+            RunEvent::RunStarted {} => self.start(fact)?,
+            RunEvent::PlanReplaced { file_sha256, plan_sha256, stages, jobs } => {
+                if let Some(header) = &mut self.header {
+                    header.file_sha256 = *file_sha256;
+                    header.plan_sha256 = *plan_sha256;
+                    header.stages.clone_from(stages);
+                }
+                let old = std::mem::take(&mut self.jobs);
+                self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
+                self.announced = *jobs;
+                self.finished_at = None;
+                self.reindex();
+            }
+            RunEvent::RunAborted { root } => {
+                self.abort_root = Some(root.clone());
+                self.end_open_jobs(&JobState::Skipped, fact);
+            }
+            RunEvent::RunCancelRequested { .. } | RunEvent::RunTimedOut {} => {
+                self.end_open_jobs(&JobState::Cancelled, fact);
+            }
+            RunEvent::RunFinished { .. } => self.finish(fact)?,
+            RunEvent::RunResumed {} => self.reset(fact, |job| job.state.is_over_badly()),
+            RunEvent::JobsInvalidated { from } => {
+                let stages = self.header.as_ref().map(|header| header.stages.clone());
+                let stages = stages.unwrap_or_default();
+                let Some(first) = stages.iter().position(|stage| stage == from) else {
+                    return Err(IllegalEvent::new(&fact.event, "no stage has that name"));
+                };
+                self.reset(fact, |job| stages[first..].contains(&job.plan.stage));
+            }
+            RunEvent::JobRetried { job } => self.retry(job, fact)?,
+            RunEvent::ConditionEvaluated { job, .. }
+            | RunEvent::GateReached { job, .. }
+            | RunEvent::GateApproved { job, .. }
+            | RunEvent::GateRejected { job, .. }
+            | RunEvent::JobLeased { job, .. }
+            | RunEvent::JobSucceeded { job, .. }
+            | RunEvent::JobAttemptFailed { job, .. }
+            | RunEvent::JobFailed { job, .. }
+            | RunEvent::JobCancelled { job, .. }
+            | RunEvent::JobLost { job, .. }
+            | RunEvent::JobSkipped { job, .. }
+            | RunEvent::JobImported { job, .. } => self.step(job, fact)?,
+        }
+        self.phase = phase;
+        self.newest_at = fact.at;
+        Ok(())
+    }
+
+    fn create(&mut self, fact: &Fact) {
+        let RunEvent::RunCreated {
+            run,
+            pipeline,
+            file,
+            file_sha256,
+            plan_sha256,
+            stages,
+            jobs,
+            parallelism,
+            gates_preapproved,
+            due,
+            traceparent,
+            folder,
+        } = &fact.event
+        else {
+            return;
+        };
+        self.announced = *jobs;
+        self.header = Some(Header {
+            run: run.clone(),
+            pipeline: pipeline.clone(),
+            file: file.clone(),
+            folder: folder.clone(),
+            file_sha256: *file_sha256,
+            plan_sha256: *plan_sha256,
+            stages: stages.clone(),
+            parallelism: *parallelism,
+            gates_preapproved: *gates_preapproved,
+            due: *due,
+            traceparent: traceparent.clone(),
+            requested_by: fact.by.clone(),
+            created_at: fact.at,
+        });
+    }
+
+    /// Adds one job. What it achieved under the plan before this one stays achieved.
+    fn plan_job(&mut self, plan: crate::plan::JobPlan, fact: &Fact) {
+        let carried = self.carried.remove(&plan.name);
+        let mut job = Job::new(plan, fact.at);
+        if let Some(old) = carried {
+            let plan = std::mem::replace(&mut job.plan, std::sync::Arc::clone(&old.plan));
+            if old.state == JobState::Succeeded {
+                job = Job { plan, ..old };
+            } else {
+                job = Job { plan, attempt: old.attempt, ..job };
+            }
+        }
+        self.jobs.push(job);
+    }
+
+    fn start(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
+        let planned = self.jobs.len();
+        if planned != self.announced as usize {
+            let state = format!("{planned} of {} jobs are planned", self.announced);
+            return Err(IllegalEvent::new(&fact.event, state));
+        }
+        self.reindex();
+        if self.by_name.len() != planned {
+            return Err(IllegalEvent::new(&fact.event, "two jobs have one name"));
+        }
+        self.carried = BTreeMap::new();
+        Ok(())
+    }
+
+    fn finish(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
+        if !self.agenda.is_over() {
+            return Err(IllegalEvent::new(&fact.event, "jobs are still open"));
+        }
+        self.finished_at = Some(fact.at);
+        Ok(())
+    }
+
+    /// Ends what has not begun. What is leased ends by its own report.
+    fn end_open_jobs(&mut self, state: &JobState, fact: &Fact) {
+        for job in &mut self.jobs {
+            let leased = matches!(job.state, JobState::Leased(..));
+            if !leased && !job.state.is_over() {
+                job.state = state.clone();
+                job.since = fact.at;
+            }
+        }
+        self.reindex();
+    }
+
+    fn reset(&mut self, fact: &Fact, which: impl Fn(&Job) -> bool) {
+        for job in &mut self.jobs {
+            if which(job) {
+                job.reset(fact.at);
+            }
+        }
+        self.abort_root = None;
+        self.finished_at = None;
+        if let Some(header) = &mut self.header {
+            // A resumed run has the time that a new one would have.
+            let allowed = header.due.map(|due| due.ms_since(header.created_at));
+            header.due = allowed.map(|allowed| fact.at.plus_ms(allowed));
+        }
+        self.reindex();
+    }
+
+    /// Gives `name` another chance, and with it what was skipped because of it.
+    fn retry(&mut self, name: &JobName, fact: &Fact) -> Result<(), IllegalEvent> {
+        let Some(index) = self.index_of(name.as_str()) else {
+            return Err(IllegalEvent::new(&fact.event, "no job has that name"));
+        };
+        self.jobs[index as usize].state.next(&fact.event)?;
+        let aborted = self.abort_root.as_ref() == Some(name);
+        let freed = |job: &Job| match &job.skipped {
+            _ if job.plan.name == *name => true,
+            Some(SkipCause::NeedUnmet { root, .. }) => root == name,
+            Some(SkipCause::ConditionFalse) => false,
+            None => aborted && job.state == JobState::Skipped,
+        };
+        let root = self.abort_root.take().filter(|_| !aborted);
+        self.reset(fact, freed);
+        self.abort_root = root;
+        Ok(())
+    }
+
+    fn step(&mut self, name: &JobName, fact: &Fact) -> Result<(), IllegalEvent> {
+        let Some(index) = self.index_of(name.as_str()) else {
+            return Err(IllegalEvent::new(&fact.event, "no job has that name"));
+        };
+        let before = self.jobs[index as usize].state.clone();
+        let after = before.next(&fact.event)?;
+        self.may_begin(index, fact)?;
+        if after.is_over() {
+            self.agenda.settle_doomed(index);
+        }
+        let job = &mut self.jobs[index as usize];
+        job.note(fact);
+        job.state = after;
+        job.since = fact.at;
+        self.agenda.moved(index, &before, &self.jobs);
+        Ok(())
+    }
+
+    /// A lease or a gate is legal only for a job whose needs and stage allow it, and a lease only
+    /// under the next attempt number.
+    fn may_begin(&self, index: u32, fact: &Fact) -> Result<(), IllegalEvent> {
+        let job = &self.jobs[index as usize];
+        match &fact.event {
+            RunEvent::JobLeased { attempt, .. } => {
+                if *attempt != job.attempt.next() {
+                    let state = format!("attempt {} is next", job.attempt.next());
+                    return Err(IllegalEvent::new(&fact.event, state));
+                }
+                let due = matches!(&job.state, JobState::BackingOff(due) if *due <= fact.at);
+                if !due && !self.agenda.is_ready(index) {
+                    return Err(IllegalEvent::new(&fact.event, "the job is not ready"));
+                }
+                if self.counts().running >= self.header().map_or(1, |header| header.parallelism) {
+                    return Err(IllegalEvent::new(&fact.event, "as many jobs run as may"));
+                }
+            }
+            RunEvent::GateReached { .. } | RunEvent::ConditionEvaluated { .. } => {
+                let open = self
+                    .agenda
+                    .needs(index)
+                    .iter()
+                    .all(|need| self.jobs[*need as usize].state.is_over());
+                if !open || !self.agenda.stage_is_open(index) {
+                    return Err(IllegalEvent::new(&fact.event, "something before it is open"));
+                }
+            }
+            RunEvent::RunCreated { .. }
+            | RunEvent::JobsPlanned { .. }
+            | RunEvent::RunStarted {}
+            | RunEvent::GateApproved { .. }
+            | RunEvent::GateRejected { .. }
+            | RunEvent::JobSucceeded { .. }
+            | RunEvent::JobAttemptFailed { .. }
+            | RunEvent::JobFailed { .. }
+            | RunEvent::JobCancelled { .. }
+            | RunEvent::JobLost { .. }
+            | RunEvent::JobSkipped { .. }
+            | RunEvent::RunAborted { .. }
+            | RunEvent::RunCancelRequested { .. }
+            | RunEvent::RunTimedOut {}
+            | RunEvent::RunFinished { .. }
+            | RunEvent::RunResumed {}
+            | RunEvent::JobsInvalidated { .. }
+            | RunEvent::JobRetried { .. }
+            | RunEvent::PlanReplaced { .. }
+            | RunEvent::JobImported { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+impl Job {
+    /// Keeps what the fact says beyond the new state.
+    fn note(&mut self, fact: &Fact) {
+        match &fact.event {
+            RunEvent::JobLeased { attempt, .. } => {
+                self.attempt = *attempt;
+                self.leased_at = Some(fact.at);
+            }
+            RunEvent::JobSucceeded { ran_ms, outputs, log, artifacts, .. } => {
+                self.ran_ms = Some(*ran_ms);
+                self.outputs.clone_from(outputs);
+                self.log = *log;
+                self.artifacts.clone_from(artifacts);
+                self.cause = None;
+            }
+            RunEvent::JobAttemptFailed { cause, ran_ms, log, .. }
+            | RunEvent::JobFailed { cause, ran_ms, log, .. } => {
+                self.failures += 1;
+                self.ran_ms = Some(*ran_ms);
+                self.log = *log;
+                self.cause = Some(cause.clone());
+            }
+            RunEvent::JobCancelled { ran_ms, log, .. } => {
+                self.ran_ms = Some(*ran_ms);
+                self.log = *log;
+            }
+            RunEvent::JobLost { .. } => self.losses += 1,
+            RunEvent::JobSkipped { because, .. } => self.skipped = Some(because.clone()),
+            RunEvent::GateApproved { comment, .. } => self.decided(true, comment, fact),
+            RunEvent::GateRejected { comment, .. } => self.decided(false, comment, fact),
+            RunEvent::JobImported { started_at, finished_at, exit_code, error, .. } => {
+                self.attempt = Attempt::FIRST;
+                self.ran_ms = started_at.zip(*finished_at).map(|(from, to)| to.ms_since(from));
+                self.imported = Some(Imported {
+                    started_at: *started_at,
+                    finished_at: *finished_at,
+                    exit_code: *exit_code,
+                    error: error.clone(),
+                });
+            }
+            RunEvent::ConditionEvaluated { .. }
+            | RunEvent::GateReached { .. }
+            | RunEvent::RunCreated { .. }
+            | RunEvent::JobsPlanned { .. }
+            | RunEvent::RunStarted {}
+            | RunEvent::RunAborted { .. }
+            | RunEvent::RunCancelRequested { .. }
+            | RunEvent::RunTimedOut {}
+            | RunEvent::RunFinished { .. }
+            | RunEvent::RunResumed {}
+            | RunEvent::JobsInvalidated { .. }
+            | RunEvent::JobRetried { .. }
+            | RunEvent::PlanReplaced { .. } => {}
+        }
+    }
+
+    fn decided(&mut self, approved: bool, comment: &str, fact: &Fact) {
+        let comment = comment.to_owned();
+        self.gate = Some(GateDecision { approved, by: fact.by.clone(), at: fact.at, comment });
+    }
+}
+
+impl Phase {
+    /// Whether jobs may be leased.
+    pub fn is_running(&self) -> bool {
+        *self == Self::Running
+    }
+}

@@ -1,0 +1,408 @@
+//! Every key that a pipeline file can hold, in one table: the reader refuses what is not in it,
+//! and editors get it as JSON Schema.
+//!
+//! What a value means is in `pipeline_file`. Checks that need more than one value, such as
+//! whether a need exists, are beyond a schema and only made there.
+
+use serde_json::{Map, Value, json};
+
+use crate::plan::{RETRIES_MAX, SCRIPT_BYTES_MAX};
+
+/// One key of a map.
+pub(crate) struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// Whether the map is incomplete without it.
+    pub is_required: bool,
+    /// What values it takes.
+    pub shape: Shape,
+    /// What it is for, in words for an editor's tooltip.
+    pub doc: &'static str,
+}
+
+/// What values a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Version,
+    Text,
+    Name,
+    Names,
+    Script,
+    Lines,
+    Shell,
+    Flag,
+    Choice(&'static [&'static str]),
+    Count { min: u32, max: u32 },
+    Factor,
+    Percent,
+    Duration,
+    Environment,
+    Stages,
+    Jobs,
+    Defaults,
+    Retry,
+    RetryOn,
+    Resource,
+    Matrix,
+}
+
+/// What `when` takes.
+pub(crate) const WHEN: [&str; 3] = ["on_success", "always", "manual"];
+/// What `on_failure` takes.
+pub(crate) const ON_FAILURE: [&str; 2] = ["continue", "abort"];
+/// What `retry.on` takes beside exit codes.
+pub(crate) const RETRY_ON: [&str; 3] = ["timeout", "signal", "spawn"];
+/// Largest limit of a resource.
+pub(crate) const RESOURCE_LIMIT_MAX: u32 = 100_000;
+
+const fn key(name: &'static str, shape: Shape, doc: &'static str) -> Key {
+    Key { name, is_required: false, shape, doc }
+}
+
+const fn required(name: &'static str, shape: Shape, doc: &'static str) -> Key {
+    Key { name, is_required: true, shape, doc }
+}
+
+/// The keys of the file.
+pub(crate) const FILE_KEYS: [Key; 7] = [
+    key("version", Shape::Version, "The format of the file: \"1.0\"."),
+    key("name", Shape::Name, "What people call the pipeline. Default: the name of the file."),
+    required("stages", Shape::Stages, "The stages in order. All jobs of one end before the next begins."),
+    required("jobs", Shape::Jobs, "The jobs by name."),
+    key("env", Shape::Environment, "Environment of every script. A job's own `env` goes before it."),
+    key("timeout", Shape::Duration, "Longest time the whole run may take, such as `2h`."),
+    key("defaults", Shape::Defaults, "Options of every job that does not set them itself."),
+];
+
+const SHELL_DOC: &str =
+    "The program that reads the script: `bash`, or a list to which the script is appended. Default: `sh -c`.";
+const TAGS_DOC: &str = "What a worker must offer to be given the job.";
+const TIMEOUT_DOC: &str = "Longest time one try may take, such as `500ms`, `10s`, `5m`, `1h30m`, `2d`. A bare number is seconds.";
+const RETRY_DOC: &str = "How often a failed job is tried again: a number, or a map for waits and reasons.";
+const ON_FAILURE_DOC: &str =
+    "What the job's failure means. `continue`: what needs it is skipped. `abort`: the run ends.";
+
+/// The keys of `defaults`.
+pub(crate) const DEFAULTS_KEYS: [Key; 5] = [
+    key("retry", Shape::Retry, RETRY_DOC),
+    key("timeout", Shape::Duration, TIMEOUT_DOC),
+    key("shell", Shape::Shell, SHELL_DOC),
+    key("tags", Shape::Names, TAGS_DOC),
+    key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
+];
+
+/// The keys of a job.
+pub(crate) const JOB_KEYS: [Key; 19] = [
+    required("stage", Shape::Name, "The stage the job belongs to."),
+    required("command", Shape::Lines, "The script. A list is joined line by line. `${{ }}` is filled in as one quoted word."),
+    key("shell", Shape::Shell, SHELL_DOC),
+    key("needs", Shape::Names, "Jobs of this or an earlier stage that must succeed first. The name of a matrix means all its jobs."),
+    key("when", Shape::Choice(&WHEN), "When the job runs. `always`: even if a need failed. `manual`: after a person approved it."),
+    key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
+    key("retry", Shape::Retry, RETRY_DOC),
+    key("timeout", Shape::Duration, TIMEOUT_DOC),
+    key("grace", Shape::Duration, "Time between asking a script to end and ending it."),
+    key("env", Shape::Environment, "Environment of the script. `${{ }}` is filled in as it is."),
+    key("secrets", Shape::Names, "Names of variables that the worker adds from its own environment and masks in all output."),
+    key("tags", Shape::Names, TAGS_DOC),
+    key("resource", Shape::Resource, "A lock held while the job runs, shared by all runs: a name, or a name and a limit."),
+    key("if", Shape::Text, "The job is left out unless this expression holds, such as `needs.check.outputs.drift == \"yes\"`."),
+    key("matrix", Shape::Matrix, "Makes one job for every combination of the values."),
+    key("outputs", Shape::Names, "What the script writes to `$TOW_OUTPUT`. If given, reading anything else is an error."),
+    key("artifacts", Shape::Names, "Paths and globs below the working folder that are kept when the job succeeds."),
+    key("undo", Shape::Script, "The script that takes the job's effect back."),
+    key("irreversible", Shape::Flag, "After this job there is no way back."),
+];
+
+/// The keys of a `retry` map.
+pub(crate) const RETRY_KEYS: [Key; 6] = [
+    required("max", Shape::Count { min: 0, max: RETRIES_MAX }, "Most tries after the first."),
+    key("backoff", Shape::Duration, "Wait before the first retry. Default: none."),
+    key("factor", Shape::Factor, "Every further wait is longer by this factor. Default: 2."),
+    key("backoff_max", Shape::Duration, "No wait is longer. Default: 1h."),
+    key("jitter", Shape::Percent, "The wait varies by up to this many percent. Default: 0."),
+    key("on", Shape::RetryOn, "What is retried: exit codes, `timeout`, `signal`, `spawn`. Default: every failure."),
+];
+
+/// The keys of a `resource` map.
+pub(crate) const RESOURCE_KEYS: [Key; 2] = [
+    required("name", Shape::Name, "The name that runs share."),
+    key("limit", Shape::Count { min: 1, max: RESOURCE_LIMIT_MAX }, "How many jobs may hold it at once. Default: 1."),
+];
+
+/// The JSON Schema (draft 2020-12) of a pipeline file.
+pub fn json_schema() -> Value {
+    let mut schema = map_of(&FILE_KEYS);
+    let head = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Towpath pipeline",
+        "description": "A pipeline of migration jobs: what runs, in which order, and who has to agree.",
+    });
+    if let (Value::Object(schema), Value::Object(head)) = (&mut schema, head) {
+        schema.extend(head);
+        schema.insert("$defs".to_owned(), definitions());
+    }
+    schema
+}
+
+/// The schema as the file that editors are pointed at.
+pub fn json_schema_text() -> String {
+    let text = serde_json::to_string_pretty(&json_schema()).unwrap_or_default();
+    text + "\n"
+}
+
+fn definitions() -> Value {
+    json!({
+        "name": { "type": "string", "minLength": 1, "maxLength": 200 },
+        "names": one_or_many(&json!({ "$ref": "#/$defs/name" })),
+        "scalar": { "type": ["string", "number", "boolean"] },
+        "duration": {
+            "oneOf": [
+                { "type": "integer", "minimum": 0 },
+                {
+                    "type": "string",
+                    "pattern": r"^(?=\d)(\d+d)?(\d+h)?(\d+m(?!s))?(\d+s)?(\d+ms)?$|^\d+$",
+                },
+            ],
+        },
+        "environment": {
+            "type": "object",
+            "propertyNames": { "pattern": "^(?!TOW_)[A-Za-z_][A-Za-z0-9_]*$" },
+            "additionalProperties": { "$ref": "#/$defs/scalar" },
+        },
+        "shell": one_or_many(&json!({ "type": "string", "minLength": 1 })),
+        "retry": {
+            "oneOf": [
+                { "type": "integer", "minimum": 0, "maximum": RETRIES_MAX },
+                map_of(&RETRY_KEYS),
+            ],
+        },
+        "resource": { "oneOf": [{ "$ref": "#/$defs/name" }, map_of(&RESOURCE_KEYS)] },
+        "combination": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": { "$ref": "#/$defs/scalar" },
+        },
+        "matrix": {
+            "type": "object",
+            "minProperties": 1,
+            "properties": {
+                "include": {
+                    "description": "Further combinations, each with every axis.",
+                    "type": "array",
+                    "items": { "$ref": "#/$defs/combination" },
+                },
+                "exclude": {
+                    "description": "Combinations to leave out. An axis not named matches any value.",
+                    "type": "array",
+                    "items": { "$ref": "#/$defs/combination" },
+                },
+            },
+            "additionalProperties": {
+                "description": "An axis and its values.",
+                "type": "array",
+                "minItems": 1,
+                "uniqueItems": true,
+                "items": { "$ref": "#/$defs/scalar" },
+            },
+        },
+        "defaults": map_of(&DEFAULTS_KEYS),
+        "job": map_of(&JOB_KEYS),
+    })
+}
+
+fn map_of(keys: &[Key]) -> Value {
+    let mut properties = Map::new();
+    for key in keys {
+        let mut property = value_of(key.shape);
+        if let Value::Object(property) = &mut property {
+            property.insert("description".to_owned(), key.doc.into());
+        }
+        properties.insert(key.name.to_owned(), property);
+    }
+    let names = keys.iter().filter(|key| key.is_required).map(|key| key.name);
+    let required: Vec<&str> = names.collect();
+    let mut map = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+    });
+    if let (Value::Object(map), false) = (&mut map, required.is_empty()) {
+        map.insert("required".to_owned(), required.into());
+    }
+    map
+}
+
+fn value_of(shape: Shape) -> Value {
+    let reference = |name: &str| json!({ "$ref": format!("#/$defs/{name}") });
+    match shape {
+        Shape::Version => json!({ "enum": ["1.0", "1", 1] }),
+        Shape::Text => json!({ "type": ["string", "boolean"] }),
+        Shape::Name => reference("name"),
+        Shape::Names => reference("names"),
+        Shape::Script => json!({ "type": "string", "minLength": 1, "maxLength": SCRIPT_BYTES_MAX }),
+        Shape::Lines => one_or_many(&json!({ "type": "string", "maxLength": SCRIPT_BYTES_MAX })),
+        Shape::Shell => reference("shell"),
+        Shape::Flag => json!({ "type": "boolean" }),
+        Shape::Choice(words) => json!({ "enum": words }),
+        Shape::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Shape::Factor => json!({ "type": "number", "minimum": 1, "maximum": 10 }),
+        Shape::Percent => json!({ "type": "integer", "minimum": 0, "maximum": 100 }),
+        Shape::Duration => reference("duration"),
+        Shape::Environment => reference("environment"),
+        Shape::Stages => json!({
+            "type": "array", "minItems": 1, "uniqueItems": true, "items": reference("name"),
+        }),
+        Shape::Jobs => json!({
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": reference("name"),
+            "additionalProperties": reference("job"),
+        }),
+        Shape::Defaults => reference("defaults"),
+        Shape::Retry => reference("retry"),
+        Shape::RetryOn => one_or_many(&json!({
+            "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 255 }, { "enum": RETRY_ON }],
+        })),
+        Shape::Resource => reference("resource"),
+        Shape::Matrix => reference("matrix"),
+    }
+}
+
+fn one_or_many(item: &Value) -> Value {
+    json!({ "oneOf": [item, { "type": "array", "items": item }] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline_file::parse;
+
+    const COMMITTED: &str = include_str!("../schema/towpath.schema.json");
+
+    /// A value for every key of the tables, other than its default.
+    fn example(table: &str, name: &str) -> &'static str {
+        match (table, name) {
+            ("file", "version") => "\"1.0\"",
+            ("file", "name") => "shop",
+            ("file", "env") | ("job", "env") => "{A: b}",
+            ("file", "timeout") | ("job" | "defaults", "timeout") => "5m",
+            ("file", "defaults") => "{retry: 1}",
+            ("job", "needs") => "[first]",
+            ("job", "when") => "always",
+            ("job" | "defaults", "on_failure") => "abort",
+            ("job" | "defaults", "retry") => "2",
+            ("job", "grace") => "1h30m",
+            ("job", "secrets") => "[TOKEN]",
+            ("job" | "defaults", "tags") => "eu",
+            ("job", "resource") => "{name: db, limit: 2}",
+            ("job", "if") => "run.pipeline == 'x'",
+            ("job", "matrix") => "{t: [1, 2]}",
+            ("job", "outputs") => "[rows]",
+            ("job", "artifacts") => "[out/*.csv]",
+            ("job", "undo") => "back",
+            ("job", "irreversible") => "true",
+            ("job" | "defaults", "shell") => "bash",
+            ("retry", "max") => "3",
+            ("retry", "backoff" | "backoff_max") => "9s",
+            ("retry", "factor") => "1.5",
+            ("retry", "jitter") => "20",
+            ("retry", "on") => "[1, timeout]",
+            ("resource", "name") => "db",
+            ("resource", "limit") => "4",
+            other => panic!("{other:?} has no example"),
+        }
+    }
+
+    fn file(extra: &str, job: &str) -> String {
+        format!(
+            "stages: [a]\n{extra}\njobs:\n  first: {{stage: a, command: x}}\n  second: {{stage: a, command: y{job}}}\n"
+        )
+    }
+
+    /// The file in which `name` of `table` has `value`.
+    fn file_with(table: &str, name: &str, value: &str) -> String {
+        match table {
+            "file" => file(&format!("{name}: {value}"), ""),
+            "job" => file("", &format!(", {name}: {value}")),
+            "defaults" => file(&format!("defaults: {{{name}: {value}}}"), ""),
+            "retry" if name == "max" => file("", &format!(", retry: {{max: {value}}}")),
+            "retry" => file("", &format!(", retry: {{max: 1, backoff: 1s, {name}: {value}}}"))
+                .replace("backoff: 1s, backoff:", "backoff:"),
+            "resource" if name == "name" => file("", &format!(", resource: {{name: {value}}}")),
+            _ => file("", &format!(", resource: {{name: r, {name}: {value}}}")),
+        }
+    }
+
+    fn tables() -> [(&'static str, &'static [Key]); 5] {
+        [
+            ("file", &FILE_KEYS),
+            ("job", &JOB_KEYS),
+            ("defaults", &DEFAULTS_KEYS),
+            ("retry", &RETRY_KEYS),
+            ("resource", &RESOURCE_KEYS),
+        ]
+    }
+
+    #[test]
+    fn the_reader_takes_every_key_of_the_table_and_does_something_with_it() {
+        let structural = ["version", "stages", "jobs", "stage", "command", "outputs"];
+        for (table, keys) in tables() {
+            for key in keys {
+                if ["stages", "jobs", "stage", "command"].contains(&key.name) {
+                    continue;
+                }
+                let text = file_with(table, key.name, example(table, key.name));
+                let with = parse("t.yml", &text)
+                    .unwrap_or_else(|e| panic!("{}", e.render("t", &text, false, None)));
+                let without = parse("t.yml", &file("", "")).unwrap();
+                let is_same = with.plan == without.plan;
+                assert_eq!(is_same, structural.contains(&key.name), "{table}.{}", key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_reader_refuses_every_key_that_is_not_in_the_table() {
+        for (table, _) in tables() {
+            let text = file_with(table, "bogus", "1");
+            let problems = parse("t.yml", &text).unwrap_err();
+            assert_eq!(problems.list[0].code, "KEY_UNKNOWN", "{table}");
+        }
+    }
+
+    #[test]
+    fn the_schema_lists_exactly_the_keys_of_the_table() {
+        let schema = json_schema();
+        let at = |pointer: &str| {
+            let object = schema.pointer(pointer).and_then(Value::as_object).unwrap();
+            assert_eq!(object["additionalProperties"], false);
+            let mut names: Vec<_> = object["properties"].as_object().unwrap().keys().collect();
+            names.sort();
+            names.into_iter().cloned().collect::<Vec<_>>()
+        };
+        let places = ["", "/$defs/job", "/$defs/defaults", "/$defs/retry/oneOf/1",
+            "/$defs/resource/oneOf/1"];
+        for ((_, keys), place) in tables().into_iter().zip(places) {
+            let mut names: Vec<_> = keys.iter().map(|key| key.name).collect();
+            names.sort_unstable();
+            assert_eq!(at(place), names, "{place}");
+        }
+    }
+
+    #[test]
+    fn every_reference_of_the_schema_leads_somewhere() {
+        let text = json_schema_text();
+        let schema = json_schema();
+        for part in text.split("\"$ref\": \"#").skip(1) {
+            let pointer = part.split('"').next().unwrap();
+            assert!(schema.pointer(pointer).is_some(), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn the_committed_schema_is_current() {
+        let shown = json_schema_text();
+        assert!(COMMITTED == shown, "engine/schema/towpath.schema.json should be:\n{shown}");
+    }
+}

@@ -1,0 +1,18 @@
+//! Compiles the contract without `protoc` on the machine.
+
+use std::{env, fs, path::PathBuf};
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=towpath/v1");
+    let files = ["runs", "gates", "log", "workers"].map(|file| format!("towpath/v1/{file}.proto"));
+    let descriptors = protox::compile(files, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".towpath.v1")
+        .btree_map(".towpath.v1")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
