@@ -1,1 +1,27 @@
-//! Being built.
+//! The process that owns the log: it decides and appends, and shows what follows over gRPC.
+//!
+//! Start at `runs` (load, decide, append: the only way into the log), then `dispatch` (who is
+//! given which job), then any file of `rpc` (wire in, execute, wire out).
+
+mod check;
+mod clock;
+mod dispatch;
+mod house;
+mod load;
+mod local;
+mod outputs;
+mod rpc;
+mod run_list;
+mod runs;
+mod status;
+mod timers;
+mod wire;
+
+pub use clock::{Clock, SetClock, SystemClock};
+pub use house::{House, OpenError};
+pub use local::{LOCAL_URI, dial_socket};
+pub use runs::CommandError;
+pub use status::{ERROR_DOMAIN, FAILURE_CODES};
+
+/// How long a worker may be silent before its leases lapse, in milliseconds.
+pub const LEASE_MS: u64 = 30_000;

@@ -1,0 +1,123 @@
+//! `tow doctor`: the whole log is walked, every view is rebuilt from it, and the two are compared.
+
+use std::collections::HashMap;
+
+use tokio::sync::mpsc;
+use tonic::Status;
+use towpath_engine::{codec, ids::RunId, run::Run};
+use towpath_proto::v1;
+use towpath_storage::verify;
+
+use crate::{
+    House, load,
+    run_list::RunList,
+    runs::{CommandError, locked},
+    status,
+};
+
+/// Records between two signs of life.
+const REPORT_EVERY: u64 = 20_000;
+
+/// Checks everything and says what it found.
+pub(crate) async fn check(house: &House, send: mpsc::Sender<Result<v1::CheckProgress, Status>>) {
+    match check_all(house, &send).await {
+        Ok(done) => drop(send.send(Ok(done)).await),
+        Err(error) => drop(send.send(Err(status::of(error))).await),
+    }
+}
+
+async fn check_all(
+    house: &House,
+    send: &mpsc::Sender<Result<v1::CheckProgress, Status>>,
+) -> Result<v1::CheckProgress, CommandError> {
+    let store = &house.runs().store;
+    let verified = verify(&**store, |position| {
+        if position % REPORT_EVERY == 0 {
+            let progress = v1::CheckProgress { records: position, ..Default::default() };
+            drop(send.try_send(Ok(progress)));
+        }
+    })
+    .await?;
+    let mut findings = Vec::new();
+    let (list, rebuilt, versions) = rebuild(house).await?;
+    let kept = locked(&house.runs().list).clone();
+    if kept.position() == list.position() && kept != list {
+        findings.push("the list of runs differs from the log".to_owned());
+    }
+    for (id, run) in &rebuilt {
+        compare(house, id, run, versions[id], &mut findings).await?;
+    }
+    check_blobs(house, &rebuilt, &mut findings);
+    Ok(v1::CheckProgress {
+        records: verified.records,
+        runs: rebuilt.len() as u64,
+        done: true,
+        findings,
+        hash: verified.hash.to_vec().into(),
+    })
+}
+
+type Rebuilt = HashMap<RunId, Run>;
+
+async fn rebuild(house: &House) -> Result<(RunList, Rebuilt, HashMap<RunId, u64>), CommandError> {
+    let mut list = RunList::default();
+    let mut runs = Rebuilt::new();
+    let mut versions = HashMap::new();
+    loop {
+        let page = house.runs().store.read_all(list.position(), 4_096).await?;
+        if page.is_empty() {
+            return Ok((list, runs, versions));
+        }
+        for record in page {
+            list.read(&record)?;
+            let Some(id) = record.stream.strip_prefix("run/").map(RunId::from) else { continue };
+            let unreplayable = |why: String| CommandError::Unreplayable {
+                run: id.clone(),
+                version: record.version,
+                why,
+            };
+            let fact =
+                codec::decode(&record.bytes).map_err(|error| unreplayable(error.to_string()))?;
+            runs.entry(id.clone())
+                .or_default()
+                .evolve(&fact)
+                .map_err(|error| unreplayable(error.to_string()))?;
+            versions.insert(id.clone(), record.version);
+        }
+    }
+}
+
+/// A run in memory, and a run from its snapshot, must be the run that the log tells.
+async fn compare(
+    house: &House,
+    id: &RunId,
+    rebuilt: &Run,
+    version: u64,
+    findings: &mut Vec<String>,
+) -> Result<(), CommandError> {
+    let cell = house.runs().cell(id).await?;
+    let loaded = cell.lock().await;
+    if loaded.version == version && loaded.run != *rebuilt {
+        findings.push(format!("run {id} in memory differs from the log"));
+    }
+    drop(loaded);
+    let shortcut = load::run(&*house.runs().store, &house.runs().snapshots, id).await?;
+    if shortcut.snapshot_version > 0 && shortcut.version == version && shortcut.run != *rebuilt {
+        findings.push(format!("the snapshot of run {id} differs from the log"));
+    }
+    Ok(())
+}
+
+/// Every blob that an event names must be there, with the bytes that were meant.
+fn check_blobs(house: &House, rebuilt: &Rebuilt, findings: &mut Vec<String>) {
+    for (id, run) in rebuilt {
+        for job in run.jobs() {
+            let files = job.artifacts.iter().map(|artifact| artifact.blob);
+            for blob in job.log.into_iter().chain(files) {
+                if let Err(error) = house.outputs().blobs.verify(&blob.sha256.0) {
+                    findings.push(format!("run {id}, job `{}`: {error}", job.plan.name));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Everything the server owns, opened and closed as one.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use towpath_storage::{Blobs, Home, StoreError, open};
+
+use crate::{
+    Clock, CommandError,
+    dispatch::Dispatch,
+    load,
+    outputs::Outputs,
+    runs::{Runs, locked},
+    timers,
+};
+
+/// Why a store could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store itself.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the log says.
+    #[error(transparent)]
+    Log(#[from] CommandError),
+}
+
+impl OpenError {
+    /// The stable code that scripts may match on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.code(),
+            Self::Log(error) => error.code(),
+        }
+    }
+}
+
+/// A store, and all that serves it. Cheap to clone; the last clone closes the store.
+#[derive(Clone, Debug)]
+pub struct House {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    url: String,
+    runs: Arc<Runs>,
+    dispatch: Arc<Dispatch>,
+    outputs: Outputs,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    /// Last, so that the owner's lock outlives everything that writes.
+    home: Home,
+}
+
+impl House {
+    /// Opens the store at `url` and begins to serve it: what is due is done, and workers that
+    /// connect are given what is ready.
+    pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let owned = url.to_owned();
+        let opened = tokio::task::spawn_blocking(move || {
+            let opened = open(&owned)?;
+            let blobs = Blobs::open(&opened.home.blobs())?;
+            Ok::<_, StoreError>((opened, blobs))
+        });
+        let (opened, blobs) = opened.await.map_err(|_| StoreError::Closed)??;
+        let snapshots = opened.home.snapshots();
+        let list = load::list(&*opened.store, &snapshots).await?;
+        let runs = Arc::new(Runs::new(opened.store, clock, snapshots, list));
+        let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs)));
+        let outputs = Outputs::new(opened.home.spool(), blobs);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
+        tasks.spawn(Arc::clone(&dispatch).run(stop.clone()));
+        let live: Vec<_> = locked(&runs.list).live().cloned().collect();
+        for run in live {
+            // Loaded now, so that its due times are known to the timer.
+            runs.cell(&run).await?;
+        }
+        let url = url.to_owned();
+        let home = opened.home;
+        Ok(Self { inner: Arc::new(Inner { url, runs, dispatch, outputs, stop, tasks, home }) })
+    }
+
+    /// Ends every stream and task, and keeps what makes the next start quick.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.inner.runs.close().await;
+    }
+
+    /// Does what is due now; for tests whose clock stands still.
+    pub async fn tick(&self) {
+        timers::tick(&self.inner.runs).await;
+        self.inner.dispatch.give_out().await;
+    }
+
+    /// The store's own folder.
+    pub fn folder(&self) -> PathBuf {
+        self.inner.home.path().to_owned()
+    }
+
+    /// Where other programs of this machine reach the server.
+    pub fn socket(&self) -> PathBuf {
+        self.inner.home.socket()
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    pub(crate) fn runs(&self) -> &Arc<Runs> {
+        &self.inner.runs
+    }
+
+    pub(crate) fn dispatch(&self) -> &Arc<Dispatch> {
+        &self.inner.dispatch
+    }
+
+    pub(crate) fn outputs(&self) -> &Outputs {
+        &self.inner.outputs
+    }
+
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.inner.stop
+    }
+
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.inner.tasks
+    }
+}

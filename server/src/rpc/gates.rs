@@ -1,0 +1,75 @@
+//! `towpath.v1.Gates`.
+
+use tonic::{Request, Response, Status};
+use towpath_engine::decide::{ApproveGate, Command, RejectGate};
+use towpath_proto::v1::{self, gates_server::Gates};
+
+use crate::{
+    House,
+    runs::{CommandError, locked},
+    status, wire,
+};
+
+#[tonic::async_trait]
+impl Gates for House {
+    async fn list_gates(
+        &self,
+        request: Request<v1::ListGatesRequest>,
+    ) -> Result<Response<v1::ListGatesReply>, Status> {
+        let run = request.into_inner().run;
+        let gates = self.waiting_gates(&run).await.map_err(status::of)?;
+        Ok(Response::new(v1::ListGatesReply { gates }))
+    }
+
+    async fn approve_gate(
+        &self,
+        request: Request<v1::DecideGateRequest>,
+    ) -> Result<Response<v1::DecideGateReply>, Status> {
+        let request = request.into_inner();
+        self.decide_gate(request, true).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn reject_gate(
+        &self,
+        request: Request<v1::DecideGateRequest>,
+    ) -> Result<Response<v1::DecideGateReply>, Status> {
+        let request = request.into_inner();
+        self.decide_gate(request, false).await.map(Response::new).map_err(status::of)
+    }
+}
+
+impl House {
+    async fn waiting_gates(&self, run: &str) -> Result<Vec<v1::Gate>, CommandError> {
+        let runs = match run {
+            "" => locked(&self.runs().list).live().cloned().collect(),
+            asked => vec![self.find(asked)?],
+        };
+        let mut gates = Vec::new();
+        for id in runs {
+            let cell = self.runs().cell(&id).await?;
+            let loaded = cell.lock().await;
+            let waiting = loaded.run.gates();
+            gates.extend(waiting.filter_map(|job| wire::gate(&id, &loaded.run, job)));
+        }
+        Ok(gates)
+    }
+
+    async fn decide_gate(
+        &self,
+        request: v1::DecideGateRequest,
+        approve: bool,
+    ) -> Result<v1::DecideGateReply, CommandError> {
+        let v1::DecideGateRequest { run, job, binds, comment, actor } = request;
+        let (id, by, job) = (self.find(&run)?, wire::actor(&actor)?, wire::job_name(&job));
+        let command = if approve {
+            Command::Approve(ApproveGate { job, binds: wire::digest(&binds)?, comment })
+        } else {
+            let binds = (!binds.is_empty()).then(|| wire::digest(&binds)).transpose()?;
+            Command::Reject(RejectGate { job, binds, comment })
+        };
+        self.runs().execute(&id, command, &by).await?;
+        let cell = self.runs().cell(&id).await?;
+        let phase = cell.lock().await.run.phase().word().to_owned();
+        Ok(v1::DecideGateReply { phase })
+    }
+}

@@ -1,0 +1,114 @@
+//! `towpath.v1.Log`.
+
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+use towpath_engine::ids::RunId;
+use towpath_proto::v1::{self, log_server::Log};
+use towpath_storage::Record;
+
+use super::{Streamed, channel};
+use crate::{House, check, runs::stream, status};
+
+/// Records read from the store at a time.
+const PAGE: usize = 512;
+
+#[tonic::async_trait]
+impl Log for House {
+    type FollowStream = Streamed<v1::Record>;
+    type CheckStream = Streamed<v1::CheckProgress>;
+
+    async fn follow(
+        &self,
+        request: Request<v1::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let v1::FollowRequest { run, after, follow } = request.into_inner();
+        let run = match run.as_str() {
+            "" => None,
+            asked => Some(self.find(asked).map_err(status::of)?),
+        };
+        let (send, stream) = channel();
+        let house = self.clone();
+        tokio::spawn(async move { house.follow_log(run, after, follow, send).await });
+        Ok(Response::new(stream))
+    }
+
+    async fn check(
+        &self,
+        _: Request<v1::CheckRequest>,
+    ) -> Result<Response<Self::CheckStream>, Status> {
+        let (send, stream) = channel();
+        let house = self.clone();
+        tokio::spawn(async move { check::check(&house, send).await });
+        Ok(Response::new(stream))
+    }
+
+    async fn describe(
+        &self,
+        _: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::Description>, Status> {
+        Ok(Response::new(v1::Description {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            position: *self.runs().store.watch().borrow(),
+            store: self.url().to_owned(),
+        }))
+    }
+}
+
+impl House {
+    /// Sends every record after `after`, and goes on as the log grows. Each reader reads the log
+    /// from its own position: nobody waits for the slowest.
+    async fn follow_log(
+        &self,
+        run: Option<RunId>,
+        mut after: u64,
+        follow: bool,
+        send: mpsc::Sender<Result<v1::Record, Status>>,
+    ) {
+        let store = &self.runs().store;
+        let mut tail = store.watch();
+        loop {
+            // Seen before reading: what is appended in between wakes the wait below.
+            tail.borrow_and_update();
+            loop {
+                let page = match &run {
+                    Some(run) => store.read(&stream(run), after, PAGE).await,
+                    None => store.read_all(after, PAGE).await,
+                };
+                let page = match page {
+                    Ok(page) => page,
+                    Err(error) => {
+                        drop(send.send(Err(status::of(error.into()))).await);
+                        return;
+                    }
+                };
+                let Some(last) = page.last() else { break };
+                after = if run.is_some() { last.version } else { last.position };
+                for record in page {
+                    if send.send(Ok(message(record))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            if !follow {
+                return;
+            }
+            tokio::select! {
+                () = send.closed() => return,
+                () = self.stopping().cancelled() => return,
+                changed = tail.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+fn message(record: Record) -> v1::Record {
+    v1::Record {
+        position: record.position,
+        stream: record.stream.to_string(),
+        version: record.version,
+        kind: record.kind.to_string(),
+        payload: record.bytes,
+        hash: record.hash.to_vec().into(),
+    }
+}

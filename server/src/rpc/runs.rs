@@ -1,0 +1,446 @@
+//! `towpath.v1.Runs`.
+
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+use towpath_engine::{
+    decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
+    ids::{Attempt, Digest, RunId},
+    job::JobState,
+    refusal::Refusal,
+    seed_lines,
+};
+use towpath_proto::v1::{self, runs_server::Runs};
+
+use super::{Streamed, channel};
+use crate::{
+    House,
+    outputs::Key,
+    runs::{CommandError, locked},
+    status, wire,
+};
+
+/// Most runs or jobs of one page.
+const PAGE_MAX: u32 = 1_000;
+/// Runs of a page when nobody says how many.
+const PAGE_DEFAULT: u32 = 50;
+/// Bytes of output in one message.
+const CHUNK_BYTES: u64 = 64 * 1024;
+
+#[tonic::async_trait]
+impl Runs for House {
+    type ReadOutputStream = Streamed<v1::OutputChunk>;
+    type ReadArtifactStream = Streamed<v1::OutputChunk>;
+
+    async fn start_run(
+        &self,
+        request: Request<v1::StartRunRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        self.start(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn get_run(
+        &self,
+        request: Request<v1::GetRunRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        let id = self.find(&request.into_inner().run).map_err(status::of)?;
+        self.view(&id).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn list_runs(
+        &self,
+        request: Request<v1::ListRunsRequest>,
+    ) -> Result<Response<v1::ListRunsReply>, Status> {
+        self.list(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsReply>, Status> {
+        self.jobs(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<v1::ExplainJobRequest>,
+    ) -> Result<Response<v1::Explanation>, Status> {
+        self.explain(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn resume_run(
+        &self,
+        request: Request<v1::ResumeRunRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        self.resume(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn retry_job(
+        &self,
+        request: Request<v1::RetryJobRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        let v1::RetryJobRequest { run, job, actor } = request.into_inner();
+        let command = Command::Retry(wire::job_name(&job));
+        self.command(&run, command, &actor).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn cancel_run(
+        &self,
+        request: Request<v1::CancelRunRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        let v1::CancelRunRequest { run, reason, actor } = request.into_inner();
+        let command = Command::Cancel(reason);
+        self.command(&run, command, &actor).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn import_run(
+        &self,
+        request: Request<v1::ImportRunRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        self.import(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn read_output(
+        &self,
+        request: Request<v1::ReadOutputRequest>,
+    ) -> Result<Response<Self::ReadOutputStream>, Status> {
+        let v1::ReadOutputRequest { run, job, attempt, follow } = request.into_inner();
+        let (key, kept) = self.output_of(&run, &job, attempt).await.map_err(status::of)?;
+        let (send, stream) = channel();
+        let house = self.clone();
+        tokio::spawn(async move {
+            match kept {
+                Some(blob) => house.send_blob(&blob, &send).await,
+                None => house.send_growing(&key, follow, &send).await,
+            }
+        });
+        Ok(Response::new(stream))
+    }
+
+    async fn read_artifact(
+        &self,
+        request: Request<v1::ReadArtifactRequest>,
+    ) -> Result<Response<Self::ReadArtifactStream>, Status> {
+        let blob = self.artifact(request.into_inner()).await.map_err(status::of)?;
+        let (send, stream) = channel();
+        let house = self.clone();
+        tokio::spawn(async move { house.send_blob(&blob, &send).await });
+        Ok(Response::new(stream))
+    }
+}
+
+impl House {
+    /// The one run that `asked` names.
+    pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
+        locked(&self.runs().list).find(asked)
+    }
+
+    async fn view(&self, id: &RunId) -> Result<v1::Run, CommandError> {
+        let cell = self.runs().cell(id).await?;
+        let loaded = cell.lock().await;
+        let list = locked(&self.runs().list);
+        Ok(wire::run(&loaded.run, loaded.version, loaded.position, list.short(id)))
+    }
+
+    async fn command(
+        &self,
+        run: &str,
+        command: Command,
+        actor: &str,
+    ) -> Result<v1::Run, CommandError> {
+        let (id, by) = (self.find(run)?, wire::actor(actor)?);
+        self.runs().execute(&id, command, &by).await?;
+        self.runs().changed.notify_one();
+        self.view(&id).await
+    }
+
+    async fn start(&self, request: v1::StartRunRequest) -> Result<v1::Run, CommandError> {
+        let v1::StartRunRequest { file, parallelism, gates_preapproved, traceparent, actor } =
+            request;
+        let (file, by) = (wire::pipeline_file(file)?, wire::actor(&actor)?);
+        let mut create = creation(file, parallelism);
+        create.gates_preapproved = gates_preapproved;
+        create.traceparent = (!traceparent.is_empty()).then_some(traceparent);
+        let id = create.run.clone();
+        self.runs().execute(&id, Command::Create(create), &by).await?;
+        self.view(&id).await
+    }
+
+    async fn resume(&self, request: v1::ResumeRunRequest) -> Result<v1::Run, CommandError> {
+        let v1::ResumeRunRequest { run, from_stage, file, accept_changes, actor } = request;
+        let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
+        let resume = ResumeRun {
+            from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
+            file: file.map(|file| EditedPlan { file_sha256: file.sha256, plan: file.plan }),
+            accept_changes,
+        };
+        self.command(&run, Command::Resume(resume), &actor).await
+    }
+
+    async fn import(&self, request: v1::ImportRunRequest) -> Result<v1::Run, CommandError> {
+        let v1::ImportRunRequest { file, record, actor } = request;
+        let (file, by) = (wire::pipeline_file(file)?, wire::actor(&actor)?);
+        let jobs = imported(&record)?;
+        let create = creation(file, 4);
+        let id = create.run.clone();
+        self.runs().execute(&id, Command::Import(ImportRun { create, jobs }), &by).await?;
+        self.view(&id).await
+    }
+
+    async fn list(&self, request: v1::ListRunsRequest) -> Result<v1::ListRunsReply, CommandError> {
+        let v1::ListRunsRequest { before, limit, phases } = request;
+        let limit = page(limit, PAGE_DEFAULT);
+        let before = match before.as_str() {
+            "" => None,
+            asked => Some(self.find(asked)?),
+        };
+        let ids: Vec<RunId> = {
+            let list = locked(&self.runs().list);
+            let all = list.newest_first().map(|listed| listed.run.clone());
+            match &before {
+                Some(before) => all.skip_while(|id| id != before).skip(1).collect(),
+                None => all.collect(),
+            }
+        };
+        let mut reply = v1::ListRunsReply::default();
+        for id in ids {
+            let run = self.view(&id).await?;
+            if phases.is_empty() || phases.contains(&run.phase) {
+                if reply.runs.len() == limit {
+                    reply.more = true;
+                    break;
+                }
+                reply.runs.push(run);
+            }
+        }
+        Ok(reply)
+    }
+
+    async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsReply, CommandError> {
+        let v1::ListJobsRequest { run, after, limit } = request;
+        let (id, limit) = (self.find(&run)?, page(limit, PAGE_MAX));
+        let cell = self.runs().cell(&id).await?;
+        let loaded = cell.lock().await;
+        let rest = loaded.run.jobs().get(after as usize..).unwrap_or_default();
+        let jobs = rest.iter().take(limit).map(|job| wire::job(&loaded.run, job)).collect();
+        Ok(v1::ListJobsReply { jobs, more: rest.len() > limit })
+    }
+
+    async fn explain(
+        &self,
+        request: v1::ExplainJobRequest,
+    ) -> Result<v1::Explanation, CommandError> {
+        let v1::ExplainJobRequest { run, job } = request;
+        let id = self.find(&run)?;
+        let short_id = locked(&self.runs().list).short(&id).to_owned();
+        let busy = self.runs().busy_of_others(&id);
+        let cell = self.runs().cell(&id).await?;
+        let loaded = cell.lock().await;
+        let known = loaded.run.job(&job).ok_or(Refusal::JobUnknown { job: job.as_str().into() })?;
+        let around = wire::Around {
+            id: &id,
+            short_id: &short_id,
+            now: self.runs().now(),
+            busy: &busy,
+            has_worker: self.dispatch().has_worker(&id),
+            has_tags: self.dispatch().offers(&id, &known.plan.tags),
+        };
+        Ok(wire::explanation(&loaded.run, known, &around))
+    }
+
+    /// Which attempt's output is asked for, and the blob if it is kept already.
+    async fn output_of(
+        &self,
+        run: &str,
+        job: &str,
+        attempt: u32,
+    ) -> Result<(Key, Option<Digest>), CommandError> {
+        let id = self.find(run)?;
+        let cell = self.runs().cell(&id).await?;
+        let loaded = cell.lock().await;
+        let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
+        let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
+        let key = Key { run: id.clone(), job: job.into(), attempt };
+        let running = matches!(&known.state, JobState::Leased(held, _) if *held == attempt);
+        if attempt == known.attempt {
+            let kept = known.log.filter(|_| !running).map(|log| log.sha256);
+            return Ok((key, kept));
+        }
+        drop(loaded);
+        let kept = self.older_output(&key).await?;
+        Ok((key, kept))
+    }
+
+    /// The output of a try that is not the newest stands in the log alone.
+    async fn older_output(&self, key: &Key) -> Result<Option<Digest>, CommandError> {
+        let mut after = 0;
+        loop {
+            let stream = crate::runs::stream(&key.run);
+            let page = self.runs().store.read(&stream, after, 1_024).await?;
+            let Some(last) = page.last() else { return Ok(None) };
+            after = last.version;
+            for record in page {
+                if let Ok(fact) = towpath_engine::codec::decode(&record.bytes)
+                    && let Some(log) = wire::output_in(&fact.event, &key.job, key.attempt)
+                {
+                    return Ok(Some(log.sha256));
+                }
+            }
+        }
+    }
+
+    async fn artifact(&self, request: v1::ReadArtifactRequest) -> Result<Digest, CommandError> {
+        let v1::ReadArtifactRequest { run, job, path } = request;
+        let id = self.find(&run)?;
+        let cell = self.runs().cell(&id).await?;
+        let loaded = cell.lock().await;
+        let name = job.as_str();
+        let known = loaded.run.job(name).ok_or(Refusal::JobUnknown { job: name.into() })?;
+        let blob =
+            wire::artifact_of(known, &path).ok_or(CommandError::ArtifactUnknown { job, path })?;
+        Ok(blob.sha256)
+    }
+
+    async fn send_blob(
+        &self,
+        sha256: &Digest,
+        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
+    ) {
+        let mut offset = 0;
+        loop {
+            let range = offset..offset + CHUNK_BYTES;
+            let piece = self.outputs().blobs.get(&sha256.0, range);
+            let chunk = match piece {
+                Ok(piece) if piece.is_empty() => return,
+                Ok(piece) => {
+                    offset += piece.len() as u64;
+                    Ok(v1::OutputChunk { content: piece.into() })
+                }
+                Err(error) => Err(status::of(error.into())),
+            };
+            let failed = chunk.is_err();
+            if send.send(chunk).await.is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    async fn send_growing(
+        &self,
+        key: &Key,
+        follow: bool,
+        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
+    ) {
+        let mut growing = self.outputs().watch(key);
+        let mut offset = 0;
+        loop {
+            growing.borrow_and_update();
+            loop {
+                let piece = self.outputs().read(key, offset).unwrap_or_default();
+                if piece.is_empty() {
+                    break;
+                }
+                offset += piece.len() as u64;
+                let chunk = v1::OutputChunk { content: piece.into() };
+                if send.send(Ok(chunk)).await.is_err() {
+                    return;
+                }
+            }
+            if !follow || !self.is_running(key).await {
+                // What came between the last look and the end is in the blob.
+                if let Ok((_, Some(blob))) =
+                    self.output_of(key.run.as_str(), key.job.as_str(), key.attempt.0).await
+                {
+                    let rest = self.outputs().blobs.get(&blob.0, offset..u64::MAX);
+                    if let Ok(rest) = rest {
+                        let chunk = v1::OutputChunk { content: rest.into() };
+                        drop(send.send(Ok(chunk)).await);
+                    }
+                }
+                return;
+            }
+            tokio::select! {
+                () = send.closed() => return,
+                () = self.stopping().cancelled() => return,
+                _ = growing.changed() => {}
+                // A job that prints nothing ends without a sign here.
+                () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
+            }
+        }
+    }
+
+    async fn is_running(&self, key: &Key) -> bool {
+        let Ok(cell) = self.runs().cell(&key.run).await else { return false };
+        let loaded = cell.lock().await;
+        let job = loaded.run.job(key.job.as_str());
+        job.is_some_and(
+            |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
+        )
+    }
+}
+
+fn page(asked: u32, default: u32) -> usize {
+    (if asked == 0 { default } else { asked.min(PAGE_MAX) }) as usize
+}
+
+/// A new run of `file`, under an id of its own.
+fn creation(file: wire::ReadFile, parallelism: u32) -> CreateRun {
+    CreateRun {
+        run: new_id(),
+        file: file.name,
+        folder: file.folder,
+        file_sha256: file.sha256,
+        plan: file.plan,
+        parallelism,
+        gates_preapproved: false,
+        traceparent: None,
+    }
+}
+
+/// 80 random bits in lower-case Crockford base32.
+fn new_id() -> RunId {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    // Version 7 keeps the time in front; the rest is random but for two fixed bits.
+    let bytes = Digest::of(uuid::Uuid::now_v7().as_bytes()).0;
+    let mut bits = bytes.iter().take(10).fold(0_u128, |all, byte| (all << 8) | u128::from(*byte));
+    let mut text = String::new();
+    for _ in 0..16 {
+        text.push(char::from(DIGITS[(bits & 31) as usize]));
+        bits >>= 5;
+    }
+    text.into()
+}
+
+fn imported(record: &[u8]) -> Result<Vec<ImportedJob>, CommandError> {
+    let invalid = |what: String| CommandError::ImportInvalid { what };
+    let text = std::str::from_utf8(record)
+        .map_err(|error| invalid(format!("the record is not UTF-8: {error}")))?;
+    let run = seed_lines::parse(text);
+    if let Some((line, what)) = run.problems.first() {
+        return Err(invalid(format!("line {line}: {what}")));
+    }
+    // The parser has kept the last word on every job.
+    let job = |line: seed_lines::SeedLine| ImportedJob {
+        job: line.job,
+        result: line.status,
+        started_at: line.started_at,
+        finished_at: line.finished_at,
+        exit_code: line.exit_code,
+        error: line.error,
+    };
+    Ok(run.lines.into_iter().map(job).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_sixteen_characters_and_never_the_same() {
+        let ids: std::collections::BTreeSet<RunId> = (0..1_000).map(|_| new_id()).collect();
+        assert_eq!(ids.len(), 1_000);
+        assert!(ids.iter().all(|id| id.as_str().len() == 16));
+        let firsts: std::collections::BTreeSet<_> =
+            ids.iter().map(|id| id.as_str().chars().next()).collect();
+        assert!(firsts.len() > 20, "a short prefix tells runs apart");
+    }
+}

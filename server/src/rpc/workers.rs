@@ -1,0 +1,235 @@
+//! `towpath.v1.Workers`: one session for each worker.
+
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+use towpath_engine::{
+    decide::{Command, Ended, ReportJob},
+    ids::Actor,
+    refusal::Refusal,
+};
+use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
+
+use super::Streamed;
+use crate::{
+    House,
+    dispatch::{Outgoing, SESSION_QUEUE},
+    outputs::Key,
+    runs::CommandError,
+    status,
+    wire::{self, Reported},
+};
+
+#[tonic::async_trait]
+impl Workers for House {
+    type SessionStream = Streamed<v1::ServerMessage>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (send, receive) = mpsc::channel(SESSION_QUEUE);
+        let house = self.clone();
+        let mut incoming = request.into_inner();
+        tokio::spawn(async move {
+            let Some(Ok(v1::WorkerMessage { message: Some(Message::Hello(hello)) })) =
+                incoming.next().await
+            else {
+                let what = "a session begins with a hello".to_owned();
+                drop(send.send(Err(status::of(CommandError::MessageInvalid { what }))).await);
+                return;
+            };
+            if let Err(error) = house.serve_worker(hello, incoming, send.clone()).await {
+                drop(send.send(Err(status::of(error))).await);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+impl House {
+    async fn serve_worker(
+        &self,
+        hello: v1::Hello,
+        mut incoming: Streaming<v1::WorkerMessage>,
+        send: mpsc::Sender<Outgoing>,
+    ) -> Result<(), CommandError> {
+        let (session, held) = self.dispatch().open(hello, send.clone()).await?;
+        let lengths =
+            held.iter().map(|key| (key.clone(), self.outputs().length(key))).collect::<Vec<_>>();
+        drop(send.try_send(Ok(wire::welcome(lengths.into_iter()))));
+        self.dispatch().begin(session, &held).await;
+        let served = loop {
+            let message = tokio::select! {
+                () = self.stopping().cancelled() => break Ok(()),
+                () = send.closed() => break Ok(()),
+                message = incoming.next() => message,
+            };
+            let Some(Ok(v1::WorkerMessage { message })) = message else { break Ok(()) };
+            if let Err(error) = self.worker_says(session, message, &send).await {
+                break Err(error);
+            }
+        };
+        self.dispatch().close(session);
+        served
+    }
+
+    async fn worker_says(
+        &self,
+        session: u64,
+        message: Option<Message>,
+        send: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), CommandError> {
+        match message {
+            Some(Message::Output(v1::Output { of, offset, content })) => {
+                let key = self.own(session, of)?;
+                self.outputs().write(&key, offset, &content).map_err(disk)
+            }
+            Some(Message::Artifact(v1::ArtifactPart { of, path, content, last: _ })) => {
+                let key = self.own(session, of)?;
+                self.outputs().write_artifact(&key, &path, &content).map_err(disk)
+            }
+            Some(Message::Report(report)) => self.take_report(session, report, send).await,
+            Some(Message::Drain(v1::Drain {})) => {
+                self.dispatch().drain(session);
+                Ok(())
+            }
+            Some(Message::Beat(v1::Beat {})) | None => Ok(()),
+            Some(Message::Hello(_)) => {
+                Err(CommandError::MessageInvalid { what: "a second hello".to_owned() })
+            }
+        }
+    }
+
+    /// The attempt that a message is about, which must be one that this session was given.
+    fn own(&self, session: u64, of: Option<v1::Holding>) -> Result<Key, CommandError> {
+        let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
+        let key = wire::key(of.ok_or_else(missing)?);
+        if self.dispatch().holds(session, &key) {
+            return Ok(key);
+        }
+        let worker = self.dispatch().worker(session).unwrap_or_else(|| "".into());
+        Err(Refusal::AttemptStale { job: key.job, attempt: key.attempt, worker }.into())
+    }
+
+    async fn take_report(
+        &self,
+        session: u64,
+        report: v1::Report,
+        send: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), CommandError> {
+        let v1::Report { of, ran_ms, ended, output_bytes } = report;
+        let key = self.own(session, of)?;
+        let (house, send) = (self.clone(), send.clone());
+        let reported = wire::reported(ended)?;
+        // Beside the session: the disk of one job does not hold up the messages of another.
+        let finished = async move {
+            let answer = match house.record(session, &key, ran_ms, reported, output_bytes).await {
+                // A report of what no longer counts is answered like any other: forget it.
+                Ok(()) | Err(CommandError::Refused(_)) => Ok(wire::recorded(&key)),
+                Err(error) => Err(status::of(error)),
+            };
+            drop(send.send(answer).await);
+        };
+        tokio::spawn(finished);
+        Ok(())
+    }
+
+    /// Keeps what the attempt left, then records how it ended; the slot that is free now is used
+    /// in the same append.
+    async fn record(
+        &self,
+        session: u64,
+        key: &Key,
+        ran_ms: u64,
+        reported: Reported,
+        output_bytes: u64,
+    ) -> Result<(), CommandError> {
+        let ended = match reported {
+            Reported::Ended(ended) => ended,
+            Reported::Lost(reason) => {
+                self.dispatch().free_slot(session, key);
+                return self.dispatch().lose(key, &reason).await;
+            }
+        };
+        let log = if output_bytes == 0 && self.outputs().length(key) == 0 {
+            None
+        } else {
+            self.blocking(key, Self::keep_output).await?
+        };
+        if let Ended::Succeeded { artifacts, .. } = &ended {
+            for artifact in artifacts.clone() {
+                self.blocking(key, move |house, key| house.keep_file(key, &artifact)).await?;
+            }
+        }
+        let paths: Vec<String> = match &ended {
+            Ended::Succeeded { artifacts, .. } => {
+                artifacts.iter().map(|artifact| artifact.path.clone()).collect()
+            }
+            Ended::Failed(_) | Ended::Cancelled => Vec::new(),
+        };
+        let worker = self.dispatch().worker(session).unwrap_or_else(|| "".into());
+        let by = Actor::worker(worker.as_str());
+        let (job, attempt) = (key.job.clone(), key.attempt);
+        let report = ReportJob { job, attempt, worker, ended, ran_ms, log };
+        let mut commands = vec![Command::Report(report)];
+        self.dispatch().free_slot(session, key);
+        let reserved = self.dispatch().reserve(session, 1);
+        let count = u32::from(reserved.is_some());
+        commands.extend(reserved.map(|(lease, _)| lease));
+        let recorded = match self.runs().queue(&key.run, &commands, &by).await {
+            Ok(finished) => finished.await.map_err(crate::runs::store_error),
+            Err(error) => Err(error),
+        };
+        match recorded {
+            Ok(recorded) => {
+                self.dispatch().assign(session, &key.run, &recorded, count).await;
+                self.outputs().forget(key, paths.iter().map(String::as_str));
+                Ok(())
+            }
+            Err(error) => {
+                self.dispatch().release(session, count);
+                Err(error)
+            }
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        key: &Key,
+        work: impl FnOnce(&Self, &Key) -> Result<T, CommandError> + Send + 'static,
+    ) -> Result<T, CommandError> {
+        let (house, key) = (self.clone(), key.clone());
+        let done = tokio::task::spawn_blocking(move || work(&house, &key)).await;
+        done.unwrap_or(Err(CommandError::Store(towpath_storage::StoreError::Closed)))
+    }
+
+    fn keep_output(&self, key: &Key) -> Result<Option<towpath_engine::ids::Blob>, CommandError> {
+        Ok(self.outputs().keep(key)?)
+    }
+
+    fn keep_file(
+        &self,
+        key: &Key,
+        artifact: &towpath_engine::event::Artifact,
+    ) -> Result<(), CommandError> {
+        let kept = self.outputs().keep_artifact(key, &artifact.path)?;
+        let empty = towpath_engine::ids::Blob::of(b"");
+        let kept = match kept {
+            Some(kept) => kept,
+            None => {
+                self.outputs().blobs.put(b"")?;
+                empty
+            }
+        };
+        if kept == artifact.blob {
+            return Ok(());
+        }
+        let what = format!("artifact `{}` did not arrive as it was sent", artifact.path);
+        Err(CommandError::MessageInvalid { what })
+    }
+}
+
+fn disk(error: std::io::Error) -> CommandError {
+    CommandError::MessageInvalid { what: format!("output could not be kept: {error}") }
+}

@@ -1,0 +1,191 @@
+//! Which runs are there, and how did they end? (`tow list`, and what a prefix of an id means.)
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use towpath_engine::{
+    codec,
+    event::{Fact, RunEvent, RunOutcome},
+    ids::{Actor, RunId},
+    time::Timestamp,
+};
+use towpath_storage::{Position, Record};
+
+use crate::runs::CommandError;
+
+/// Shortest prefix of an id that is shown, in characters.
+const PREFIX_MIN: usize = 6;
+
+/// A run, as a list shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) run: RunId,
+    pub(crate) pipeline: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) requested_by: Actor,
+    /// How it ended, if it has.
+    pub(crate) outcome: Option<RunOutcome>,
+}
+
+/// All runs of a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunList {
+    position: Position,
+    newest_at: Timestamp,
+    /// In the order in which they were created.
+    runs: Vec<Listed>,
+    place: BTreeMap<RunId, usize>,
+}
+
+impl RunList {
+    /// How much of the log it has taken in.
+    pub(crate) fn position(&self) -> Position {
+        self.position
+    }
+
+    /// When the newest fact it has taken in was decided.
+    pub(crate) fn newest_at(&self) -> Timestamp {
+        self.newest_at
+    }
+
+    /// Newest first.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = &Listed> {
+        self.runs.iter().rev()
+    }
+
+    /// The runs that have not ended, oldest first.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &RunId> {
+        self.runs.iter().filter(|listed| listed.outcome.is_none()).map(|listed| &listed.run)
+    }
+
+    /// The one run that `asked` names: an id, an unambiguous prefix, or `@latest`.
+    pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
+        let unknown = || towpath_engine::refusal::Refusal::RunUnknown;
+        if asked == "@latest" {
+            return Ok(self.runs.last().ok_or_else(unknown)?.run.clone());
+        }
+        if asked.is_empty() {
+            return Err(unknown().into());
+        }
+        let fitting: Vec<&RunId> = self.starting_with(asked).take(100).collect();
+        match fitting[..] {
+            [] => Err(unknown().into()),
+            [one] => Ok(one.clone()),
+            [..] => {
+                let (prefix, count) = (asked.to_owned(), fitting.len());
+                Err(CommandError::RunAmbiguous { prefix, count })
+            }
+        }
+    }
+
+    /// The shortest prefix of `run` that names no other.
+    pub(crate) fn short<'a>(&self, run: &'a RunId) -> &'a str {
+        let text = run.as_str();
+        (PREFIX_MIN..text.len())
+            .filter_map(|len| text.get(..len))
+            .find(|prefix| self.starting_with(prefix).take(2).count() < 2)
+            .unwrap_or(text)
+    }
+
+    fn starting_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a RunId> + 'a {
+        self.place
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .map(|(run, _)| run)
+            .take_while(move |run| run.as_str().starts_with(prefix))
+    }
+
+    /// Takes in one more record.
+    pub(crate) fn read(&mut self, record: &Record) -> Result<(), CommandError> {
+        if let Some(id) = record.stream.strip_prefix("run/") {
+            let id = RunId::from(id);
+            let fact =
+                codec::decode(&record.bytes).map_err(|error| CommandError::Unreplayable {
+                    run: id.clone(),
+                    version: record.version,
+                    why: error.to_string(),
+                })?;
+            self.apply(&id, &fact);
+        }
+        self.position = record.position;
+        Ok(())
+    }
+
+    /// Takes in facts of run `id` that end at `position`.
+    pub(crate) fn apply_all(&mut self, id: &RunId, position: Position, facts: &[Fact]) {
+        for fact in facts {
+            self.apply(id, fact);
+        }
+        self.position = self.position.max(position);
+    }
+
+    fn apply(&mut self, id: &RunId, fact: &Fact) {
+        self.newest_at = self.newest_at.max(fact.at);
+        match &fact.event {
+            RunEvent::RunCreated { pipeline, .. } => {
+                if !self.place.contains_key(id) {
+                    self.place.insert(id.clone(), self.runs.len());
+                    self.runs.push(Listed {
+                        run: id.clone(),
+                        pipeline: pipeline.clone(),
+                        created_at: fact.at,
+                        requested_by: fact.by.clone(),
+                        outcome: None,
+                    });
+                }
+            }
+            RunEvent::RunFinished { outcome, .. } => self.ended(id, Some(*outcome)),
+            RunEvent::RunResumed {}
+            | RunEvent::JobsInvalidated { .. }
+            | RunEvent::JobRetried { .. }
+            | RunEvent::PlanReplaced { .. } => self.ended(id, None),
+            RunEvent::JobsPlanned { .. }
+            | RunEvent::RunStarted {}
+            | RunEvent::ConditionEvaluated { .. }
+            | RunEvent::GateReached { .. }
+            | RunEvent::GateApproved { .. }
+            | RunEvent::GateRejected { .. }
+            | RunEvent::JobLeased { .. }
+            | RunEvent::JobSucceeded { .. }
+            | RunEvent::JobAttemptFailed { .. }
+            | RunEvent::JobFailed { .. }
+            | RunEvent::JobCancelled { .. }
+            | RunEvent::JobLost { .. }
+            | RunEvent::JobSkipped { .. }
+            | RunEvent::RunAborted { .. }
+            | RunEvent::RunCancelRequested { .. }
+            | RunEvent::RunTimedOut {}
+            | RunEvent::JobImported { .. } => {}
+        }
+    }
+
+    fn ended(&mut self, id: &RunId, outcome: Option<RunOutcome>) {
+        if let Some(listed) = self.place.get(id).and_then(|place| self.runs.get_mut(*place)) {
+            listed.outcome = outcome;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn created(list: &mut RunList, id: &str) {
+        let event = towpath_engine::specimens::one_of_each_kind().swap_remove(0);
+        let fact = Fact { at: Timestamp(1), by: Actor::human("ana"), event };
+        list.apply_all(&id.into(), 1, &[fact]);
+    }
+
+    #[test]
+    fn a_run_answers_to_its_id_a_prefix_and_to_latest() {
+        let mut list = RunList::default();
+        created(&mut list, "abcdefgh00000001");
+        created(&mut list, "abcdefgi00000002");
+
+        assert_eq!(list.find("@latest").unwrap().as_str(), "abcdefgi00000002");
+        assert_eq!(list.find("abcdefgh").unwrap().as_str(), "abcdefgh00000001");
+        assert_eq!(list.short(&"abcdefgh00000001".into()), "abcdefgh");
+        assert!(matches!(list.find("abc"), Err(CommandError::RunAmbiguous { count: 2, .. })));
+        assert!(matches!(list.find("zzz"), Err(CommandError::Refused(_))));
+        assert!(matches!(list.find(""), Err(CommandError::Refused(_))));
+    }
+}

@@ -1,0 +1,437 @@
+//! Load, decide, append: the only way into the log.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex as SyncMutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use tokio::sync::{Mutex, Notify, watch};
+use towpath_engine::{
+    decide::{CarryOutError, Command, Written, carry_out},
+    diagnostics::Diagnostics,
+    event::{Fact, RunEvent},
+    ids::{Actor, RunId},
+    job::IllegalEvent,
+    refusal::Refusal,
+    run::{Busy, Run},
+    time::Timestamp,
+};
+use towpath_storage::{
+    AppendError, EventStore, NewRecord, Position, RunningHash, StoreError, Version,
+};
+use tracing::Instrument as _;
+
+use crate::{Clock, load, run_list::RunList};
+
+/// How often a lost race is decided again before the caller is told to come back.
+const TRIES_MAX: usize = 8;
+/// A snapshot is written when a run has grown by this many events since the last.
+const SNAPSHOT_EVERY: Version = 20_000;
+/// How many finished runs stay in memory.
+const IDLE_RUNS_MAX: usize = 64;
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The engine said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The pipeline file has errors.
+    #[error("the pipeline file `{name}` has errors")]
+    FileInvalid {
+        /// The file, as the client named it.
+        name: String,
+        /// All of them.
+        diagnostics: Box<Diagnostics>,
+    },
+    /// More than one run answers to the prefix.
+    #[error("`{prefix}` fits {count} runs")]
+    RunAmbiguous {
+        /// What was asked for.
+        prefix: String,
+        /// How many runs it fits.
+        count: usize,
+    },
+    /// Another process wrote first, again and again.
+    #[error("the run is being changed by somebody else")]
+    Contended,
+    /// The store could not do its part.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log says something that cannot have happened.
+    #[error("the log of run `{run}` cannot be replayed at version {version}: {why}")]
+    Unreplayable {
+        /// The run.
+        run: RunId,
+        /// Where in its stream.
+        version: Version,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A message of the wire that no client of ours sends.
+    #[error("{what}")]
+    MessageInvalid {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A record to import that cannot be read.
+    #[error("{what}")]
+    ImportInvalid {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The job left no such file.
+    #[error("job `{job}` left no file `{path}`")]
+    ArtifactUnknown {
+        /// The job.
+        job: String,
+        /// The file asked for.
+        path: String,
+    },
+    /// The engine decided on something that cannot be replayed.
+    #[error("a bug in the engine: {0}")]
+    Bug(#[from] IllegalEvent),
+}
+
+/// A run in memory.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) run: Run,
+    /// The version that the next append expects.
+    pub(crate) version: Version,
+    /// The position of the newest record whose append was acknowledged.
+    pub(crate) position: Position,
+    pub(crate) snapshot_version: Version,
+    /// The newest version known to be durable; closed when an append failed.
+    durable: watch::Sender<Version>,
+}
+
+/// What a queued command recorded, and where it will stand.
+pub(crate) struct Recorded {
+    pub(crate) facts: Vec<Fact>,
+    /// The position of the first fact; 0 if there is none.
+    pub(crate) first: Position,
+}
+
+type Cell = Arc<Mutex<Loaded>>;
+
+/// The runs of a store.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    pub(crate) store: Arc<dyn EventStore>,
+    clock: Arc<dyn Clock>,
+    pub(crate) snapshots: PathBuf,
+    cells: SyncMutex<HashMap<RunId, Cell>>,
+    pub(crate) list: SyncMutex<RunList>,
+    /// Locks held by each run, ahead of durability.
+    held: SyncMutex<HashMap<RunId, Busy>>,
+    /// When time itself next changes something, by run.
+    pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
+    /// Runs that may have something to lease.
+    pub(crate) movable: SyncMutex<HashSet<RunId>>,
+    /// Runs that began to end, for the dispatcher to tell their workers.
+    pub(crate) ending: SyncMutex<HashSet<RunId>>,
+    newest_at: AtomicI64,
+    /// Something changed that a dispatcher or a timer may act on.
+    pub(crate) changed: Notify,
+    pub(crate) due_changed: Notify,
+}
+
+/// The lock, whether or not another thread died holding it: every value behind these locks is
+/// derived and is replaced whole.
+pub(crate) fn locked<T>(lock: &SyncMutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The stream of run `id`.
+pub(crate) fn stream(id: &RunId) -> String {
+    format!("run/{id}")
+}
+
+impl Runs {
+    pub(crate) fn new(
+        store: Arc<dyn EventStore>,
+        clock: Arc<dyn Clock>,
+        snapshots: PathBuf,
+        list: RunList,
+    ) -> Self {
+        let newest_at = AtomicI64::new(list.newest_at().0);
+        Self {
+            store,
+            clock,
+            snapshots,
+            cells: SyncMutex::default(),
+            list: SyncMutex::new(list),
+            held: SyncMutex::default(),
+            due: SyncMutex::default(),
+            movable: SyncMutex::default(),
+            ending: SyncMutex::default(),
+            newest_at,
+            changed: Notify::new(),
+            due_changed: Notify::new(),
+        }
+    }
+
+    /// The moment it is. Never goes backwards, whatever the machine's clock does.
+    pub(crate) fn now(&self) -> Timestamp {
+        let now = self.clock.now().0;
+        Timestamp(self.newest_at.fetch_max(now, Ordering::SeqCst).max(now))
+    }
+
+    /// The run in memory, loaded if need be.
+    pub(crate) async fn cell(&self, id: &RunId) -> Result<Cell, CommandError> {
+        if let Some(cell) = locked(&self.cells).get(id) {
+            return Ok(Arc::clone(cell));
+        }
+        let loaded = load::run(&*self.store, &self.snapshots, id).await?;
+        self.note(id, &loaded.run);
+        let cell = Arc::new(Mutex::new(Loaded {
+            durable: watch::Sender::new(loaded.version),
+            run: loaded.run,
+            version: loaded.version,
+            position: loaded.position,
+            snapshot_version: loaded.snapshot_version,
+        }));
+        let mut cells = locked(&self.cells);
+        if cells.len() > IDLE_RUNS_MAX {
+            cells.retain(|_, cell| {
+                let busy = Arc::strong_count(cell) > 1;
+                busy || cell.try_lock().map_or(true, |loaded| loaded.run.phase().is_live())
+            });
+        }
+        Ok(Arc::clone(cells.entry(id.clone()).or_insert(cell)))
+    }
+
+    /// Carries out `command` and waits until what it recorded is durable.
+    pub(crate) async fn execute(
+        self: &Arc<Self>,
+        id: &RunId,
+        command: Command,
+        by: &Actor,
+    ) -> Result<Recorded, CommandError> {
+        let span = tracing::debug_span!("command", run = %id);
+        async {
+            for _ in 0..TRIES_MAX {
+                match self.queue(id, std::slice::from_ref(&command), by).await?.await {
+                    Err(AppendError::Conflict { .. }) => {}
+                    Err(error) => return Err(store_error(error)),
+                    Ok(recorded) => return Ok(recorded),
+                }
+            }
+            Err(CommandError::Contended)
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Decides `commands` one after the other and queues all they record as one append. The answer
+    /// resolves when that is durable. Only a refusal of the first command is reported: the others
+    /// ask for something that may well not be there.
+    pub(crate) async fn queue(
+        self: &Arc<Self>,
+        id: &RunId,
+        commands: &[Command],
+        by: &Actor,
+    ) -> Result<impl Future<Output = Result<Recorded, AppendError>> + Send + use<>, CommandError>
+    {
+        let cell = self.cell(id).await?;
+        let mut loaded = cell.lock().await;
+        let mut written = Vec::new();
+        for (command, nth) in commands.iter().zip(0..) {
+            let command = self.with_busy(id, command);
+            match carry_out(&mut loaded.run, &command, by, self.now()) {
+                Ok(more) => written.extend(more),
+                Err(CarryOutError::Refused(refusal)) if nth == 0 => return Err(refusal.into()),
+                Err(CarryOutError::Refused(_)) => {}
+                Err(CarryOutError::Bug(bug)) => {
+                    locked(&self.cells).remove(id);
+                    return Err(bug.into());
+                }
+            }
+        }
+        self.note(id, &loaded.run);
+        let expected = loaded.version;
+        loaded.version += written.len() as Version;
+        let (facts, records) = split(written);
+        let version = loaded.version;
+        let mut durable = loaded.durable.subscribe();
+        // Queued under the lock, so appends of one run stand in the order they were decided in.
+        let append =
+            (!records.is_empty()).then(|| self.store.append(&stream(id), expected, records));
+        drop(loaded);
+        let finished = append.map(|append| {
+            let runs = Arc::clone(self);
+            let (id, cell, facts) = (id.clone(), Arc::clone(&cell), facts);
+            // A task of its own: what is queued is finished even if the caller goes away.
+            tokio::spawn(async move { runs.finish(&id, &cell, facts, append.await).await })
+        });
+        Ok(async move {
+            match finished {
+                Some(task) => task.await.unwrap_or_else(|_| Err(AppendError::Store(gone()))),
+                // Nothing new: but what this answer rests on must be durable too.
+                None => match durable.wait_for(|durable| *durable >= version).await {
+                    Ok(_) => Ok(Recorded { facts: Vec::new(), first: 0 }),
+                    Err(_) => Err(AppendError::Store(gone())),
+                },
+            }
+        })
+    }
+
+    async fn finish(
+        self: &Arc<Self>,
+        id: &RunId,
+        cell: &Cell,
+        facts: Vec<Fact>,
+        appended: Result<towpath_storage::Appended, AppendError>,
+    ) -> Result<Recorded, AppendError> {
+        let appended = match appended {
+            Ok(appended) => appended,
+            Err(error) => {
+                // What memory holds was not written: forget it, read again.
+                let mut cells = locked(&self.cells);
+                if cells.get(id).is_some_and(|current| Arc::ptr_eq(current, cell)) {
+                    cells.remove(id);
+                }
+                return Err(error);
+            }
+        };
+        if facts.iter().any(|fact| begins_the_end(&fact.event)) {
+            locked(&self.ending).insert(id.clone());
+        }
+        for fact in &facts {
+            tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
+        }
+        locked(&self.list).apply_all(id, appended.last, &facts);
+        let mut loaded = cell.lock().await;
+        loaded.position = loaded.position.max(appended.last);
+        loaded.durable.send_if_modified(|durable| {
+            let newer = appended.version > *durable;
+            *durable = appended.version.max(*durable);
+            newer
+        });
+        if loaded.version == appended.version
+            && loaded.version >= loaded.snapshot_version + SNAPSHOT_EVERY
+        {
+            self.snapshot(id, &mut loaded).await;
+        }
+        drop(loaded);
+        self.changed.notify_one();
+        Ok(Recorded { facts, first: appended.first })
+    }
+
+    /// Writes the state of a run beside the log. A failure costs time at the next start, no more.
+    pub(crate) async fn snapshot(&self, id: &RunId, loaded: &mut Loaded) {
+        let version = loaded.version;
+        let Some(hash) = self.hash_at(id, version).await else { return };
+        match load::write_snapshot(&self.snapshots, id, version, &hash, &loaded.run) {
+            Ok(()) => loaded.snapshot_version = version,
+            Err(error) => tracing::warn!(run = %id, %error, "no snapshot"),
+        }
+    }
+
+    async fn hash_at(&self, id: &RunId, version: Version) -> Option<RunningHash> {
+        let page = self.store.read(&stream(id), version - 1, 1).await.ok()?;
+        page.first().filter(|record| record.version == version).map(|record| record.hash)
+    }
+
+    /// Writes snapshots of what is in memory, for a quick next start.
+    pub(crate) async fn close(&self) {
+        let cells: Vec<_> =
+            locked(&self.cells).iter().map(|(id, cell)| (id.clone(), Arc::clone(cell))).collect();
+        for (id, cell) in cells {
+            let mut loaded = cell.lock().await;
+            let settled = *loaded.durable.borrow() == loaded.version;
+            if settled && loaded.version >= loaded.snapshot_version + SNAPSHOT_EVERY / 4 {
+                self.snapshot(&id, &mut loaded).await;
+            }
+        }
+        let list = locked(&self.list).clone();
+        if let Err(error) = load::write_list(&*self.store, &self.snapshots, &list).await {
+            tracing::warn!(%error, "no snapshot of the list of runs");
+        }
+    }
+
+    /// A lease needs to know which locks other runs hold.
+    fn with_busy(&self, id: &RunId, command: &Command) -> Command {
+        let mut command = command.clone();
+        if let Command::Lease(lease) = &mut command {
+            lease.busy = self.busy_of_others(id);
+        }
+        command
+    }
+
+    /// How many jobs of runs other than `id` hold each lock.
+    pub(crate) fn busy_of_others(&self, id: &RunId) -> Busy {
+        let mut all = Busy::new();
+        for (_, busy) in locked(&self.held).iter().filter(|(other, _)| *other != id) {
+            for (name, count) in busy {
+                *all.entry(name.clone()).or_default() += count;
+            }
+        }
+        all
+    }
+
+    /// Keeps what the dispatcher and the timer look at in step with a run.
+    fn note(&self, id: &RunId, run: &Run) {
+        let busy = run.busy();
+        let mut held = locked(&self.held);
+        if busy.is_empty() {
+            held.remove(id)
+        } else {
+            held.insert(id.clone(), busy)
+        };
+        drop(held);
+        let mut movable = locked(&self.movable);
+        if run.phase().is_running() && run.can_move() {
+            if !movable.contains(id) {
+                movable.insert(id.clone());
+            }
+        } else {
+            movable.remove(id);
+        }
+        drop(movable);
+        let mut due = locked(&self.due);
+        let changed = match run.next_due() {
+            Some(next) => due.insert(id.clone(), next) != Some(next),
+            None => due.remove(id).is_some(),
+        };
+        if changed {
+            self.due_changed.notify_one();
+        }
+    }
+}
+
+fn begins_the_end(event: &RunEvent) -> bool {
+    matches!(
+        event,
+        RunEvent::RunAborted { .. }
+            | RunEvent::RunCancelRequested { .. }
+            | RunEvent::RunTimedOut {}
+    )
+}
+
+fn split(written: Vec<Written>) -> (Vec<Fact>, Vec<NewRecord>) {
+    written
+        .into_iter()
+        .map(|(fact, bytes)| {
+            let record = NewRecord::new(fact.event.kind(), bytes);
+            (fact, record)
+        })
+        .unzip()
+}
+
+fn gone() -> StoreError {
+    StoreError::Closed
+}
+
+pub(crate) fn store_error(error: AppendError) -> CommandError {
+    match error {
+        AppendError::Conflict { .. } => CommandError::Contended,
+        AppendError::Store(error) => CommandError::Store(error),
+        other => CommandError::MessageInvalid { what: other.to_string() },
+    }
+}

@@ -1,0 +1,118 @@
+//! Errors as gRPC statuses: a stable code in `google.rpc.ErrorInfo`, and advice beside it.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use towpath_engine::refusal::{Refusal, RefusalClass};
+use towpath_storage::StoreError;
+
+use crate::runs::CommandError;
+
+/// The domain of every `ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "towpath";
+
+/// The codes of failures, beside those of refusals and of the store.
+pub const FAILURE_CODES: [&str; 9] = [
+    "FILE_INVALID",
+    "RUN_AMBIGUOUS",
+    "RUN_CONTENDED",
+    "LOG_DAMAGED",
+    "MESSAGE_INVALID",
+    "IMPORT_INVALID",
+    "ARTIFACT_UNKNOWN",
+    "ENGINE_BUG",
+    "STORE_BUSY",
+];
+
+impl CommandError {
+    /// The stable code that scripts may match on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::FileInvalid { .. } => "FILE_INVALID",
+            Self::RunAmbiguous { .. } => "RUN_AMBIGUOUS",
+            Self::Contended => "RUN_CONTENDED",
+            Self::Store(error) => error.code(),
+            Self::Unreplayable { .. } => "LOG_DAMAGED",
+            Self::MessageInvalid { .. } => "MESSAGE_INVALID",
+            Self::ImportInvalid { .. } => "IMPORT_INVALID",
+            Self::ArtifactUnknown { .. } => "ARTIFACT_UNKNOWN",
+            Self::Bug(_) => "ENGINE_BUG",
+        }
+    }
+
+    fn grpc_code(&self) -> Code {
+        match self {
+            Self::Refused(refusal) => match refusal.class() {
+                RefusalClass::Missing => Code::NotFound,
+                RefusalClass::Invalid => Code::InvalidArgument,
+                RefusalClass::Conflict => Code::FailedPrecondition,
+            },
+            Self::FileInvalid { .. }
+            | Self::RunAmbiguous { .. }
+            | Self::MessageInvalid { .. }
+            | Self::ImportInvalid { .. } => Code::InvalidArgument,
+            Self::ArtifactUnknown { .. } => Code::NotFound,
+            Self::Contended => Code::Aborted,
+            Self::Unreplayable { .. } => Code::DataLoss,
+            Self::Bug(_) => Code::Internal,
+            Self::Store(error) => match error {
+                StoreError::Damaged { .. }
+                | StoreError::Rollback { .. }
+                | StoreError::BlobDamaged { .. }
+                | StoreError::BackupDamaged { .. } => Code::DataLoss,
+                StoreError::BlobMissing { .. } => Code::NotFound,
+                StoreError::Unavailable { .. }
+                | StoreError::Stopped { .. }
+                | StoreError::Closed
+                | StoreError::Owned { .. } => Code::Unavailable,
+                StoreError::UrlInvalid { .. }
+                | StoreError::FormatUnknown { .. }
+                | StoreError::BackendDiffers { .. }
+                | StoreError::BackupExists { .. }
+                | StoreError::RestoreTargetNotEmpty { .. } => Code::FailedPrecondition,
+            },
+        }
+    }
+
+    /// What to do next, in a sentence.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.advice(),
+            Self::FileInvalid { .. } => "Correct the file; `tow validate` shows every problem.",
+            Self::RunAmbiguous { .. } => "Give more characters of the id.",
+            Self::Contended => "Try again.",
+            Self::Store(StoreError::Owned { .. }) => {
+                "Wait until that process has ended, or talk to it instead."
+            }
+            Self::Store(_) | Self::Unreplayable { .. } => {
+                "Nothing was skipped or guessed; docs/errors/ says how to go on."
+            }
+            Self::MessageInvalid { .. } => "This is a bug of the client; please report it.",
+            Self::ImportInvalid { .. } => "Correct the record; nothing was imported.",
+            Self::ArtifactUnknown { .. } => "See `tow status --output json` for the files it left.",
+            Self::Bug(_) => "This is a bug of ours; please report it.",
+        }
+    }
+}
+
+/// The status for `error`.
+pub(crate) fn of(error: CommandError) -> Status {
+    let mut metadata = HashMap::from([("advice".to_owned(), error.advice().to_owned())]);
+    if let CommandError::Refused(Refusal::ApprovalStale { waiting, .. }) = &error {
+        metadata.insert("waiting".to_owned(), waiting.to_string());
+    }
+    if let CommandError::FileInvalid { diagnostics, .. } = &error {
+        metadata.insert("problems".to_owned(), diagnostics.to_string());
+    }
+    let mut details = ErrorDetails::new();
+    details.set_error_info(error.code(), ERROR_DOMAIN, metadata);
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(deeper) = cause {
+        message = format!("{message}: {deeper}");
+        cause = deeper.source();
+    }
+    Status::with_error_details(error.grpc_code(), message, details)
+}

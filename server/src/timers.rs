@@ -1,0 +1,47 @@
+//! What is due by now? One timer asks, and issues ordinary commands; it keeps nothing itself.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use towpath_engine::{decide::Command, ids::Actor};
+
+use crate::runs::{Runs, locked};
+
+/// Longest time between two looks, whatever is due: a bound on the harm of a clock that jumps.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Issues what is due until told to stop.
+pub(crate) async fn run(runs: Arc<Runs>, stop: CancellationToken) {
+    loop {
+        let now = runs.now();
+        let next = locked(&runs.due).values().min().copied();
+        let wait = next.map_or(LOOK_EVERY, |due| Duration::from_millis(due.ms_since(now)));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait.min(LOOK_EVERY)) => {}
+            () = runs.due_changed.notified() => {}
+        }
+        tick(&runs).await;
+    }
+}
+
+/// Does what is due now.
+pub(crate) async fn tick(runs: &Arc<Runs>) {
+    let now = runs.now();
+    let due: Vec<_> = locked(&runs.due)
+        .iter()
+        .filter(|(_, due)| **due <= now)
+        .map(|(run, _)| run.clone())
+        .collect();
+    for run in due {
+        if let Err(error) = runs.execute(&run, Command::PassTime, &Actor::timer()).await {
+            tracing::warn!(%run, %error, "what was due could not be done");
+        }
+        // A try in back-off is due without an event: the dispatcher only has to look.
+        runs.changed.notify_one();
+        let mut waiting = locked(&runs.due);
+        if waiting.get(&run).is_some_and(|due| *due <= now) {
+            waiting.remove(&run);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Between messages and the engine: commands one way in, views one way out. Nothing is decided.
+
+mod explain;
+mod views;
+
+use towpath_engine::{
+    decide::Ended,
+    event::{Artifact, Fact, FailureCause, RunEvent},
+    ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
+    pipeline_file,
+    run::Run,
+};
+use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
+use towpath_storage::Position;
+
+pub(crate) use explain::{Around, explanation};
+pub(crate) use views::{artifact_of, gate, job, run};
+
+use crate::{outputs::Key, runs::CommandError};
+
+fn invalid(what: impl Into<String>) -> CommandError {
+    CommandError::MessageInvalid { what: what.into() }
+}
+
+/// Who issued a command. A name that the transport has proven takes precedence once it does.
+pub(crate) fn actor(text: &str) -> Result<Actor, CommandError> {
+    text.parse().map_err(|error: towpath_engine::ids::ActorMalformed| invalid(error.to_string()))
+}
+
+/// The digest that `text` writes.
+pub(crate) fn digest(text: &str) -> Result<Digest, CommandError> {
+    text.parse().map_err(|error: towpath_engine::ids::DigestMalformed| invalid(error.to_string()))
+}
+
+/// A pipeline file and what it means.
+pub(crate) struct ReadFile {
+    pub(crate) name: String,
+    pub(crate) folder: String,
+    pub(crate) sha256: Digest,
+    pub(crate) plan: towpath_engine::plan::Plan,
+}
+
+/// Reads the pipeline file of a request.
+pub(crate) fn pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, CommandError> {
+    let v1::PipelineFile { name, folder, content } =
+        file.ok_or_else(|| invalid("the pipeline file is missing"))?;
+    let parsed = pipeline_file::parse_bytes(&name, &content).map_err(|diagnostics| {
+        CommandError::FileInvalid { name: name.clone(), diagnostics: Box::new(diagnostics) }
+    })?;
+    Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder })
+}
+
+/// The attempt that a message is about.
+pub(crate) fn key(holding: v1::Holding) -> Key {
+    let v1::Holding { run, job, attempt } = holding;
+    Key { run: run.into(), job: job.into(), attempt: Attempt(attempt) }
+}
+
+/// The attempt, as a message names it.
+pub(crate) fn holding(key: &Key) -> v1::Holding {
+    let Key { run, job, attempt } = key;
+    v1::Holding { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
+}
+
+fn outgoing(message: Message) -> v1::ServerMessage {
+    v1::ServerMessage { message: Some(message) }
+}
+
+/// Tells a worker to end an attempt.
+pub(crate) fn cancel(key: &Key) -> v1::ServerMessage {
+    outgoing(Message::Cancel(v1::Cancel { of: Some(holding(key)) }))
+}
+
+/// Tells a worker that the report of an attempt is durable.
+pub(crate) fn recorded(key: &Key) -> v1::ServerMessage {
+    outgoing(Message::Recorded(holding(key)))
+}
+
+/// Tells a worker what still counts of what it said it holds.
+pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>) -> v1::ServerMessage {
+    let held = held
+        .map(|(key, output_bytes)| v1::Held { of: Some(holding(&key)), output_bytes })
+        .collect();
+    outgoing(Message::Welcome(v1::Welcome { held }))
+}
+
+/// What a worker is told to do because of `fact`, if that is a lease that still stands.
+pub(crate) fn assignment(
+    id: &RunId,
+    fact: &Fact,
+    position: Position,
+    run: &Run,
+) -> Option<(Key, v1::ServerMessage)> {
+    let RunEvent::JobLeased { job: name, attempt, .. } = &fact.event else { return None };
+    let job = run.job(name.as_str()).filter(|job| job.attempt == *attempt)?;
+    let header = run.header()?;
+    let filled = run.assignment(job).ok()?;
+    let key = Key { run: id.clone(), job: name.clone(), attempt: *attempt };
+    let assignment = v1::Assignment {
+        of: Some(holding(&key)),
+        fence: position,
+        script: filled.script,
+        shell: job.plan.shell.clone(),
+        env: filled.env,
+        secrets: job.plan.secrets.clone(),
+        folder: header.folder.clone(),
+        timeout_ms: job.plan.timeout_ms,
+        grace_ms: job.plan.grace_ms,
+        artifacts: job.plan.artifacts.clone(),
+        traceparent: header.traceparent.clone().unwrap_or_default(),
+        stage: job.plan.stage.to_string(),
+    };
+    Some((key, outgoing(Message::Assignment(assignment))))
+}
+
+/// How an attempt ended, or why nobody knows.
+pub(crate) enum Reported {
+    Ended(Ended),
+    Lost(String),
+}
+
+/// What a report says.
+pub(crate) fn reported(ended: Option<report::Ended>) -> Result<Reported, CommandError> {
+    Ok(Reported::Ended(match ended.ok_or_else(|| invalid("a report without an end"))? {
+        report::Ended::Succeeded(v1::Succeeded { outputs, artifacts }) => {
+            let artifacts: Result<Vec<Artifact>, CommandError> =
+                artifacts.into_iter().map(artifact).collect();
+            Ended::Succeeded { outputs, artifacts: artifacts? }
+        }
+        report::Ended::Failed(v1::Failed { cause }) => {
+            Ended::Failed(match cause.ok_or_else(|| invalid("a failure without a cause"))? {
+                Cause::ExitCode(code) => FailureCause::ExitCode(code),
+                Cause::Signal(signal) => FailureCause::Signal(signal),
+                Cause::TimedOutMs(ms) => FailureCause::TimedOut(ms),
+                Cause::NotStarted(why) => FailureCause::NotStarted(bounded(why)),
+                Cause::OutputUnusable(why) => FailureCause::OutputUnusable(bounded(why)),
+            })
+        }
+        report::Ended::Cancelled(v1::Cancelled {}) => Ended::Cancelled,
+        report::Ended::Lost(v1::Lost { reason }) => return Ok(Reported::Lost(bounded(reason))),
+    }))
+}
+
+/// An explanation that fits an event beside everything else: at most 4 KiB.
+fn bounded(mut text: String) -> String {
+    const BYTES_MAX: usize = 4 * 1024;
+    if text.len() > BYTES_MAX {
+        let end = (0..=BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+fn artifact(artifact: v1::ArtifactRef) -> Result<Artifact, CommandError> {
+    let v1::ArtifactRef { path, size, sha256 } = artifact;
+    let outside = path.starts_with('/') || path.split('/').any(|part| part == "..");
+    if outside || path.is_empty() || path.chars().any(char::is_control) {
+        return Err(invalid("an artifact outside the working folder"));
+    }
+    Ok(Artifact { path, blob: Blob { size, sha256: digest(&sha256)? } })
+}
+
+/// The job that a request names.
+pub(crate) fn job_name(text: &str) -> JobName {
+    text.into()
+}
+
+/// The output that `event` names, if it ends this try of this job.
+pub(crate) fn output_in(event: &RunEvent, name: &JobName, try_no: Attempt) -> Option<Blob> {
+    match event {
+        RunEvent::JobSucceeded { job, attempt, log, .. }
+        | RunEvent::JobAttemptFailed { job, attempt, log, .. }
+        | RunEvent::JobFailed { job, attempt, log, .. }
+        | RunEvent::JobCancelled { job, attempt, log, .. }
+            if job == name && *attempt == try_no =>
+        {
+            *log
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,194 @@
+//! Runs and jobs as messages.
+
+use towpath_engine::{
+    event::{FailureCause, SkipCause},
+    ids::{Blob, RunId},
+    job::JobState,
+    plan::When,
+    run::{Job, Run},
+    time::duration_words,
+};
+use towpath_proto::v1;
+use towpath_storage::{Position, Version};
+
+/// A run, without its jobs.
+pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v1::Run {
+    let Some(header) = run.header() else { return v1::Run::default() };
+    let counts = run.counts();
+    v1::Run {
+        id: header.run.to_string(),
+        pipeline: header.pipeline.clone(),
+        file: header.file.clone(),
+        folder: header.folder.clone(),
+        phase: run.phase().word().to_owned(),
+        version,
+        position,
+        stages: header.stages.iter().map(ToString::to_string).collect(),
+        parallelism: header.parallelism,
+        requested_by: header.requested_by.to_string(),
+        created_at: header.created_at.to_string(),
+        finished_at: run.finished_at().map(|at| at.to_string()).unwrap_or_default(),
+        counts: Some(v1::Counts {
+            waiting: counts.waiting,
+            at_gate: counts.at_gate,
+            running: counts.running,
+            backing_off: counts.backing_off,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            skipped: counts.skipped,
+            cancelled: counts.cancelled,
+            rejected: counts.rejected,
+        }),
+        plan_sha256: header.plan_sha256.to_string(),
+        file_sha256: header.file_sha256.to_string(),
+        can_move: run.can_move(),
+        abort_root: run.abort_root().map(ToString::to_string).unwrap_or_default(),
+        short_id: short_id.to_owned(),
+    }
+}
+
+/// A job as it stands.
+pub(crate) fn job(run: &Run, job: &Job) -> v1::Job {
+    let (worker, retry_due, binds) = match &job.state {
+        JobState::Leased(_, worker) => (worker.to_string(), String::new(), String::new()),
+        JobState::BackingOff(due) => (String::new(), due.to_string(), String::new()),
+        JobState::AtGate(binds) => (String::new(), String::new(), binds.to_string()),
+        JobState::Waiting
+        | JobState::Admitted
+        | JobState::Declined
+        | JobState::Approved
+        | JobState::Requeued
+        | JobState::Succeeded
+        | JobState::Failed
+        | JobState::TimedOut
+        | JobState::Skipped
+        | JobState::Cancelled
+        | JobState::Rejected => Default::default(),
+    };
+    let when = match job.plan.when {
+        When::OnSuccess => "on_success",
+        When::Always => "always",
+        When::Manual => "manual",
+    };
+    v1::Job {
+        name: job.plan.name.to_string(),
+        stage: job.plan.stage.to_string(),
+        state: job.state.word().to_owned(),
+        attempt: job.attempt.0,
+        since: job.since.to_string(),
+        leased_at: job.leased_at.map(|at| at.to_string()).unwrap_or_default(),
+        ran_ms: job.ran_ms,
+        reason: reason(run, job),
+        worker,
+        needs: job.plan.needs.iter().map(ToString::to_string).collect(),
+        when: when.to_owned(),
+        binds,
+        outputs: job.outputs.clone(),
+        artifacts: job.artifacts.iter().map(artifact).collect(),
+        gate: job.gate.as_ref().map(|gate| v1::GateDecision {
+            approved: gate.approved,
+            by: gate.by.to_string(),
+            at: gate.at.to_string(),
+            comment: gate.comment.clone(),
+        }),
+        log: job.log.map(|log| blob(&log)),
+        irreversible: job.plan.irreversible,
+        retry_due,
+        exit_code: exit_code(job),
+    }
+}
+
+fn exit_code(job: &Job) -> Option<i32> {
+    if let Some(imported) = &job.imported {
+        return imported.exit_code;
+    }
+    match (&job.state, &job.cause) {
+        (JobState::Succeeded, _) => Some(0),
+        (_, Some(FailureCause::ExitCode(code))) => Some(*code),
+        (_, _) => None,
+    }
+}
+
+/// Why a job failed, was skipped or does not run, in words.
+pub(super) fn reason(run: &Run, job: &Job) -> String {
+    match &job.state {
+        JobState::Failed | JobState::TimedOut | JobState::BackingOff(_) => match &job.cause {
+            Some(cause) => failure(cause),
+            None => job.imported.as_ref().map(|old| old.error.clone()).unwrap_or_default(),
+        },
+        JobState::Skipped => match &job.skipped {
+            Some(SkipCause::NeedUnmet { need, root }) if need == root => {
+                format!("needs {need}, which {}", end_of(run, root.as_str()))
+            }
+            Some(SkipCause::NeedUnmet { need, root }) => {
+                format!("needs {need}, and {root} {}", end_of(run, root.as_str()))
+            }
+            Some(SkipCause::ConditionFalse) => "its `if` is false".to_owned(),
+            None => match run.abort_root() {
+                Some(root) => format!("the run was aborted: {root} failed"),
+                None => "recorded as skipped".to_owned(),
+            },
+        },
+        JobState::Rejected => match &job.gate {
+            Some(gate) if gate.comment.is_empty() => format!("rejected by {}", gate.by),
+            Some(gate) => format!("rejected by {}: {}", gate.by, gate.comment),
+            None => String::new(),
+        },
+        JobState::Waiting
+        | JobState::Admitted
+        | JobState::Declined
+        | JobState::AtGate(_)
+        | JobState::Approved
+        | JobState::Leased(..)
+        | JobState::Requeued
+        | JobState::Succeeded
+        | JobState::Cancelled => String::new(),
+    }
+}
+
+fn end_of(run: &Run, job: &str) -> &'static str {
+    match run.job(job).map(|job| &job.state) {
+        Some(JobState::TimedOut) => "took too long",
+        Some(JobState::Skipped) => "was skipped",
+        Some(JobState::Cancelled) => "was cancelled",
+        Some(JobState::Rejected) => "was rejected",
+        Some(_) | None => "failed",
+    }
+}
+
+fn failure(cause: &FailureCause) -> String {
+    match cause {
+        FailureCause::ExitCode(code) => format!("exit code {code}"),
+        FailureCause::Signal(signal) => format!("ended by signal {signal}"),
+        FailureCause::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
+        FailureCause::NotStarted(why) => format!("could not start: {why}"),
+        FailureCause::OutputUnusable(why) => format!("left something unusable: {why}"),
+        FailureCause::Lost(times) => format!("lost {times} workers"),
+    }
+}
+
+fn blob(blob: &Blob) -> v1::Blob {
+    v1::Blob { size: blob.size, sha256: blob.sha256.to_string() }
+}
+
+fn artifact(artifact: &towpath_engine::event::Artifact) -> v1::Artifact {
+    v1::Artifact { path: artifact.path.clone(), blob: Some(blob(&artifact.blob)) }
+}
+
+/// The kept file `path` of `job`.
+pub(crate) fn artifact_of(job: &Job, path: &str) -> Option<Blob> {
+    job.artifacts.iter().find(|artifact| artifact.path == path).map(|artifact| artifact.blob)
+}
+
+/// A gate that waits.
+pub(crate) fn gate(id: &RunId, run: &Run, job: &Job) -> Option<v1::Gate> {
+    let JobState::AtGate(binds) = &job.state else { return None };
+    Some(v1::Gate {
+        run: id.to_string(),
+        pipeline: run.header()?.pipeline.clone(),
+        job: job.plan.name.to_string(),
+        binds: binds.to_string(),
+        since: job.since.to_string(),
+        irreversible: job.plan.irreversible,
+    })
+}
