@@ -1,2 +1,47 @@
-//! Being built.
-fn main() {}
+//! `tow`: database migrations as pipelines, with every step in a log that can be proven.
+//!
+//! Thin: it reads the command line, talks gRPC to the server (which it brings along itself when
+//! none runs), and draws the answers. Start at `cli`, then any file of `commands`.
+
+mod cli;
+mod commands;
+mod connect;
+mod exit;
+mod failure;
+mod render;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::Parser as _;
+
+/// Threads that move messages. Jobs are processes of their own.
+const THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { exit::USAGE } else { exit::DONE };
+            drop(error.print());
+            return code.into();
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+    let finished = match runtime {
+        Ok(runtime) => {
+            let finished = runtime.block_on(commands::carry_out(cli));
+            runtime.shutdown_background();
+            finished
+        }
+        Err(error) => Err(error.into()),
+    };
+    match finished {
+        Ok(code) => code.into(),
+        Err(failure) if failure.is_broken_pipe() => exit::DONE.into(),
+        Err(failure) => {
+            drop(writeln!(anstream::stderr(), "{failure}"));
+            failure.exit_code().into()
+        }
+    }
+}

@@ -189,15 +189,14 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// These problems, sorted by place, one per place and code.
+    /// These problems, sorted by place. Of those that differ in nothing but their wording, as
+    /// the jobs of one matrix make them, the first is kept.
     pub fn of(mut list: Vec<Diagnostic>) -> Self {
         list.sort_by(|a, b| {
             let key = |d: &Diagnostic| (d.span.start, d.span.end, d.severity, d.code);
             key(a).cmp(&key(b))
         });
-        list.dedup_by(|a, b| {
-            a.span == b.span && a.code == b.code && (a.label == b.label || a.span.is_empty())
-        });
+        list.dedup_by(|a, b| (&a.span, a.code, &a.label) == (&b.span, b.code, &b.label));
         let left_off = list.len().saturating_sub(PROBLEMS_MAX);
         if left_off > 0 {
             // Errors are kept before warnings.

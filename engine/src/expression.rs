@@ -626,6 +626,12 @@ mod tests {
             "cat <<-'EOF'\n\tx ${{ run.id }}\n\tEOF\n",
             "echo $'it\\'s ${{ run.id }}'",
             "echo \"${A:-'${{ run.id }}'}\"",
+            "echo $[ ${{ run.id }} ]",
+            "[[ ${{ run.id }} -eq 1 ]]",
+            "true; eval echo ${{ run.id }}",
+            "let x=${{ run.id }}",
+            "echo $\\\n${{ run.id }}",
+            "echo \"$\\\n(echo \"${{ run.id }}\")\"",
             "echo \"$(case x in a) echo;; esac)\" ${{ run.id }}",
         ];
         for script in refused {
@@ -647,6 +653,9 @@ mod tests {
             "echo \\\" ${{ run.id }}",
             "echo $((1 + 2)) $(( (1 << 2) )) ${{ run.id }}",
             "cat <<< x; echo ${{ run.id }}",
+            "[[ $a == b ]] && [ x = ${{ run.id }} ]",
+            "run --a \\\n  --b ${{ run.id }} \\\n  --c",
+            "eval x; evaluate --letter ${{ run.id }}",
             "echo $'it\\'s' ${{ run.id }}",
         ];
         for script in fine {

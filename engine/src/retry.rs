@@ -14,6 +14,8 @@ pub const LOSSES_MAX: u32 = 20;
 pub fn retries(policy: &RetryPolicy, cause: &FailureCause, failures: u32) -> bool {
     let covers = |on: &RetryOn| match (on, cause) {
         (RetryOn::ExitCode(wanted), FailureCause::ExitCode(code)) => wanted == code,
+        // A shell reports a signal as 128 and its number, and no one can tell the two apart.
+        (RetryOn::ExitCode(wanted), FailureCause::Signal(signal)) => *wanted == 128 + signal,
         (RetryOn::Timeout, FailureCause::TimedOut(_))
         | (RetryOn::Signal, FailureCause::Signal(_))
         | (RetryOn::Spawn, FailureCause::NotStarted(_)) => true,

@@ -67,18 +67,26 @@ const fn required(name: &'static str, shape: Shape, doc: &'static str) -> Key {
 pub(crate) const FILE_KEYS: [Key; 7] = [
     key("version", Shape::Version, "The format of the file: \"1.0\"."),
     key("name", Shape::Name, "What people call the pipeline. Default: the name of the file."),
-    required("stages", Shape::Stages, "The stages in order. All jobs of one end before the next begins."),
+    required(
+        "stages",
+        Shape::Stages,
+        "The stages in order. All jobs of one end before the next begins.",
+    ),
     required("jobs", Shape::Jobs, "The jobs by name."),
-    key("env", Shape::Environment, "Environment of every script. A job's own `env` goes before it."),
+    key(
+        "env",
+        Shape::Environment,
+        "Environment of every script. A job's own `env` goes before it.",
+    ),
     key("timeout", Shape::Duration, "Longest time the whole run may take, such as `2h`."),
     key("defaults", Shape::Defaults, "Options of every job that does not set them itself."),
 ];
 
-const SHELL_DOC: &str =
-    "The program that reads the script: `bash`, or a list to which the script is appended. Default: `sh -c`.";
+const SHELL_DOC: &str = "The program that reads the script: `bash`, or a list to which the script is appended. Default: `sh -c`.";
 const TAGS_DOC: &str = "What a worker must offer to be given the job.";
 const TIMEOUT_DOC: &str = "Longest time one try may take, such as `500ms`, `10s`, `5m`, `1h30m`, `2d`. A bare number is seconds.";
-const RETRY_DOC: &str = "How often a failed job is tried again: a number, or a map for waits and reasons.";
+const RETRY_DOC: &str =
+    "How often a failed job is tried again: a number, or a map for waits and reasons.";
 const ON_FAILURE_DOC: &str =
     "What the job's failure means. `continue`: what needs it is skipped. `abort`: the run ends.";
 
@@ -94,22 +102,54 @@ pub(crate) const DEFAULTS_KEYS: [Key; 5] = [
 /// The keys of a job.
 pub(crate) const JOB_KEYS: [Key; 19] = [
     required("stage", Shape::Name, "The stage the job belongs to."),
-    required("command", Shape::Lines, "The script. A list is joined line by line. `${{ }}` is filled in as one quoted word."),
+    required(
+        "command",
+        Shape::Lines,
+        "The script. A list is joined line by line. `${{ }}` is filled in as one quoted word.",
+    ),
     key("shell", Shape::Shell, SHELL_DOC),
-    key("needs", Shape::Names, "Jobs of this or an earlier stage that must succeed first. The name of a matrix means all its jobs."),
-    key("when", Shape::Choice(&WHEN), "When the job runs. `always`: even if a need failed. `manual`: after a person approved it."),
+    key(
+        "needs",
+        Shape::Names,
+        "Jobs of this or an earlier stage that must succeed first. The name of a matrix means all its jobs.",
+    ),
+    key(
+        "when",
+        Shape::Choice(&WHEN),
+        "When the job runs. `always`: even if a need failed. `manual`: after a person approved it.",
+    ),
     key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
     key("retry", Shape::Retry, RETRY_DOC),
     key("timeout", Shape::Duration, TIMEOUT_DOC),
     key("grace", Shape::Duration, "Time between asking a script to end and ending it."),
     key("env", Shape::Environment, "Environment of the script. `${{ }}` is filled in as it is."),
-    key("secrets", Shape::Names, "Names of variables that the worker adds from its own environment and masks in all output."),
+    key(
+        "secrets",
+        Shape::Names,
+        "Names of variables that the worker adds from its own environment and masks in all output.",
+    ),
     key("tags", Shape::Names, TAGS_DOC),
-    key("resource", Shape::Resource, "A lock held while the job runs, shared by all runs: a name, or a name and a limit."),
-    key("if", Shape::Text, "The job is left out unless this expression holds, such as `needs.check.outputs.drift == \"yes\"`."),
+    key(
+        "resource",
+        Shape::Resource,
+        "A lock held while the job runs, shared by all runs: a name, or a name and a limit.",
+    ),
+    key(
+        "if",
+        Shape::Text,
+        "The job is left out unless this expression holds, such as `needs.check.outputs.drift == \"yes\"`.",
+    ),
     key("matrix", Shape::Matrix, "Makes one job for every combination of the values."),
-    key("outputs", Shape::Names, "What the script writes to `$TOW_OUTPUT`. If given, reading anything else is an error."),
-    key("artifacts", Shape::Names, "Paths and globs below the working folder that are kept when the job succeeds."),
+    key(
+        "outputs",
+        Shape::Names,
+        "What the script writes to `$TOW_OUTPUT`. If given, reading anything else is an error.",
+    ),
+    key(
+        "artifacts",
+        Shape::Names,
+        "Paths and globs below the working folder that are kept when the job succeeds.",
+    ),
     key("undo", Shape::Script, "The script that takes the job's effect back."),
     key("irreversible", Shape::Flag, "After this job there is no way back."),
 ];
@@ -121,13 +161,21 @@ pub(crate) const RETRY_KEYS: [Key; 6] = [
     key("factor", Shape::Factor, "Every further wait is longer by this factor. Default: 2."),
     key("backoff_max", Shape::Duration, "No wait is longer. Default: 1h."),
     key("jitter", Shape::Percent, "The wait varies by up to this many percent. Default: 0."),
-    key("on", Shape::RetryOn, "What is retried: exit codes, `timeout`, `signal`, `spawn`. Default: every failure."),
+    key(
+        "on",
+        Shape::RetryOn,
+        "What is retried: exit codes, `timeout`, `signal`, `spawn`. Default: every failure.",
+    ),
 ];
 
 /// The keys of a `resource` map.
 pub(crate) const RESOURCE_KEYS: [Key; 2] = [
     required("name", Shape::Name, "The name that runs share."),
-    key("limit", Shape::Count { min: 1, max: RESOURCE_LIMIT_MAX }, "How many jobs may hold it at once. Default: 1."),
+    key(
+        "limit",
+        Shape::Count { min: 1, max: RESOURCE_LIMIT_MAX },
+        "How many jobs may hold it at once. Default: 1.",
+    ),
 ];
 
 /// The JSON Schema (draft 2020-12) of a pipeline file.
@@ -241,7 +289,9 @@ fn value_of(shape: Shape) -> Value {
         Shape::Name => reference("name"),
         Shape::Names => reference("names"),
         Shape::Script => json!({ "type": "string", "minLength": 1, "maxLength": SCRIPT_BYTES_MAX }),
-        Shape::Lines => one_or_many(&json!({ "type": "string", "maxLength": SCRIPT_BYTES_MAX })),
+        Shape::Lines => one_or_many(&json!({
+            "type": ["string", "number", "boolean"], "maxLength": SCRIPT_BYTES_MAX,
+        })),
         Shape::Shell => reference("shell"),
         Shape::Flag => json!({ "type": "boolean" }),
         Shape::Choice(words) => json!({ "enum": words }),
@@ -381,8 +431,13 @@ mod tests {
             names.sort();
             names.into_iter().cloned().collect::<Vec<_>>()
         };
-        let places = ["", "/$defs/job", "/$defs/defaults", "/$defs/retry/oneOf/1",
-            "/$defs/resource/oneOf/1"];
+        let places = [
+            "",
+            "/$defs/job",
+            "/$defs/defaults",
+            "/$defs/retry/oneOf/1",
+            "/$defs/resource/oneOf/1",
+        ];
         for ((_, keys), place) in tables().into_iter().zip(places) {
             let mut names: Vec<_> = keys.iter().map(|key| key.name).collect();
             names.sort_unstable();

@@ -20,6 +20,7 @@ use towpath_engine::{
     event::{Fact, RunEvent},
     ids::{Actor, JobName, RunId, WorkerName},
     job::JobState,
+    run::Job,
 };
 use towpath_proto::v1;
 
@@ -273,6 +274,16 @@ impl Dispatch {
             }
         }
         self.runs.changed.notify_one();
+    }
+
+    /// Begins to wait for the workers that hold `leased`: the server has only just begun.
+    pub(crate) fn miss<'a>(&self, leased: impl Iterator<Item = &'a Job>) {
+        let mut gone = locked(&self.gone);
+        for job in leased {
+            if let JobState::Leased(_, worker) = &job.state {
+                gone.insert(worker.clone(), Instant::now());
+            }
+        }
     }
 
     /// The worker wants nothing more.

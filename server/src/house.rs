@@ -75,7 +75,9 @@ impl House {
         let live: Vec<_> = locked(&runs.list).live().cloned().collect();
         for run in live {
             // Loaded now, so that its due times are known to the timer.
-            runs.cell(&run).await?;
+            let cell = runs.cell(&run).await?;
+            let loaded = cell.lock().await;
+            dispatch.miss(loaded.run.leased());
         }
         let url = url.to_owned();
         let home = opened.home;

@@ -13,6 +13,7 @@ mod outputs;
 mod rpc;
 mod run_list;
 mod runs;
+pub mod safekeeping;
 mod status;
 mod timers;
 mod wire;

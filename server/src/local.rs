@@ -8,7 +8,7 @@ use tokio::{
     io::DuplexStream,
     net::{UnixListener, UnixStream},
 };
-use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tokio_stream::{Stream, StreamExt as _, wrappers::UnixListenerStream};
 use tonic::transport::{Channel, Endpoint, Server, Uri, server::Connected};
 use towpath_proto::{
     DESCRIPTORS,
@@ -39,7 +39,9 @@ impl House {
     /// A client of this server, over a pipe.
     pub fn connect(&self) -> Channel {
         let (client_end, server_end) = tokio::io::duplex(PIPE_BYTES);
-        let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end));
+        // Never ends: the server closes its connections when there are no more to come.
+        let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end))
+            .chain(tokio_stream::pending());
         self.spawn_serving(incoming);
         let mut client_end = Some(client_end);
         let dial = tower::service_fn(move |_: Uri| {

@@ -1,1 +1,116 @@
-//! Being built.
+//! Where records live: an append-only log of records, grouped into streams.
+//!
+//! This crate knows bytes and positions, never what a record means. Read [`EventStore`] first (the
+//! one promise), then `group_commit` (how it is kept), then a backend. [`open`] turns a URL into a
+//! store and the directory around it; [`backup`] and [`Blobs`] live beside the log.
+//!
+//! Not here: snapshots of state, views, cursors, and who may write what.
+
+mod backup;
+mod blobs;
+mod block;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+mod error;
+mod fjall;
+mod group_commit;
+mod home;
+mod index;
+mod mark;
+mod memory;
+mod open;
+mod quiet;
+mod reader;
+mod recent;
+mod record;
+mod shelf;
+mod sled;
+mod verify;
+mod writer;
+
+use std::fmt::Debug;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+pub use crate::{
+    backup::{BackedUp, backup, restore},
+    blobs::{BlobReader, BlobRef, Blobs},
+    error::{AppendError, BackupDamage, Damage, StoreError, UrlFault},
+    home::Home,
+    memory::MemoryStore,
+    open::{Opened, open},
+    record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
+    verify::{Verified, verify},
+};
+
+/// Longest payload of one record, in bytes.
+///
+/// Sixteen records of this size still fit a page of the sled backend, whose larger pages leave the
+/// file that a commit makes durable.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest stream name, in bytes.
+pub const STREAM_BYTES_MAX: usize = 512;
+
+/// Longest kind, in bytes.
+pub const KIND_BYTES_MAX: usize = 128;
+
+/// Largest append, in bytes of its stored records.
+pub const APPEND_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Most bytes that may wait to be written; an append that would exceed it is refused as busy.
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Most payload bytes one read returns, save that it returns at least one record.
+pub const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Where the records of one acknowledged append are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Position of its first record.
+    pub first: Position,
+    /// Position of its last record; the records between lie side by side.
+    pub last: Position,
+    /// Version of its last record: the next append to this stream expects it.
+    pub version: Version,
+}
+
+/// An append-only log of records, grouped into streams.
+///
+/// Linearizable: once an append resolves, every later read sees its records, on every handle, also
+/// after a crash or a power cut. Nothing is acknowledged before it is durable.
+pub trait EventStore: Debug + Send + Sync + 'static {
+    /// Appends `records` to `stream`, all or none, if the stream still ends at `expected`.
+    ///
+    /// The append takes its place in the queue when this is called, not when the future is first
+    /// polled, and appends are decided in that order. So a caller may queue under a lock and await
+    /// after releasing it. Dropping the future does not take the append back.
+    fn append(
+        &self,
+        stream: &str,
+        expected: Version,
+        records: Vec<NewRecord>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>>;
+
+    /// At most `limit` records of `stream` after version `after`, oldest first.
+    ///
+    /// A page is also bounded by [`READ_BYTES_MAX`], so a page shorter than `limit` is not the
+    /// end; an empty one is. An unknown stream is an empty one.
+    fn read(
+        &self,
+        stream: &str,
+        after: Version,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
+
+    /// At most `limit` records of the log after position `after`, oldest first; paged as `read`.
+    fn read_all(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
+
+    /// The position of the newest durable record, now and whenever it moves.
+    fn watch(&self) -> watch::Receiver<Position>;
+}

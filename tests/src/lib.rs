@@ -1,1 +1,14 @@
-//! Being built.
+//! What the stories are told with: a whole house in this process, typed clients of it, a worker
+//! that does what the story says, and the files of the repository for the house rules.
+//!
+//! Everything goes through real gRPC over a pipe. Nothing here decides anything.
+
+mod house;
+mod real;
+mod repository;
+mod scripted;
+
+pub use house::{ANA, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime};
+pub use real::RealWorker;
+pub use repository::{Source, root, sources};
+pub use scripted::{ScriptedWorker, failed, succeeded, succeeded_with};

@@ -1,1 +1,23 @@
-//! Being built.
+//! The process that does the work: it runs a job's script as a process group that outlives it,
+//! collects what the script prints and leaves behind, and hides secrets in all of that.
+//!
+//! Start at `execute`. It never opens a store and never decides what a job's end means for a run.
+
+pub mod artifacts;
+pub mod attempts;
+pub mod capture;
+pub mod environment;
+pub mod execute;
+mod group;
+mod journal;
+pub mod mask;
+pub mod outputs;
+pub mod session;
+mod supervise;
+mod tap;
+
+pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};
+pub use capture::OutputChunk;
+pub use environment::Environment;
+pub use execute::{Adopted, ArtifactFile, Ended, Script, adopt, execute};
+pub use session::{Stop, WorkerError, WorkerOptions, work};

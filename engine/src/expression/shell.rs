@@ -62,6 +62,10 @@ enum Within {
     /// `$((…))` or `((…))`, and how many parentheses are open in it.
     Arithmetic(u32),
     Heredoc,
+    /// `[[…]]`, in which some shells evaluate what they compare.
+    Test,
+    /// The rest of an `eval` or `let`.
+    Evaluated,
 }
 
 struct Heredoc<'t> {
@@ -105,6 +109,8 @@ impl<'t> Reader<'t> {
             Within::Comment => Some(("stands in a comment", false)),
             Within::Arithmetic(_) => Some(("stands in an arithmetic expression", false)),
             Within::Heredoc => Some(("stands in a here-document", false)),
+            Within::Test => Some(("stands within `[[ ]]`, which may evaluate it", false)),
+            Within::Evaluated => Some(("stands where it is evaluated once more", false)),
             Within::Paren | Within::Brace => None,
         })
     }
@@ -136,7 +142,17 @@ impl<'t> Reader<'t> {
             Some(Within::Arithmetic(open)) => self.arithmetic(c, open),
             Some(Within::Backtick) if c == '`' => self.leave(),
             Some(Within::Double) => self.double(c),
-            Some(Within::Backtick | Within::Paren | Within::Brace) | None => self.code(c),
+            Some(Within::Evaluated) if ";&|)\n".contains(c) => {
+                self.within.pop();
+            }
+            Some(Within::Test) if self.rest().starts_with("]]") => {
+                self.within.pop();
+                self.at += 2;
+            }
+            Some(
+                Within::Backtick | Within::Paren | Within::Brace | Within::Test | Within::Evaluated,
+            )
+            | None => self.code(c),
         }
     }
 
@@ -168,24 +184,38 @@ impl<'t> Reader<'t> {
     fn double(&mut self, c: char) {
         match c {
             '"' => self.leave(),
-            '\\' => self.at += 2,
+            '\\' => self.escape(),
             '`' => self.enter(Within::Backtick, 1),
             '$' => self.dollar(),
             _ => self.at += 1,
         }
     }
 
+    /// A backslash and what it escapes. One at the end of a line joins the lines, and so may join
+    /// what was read as two signs into one.
+    fn escape(&mut self) {
+        let joins = self.rest().starts_with("\\\n") || self.rest().starts_with("\\\r");
+        let before = self.script[..self.at].chars().next_back();
+        self.lost |= joins && !before.is_none_or(char::is_whitespace);
+        self.at += 2;
+    }
+
     fn dollar(&mut self) {
         let rest = self.rest();
-        let quotable = !matches!(self.within.last(), Some(Within::Double))
-            && !(matches!(self.within.last(), Some(Within::Brace)) && self.is_in_double());
+        let is_text = match self.within.last() {
+            Some(Within::Double) => true,
+            Some(Within::Brace) => self.is_in_double(),
+            Some(_) | None => false,
+        };
+        // An old spelling of arithmetic, whose end only a shell can find.
+        self.lost |= rest.starts_with("$[");
         if rest.starts_with("$((") {
             self.enter(Within::Arithmetic(0), 3);
         } else if rest.starts_with("$(") {
             self.enter(Within::Paren, 2);
         } else if rest.starts_with("${") {
             self.enter(Within::Brace, 2);
-        } else if rest.starts_with("$'") && quotable {
+        } else if rest.starts_with("$'") && !is_text {
             self.enter(Within::Ansi, 2);
         } else {
             self.at += 1;
@@ -197,7 +227,7 @@ impl<'t> Reader<'t> {
         let in_brace = self.within.last() == Some(&Within::Brace);
         let nested = in_brace && self.is_in_double();
         match c {
-            '\\' => self.at += 2,
+            '\\' => self.escape(),
             // Shells differ in how quotes within `"${…}"` are read.
             '"' | '\'' if nested => {
                 self.lost = true;
@@ -218,10 +248,20 @@ impl<'t> Reader<'t> {
                 self.lost |= !self.within.is_empty();
                 self.at += 1;
             }
+            '[' if self.begins_with("[[") => self.enter(Within::Test, 2),
+            'e' if self.begins_with("eval") => self.enter(Within::Evaluated, 4),
+            'l' if self.begins_with("let") => self.enter(Within::Evaluated, 3),
             '<' => self.redirection(),
             '\n' => self.line_end(),
             _ => self.at += 1,
         }
+    }
+
+    /// Whether `word` stands here, alone.
+    fn begins_with(&self, word: &str) -> bool {
+        let after = self.rest().strip_prefix(word);
+        let is_alone = |rest: &str| rest.is_empty() || rest.starts_with([' ', '\t', '\n', '\\']);
+        self.begins_word() && after.is_some_and(is_alone)
     }
 
     fn begins_word(&self) -> bool {

@@ -9,15 +9,15 @@ use crate::diagnostics::{Diagnostic, is_obeyed};
 const LISTED_MAX: usize = 20;
 
 /// The text of `bytes`, unless they are too many or no text.
-pub(super) fn text(bytes: &[u8]) -> Result<&str, Diagnostic> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Box<Diagnostic>> {
     if bytes.len() > FILE_BYTES_MAX {
-        return Err(too_large(bytes.len()));
+        return Err(too_large(bytes.len()).into());
     }
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         let message = format!("the file is not UTF-8 text: byte {at} begins no character");
         let help = "save the file as UTF-8";
-        Diagnostic::error("FILE_NOT_UTF8", &(at..at), message).help(help)
+        Diagnostic::error("FILE_NOT_UTF8", &(at..at), message).help(help).into()
     })
 }
 

@@ -248,13 +248,16 @@ fn script(reader: &mut Reader<'_>, text: &str, span: &Range<usize>, what: &str, 
     let through_env = "give the value a name in `env:` and write \"$NAME\" in the script";
     let program = shell.first().map_or("sh", |program| program.rsplit('/').next().unwrap_or("sh"));
     if !SHELLS.contains(&program) {
-        let message = format!("`${{{{ }}}}` cannot be filled into a script for `{}`", shown(program));
-        let problem = Diagnostic::error("EXPRESSION_SHELL", &reader.part(span, "${{"), message);
+        let message =
+            format!("`${{{{ }}}}` cannot be filled into a script for `{}`", shown(program));
+        let at = text.find("${{").unwrap_or(0);
+        let first = reader.part(span, text, at..at + "${{".len());
+        let problem = Diagnostic::error("EXPRESSION_SHELL", &first, message);
         reader.found.push(problem.help(through_env));
         return;
     }
     for misplaced in misplaced {
-        let place = reader.part(span, &text[misplaced.range.clone()]);
+        let place = reader.part(span, text, misplaced.range);
         let message = format!("this value {}, where it would not stay one word", misplaced.place);
         let problem = Diagnostic::error("EXPRESSION_QUOTED", &place, message);
         let problem = if misplaced.in_quotes {

@@ -18,6 +18,9 @@ use crate::{
 /// Most axes of a matrix. Source: two values on each of 17 axes would already be too many jobs.
 const AXES_MAX: usize = 16;
 
+/// Most entries of `include` and of `exclude`. Source: each is compared with every combination.
+const LISTED_MAX: usize = 1_000;
+
 /// The axes of a matrix and the combinations that remain.
 pub(super) struct Matrix {
     /// The names of the axes, in file order.
@@ -62,7 +65,7 @@ pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matri
     for combination in &include {
         add(reader, &names, &mut combinations, combination);
     }
-    if combinations.is_empty() {
+    if combinations.is_empty() && axes.iter().all(|(_, values)| !values.is_empty()) {
         reader.error("MATRIX_SHAPE", &node.span, "the matrix makes no job".to_owned());
     }
     Some(Matrix { axes: names, combinations, span: node.span.clone() })
@@ -93,7 +96,13 @@ type Combination = Placed<BTreeMap<String, String>>;
 fn part<'t>(reader: &mut Reader<'t>, entries: &[Entry<'t>], name: &str) -> Vec<Combination> {
     let Some(entry) = entries.iter().find(|entry| entry.key == name) else { return Vec::new() };
     let mut combinations = Vec::new();
-    for item in reader.list(&entry.value, &format!("`{name}`")).unwrap_or_default() {
+    let items = reader.list(&entry.value, &format!("`{name}`")).unwrap_or_default();
+    if items.len() > LISTED_MAX {
+        let message = format!("`{name}` has {} entries, more than {LISTED_MAX}", items.len());
+        reader.error("MATRIX_SHAPE", &entry.value.span, message);
+        return combinations;
+    }
+    for item in items {
         let mut values = BTreeMap::new();
         for pair in reader.entries(item, "a combination").unwrap_or_default() {
             if let Some(value) = reader.name(&pair.value, "a value of the matrix") {
@@ -186,7 +195,7 @@ fn known_axes(reader: &mut Reader<'_>, axes: &[String], combination: &Combinatio
     if let Some(axis) = unknown {
         let message = format!("the matrix has no axis `{}`", shown(axis));
         let help = reader.did_you_mean(axis, axes.iter().map(String::as_str));
-        let place = reader.part(&combination.span, axis);
+        let place = reader.part(&combination.span, axis, 0..axis.len());
         reader.found.push(Diagnostic::error("MATRIX_SHAPE", &place, message).help_if(help));
     }
     unknown.is_none() && !combination.value.is_empty()

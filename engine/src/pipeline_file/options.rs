@@ -79,7 +79,8 @@ fn retry_on<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Vec<RetryOn> {
     };
     let mut on = Vec::new();
     for node in nodes {
-        let is_number = plain(node).is_some_and(|t| t.starts_with(|c: char| c == '-' || c.is_ascii_digit()));
+        let is_number =
+            plain(node).is_some_and(|t| t.starts_with(|c: char| c == '-' || c.is_ascii_digit()));
         let reason = if is_number {
             let code = reader.count(node, "an exit code to retry on", 1, 255);
             code.and_then(|code| i32::try_from(code).ok()).map(RetryOn::ExitCode)
@@ -159,7 +160,9 @@ mod tests {
         for path in ["out/a.csv", "**/*.sql", "a..b/c", "x", ".hidden"] {
             assert_eq!(path_fault(path), None, "{path}");
         }
-        for path in ["/etc/passwd", "../x", "a/../../x", "a\\..\\x", "C:\\x", "~/x", "\\\\host\\x", ".."] {
+        for path in
+            ["/etc/passwd", "../x", "a/../../x", "a\\..\\x", "C:\\x", "~/x", "\\\\host\\x", ".."]
+        {
             assert!(path_fault(path).is_some(), "{path}");
         }
     }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, ops::Range};
 
 use super::{
     duration::duration_ms,
+    found::Found,
     tree::{Entry, Node, Shape},
 };
 use crate::{
@@ -14,8 +15,10 @@ use crate::{
 
 /// Longest name of a job, stage and the like, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 200;
-/// Most suggestions that are looked for. Source: each compares a word with all others.
-const SUGGESTIONS_MAX: usize = 60;
+/// Most unknown keys of one map that are told.
+const UNKNOWN_KEYS_MAX: usize = 100;
+/// Most words that misspelt ones are compared with, over the whole file.
+const COMPARED_MAX: usize = 100_000;
 
 /// A value with its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +34,8 @@ pub(super) struct Reader<'t> {
     /// The file.
     pub text: &'t str,
     /// What was found so far.
-    pub found: Vec<Diagnostic>,
-    suggested: usize,
+    pub found: Found,
+    compared: usize,
 }
 
 /// The values of a map whose keys are known.
@@ -55,8 +58,8 @@ impl<'n, 't> Fields<'n, 't> {
 
 impl<'t> Reader<'t> {
     /// A reader of `text` that goes on from what was found in it.
-    pub(super) fn new(text: &'t str, found: Vec<Diagnostic>) -> Self {
-        Self { text, found, suggested: 0 }
+    pub(super) fn new(text: &'t str, found: Found) -> Self {
+        Self { text, found, compared: 0 }
     }
 
     /// Writes down an error.
@@ -70,10 +73,11 @@ impl<'t> Reader<'t> {
         word: &str,
         candidates: impl IntoIterator<Item = &'c str>,
     ) -> Option<String> {
-        self.suggested += 1;
-        if self.suggested > SUGGESTIONS_MAX {
-            return None;
-        }
+        let compared = &mut self.compared;
+        let candidates = candidates.into_iter().take_while(|_| {
+            *compared += 1;
+            *compared <= COMPARED_MAX
+        });
         nearest(word, candidates).map(|near| format!("did you mean `{}`?", shown(near)))
     }
 
@@ -89,24 +93,30 @@ impl<'t> Reader<'t> {
             self.mismatch(node, &format!("{what} is a map"));
             return None;
         };
-        for entry in entries {
-            if keys.iter().any(|key| key.name == entry.key) {
-                continue;
-            }
-            let help = self.did_you_mean(&entry.key, keys.iter().map(|key| key.name));
-            let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
-            let help = help.unwrap_or_else(|| format!("{what} takes `{}`", names.join("`, `")));
+        let mut meant: Vec<&str> = Vec::new();
+        let unknown = entries.iter().filter(|entry| keys.iter().all(|key| key.name != entry.key));
+        for entry in unknown.take(UNKNOWN_KEYS_MAX) {
+            let names: Vec<&'static str> = keys.iter().map(|key| key.name).collect();
+            let near = nearest(&entry.key, names.iter().copied());
+            meant.extend(near);
+            let help = match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("{what} takes `{}`", names.join("`, `")),
+            };
             let message = format!("{what} has no key `{}`", shown(&entry.key));
             let problem = Diagnostic::error("KEY_UNKNOWN", &entry.key_span, message);
             self.found.push(problem.label("not a key").help(help));
         }
-        for key in keys.iter().filter(|key| key.is_required) {
-            if !entries.iter().any(|entry| entry.key == key.name) {
-                let message = format!("{what} has no `{}`", key.name);
-                let problem = Diagnostic::error("KEY_MISSING", place, message);
-                let label = format!("`{}` is missing", key.name);
-                self.found.push(problem.label(label).help(key.doc));
-            }
+        let is_missing = |key: &&Key| {
+            // A misspelt key is told once, as misspelt.
+            let is_given = entries.iter().any(|entry| entry.key == key.name);
+            key.is_required && !is_given && !meant.contains(&key.name)
+        };
+        for key in keys.iter().filter(is_missing) {
+            let message = format!("{what} has no `{}`", key.name);
+            let problem = Diagnostic::error("KEY_MISSING", place, message);
+            let label = format!("`{}` is missing", key.name);
+            self.found.push(problem.label(label).help(key.doc));
         }
         Some(Fields { entries })
     }
@@ -273,11 +283,26 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Where `part` of a value stands, or else the whole value.
-    pub(super) fn part(&self, span: &Range<usize>, part: &str) -> Range<usize> {
+    /// Where a part of a value stands in the file, or else the whole value.
+    ///
+    /// The value may be escaped, folded or filled in; so its part is looked for by its text, and
+    /// if that is there several times, by which of them it is.
+    pub(super) fn part(
+        &self,
+        span: &Range<usize>,
+        value: &str,
+        part: Range<usize>,
+    ) -> Range<usize> {
         let source = self.text.get(span.clone()).unwrap_or_default();
-        match source.find(part).filter(|_| !part.is_empty()) {
-            Some(at) => span.start + at..span.start + at + part.len(),
+        let (before, words) = (value.get(..part.start), value.get(part).unwrap_or_default());
+        if words.is_empty() {
+            return span.clone();
+        }
+        let earlier = before.map_or(0, |before| before.matches(words).count());
+        let places: Vec<usize> =
+            source.match_indices(words).map(|(at, _)| at).take(earlier + 1).collect();
+        match places.last() {
+            Some(at) => span.start + at..span.start + at + words.len(),
             None => span.clone(),
         }
     }
@@ -310,14 +335,19 @@ pub(super) fn is_key(name: &str) -> bool {
 }
 
 /// The candidate most like `word`, if one is alike.
-fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub(super) fn nearest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
     let length = word.chars().count();
     let allowed = (length / 3).clamp(1, 4);
     let lower: Cow<'_, str> = word.to_lowercase().into();
     candidates
         .into_iter()
         .filter(|candidate| candidate.chars().count().abs_diff(length) <= allowed)
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        .map(|candidate| {
+            (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate)
+        })
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 use serde_saphyr::granit_parser::{self, Event, Parser, ScalarStyle, ScanError, Tag};
 
-use super::characters;
+use super::{characters, found::Found};
 use crate::diagnostics::{Diagnostic, is_obeyed, shown};
 
 /// Most nodes of a file, aliases unfolded. Source: 10,000 jobs have about 200,000.
@@ -63,7 +63,7 @@ impl Node<'_> {
 }
 
 /// The tree of `text`, or `None` when it has none or reading had to stop.
-pub(super) fn tree<'t>(text: &'t str, found: &mut Vec<Diagnostic>) -> Option<Node<'t>> {
+pub(super) fn tree<'t>(text: &'t str, found: &mut Found) -> Option<Node<'t>> {
     let (base, body) = match text.strip_prefix('\u{feff}') {
         Some(body) => ('\u{feff}'.len_utf8(), body),
         None => (0, text),
@@ -92,10 +92,10 @@ pub(super) fn tree<'t>(text: &'t str, found: &mut Vec<Diagnostic>) -> Option<Nod
                 let (start, end) = (place(span.start), place(span.end));
                 builder.take(event, start..end.max(start))
             }
-            Err(error) => Err(syntax(&error, base, body)),
+            Err(error) => Err(syntax(&error, base, body).into()),
         };
         if let Err(problem) = outcome {
-            builder.found.push(problem);
+            builder.found.push(*problem);
             return None;
         }
     }
@@ -128,11 +128,11 @@ struct Builder<'t, 'f> {
     nodes: usize,
     aliased: usize,
     documents: usize,
-    found: &'f mut Vec<Diagnostic>,
+    found: &'f mut Found,
 }
 
 impl<'t> Builder<'t, '_> {
-    fn take(&mut self, event: Event<'t>, span: Range<usize>) -> Result<(), Diagnostic> {
+    fn take(&mut self, event: Event<'t>, span: Range<usize>) -> Result<(), Box<Diagnostic>> {
         if event.is_node() {
             self.count(1, &span)?;
         }
@@ -151,8 +151,7 @@ impl<'t> Builder<'t, '_> {
                 self.begin(span.start, anchor, Content::List(Vec::new()))
             }
             Event::MappingStart(_, anchor, _) => {
-                let content =
-                    Content::Map { entries: Vec::new(), merged: Vec::new(), key: None };
+                let content = Content::Map { entries: Vec::new(), merged: Vec::new(), key: None };
                 self.begin(span.start, anchor, content)
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(span.end),
@@ -166,33 +165,33 @@ impl<'t> Builder<'t, '_> {
         }
     }
 
-    fn count(&mut self, nodes: usize, span: &Range<usize>) -> Result<(), Diagnostic> {
+    fn count(&mut self, nodes: usize, span: &Range<usize>) -> Result<(), Box<Diagnostic>> {
         self.nodes += nodes;
         if self.nodes <= NODES_MAX {
             return Ok(());
         }
         let message = format!("the file has more than {NODES_MAX} values");
-        Err(Diagnostic::error("FILE_TOO_LARGE", span, message))
+        Err(Diagnostic::error("FILE_TOO_LARGE", span, message).into())
     }
 
     /// Counts what anchors and aliases copy.
-    fn copied(&mut self, node: &Node<'t>, span: &Range<usize>) -> Result<(), Diagnostic> {
+    fn copied(&mut self, node: &Node<'t>, span: &Range<usize>) -> Result<(), Box<Diagnostic>> {
         let nodes = node.nodes();
         self.aliased += nodes;
         if self.aliased > ALIASED_NODES_MAX {
             let message = format!("aliases unfold to more than {ALIASED_NODES_MAX} values");
-            return Err(Diagnostic::error("ALIAS_EXCESSIVE", span, message));
+            return Err(Diagnostic::error("ALIAS_EXCESSIVE", span, message).into());
         }
         self.count(nodes, span)
     }
 
-    fn document(&mut self, span: &Range<usize>) -> Result<(), Diagnostic> {
+    fn document(&mut self, span: &Range<usize>) -> Result<(), Box<Diagnostic>> {
         self.documents += 1;
         if self.documents == 1 {
             return Ok(());
         }
         let message = "a second document begins here; a pipeline file has one";
-        Err(Diagnostic::error("DOCUMENTS_SEVERAL", span, message))
+        Err(Diagnostic::error("DOCUMENTS_SEVERAL", span, message).into())
     }
 
     fn tag(&mut self, tag: &Tag, span: &Range<usize>) {
@@ -225,15 +224,15 @@ impl<'t> Builder<'t, '_> {
         start: usize,
         anchor: usize,
         content: Content<'t>,
-    ) -> Result<(), Diagnostic> {
+    ) -> Result<(), Box<Diagnostic>> {
         if self.open.len() >= DEPTH_MAX {
-            return Err(too_deep(&(start..start)));
+            return Err(too_deep(&(start..start)).into());
         }
         self.open.push(Open { start, anchor, content });
         Ok(())
     }
 
-    fn end(&mut self, end: usize) -> Result<(), Diagnostic> {
+    fn end(&mut self, end: usize) -> Result<(), Box<Diagnostic>> {
         let Some(Open { start, anchor, content }) = self.open.pop() else { return Ok(()) };
         let shape = match content {
             Content::List(items) => Shape::List(items),
@@ -243,10 +242,10 @@ impl<'t> Builder<'t, '_> {
         self.done(Node { span, shape }, anchor)
     }
 
-    fn alias(&mut self, anchor: usize, span: Range<usize>) -> Result<(), Diagnostic> {
+    fn alias(&mut self, anchor: usize, span: Range<usize>) -> Result<(), Box<Diagnostic>> {
         let Some(node) = self.anchors.remove(&anchor) else {
             let message = "an alias cannot stand within what it stands for";
-            return Err(Diagnostic::error("YAML_SYNTAX", &span, message));
+            return Err(Diagnostic::error("YAML_SYNTAX", &span, message).into());
         };
         self.copied(&node, &span)?;
         let copy = Node { span, shape: node.shape.clone() };
@@ -255,7 +254,7 @@ impl<'t> Builder<'t, '_> {
     }
 
     /// Puts a finished node where it belongs.
-    fn done(&mut self, node: Node<'t>, anchor: usize) -> Result<(), Diagnostic> {
+    fn done(&mut self, node: Node<'t>, anchor: usize) -> Result<(), Box<Diagnostic>> {
         if anchor != 0 {
             self.copied(&node, &node.span.clone())?;
             self.anchors.insert(anchor, node.clone());
@@ -334,7 +333,7 @@ impl<'t> Builder<'t, '_> {
     }
 }
 
-fn key(node: Node<'_>) -> Result<Key<'_>, Diagnostic> {
+fn key(node: Node<'_>) -> Result<Key<'_>, Box<Diagnostic>> {
     match node.shape {
         Shape::Scalar { text, is_plain } => {
             let is_merge = is_plain && text == "<<";
@@ -342,7 +341,7 @@ fn key(node: Node<'_>) -> Result<Key<'_>, Diagnostic> {
         }
         Shape::List(_) | Shape::Map(_) => {
             let message = "a key is a text, not a list or a map";
-            Err(Diagnostic::error("YAML_SYNTAX", &node.span, message))
+            Err(Diagnostic::error("YAML_SYNTAX", &node.span, message).into())
         }
     }
 }
@@ -362,13 +361,28 @@ fn syntax(error: &ScanError, base: usize, body: &str) -> Diagnostic {
     if why.contains("nesting") || why.contains("recursion") || why.contains("nested") {
         return too_deep(&span);
     }
-    let problem = Diagnostic::error("YAML_SYNTAX", &span, format!("cannot read the file: {why}"));
+    let message = format!("cannot read the file: {why}");
     let line_start = body[..at].rfind('\n').map_or(0, |newline| newline + 1);
-    let indent = body[line_start..].trim_start_matches(' ');
-    if c == Some('\t') || indent.starts_with('\t') {
-        return problem.help("YAML is indented with spaces; a tab stands here");
+    match tab(&body[line_start..]).filter(|_| why.contains("tab") || c == Some('\t')) {
+        Some(tab) => {
+            let tab = base + line_start + tab;
+            Diagnostic::error("YAML_SYNTAX", &(tab..tab + 1), message)
+                .label("a tab")
+                .help("YAML is indented with spaces")
+        }
+        None => Diagnostic::error("YAML_SYNTAX", &span, message),
     }
-    problem
+}
+
+/// The first tab among the white space at the beginning of a line.
+fn tab(text: &str) -> Option<usize> {
+    let mut start = 0;
+    text.split_inclusive('\n').find_map(|line| {
+        let spaces = line.len() - line.trim_start_matches(' ').len();
+        let tab = line[spaces..].starts_with('\t').then_some(start + spaces);
+        start += line.len();
+        tab
+    })
 }
 
 #[cfg(test)]
@@ -376,9 +390,9 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> (Option<Node<'_>>, Vec<Diagnostic>) {
-        let mut found = Vec::new();
+        let mut found = Found::default();
         let tree = tree(text, &mut found);
-        (tree, found)
+        (tree, found.list().to_vec())
     }
 
     fn code(text: &str) -> &'static str {
@@ -411,8 +425,15 @@ mod tests {
             assert_eq!(found, []);
             let mut all = Vec::new();
             places(&tree.unwrap(), &text, &mut all);
-            let plain = [("a", "a"), ("b c", "b c"), ("ä", "ä"), ("1", "1"), ("d e", "\"d e\""),
-                ("f", "'f'"), ("k", "k")];
+            let plain = [
+                ("a", "a"),
+                ("b c", "b c"),
+                ("ä", "ä"),
+                ("1", "1"),
+                ("d e", "\"d e\""),
+                ("f", "'f'"),
+                ("k", "k"),
+            ];
             for (at, (value, source)) in plain.iter().enumerate() {
                 assert_eq!((&*all[at].0, &*all[at].1), (*value, *source));
             }
@@ -474,6 +495,9 @@ mod tests {
         assert_eq!(code("a: b: c"), "YAML_SYNTAX");
         let (_, found) = read("a:\n\tb: 1\n");
         assert_eq!(found[0].code, "YAML_SYNTAX");
-        assert!(found[0].help[0].contains("spaces"), "{found:?}");
+        assert_eq!(found[0].help, ["YAML is indented with spaces"]);
+        assert_eq!(found[0].span, 3..4);
+        let (_, found) = read("a:\n  b: x\n\tc: 1\n");
+        assert_eq!((found[0].span.clone(), &*found[0].label), (10..11, "a tab"));
     }
 }

@@ -23,6 +23,8 @@ use crate::{
 const PAGE_MAX: u32 = 1_000;
 /// Runs of a page when nobody says how many.
 const PAGE_DEFAULT: u32 = 50;
+/// Bytes of a snapshot in one message.
+const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
 /// Bytes of output in one message.
 const CHUNK_BYTES: u64 = 64 * 1024;
 
@@ -30,6 +32,7 @@ const CHUNK_BYTES: u64 = 64 * 1024;
 impl Runs for House {
     type ReadOutputStream = Streamed<v1::OutputChunk>;
     type ReadArtifactStream = Streamed<v1::OutputChunk>;
+    type ReadSnapshotStream = Streamed<v1::SnapshotPart>;
 
     async fn start_run(
         &self,
@@ -99,6 +102,24 @@ impl Runs for House {
         self.import(request.into_inner()).await.map(Response::new).map_err(status::of)
     }
 
+    async fn read_snapshot(
+        &self,
+        request: Request<v1::GetRunRequest>,
+    ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
+        let id = self.find(&request.into_inner().run).map_err(status::of)?;
+        let (version, bytes) = self.snapshot_of(&id).await.map_err(status::of)?;
+        let (send, stream) = channel();
+        tokio::spawn(async move {
+            for piece in bytes.chunks(SNAPSHOT_PART_BYTES) {
+                let part = v1::SnapshotPart { version, content: piece.to_vec().into() };
+                if send.send(Ok(part)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(stream))
+    }
+
     async fn read_output(
         &self,
         request: Request<v1::ReadOutputRequest>,
@@ -139,6 +160,12 @@ impl House {
         let loaded = cell.lock().await;
         let list = locked(&self.runs().list);
         Ok(wire::run(&loaded.run, loaded.version, loaded.position, list.short(id)))
+    }
+
+    async fn snapshot_of(&self, id: &RunId) -> Result<(u64, Vec<u8>), CommandError> {
+        let cell = self.runs().cell(id).await?;
+        let loaded = cell.lock().await;
+        Ok((loaded.version, loaded.run.to_snapshot()))
     }
 
     async fn command(

@@ -1,0 +1,128 @@
+//! The command line. Help texts are the doc comments here.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+
+/// Database migrations as pipelines, with every step in a log that can be proven
+#[derive(Debug, Parser)]
+#[command(name = "tow", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done · 2 usage · 3 not found · 4 nothing to do · 5 invalid \
+                        file · 6 conflict · 7 damaged\n10 failed · 11 partial · 12 at a gate · 13 \
+                        rejected · 14 cancelled · 15 timed out · 42 unreachable · 130 interrupted")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Global {
+    /// Where runs are kept: `sled:PATH`, `fjall:PATH` or `memory:` [default: the nearest .towpath]
+    #[arg(long, global = true, env = "TOW_STORE", value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Who you are, as `human:NAME`, `agent:NAME` or `service:NAME` [default: human:$USER]
+    #[arg(long, global = true, env = "TOW_ACTOR", value_name = "ACTOR")]
+    pub(crate) actor: Option<String>,
+    /// What goes to standard output
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORM")]
+    pub(crate) output: Output,
+    /// Draw with ASCII only
+    #[arg(long, global = true, env = "TOW_ASCII", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) ascii: bool,
+}
+
+/// What goes to standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Text,
+    /// One JSON object
+    Json,
+    /// One JSON object a line
+    Jsonl,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a first pipeline file
+    Init(commands::init::InitArgs),
+    /// Check a pipeline file and show every problem
+    Validate(commands::validate::ValidateArgs),
+    /// Show what a run would do, without doing it
+    Plan(commands::plan::PlanArgs),
+    /// Draw a pipeline's jobs and needs
+    Graph(commands::graph::GraphArgs),
+    /// Run a pipeline file to its end
+    Run(commands::run::RunArgs),
+    /// Let a run go on where it stopped
+    Resume(commands::resume::ResumeArgs),
+    /// Show a run and its jobs
+    Status(commands::status::StatusArgs),
+    /// Follow a run until it comes to rest
+    Watch(commands::watch::WatchArgs),
+    /// Say why a job stands where it stands
+    Why(commands::why::WhyArgs),
+    /// Show what a job printed
+    Logs(commands::logs::LogsArgs),
+    /// List runs, newest first
+    #[command(visible_alias = "ls")]
+    List(commands::list::ListArgs),
+    /// Open a gate
+    Approve(commands::approve::ApproveArgs),
+    /// Keep a gate shut
+    Reject(commands::reject::RejectArgs),
+    /// Give one job another chance
+    Retry(commands::retry::RetryArgs),
+    /// End a run
+    Cancel(commands::cancel::CancelArgs),
+    /// Show the log as it is stored, one JSON object a line
+    Events(commands::events::EventsArgs),
+    /// Take over the JSONL run file of another tool
+    Import(commands::import::ImportArgs),
+    /// Write a run as a JSONL run file
+    Export(commands::export::ExportArgs),
+    /// Print the JSON Schema of the pipeline file
+    Schema(commands::schema::SchemaArgs),
+    /// Run a small migration in a temporary folder, kill it, and see it go on
+    Demo(commands::demo::DemoArgs),
+    /// Check the store: walk the log, rebuild every view, compare
+    Doctor(commands::doctor::DoctorArgs),
+    /// Write the whole store to one file
+    Backup(commands::backup::BackupArgs),
+    /// Make a store out of a backup
+    Restore(commands::restore::RestoreArgs),
+    /// Print shell completions
+    Completions(commands::completions::CompletionsArgs),
+    /// Say which version this is, and which the server is
+    Version(commands::version::VersionArgs),
+}
+
+/// Which run: an id, an unambiguous prefix, or `@latest`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WhichRun {
+    /// The run: an id, the beginning of one, or `@latest`
+    #[arg(default_value = "@latest", value_name = "RUN")]
+    pub(crate) run: String,
+}
+
+/// Which run, for commands whose first argument is a job.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct OfRun {
+    /// The run: an id, the beginning of one, or `@latest`
+    #[arg(long, default_value = "@latest", value_name = "RUN")]
+    pub(crate) run: String,
+}
+
+/// Which pipeline file.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WhichFile {
+    /// The pipeline file [default: towpath.yml, towpath.yaml or pulsaride-pipeline.yml]
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}

@@ -1,0 +1,136 @@
+//! One file for each command, and what they share: who asks, which store, how to answer.
+
+pub(crate) mod approve;
+pub(crate) mod backup;
+pub(crate) mod cancel;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod events;
+pub(crate) mod export;
+pub(crate) mod follow;
+pub(crate) mod graph;
+pub(crate) mod import;
+pub(crate) mod init;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod pipeline;
+pub(crate) mod plan;
+pub(crate) mod reject;
+pub(crate) mod restore;
+pub(crate) mod resume;
+pub(crate) mod retry;
+pub(crate) mod run;
+pub(crate) mod schema;
+pub(crate) mod status;
+pub(crate) mod validate;
+pub(crate) mod version;
+pub(crate) mod watch;
+pub(crate) mod why;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::{
+    cli::{Cli, Command, Global, Output},
+    connect::{Server, store_url},
+    failure::Failure,
+    render::Style,
+};
+
+/// What a command answers with when nothing went wrong: an exit code.
+pub(crate) type Finished = Result<u8, Failure>;
+
+/// What a command works with.
+pub(crate) struct Desk {
+    pub(crate) global: Global,
+    pub(crate) style: Style,
+}
+
+impl Desk {
+    /// The server of the store, which must exist.
+    pub(crate) async fn server(&self) -> Result<Server, Failure> {
+        Server::reach_existing(&self.url()).await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        store_url(self.global.store.as_deref())
+    }
+
+    /// Who asks.
+    pub(crate) fn actor(&self) -> String {
+        let user = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+        match &self.global.actor {
+            Some(actor) => actor.clone(),
+            None => format!("human:{}", user().unwrap_or_else(|_| "unknown".to_owned())),
+        }
+    }
+
+    pub(crate) fn output(&self) -> Output {
+        self.global.output
+    }
+
+    /// Prints `value` as JSON, on one line for `jsonl`.
+    pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = match self.global.output {
+            Output::Json => serde_json::to_string_pretty(value)?,
+            Output::Text | Output::Jsonl => serde_json::to_string(value)?,
+        };
+        Ok(writeln!(io::stdout().lock(), "{text}")?)
+    }
+
+    /// Prints text for people.
+    pub(crate) fn print(&self, text: &str) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        Ok(out.flush()?)
+    }
+
+    /// Says something beside the answer.
+    pub(crate) fn say(&self, text: &str) {
+        drop(writeln!(io::stderr().lock(), "{text}"));
+    }
+}
+
+/// Carries out what the command line asks for.
+pub(crate) async fn carry_out(cli: Cli) -> Finished {
+    start_logging();
+    let Cli { global, command } = cli;
+    let style = Style::of_stdout(global.ascii);
+    let desk = Desk { global, style };
+    match command {
+        Command::Init(args) => init::init(&desk, args),
+        Command::Validate(args) => validate::validate(&desk, args),
+        Command::Plan(args) => plan::plan(&desk, args),
+        Command::Graph(args) => graph::graph(&desk, args),
+        Command::Run(args) => run::run(&desk, args).await,
+        Command::Resume(args) => resume::resume(&desk, args).await,
+        Command::Status(args) => status::status(&desk, args).await,
+        Command::Watch(args) => watch::watch(&desk, args).await,
+        Command::Why(args) => why::why(&desk, args).await,
+        Command::Logs(args) => logs::logs(&desk, args).await,
+        Command::List(args) => list::list(&desk, args).await,
+        Command::Approve(args) => approve::approve(&desk, args).await,
+        Command::Reject(args) => reject::reject(&desk, args).await,
+        Command::Retry(args) => retry::retry(&desk, args).await,
+        Command::Cancel(args) => cancel::cancel(&desk, args).await,
+        Command::Events(args) => events::events(&desk, args).await,
+        Command::Import(args) => import::import(&desk, args).await,
+        Command::Export(args) => export::export(&desk, args).await,
+        Command::Schema(args) => schema::schema(&desk, &args),
+        Command::Demo(args) => demo::demo(&desk, args).await,
+        Command::Doctor(args) => doctor::doctor(&desk, args).await,
+        Command::Backup(args) => backup::backup(&desk, args).await,
+        Command::Restore(args) => restore::restore(&desk, args).await,
+        Command::Completions(args) => completions::completions(&desk, &args),
+        Command::Version(args) => version::version(&desk, args).await,
+    }
+}
+
+/// What the program notes about itself goes to standard error, and only when asked for.
+fn start_logging() {
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("TOW_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    }
+}

@@ -1,0 +1,82 @@
+//! `tow approve`.
+
+use towpath_proto::v1;
+
+use super::{Desk, Finished};
+use crate::{cli::OfRun, connect::Server, exit, failure::Failure, render::safe};
+
+/// Open a gate
+///
+/// The approval is recorded with your name and covers exactly what waits now: the plan, the job and
+/// the results before it. It cannot be taken back; `tow cancel` ends the run instead.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApproveArgs {
+    /// The job behind the gate [default: the only gate that waits]
+    job: Option<String>,
+    #[command(flatten)]
+    run: OfRun,
+    /// What the record should say
+    #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
+    comment: String,
+    /// Only if exactly this waits: the digest that `tow status --output json` shows as `binds`
+    #[arg(long, value_name = "SHA256")]
+    binds: Option<String>,
+}
+
+/// Opens a gate, and says what happens next.
+pub(crate) async fn approve(desk: &Desk, args: ApproveArgs) -> Finished {
+    let server = desk.server().await?;
+    let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
+    let request = v1::DecideGateRequest {
+        run: gate.run.clone(),
+        job: gate.job.clone(),
+        binds: args.binds.unwrap_or(gate.binds),
+        comment: args.comment,
+        actor: desk.actor(),
+    };
+    server.gates().approve_gate(request).await?;
+    desk.say(&format!("Opened the gate of `{}`.", safe(&gate.job)));
+    if server.is_ours() {
+        desk.say(&format!("Nobody works on the run; `tow resume {}` does.", short(&gate.run)));
+    }
+    server.close().await;
+    Ok(exit::DONE)
+}
+
+/// The gate that is meant: of the job named, or the only one.
+pub(crate) async fn waiting_gate(
+    server: &Server,
+    run: &str,
+    job: Option<&str>,
+) -> Result<v1::Gate, Failure> {
+    let request = v1::ListGatesRequest { run: run.to_owned() };
+    let mut gates = server.gates().list_gates(request).await?.into_inner().gates;
+    let Some(job) = job else {
+        return match gates.len() {
+            1 => Ok(gates.remove(0)),
+            0 => Err(Failure::new(
+                "GATE_NOT_WAITING",
+                "no gate of the run waits for a decision",
+                "See `tow status` for where the run stands.",
+            )),
+            _ => {
+                let names: Vec<String> =
+                    gates.iter().map(|gate| format!("`{}`", safe(&gate.job))).collect();
+                let message = format!("these gates wait: {}", names.join(", "));
+                Err(Failure::new("USAGE", message, "Name one of them."))
+            }
+        };
+    };
+    if let Some(gate) = gates.into_iter().find(|gate| gate.job == job) {
+        return Ok(gate);
+    }
+    // Nothing waits under that name: let the server say why, with its own code.
+    let run = server.runs().get_run(v1::GetRunRequest { run: run.to_owned() }).await?.into_inner();
+    let (job, binds) = (job.to_owned(), "0".repeat(64));
+    Ok(v1::Gate { run: run.id, job, binds, ..v1::Gate::default() })
+}
+
+/// The beginning of an id, long enough for a person to paste.
+pub(crate) fn short(run: &str) -> &str {
+    run.get(..6).unwrap_or(run)
+}

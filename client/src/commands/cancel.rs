@@ -1,0 +1,46 @@
+//! `tow cancel`.
+
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    follow::{Follow, follow},
+};
+use crate::{cli::WhichRun, exit};
+
+/// End a run
+///
+/// What runs is ended (SIGTERM, then SIGKILL), and what has not begun never will, unless the run is
+/// resumed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CancelArgs {
+    #[command(flatten)]
+    run: WhichRun,
+    /// What the record should say
+    #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
+    reason: String,
+}
+
+/// Ends a run. Jobs that outlived their `tow` are ended by this one.
+pub(crate) async fn cancel(desk: &Desk, args: CancelArgs) -> Finished {
+    let server = desk.server().await?;
+    let request =
+        v1::CancelRunRequest { run: args.run.run, reason: args.reason, actor: desk.actor() };
+    let run = server.runs().cancel_run(request).await?.into_inner();
+    let mut phase = run.phase;
+    if phase == "cancelling" && server.is_ours() {
+        let following = Follow {
+            run: run.id.as_str().into(),
+            short_id: run.short_id.clone(),
+            known: run.version,
+            slots: Some(1),
+            wait: false,
+            tags: Vec::new(),
+        };
+        follow(desk, &server, following).await?;
+        phase = "cancelled".to_owned();
+    }
+    desk.say(&format!("Run {} is {phase}.", run.short_id));
+    server.close().await;
+    Ok(exit::DONE)
+}

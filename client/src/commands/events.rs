@@ -1,0 +1,70 @@
+//! `tow events`.
+
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio_stream::StreamExt as _;
+use towpath_proto::v1;
+
+use super::{Desk, Finished};
+use crate::{exit, failure::Failure};
+
+/// Show the log as it is stored, one JSON object a line
+///
+/// `fact` is the record's payload, byte for byte.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EventsArgs {
+    /// Only those of this run: an id, the beginning of one, or `@latest` [default: the whole log]
+    run: Option<String>,
+    /// Those after this position (of a run: after this version)
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    after: u64,
+    /// Go on with what is recorded later
+    #[arg(short, long)]
+    follow: bool,
+}
+
+#[derive(Serialize)]
+struct RecordJson<'a> {
+    position: u64,
+    stream: &'a str,
+    version: u64,
+    kind: &'a str,
+    fact: &'a RawValue,
+}
+
+/// Prints records.
+pub(crate) async fn events(desk: &Desk, args: EventsArgs) -> Finished {
+    let server = desk.server().await?;
+    let run = args.run.unwrap_or_default();
+    let request = v1::FollowRequest { run, after: args.after, follow: args.follow };
+    let mut records = server.log().follow(request).await?.into_inner();
+    loop {
+        tokio::select! {
+            record = records.next() => match record {
+                Some(record) => print(&record?)?,
+                None => break,
+            },
+            _ = tokio::signal::ctrl_c() => return Ok(exit::INTERRUPTED),
+        }
+    }
+    server.close().await;
+    Ok(exit::DONE)
+}
+
+/// Prints one record on one line.
+pub(crate) fn print(record: &v1::Record) -> Result<(), Failure> {
+    let fact: &RawValue = serde_json::from_slice(&record.payload)?;
+    let line = RecordJson {
+        position: record.position,
+        stream: &record.stream,
+        version: record.version,
+        kind: &record.kind,
+        fact,
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, &line)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,187 @@
+//! `tow export`.
+
+use std::{io::Write as _, path::PathBuf};
+
+use towpath_engine::{
+    event::{FailureCause, ImportedResult},
+    job::JobState,
+    run::{Job, Run},
+    seed_lines::{self, SeedLine},
+};
+use towpath_proto::v1;
+
+use super::{Desk, Finished, follow::snapshot, validate::counted};
+use crate::{cli::WhichRun, exit, failure::Failure, render::board};
+
+/// Write a run as a JSONL run file
+///
+/// One line for each job that has ended, in file order: `DONE`, `FAILED` or `SKIPPED`. Jobs that
+/// were cancelled or rejected are `SKIPPED`, and `error` says why. `tow import` reads it back.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    run: WhichRun,
+    /// Write to this file, replacing it [default: standard output]
+    #[arg(short = 'o', long = "to-file", value_name = "FILE")]
+    to_file: Option<PathBuf>,
+}
+
+/// Writes what has ended.
+pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
+    let server = desk.server().await?;
+    let found = server.runs().get_run(v1::GetRunRequest { run: args.run.run }).await;
+    let read = match found {
+        Ok(found) => snapshot(&server, &found.into_inner().id).await,
+        Err(status) => Err(status.into()),
+    };
+    server.close().await;
+    let (run, _) = read?;
+    let lines = lines_of(&run);
+    let text = seed_lines::write(&lines);
+    let Some(path) = args.to_file else {
+        desk.print(&text)?;
+        return Ok(exit::DONE);
+    };
+    write_whole(&path, text.as_bytes()).map_err(|error| Failure::file(&path, &error))?;
+    let open = run.jobs().len() - lines.len();
+    let mut said = format!("Wrote {} to `{}`.", counted(lines.len(), "job"), path.display());
+    if open > 0 {
+        said = format!("{said} {} not ended yet and left out.", have(open));
+    }
+    desk.say(&said);
+    Ok(exit::DONE)
+}
+
+fn have(count: usize) -> String {
+    if count == 1 { "1 job has".to_owned() } else { format!("{count} jobs have") }
+}
+
+/// The file appears whole, or stays as it was.
+fn write_whole(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(std::path::Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// A line for each job that has ended.
+fn lines_of(run: &Run) -> Vec<SeedLine> {
+    let Some(header) = run.header() else { return Vec::new() };
+    let id = header.run.as_str();
+    run.jobs().iter().filter_map(|job| line_of(id, job)).collect()
+}
+
+fn line_of(run: &str, job: &Job) -> Option<SeedLine> {
+    let status = match &job.state {
+        JobState::Succeeded => ImportedResult::Succeeded,
+        JobState::Failed | JobState::TimedOut => ImportedResult::Failed,
+        JobState::Skipped | JobState::Cancelled | JobState::Rejected => ImportedResult::Skipped,
+        JobState::Waiting
+        | JobState::Admitted
+        | JobState::Declined
+        | JobState::AtGate(_)
+        | JobState::Approved
+        | JobState::Leased(..)
+        | JobState::BackingOff(_)
+        | JobState::Requeued => return None,
+    };
+    let line = SeedLine {
+        pipeline_run_id: run.to_owned(),
+        job: job.plan.name.clone(),
+        stage: job.plan.stage.clone(),
+        status,
+        started_at: job.leased_at,
+        finished_at: Some(job.since),
+        exit_code: exit_code(job),
+        error: error(job),
+    };
+    // What another tool recorded goes out as it came in.
+    Some(match &job.imported {
+        Some(imported) => SeedLine {
+            started_at: imported.started_at,
+            finished_at: imported.finished_at,
+            exit_code: imported.exit_code,
+            error: imported.error.clone(),
+            ..line
+        },
+        None => line,
+    })
+}
+
+fn exit_code(job: &Job) -> Option<i32> {
+    match (&job.state, &job.cause) {
+        (JobState::Succeeded, _) => Some(0),
+        (JobState::Failed, Some(FailureCause::ExitCode(code))) => Some(*code),
+        (_, _) => None,
+    }
+}
+
+fn error(job: &Job) -> String {
+    match &job.state {
+        JobState::Succeeded => String::new(),
+        JobState::Cancelled => "cancelled".to_owned(),
+        _ => board::note(job),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_engine::{
+        decide::{Command, CreateRun, ImportRun, ImportedJob, carry_out},
+        ids::{Actor, Digest},
+        plan::{JobPlan, Plan},
+        time::Timestamp,
+    };
+
+    use super::*;
+
+    const RECORD: &str = r#"{"pipeline_run_id":"old","job":"a","stage":"s","status":"DONE","started_at":"2026-04-07T14:00:00.000Z","finished_at":"2026-04-07T14:12:33.000Z","exit_code":0,"error":""}
+{"pipeline_run_id":"old","job":"b","stage":"s","status":"FAILED","finished_at":"2026-04-07T14:15:01.000Z","exit_code":1,"error":"exit code 1"}
+"#;
+
+    fn imported() -> Run {
+        let create = CreateRun {
+            run: "new".into(),
+            file: "towpath.yml".into(),
+            folder: "/srv".into(),
+            file_sha256: Digest([0; 32]),
+            plan: Plan {
+                pipeline: "p".into(),
+                stages: vec!["s".into()],
+                jobs: ["a", "b", "c"].map(|name| JobPlan::new(name, "s", "true")).into(),
+                timeout_ms: None,
+            },
+            parallelism: 1,
+            gates_preapproved: false,
+            traceparent: None,
+        };
+        let job = |line: SeedLine| ImportedJob {
+            job: line.job,
+            result: line.status,
+            started_at: line.started_at,
+            finished_at: line.finished_at,
+            exit_code: line.exit_code,
+            error: line.error,
+        };
+        let jobs = seed_lines::parse(RECORD).lines.into_iter().map(job).collect();
+        let mut run = Run::default();
+        let import = Command::Import(ImportRun { create, jobs });
+        carry_out(&mut run, &import, &Actor::human("ana"), Timestamp(9)).unwrap();
+        run
+    }
+
+    #[test]
+    fn what_was_imported_goes_out_as_it_came_in() {
+        let text = seed_lines::write(&lines_of(&imported()));
+        assert_eq!(text, RECORD.replace("\"old\"", "\"new\""));
+    }
+
+    #[test]
+    fn what_has_not_ended_is_left_out() {
+        let run = imported();
+        assert_eq!((run.jobs().len(), lines_of(&run).len()), (3, 2));
+    }
+}

@@ -1,0 +1,505 @@
+//! Following a run until it comes to rest, and drawing it on the way: what `run`, `resume` and
+//! `watch` share.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_stream::StreamExt as _;
+use towpath_engine::{
+    captured, codec,
+    event::{Fact, RunEvent},
+    ids::{JobName, RunId},
+    job::JobState,
+    run::{Phase, Run},
+    time::Timestamp,
+};
+use towpath_proto::v1;
+use towpath_worker::{AttemptsError, Stop, WorkerError, WorkerOptions, work};
+
+use super::{Desk, Finished, events};
+use crate::{
+    cli::Output,
+    connect::Server,
+    exit,
+    failure::Failure,
+    render::{
+        board::{self, LastLines},
+        plain, safe,
+        screen::Screen,
+    },
+};
+
+/// How often a moving picture is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// Lines of a failed job's output that are shown.
+const TAIL_LINES: usize = 10;
+/// Failed jobs whose output is shown.
+const TAILS_MAX: usize = 3;
+
+/// What to follow, and whether to work on it.
+pub(crate) struct Follow {
+    pub(crate) run: RunId,
+    pub(crate) short_id: String,
+    /// Events up to this version are not news.
+    pub(crate) known: u64,
+    /// Run its jobs in this process, this many at once.
+    pub(crate) slots: Option<u32>,
+    /// Stay at a gate until somebody opens it elsewhere.
+    pub(crate) wait: bool,
+    /// What this worker offers.
+    pub(crate) tags: Vec<String>,
+}
+
+/// The moment it is, for drawing.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The state of run `id` and its version.
+pub(crate) async fn snapshot(server: &Server, id: &str) -> Result<(Run, u64), Failure> {
+    let request = v1::GetRunRequest { run: id.to_owned() };
+    let mut parts = server.runs().read_snapshot(request).await?.into_inner();
+    let (mut version, mut bytes) = (0, Vec::new());
+    while let Some(part) = parts.next().await {
+        let v1::SnapshotPart { version: shown, content } = part?;
+        version = shown;
+        bytes.extend_from_slice(&content);
+    }
+    let run = Run::from_snapshot(&bytes).map_err(|_| {
+        Failure::new(
+            "VERSION_MISMATCH",
+            "the server keeps runs in another form",
+            "Use the same version of `tow` on both sides.",
+        )
+    })?;
+    Ok((run, version))
+}
+
+/// Follows a run until it has ended, waits for a person, or is left alone.
+pub(crate) async fn follow(desk: &Desk, server: &Server, follow: Follow) -> Finished {
+    let stop = Stop::default();
+    let mut worker = follow.slots.map(|slots| begin_work(server, &follow, slots, stop.clone()));
+    let (run, known) = if follow.known == 0 {
+        (Run::default(), 0)
+    } else {
+        snapshot(server, follow.run.as_str()).await?
+    };
+    let request = v1::FollowRequest { run: follow.run.to_string(), after: known, follow: true };
+    let mut records = server.log().follow(request).await?.into_inner();
+    let mut show = Show::new(desk, server, run, &follow);
+    show.begin()?;
+    let mut signals = Signals::new()?;
+    let mut interrupted = false;
+    let mut ticks = tokio::time::interval(DRAW_EVERY);
+    let finished = loop {
+        if let Some(code) = exit::of_phase(show.run.phase()) {
+            break Ok(code);
+        }
+        if show.waits_for_a_person() && !interrupted && (worker.is_some() || !follow.wait) {
+            match show.at_gate(follow.wait).await? {
+                AtGate::Leave => break Ok(exit::AT_GATE),
+                AtGate::Decided | AtGate::Wait => {}
+            }
+        }
+        tokio::select! {
+            biased;
+            record = records.next() => match record {
+                Some(Ok(record)) => show.take(&record)?,
+                Some(Err(status)) => break Err(status.into()),
+                None => break Err(Failure::new(
+                    "UNREACHABLE",
+                    "the server went away",
+                    "Nothing that was acknowledged is lost; `tow resume` goes on.",
+                )),
+            },
+            () = signals.next() => {
+                if follow.slots.is_none() {
+                    break Ok(exit::INTERRUPTED);
+                }
+                if interrupted {
+                    desk.say("Ending the running jobs.");
+                    stop.kill.cancel();
+                } else {
+                    let running = show.run.counts().running;
+                    desk.say(&format!(
+                        "Stopping: {running} running jobs finish first. Ctrl-C again ends them."
+                    ));
+                    stop.drain.cancel();
+                }
+                interrupted = true;
+            }
+            worked = wait_for(&mut worker) => {
+                worker = None;
+                match worked {
+                    Ok(()) if interrupted => break Ok(exit::INTERRUPTED),
+                    Ok(()) => {}
+                    Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => desk.say(
+                        "Another process is working on this run; watching it.",
+                    ),
+                    Err(error) => break Err(worker_failure(&error)),
+                }
+            }
+            _ = ticks.tick() => show.draw()?,
+        }
+    };
+    stop.drain.cancel();
+    if let Some(mut worker) = worker {
+        // Everything has ended or waits for a person: the worker holds nothing any more.
+        drop(tokio::time::timeout(Duration::from_secs(30), &mut worker).await);
+    }
+    show.end().await?;
+    if matches!(finished, Ok(exit::INTERRUPTED)) && follow.slots.is_some() {
+        desk.say(&format!("Stopped. `tow resume {}` goes on.", follow.short_id));
+    }
+    finished
+}
+
+fn begin_work(
+    server: &Server,
+    follow: &Follow,
+    slots: u32,
+    stop: Stop,
+) -> JoinHandle<Result<(), WorkerError>> {
+    let options = WorkerOptions {
+        name: format!("local/{}", follow.run),
+        slots,
+        tags: follow.tags.clone(),
+        run: Some(follow.run.to_string()),
+        attempts: server.folder().join("attempts").join(follow.run.as_str()),
+    };
+    tokio::spawn(work(server.channel(), options, stop))
+}
+
+/// The end of the worker; never, if there is none.
+async fn wait_for(
+    worker: &mut Option<JoinHandle<Result<(), WorkerError>>>,
+) -> Result<(), WorkerError> {
+    match worker {
+        Some(task) => match task.await {
+            Ok(worked) => worked,
+            Err(_) => Err(Box::new(tonic::Status::internal("the worker broke")).into()),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn worker_failure(error: &WorkerError) -> Failure {
+    match error {
+        WorkerError::Session(status) => Failure::from((**status).clone()),
+        WorkerError::Attempts(error) => Failure::new(
+            "STORE_UNAVAILABLE",
+            error.to_string(),
+            "The folder of the store must be writable, and on a disk with room.",
+        ),
+    }
+}
+
+/// Ctrl-C and its relatives.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+/// What became of a gate.
+enum AtGate {
+    Decided,
+    Wait,
+    Leave,
+}
+
+/// What is shown of a run.
+struct Show<'a> {
+    desk: &'a Desk,
+    server: &'a Server,
+    run: Run,
+    short_id: String,
+    screen: Screen,
+    /// Lines that scroll up with the next drawing.
+    lines: Vec<String>,
+    /// The newest output of what runs.
+    last: Arc<Mutex<LastLines>>,
+    /// Gates that the person at this terminal was asked about.
+    asked: Vec<JobName>,
+    live: bool,
+    headed: bool,
+}
+
+impl<'a> Show<'a> {
+    fn new(desk: &'a Desk, server: &'a Server, run: Run, follow: &Follow) -> Self {
+        Self {
+            live: desk.style.live && desk.output() == Output::Text,
+            short_id: follow.short_id.clone(),
+            screen: Screen::default(),
+            lines: Vec::new(),
+            last: Arc::default(),
+            asked: Vec::new(),
+            headed: false,
+            desk,
+            server,
+            run,
+        }
+    }
+
+    /// Whatever ran before we came is shown as running.
+    fn begin(&mut self) -> Result<(), Failure> {
+        let running: Vec<JobName> = self.run.leased().map(|job| job.plan.name.clone()).collect();
+        for job in running {
+            self.listen(job);
+        }
+        self.draw()
+    }
+
+    fn waits_for_a_person(&self) -> bool {
+        *self.run.phase() == Phase::Running && !self.run.can_move() && self.run.counts().at_gate > 0
+    }
+
+    fn take(&mut self, record: &v1::Record) -> Result<(), Failure> {
+        let unreadable = |what: String| {
+            let what = format!("record {}: {what}", record.position);
+            Failure::new("LOG_DAMAGED", what, "docs/errors/ says how to go on.")
+        };
+        let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
+        self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;
+        match self.desk.output() {
+            Output::Jsonl => events::print(record)?,
+            Output::Json => {}
+            Output::Text if self.live => self.tell(&fact),
+            Output::Text => {
+                if let Some(line) = plain::line(record.position, &fact, &self.run) {
+                    self.desk.print(&(line + "\n"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What scrolls up for good because of `fact`.
+    fn tell(&mut self, fact: &Fact) {
+        let Some(job) = fact.event.job().and_then(|job| self.run.job(job.as_str())) else {
+            if let RunEvent::RunAborted { root } = &fact.event {
+                let line = format!("  Aborted, because {} failed.", safe(root.as_str()));
+                self.lines.push(self.desk.style.fit(&line, self.desk.style.width));
+            }
+            return;
+        };
+        let name = job.plan.name.clone();
+        match &fact.event {
+            RunEvent::JobLeased { .. } => self.listen(name),
+            RunEvent::JobAttemptFailed { .. } => {
+                self.lines.push(board::ended_line(job, &self.desk.style));
+            }
+            RunEvent::GateApproved { .. } => {
+                let line = format!("    Gate of {} opened by {}.", safe(name.as_str()), fact.by);
+                self.lines.push(self.desk.style.fit(&line, self.desk.style.width));
+            }
+            _ if job.state.is_over() => {
+                self.lines.push(board::ended_line(job, &self.desk.style));
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps the newest line that `job` prints, as long as it runs.
+    fn listen(&self, job: JobName) {
+        if !self.live {
+            return;
+        }
+        let request = v1::ReadOutputRequest {
+            run: self.run.header().map(|header| header.run.to_string()).unwrap_or_default(),
+            job: job.to_string(),
+            attempt: 0,
+            follow: true,
+        };
+        let (mut runs, last) = (self.server.runs(), Arc::clone(&self.last));
+        tokio::spawn(async move {
+            let Ok(chunks) = runs.read_output(request).await else { return };
+            let mut chunks = chunks.into_inner();
+            while let Some(Ok(v1::OutputChunk { content })) = chunks.next().await {
+                let newest = captured::lines(&content).filter_map(Result::ok).last();
+                if let Some(line) = newest {
+                    let text = captured::printable(line.bytes, false);
+                    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                    last.insert(job.to_string(), text.trim().to_owned());
+                }
+            }
+            last.lock().unwrap_or_else(PoisonError::into_inner).remove(job.as_str());
+        });
+    }
+
+    fn draw(&mut self) -> Result<(), Failure> {
+        if !self.live || self.run.header().is_none() {
+            return Ok(());
+        }
+        let style = &self.desk.style;
+        if !std::mem::replace(&mut self.headed, true) {
+            self.lines.insert(0, board::head(&self.run, &self.short_id, style));
+        }
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let block = board::moving(&self.run, &last, now(), style);
+        let lines = std::mem::take(&mut self.lines);
+        Ok(self.screen.draw(&mut io::stdout().lock(), &lines, block)?)
+    }
+
+    /// Leaves the final picture behind.
+    async fn end(&mut self) -> Result<(), Failure> {
+        if self.desk.output() == Output::Json {
+            let request = v1::GetRunRequest { run: self.short_id.clone() };
+            let run = self.server.runs().get_run(request).await?.into_inner();
+            return self.desk.json(&super::status::RunJson::from(run));
+        }
+        if self.live {
+            self.draw()?;
+            self.screen.clear(&mut io::stdout().lock())?;
+            self.desk.print(&(board::foot(&self.run, now(), &self.desk.style) + "\n"))?;
+        }
+        if self.desk.output() == Output::Text {
+            self.show_failures().await?;
+        }
+        Ok(())
+    }
+
+    /// The last lines of what failed, and how to see more.
+    async fn show_failures(&self) -> Result<(), Failure> {
+        let failed = |state: &JobState| matches!(state, JobState::Failed | JobState::TimedOut);
+        let jobs: Vec<_> = self.run.jobs().iter().filter(|job| failed(&job.state)).collect();
+        for job in jobs.iter().take(TAILS_MAX) {
+            let name = safe(job.plan.name.as_str());
+            self.desk.say(&format!("\n{name}: {}", board::note(job)));
+            let run = self.short_id.clone();
+            let output = super::logs::whole_output(self.server, &run, job.plan.name.as_str()).await;
+            let lines: Vec<String> = captured::lines(&output.unwrap_or_default())
+                .filter_map(Result::ok)
+                .map(|line| captured::printable(line.bytes, false))
+                .collect();
+            for line in &lines[lines.len().saturating_sub(TAIL_LINES)..] {
+                self.desk
+                    .say(&format!("  {} {line}", if self.desk.style.ascii { "|" } else { "│" }));
+            }
+            let quoted = towpath_engine::expression::quoted(job.plan.name.as_str());
+            self.desk.say(&format!("  tow logs {quoted} --run {run}"));
+        }
+        if jobs.len() > TAILS_MAX {
+            self.desk.say(&format!("… and {} more failed.", jobs.len() - TAILS_MAX));
+        }
+        Ok(())
+    }
+
+    /// Only people can go on: asks the one at this terminal, or says how to.
+    async fn at_gate(&mut self, wait: bool) -> Result<AtGate, Failure> {
+        let new: Vec<JobName> = self
+            .run
+            .gates()
+            .map(|job| job.plan.name.clone())
+            .filter(|job| !self.asked.contains(job))
+            .collect();
+        let Some(job) = new.first().cloned() else {
+            return Ok(if wait { AtGate::Wait } else { AtGate::Leave });
+        };
+        self.asked.push(job.clone());
+        self.draw()?;
+        self.screen.clear(&mut io::stdout().lock())?;
+        self.show_gate(&job);
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let asks =
+            self.live && io::stdin().is_terminal() && !set("CI") && !set("TOW_PROMPT_DISABLED");
+        if !asks {
+            return Ok(if wait { AtGate::Wait } else { AtGate::Leave });
+        }
+        match ask().await.as_deref() {
+            Some("y" | "yes") => self.decide(&job, true).await,
+            Some("n" | "no") => self.decide(&job, false).await,
+            Some(_) | None => Ok(AtGate::Leave),
+        }
+    }
+
+    fn show_gate(&self, name: &JobName) {
+        let Some(job) = self.run.job(name.as_str()) else { return };
+        let quoted = towpath_engine::expression::quoted(name.as_str());
+        let id = &self.short_id;
+        let sign = self.desk.style.mark(crate::render::Mark::Gate);
+        self.desk.say(&format!("{sign} {} waits at its gate.", safe(name.as_str())));
+        if job.plan.irreversible {
+            self.desk.say("  There is no way back after it.");
+        }
+        for need in &job.plan.needs {
+            if let Some(need) = self.run.job(need.as_str()) {
+                let sign = self.desk.style.mark(board::mark_of(need));
+                let outputs: Vec<String> = need
+                    .outputs
+                    .iter()
+                    .map(|(key, value)| format!("{key}={}", safe(value)))
+                    .collect();
+                let name = safe(need.plan.name.as_str());
+                self.desk.say(format!("  {sign} {name}  {}", outputs.join("  ")).trim_end());
+            }
+        }
+        for line in job.plan.script.trim().lines().take(5) {
+            self.desk.say(&format!("  $ {}", safe(line)));
+        }
+        self.desk.say(&format!("  tow approve {quoted} --run {id}"));
+        self.desk.say(&format!("  tow reject {quoted} --run {id} --comment WHY"));
+    }
+
+    async fn decide(&mut self, job: &JobName, approve: bool) -> Result<AtGate, Failure> {
+        let state = self.run.job(job.as_str()).map(|job| job.state.clone());
+        let Some(JobState::AtGate(binds)) = state else { return Ok(AtGate::Wait) };
+        let request = v1::DecideGateRequest {
+            run: self.short_id.clone(),
+            job: job.to_string(),
+            binds: binds.to_string(),
+            comment: String::new(),
+            actor: self.desk.actor(),
+        };
+        let mut gates = self.server.gates();
+        if approve {
+            gates.approve_gate(request).await?;
+        } else {
+            gates.reject_gate(request).await?;
+        }
+        Ok(AtGate::Decided)
+    }
+}
+
+/// One line from the person at the terminal. A thread of its own: nothing can call off a read, and
+/// the process need not wait for it.
+async fn ask() -> Option<String> {
+    let mut err = io::stderr().lock();
+    drop(write!(err, "Open the gate? [y]es, [n]o, or Enter to leave it: "));
+    drop(err.flush());
+    drop(err);
+    let (send, receive) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = io::stdin().read_line(&mut line);
+        drop(send.send(read.ok().map(|_| line.trim().to_lowercase())));
+    });
+    tokio::select! {
+        line = receive => line.ok().flatten(),
+        _ = tokio::signal::ctrl_c() => None,
+    }
+}

@@ -1,0 +1,38 @@
+//! `tow reject`.
+
+use towpath_proto::v1;
+
+use super::{Desk, Finished, approve::waiting_gate};
+use crate::{cli::OfRun, exit, render::safe};
+
+/// Keep a gate shut
+///
+/// What needs the job is skipped, and the run ends as rejected.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RejectArgs {
+    /// The job behind the gate [default: the only gate that waits]
+    job: Option<String>,
+    #[command(flatten)]
+    run: OfRun,
+    /// What the record should say
+    #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
+    comment: String,
+}
+
+/// Keeps a gate shut.
+pub(crate) async fn reject(desk: &Desk, args: RejectArgs) -> Finished {
+    let server = desk.server().await?;
+    let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
+    let request = v1::DecideGateRequest {
+        run: gate.run,
+        job: gate.job.clone(),
+        binds: String::new(),
+        comment: args.comment,
+        actor: desk.actor(),
+    };
+    let phase = server.gates().reject_gate(request).await?.into_inner().phase;
+    let phase = phase.replace('_', " ");
+    desk.say(&format!("Rejected `{}`; the run is {phase}.", safe(&gate.job)));
+    server.close().await;
+    Ok(exit::DONE)
+}

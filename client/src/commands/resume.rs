@@ -1,0 +1,76 @@
+//! `tow resume`.
+
+use std::path::Path;
+
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    follow::{Follow, follow},
+    pipeline,
+};
+use crate::{cli::WhichRun, connect::Server, failure::Failure};
+
+/// Let a run go on where it stopped
+///
+/// Jobs that succeeded are not run again; everything else gets another chance. A pipeline file that
+/// was edited meanwhile is refused unless the edit is accepted.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    run: WhichRun,
+    /// Run this stage and everything after it again, although it succeeded
+    #[arg(long, value_name = "STAGE")]
+    from: Option<String>,
+    /// Take over what was edited in the pipeline file since the run began
+    #[arg(long)]
+    accept_changes: bool,
+    /// Stay at a gate until somebody decides it elsewhere
+    #[arg(long)]
+    wait: bool,
+    /// What this machine offers to jobs with `tags`
+    #[arg(long, value_delimiter = ',', value_name = "TAG")]
+    tags: Vec<String>,
+}
+
+/// Lets a run go on and works on it.
+pub(crate) async fn resume(desk: &Desk, args: ResumeArgs) -> Finished {
+    let server = desk.server().await?;
+    let finished = go_on(desk, &server, args).await;
+    server.close().await;
+    finished
+}
+
+async fn go_on(desk: &Desk, server: &Server, args: ResumeArgs) -> Finished {
+    let ResumeArgs { run, from, accept_changes, wait, tags } = args;
+    let run = server.runs().get_run(v1::GetRunRequest { run: run.run }).await?.into_inner();
+    let request = v1::ResumeRunRequest {
+        run: run.id.clone(),
+        from_stage: from.unwrap_or_default(),
+        file: file_now(desk, &run)?,
+        accept_changes,
+        actor: desk.actor(),
+    };
+    let resumed = server.runs().resume_run(request).await?.into_inner();
+    let following = Follow {
+        run: resumed.id.as_str().into(),
+        short_id: resumed.short_id,
+        known: resumed.version,
+        slots: Some(resumed.parallelism),
+        wait,
+        tags,
+    };
+    follow(desk, server, following).await
+}
+
+/// The pipeline file as it is now, if it is still where it was.
+pub(crate) fn file_now(desk: &Desk, run: &v1::Run) -> Result<Option<v1::PipelineFile>, Failure> {
+    let name = Path::new(&run.file).file_name().unwrap_or_default();
+    let path = Path::new(&run.folder).join(name);
+    if !path.is_file() {
+        let gone = path.display();
+        desk.say(&format!("`{gone}` is gone; the plan that the run began with is used."));
+        return Ok(None);
+    }
+    Ok(Some(pipeline::read(desk, &path)?.message()))
+}

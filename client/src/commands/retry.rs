@@ -1,0 +1,44 @@
+//! `tow retry`.
+
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    follow::{Follow, follow},
+};
+use crate::cli::OfRun;
+
+/// Give one job another chance
+///
+/// What was skipped because of it is taken along. The run goes on in this process.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RetryArgs {
+    /// The job
+    job: String,
+    #[command(flatten)]
+    run: OfRun,
+    /// Stay at a gate until somebody decides it elsewhere
+    #[arg(long)]
+    wait: bool,
+    /// What this machine offers to jobs with `tags`
+    #[arg(long, value_delimiter = ',', value_name = "TAG")]
+    tags: Vec<String>,
+}
+
+/// Retries a job and works on its run.
+pub(crate) async fn retry(desk: &Desk, args: RetryArgs) -> Finished {
+    let server = desk.server().await?;
+    let request = v1::RetryJobRequest { run: args.run.run, job: args.job, actor: desk.actor() };
+    let run = server.runs().retry_job(request).await?.into_inner();
+    let following = Follow {
+        run: run.id.as_str().into(),
+        short_id: run.short_id,
+        known: run.version,
+        slots: Some(run.parallelism),
+        wait: args.wait,
+        tags: args.tags,
+    };
+    let finished = follow(desk, &server, following).await;
+    server.close().await;
+    finished
+}

@@ -1,0 +1,23 @@
+//! `tow schema`.
+
+use towpath_engine::schema::json_schema_text;
+
+use super::{Desk, Finished};
+use crate::exit;
+
+/// Print the JSON Schema of the pipeline file
+///
+/// Editors complete and check the file with it. Write it beside the file and name it in the file's
+/// first line: `# yaml-language-server: $schema=towpath.schema.json`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SchemaArgs {}
+
+/// Prints the schema.
+pub(crate) fn schema(desk: &Desk, _: &SchemaArgs) -> Finished {
+    let mut text = json_schema_text();
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    desk.print(&text)?;
+    Ok(exit::DONE)
+}

@@ -1,0 +1,233 @@
+//! `tow status`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    follow::{now, snapshot},
+};
+use crate::{
+    cli::{Output, WhichRun},
+    connect::Server,
+    exit,
+    failure::Failure,
+    render::board,
+};
+
+/// Show a run and its jobs
+///
+/// The exit code is the run's: 0 while it is under way or once it has succeeded, 12 while it waits
+/// at a gate.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    run: WhichRun,
+}
+
+/// Shows where a run stands.
+pub(crate) async fn status(desk: &Desk, args: StatusArgs) -> Finished {
+    let server = desk.server().await?;
+    let finished = show(desk, &server, args).await;
+    server.close().await;
+    finished
+}
+
+async fn show(desk: &Desk, server: &Server, args: StatusArgs) -> Finished {
+    let request = v1::GetRunRequest { run: args.run.run };
+    let run = server.runs().get_run(request).await?.into_inner();
+    let counts = run.counts.unwrap_or_default();
+    let waits = counts.at_gate > 0 && !run.can_move;
+    let code = exit::of_word(&run.phase, waits);
+    if desk.output() == Output::Text {
+        let (state, _) = snapshot(server, &run.id).await?;
+        desk.print(&board::whole(&state, &run.short_id, now(), &desk.style))?;
+        if server.is_ours() && state.can_move() && state.phase().is_live() {
+            desk.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+        }
+        return Ok(code);
+    }
+    let jobs = jobs(server, &run.id).await?;
+    let jobs = jobs.into_iter().map(JobJson::from).collect();
+    desk.json(&StatusJson { run: RunJson::from(run), jobs })?;
+    Ok(code)
+}
+
+/// Every job of a run, page by page.
+pub(crate) async fn jobs(server: &Server, run: &str) -> Result<Vec<v1::Job>, Failure> {
+    let mut jobs = Vec::new();
+    loop {
+        let after = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+        let request = v1::ListJobsRequest { run: run.to_owned(), after, limit: 0 };
+        let page = server.runs().list_jobs(request).await?.into_inner();
+        jobs.extend(page.jobs);
+        if !page.more {
+            return Ok(jobs);
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct StatusJson {
+    #[serde(flatten)]
+    run: RunJson,
+    jobs: Vec<JobJson>,
+}
+
+/// A run, as machines read it. Names are stable.
+#[derive(Serialize)]
+pub(crate) struct RunJson {
+    id: String,
+    short_id: String,
+    pipeline: String,
+    file: String,
+    folder: String,
+    phase: String,
+    stages: Vec<String>,
+    parallelism: u32,
+    requested_by: String,
+    created_at: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    finished_at: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    abort_root: String,
+    counts: BTreeMap<&'static str, u32>,
+    plan_sha256: String,
+    file_sha256: String,
+    version: u64,
+    position: u64,
+    can_move: bool,
+}
+
+impl From<v1::Run> for RunJson {
+    fn from(run: v1::Run) -> Self {
+        let counts = run.counts.unwrap_or_default();
+        Self {
+            id: run.id,
+            short_id: run.short_id,
+            pipeline: run.pipeline,
+            file: run.file,
+            folder: run.folder,
+            phase: run.phase,
+            stages: run.stages,
+            parallelism: run.parallelism,
+            requested_by: run.requested_by,
+            created_at: run.created_at,
+            finished_at: run.finished_at,
+            abort_root: run.abort_root,
+            counts: BTreeMap::from([
+                ("waiting", counts.waiting),
+                ("at_gate", counts.at_gate),
+                ("running", counts.running),
+                ("backing_off", counts.backing_off),
+                ("succeeded", counts.succeeded),
+                ("failed", counts.failed),
+                ("skipped", counts.skipped),
+                ("cancelled", counts.cancelled),
+                ("rejected", counts.rejected),
+            ]),
+            plan_sha256: run.plan_sha256,
+            file_sha256: run.file_sha256,
+            version: run.version,
+            position: run.position,
+            can_move: run.can_move,
+        }
+    }
+}
+
+/// A job, as machines read it. Names are stable.
+#[derive(Serialize)]
+pub(crate) struct JobJson {
+    name: String,
+    stage: String,
+    state: String,
+    attempt: u32,
+    since: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    leased_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ran_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    worker: String,
+    needs: Vec<String>,
+    when: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    binds: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    retry_due: String,
+    irreversible: bool,
+    outputs: BTreeMap<String, String>,
+    artifacts: Vec<ArtifactJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<BlobJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<GateJson>,
+}
+
+#[derive(Serialize)]
+struct BlobJson {
+    size: u64,
+    sha256: String,
+}
+
+#[derive(Serialize)]
+struct ArtifactJson {
+    path: String,
+    #[serde(flatten)]
+    blob: BlobJson,
+}
+
+#[derive(Serialize)]
+struct GateJson {
+    approved: bool,
+    by: String,
+    at: String,
+    comment: String,
+}
+
+impl From<v1::Blob> for BlobJson {
+    fn from(blob: v1::Blob) -> Self {
+        let v1::Blob { size, sha256 } = blob;
+        Self { size, sha256 }
+    }
+}
+
+impl From<v1::Job> for JobJson {
+    fn from(job: v1::Job) -> Self {
+        let artifact = |artifact: v1::Artifact| ArtifactJson {
+            path: artifact.path,
+            blob: artifact.blob.unwrap_or_default().into(),
+        };
+        let gate = |gate: v1::GateDecision| {
+            let v1::GateDecision { approved, by, at, comment } = gate;
+            GateJson { approved, by, at, comment }
+        };
+        Self {
+            name: job.name,
+            stage: job.stage,
+            state: job.state,
+            attempt: job.attempt,
+            since: job.since,
+            leased_at: job.leased_at,
+            ran_ms: job.ran_ms,
+            exit_code: job.exit_code,
+            reason: job.reason,
+            worker: job.worker,
+            needs: job.needs,
+            when: job.when,
+            binds: job.binds,
+            retry_due: job.retry_due,
+            irreversible: job.irreversible,
+            outputs: job.outputs,
+            artifacts: job.artifacts.into_iter().map(artifact).collect(),
+            log: job.log.map(BlobJson::from),
+            gate: job.gate.map(gate),
+        }
+    }
+}

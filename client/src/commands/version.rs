@@ -1,0 +1,83 @@
+//! `tow version`.
+
+use serde::Serialize;
+use towpath_proto::v1;
+
+use super::{Desk, Finished};
+use crate::{
+    cli::Output,
+    connect::{Server, store_folder},
+    exit,
+    failure::Failure,
+    render::safe,
+};
+
+/// Show which version this is, and which the server is
+///
+/// Without a store there is no server, and only this program speaks for itself.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VersionArgs {}
+
+#[derive(Serialize)]
+struct VersionJson {
+    version: &'static str,
+    server: Option<ServerJson>,
+}
+
+#[derive(Serialize)]
+struct ServerJson {
+    version: String,
+    pid: u32,
+    store: String,
+    position: u64,
+    /// Whether it ends with this command.
+    own: bool,
+}
+
+/// Shows the versions. A server that cannot be reached takes nothing away from the first line.
+pub(crate) async fn version(desk: &Desk, _: VersionArgs) -> Finished {
+    let version = env!("CARGO_PKG_VERSION");
+    if desk.output() == Output::Text {
+        desk.print(&format!("tow {version}\n"))?;
+    }
+    let has_store = store_folder(&desk.url()).is_none_or(|folder| folder.exists());
+    let server = match has_store {
+        true => described(desk).await.map(Some),
+        false => Ok(None),
+    };
+    if desk.output() != Output::Text {
+        let server = server.as_ref().ok().and_then(Option::as_ref);
+        let server = server.map(|(description, own)| ServerJson {
+            version: description.version.clone(),
+            pid: description.pid,
+            store: description.store.clone(),
+            position: description.position,
+            own: *own,
+        });
+        desk.json(&VersionJson { version, server })?;
+    }
+    match server {
+        Ok(Some((server, own))) if desk.output() == Output::Text => {
+            let whose = if own { "this process" } else { "another process" };
+            desk.print(&format!(
+                "server {} ({whose}, pid {})\nstore {} at position {}\n",
+                safe(&server.version),
+                server.pid,
+                safe(&server.store),
+                server.position,
+            ))?;
+        }
+        Ok(_) => {}
+        Err(failure) => desk.say(&failure.to_string()),
+    }
+    Ok(exit::DONE)
+}
+
+/// What the server says of itself, and whether it lives in this process.
+async fn described(desk: &Desk) -> Result<(v1::Description, bool), Failure> {
+    let server = Server::reach_existing(&desk.url()).await?;
+    let description = server.log().describe(v1::DescribeRequest {}).await;
+    let own = server.is_ours();
+    server.close().await;
+    Ok((description?.into_inner(), own))
+}

@@ -1,0 +1,49 @@
+//! `tow watch`.
+
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    follow::{Follow, follow, now, snapshot},
+};
+use crate::{cli::WhichRun, exit, render::board};
+
+/// Follow a run until it comes to rest
+///
+/// The exit code is the run's.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    run: WhichRun,
+    /// Stay at a gate until somebody decides it
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Follows a run that somebody else works on.
+pub(crate) async fn watch(desk: &Desk, args: WatchArgs) -> Finished {
+    let server = desk.server().await?;
+    let request = v1::GetRunRequest { run: args.run.run };
+    let run = server.runs().get_run(request).await?.into_inner();
+    if server.is_ours() {
+        // Nobody has the store open, so nobody works on the run.
+        let (state, _) = snapshot(&server, &run.id).await?;
+        desk.print(&board::whole(&state, &run.short_id, now(), &desk.style))?;
+        let code = exit::of_phase(state.phase());
+        if code.is_none() {
+            desk.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+        }
+        server.close().await;
+        let at_gate = state.counts().at_gate > 0 && !state.can_move();
+        return Ok(code.unwrap_or(if at_gate { exit::AT_GATE } else { exit::CONFLICT }));
+    }
+    let following = Follow {
+        run: run.id.as_str().into(),
+        short_id: run.short_id,
+        known: run.version,
+        slots: None,
+        wait: args.wait,
+        tags: Vec::new(),
+    };
+    follow(desk, &server, following).await
+}

@@ -1,0 +1,98 @@
+//! What the process says with its exit code. Stable: docs/exit-codes.md lists them.
+
+use towpath_engine::{event::RunOutcome, run::Phase};
+
+/// Done.
+pub(crate) const DONE: u8 = 0;
+/// Something that nobody foresaw.
+pub(crate) const UNEXPECTED: u8 = 1;
+/// The command line cannot be meant.
+pub(crate) const USAGE: u8 = 2;
+/// What was named does not exist.
+pub(crate) const NOT_FOUND: u8 = 3;
+/// There is nothing to do.
+pub(crate) const NOTHING_TO_DO: u8 = 4;
+/// A file has errors.
+pub(crate) const INVALID_FILE: u8 = 5;
+/// The run, or the store, is not in a state for it.
+pub(crate) const CONFLICT: u8 = 6;
+/// The log, a blob or a backup is not what was written.
+pub(crate) const DAMAGED: u8 = 7;
+/// The store cannot do its part.
+pub(crate) const STORE: u8 = 8;
+/// The run failed.
+pub(crate) const FAILED: u8 = 10;
+/// The run came to its end with holes.
+pub(crate) const PARTIAL: u8 = 11;
+/// The run waits at a gate.
+pub(crate) const AT_GATE: u8 = 12;
+/// A gate was kept shut.
+pub(crate) const REJECTED: u8 = 13;
+/// The run was cancelled.
+pub(crate) const CANCELLED: u8 = 14;
+/// The run took too long.
+pub(crate) const TIMED_OUT: u8 = 15;
+/// The server cannot be reached.
+pub(crate) const UNREACHABLE: u8 = 42;
+/// The two ends speak different versions.
+pub(crate) const VERSION_MISMATCH: u8 = 43;
+/// A bug of ours.
+pub(crate) const BUG: u8 = 70;
+/// Interrupted by the person at the keyboard.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// The exit code of the error code `code`.
+pub(crate) fn of_code(code: &str) -> u8 {
+    match code {
+        "RUN_UNKNOWN" | "JOB_UNKNOWN" | "STAGE_UNKNOWN" | "BLOB_MISSING" | "ARTIFACT_UNKNOWN"
+        | "FILE_UNREADABLE" => NOT_FOUND,
+        "NOTHING_TO_RESUME" => NOTHING_TO_DO,
+        "FILE_INVALID" | "IMPORT_INVALID" | "IMPORT_MISMATCH" => INVALID_FILE,
+        "USAGE"
+        | "ARGUMENT_OUT_OF_BOUNDS"
+        | "RUN_AMBIGUOUS"
+        | "STORE_URL_INVALID"
+        | "EVENT_TOO_LONG" => USAGE,
+        "LOG_DAMAGED" | "LOG_ROLLBACK" | "BLOB_DAMAGED" | "BACKUP_DAMAGED" => DAMAGED,
+        "STORE_UNAVAILABLE" | "STORE_BUSY" => STORE,
+        "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,
+        "UNREACHABLE" => UNREACHABLE,
+        "ENGINE_BUG" | "MESSAGE_INVALID" => BUG,
+        "INTERRUPTED" => INTERRUPTED,
+        "UNEXPECTED" => UNEXPECTED,
+        _ => CONFLICT,
+    }
+}
+
+/// The exit code of a run in `phase`; `None` while it has not come to rest.
+pub(crate) fn of_phase(phase: &Phase) -> Option<u8> {
+    match phase {
+        Phase::Finished(outcome) => Some(match outcome {
+            RunOutcome::Succeeded => DONE,
+            RunOutcome::Partial => PARTIAL,
+            RunOutcome::Failed => FAILED,
+            RunOutcome::Rejected => REJECTED,
+            RunOutcome::Cancelled => CANCELLED,
+            RunOutcome::TimedOut => TIMED_OUT,
+        }),
+        Phase::Unborn
+        | Phase::Planning
+        | Phase::Running
+        | Phase::Aborting
+        | Phase::Cancelling
+        | Phase::TimingOut => None,
+    }
+}
+
+/// The exit code of a run whose phase a server named by `word`, as far as `tow status` goes.
+pub(crate) fn of_word(word: &str, waits_at_gate: bool) -> u8 {
+    match word {
+        "partial" => PARTIAL,
+        "failed" => FAILED,
+        "rejected" => REJECTED,
+        "cancelled" => CANCELLED,
+        "timed_out" => TIMED_OUT,
+        "running" if waits_at_gate => AT_GATE,
+        _ => DONE,
+    }
+}

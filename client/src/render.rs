@@ -1,0 +1,185 @@
+//! Drawing: signs, colours and widths. What is drawn is in the files below; this one knows the
+//! terminal.
+
+pub(crate) mod board;
+pub(crate) mod plain;
+pub(crate) mod screen;
+
+use std::io::{self, IsTerminal as _};
+
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+/// Columns when nobody says how many there are.
+const WIDTH_DEFAULT: usize = 80;
+/// Narrower than this, nothing can be drawn anyway.
+const WIDTH_MIN: usize = 20;
+
+/// How to draw on this terminal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style {
+    /// Standard output is a terminal that a cursor can be moved on.
+    pub(crate) live: bool,
+    pub(crate) colour: bool,
+    pub(crate) stderr_colour: bool,
+    pub(crate) ascii: bool,
+    /// Columns.
+    pub(crate) width: usize,
+}
+
+/// What a mark means. Every meaning has a sign of its own: colour only repeats it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    Done,
+    Running,
+    Waiting,
+    Later,
+    Gate,
+    Failed,
+    Skipped,
+    Retry,
+}
+
+impl Style {
+    /// As the environment and standard output say.
+    pub(crate) fn of_stdout(ascii: bool) -> Self {
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let forced = set("TOW_FORCE_TTY");
+        let tty = io::stdout().is_terminal() || forced;
+        let off = set("NO_COLOR")
+            || dumb
+            || std::env::var_os("CLICOLOR").is_some_and(|value| value == "0");
+        let on = std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+        let utf8 = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .iter()
+            .filter_map(|name| std::env::var(name).ok())
+            .find(|value| !value.is_empty())
+            .is_none_or(|value| value != "C" && value != "POSIX");
+        Self {
+            live: tty && !dumb,
+            colour: (tty && !off) || (on && !set("NO_COLOR")),
+            stderr_colour: (io::stderr().is_terminal() && !off) || (on && !set("NO_COLOR")),
+            ascii: ascii || (!utf8 && std::env::var_os("LC_ALL").is_some()),
+            width: width().max(WIDTH_MIN),
+        }
+    }
+
+    /// The sign of `mark`, coloured if that is wanted.
+    pub(crate) fn mark(&self, mark: Mark) -> String {
+        let (sign, plain, colour) = match mark {
+            Mark::Done => ("✔", "ok", "32"),
+            Mark::Running => ("●", ">>", "36"),
+            Mark::Waiting => ("○", "..", "2"),
+            Mark::Later => ("◷", "--", "2"),
+            Mark::Gate => ("‖", "||", "35"),
+            Mark::Failed => ("✖", "XX", "31"),
+            Mark::Skipped => ("⊘", "~~", "33"),
+            Mark::Retry => ("↻", "<>", "33"),
+        };
+        self.paint(colour, if self.ascii { plain } else { sign })
+    }
+
+    /// How many columns a mark takes.
+    pub(crate) fn mark_width(&self) -> usize {
+        if self.ascii { 2 } else { 1 }
+    }
+
+    /// `text` in bold.
+    pub(crate) fn bold(&self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// `text`, less important.
+    pub(crate) fn dim(&self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+
+    /// What separates facts on a line.
+    pub(crate) fn dot(&self) -> &'static str {
+        if self.ascii { "-" } else { "·" }
+    }
+
+    /// What stands for left out text.
+    fn ellipsis(&self) -> &'static str {
+        if self.ascii { "..." } else { "…" }
+    }
+
+    /// `text` in at most `columns` columns.
+    pub(crate) fn fit(&self, text: &str, columns: usize) -> String {
+        if text.width() <= columns {
+            return text.to_owned();
+        }
+        let room = columns.saturating_sub(self.ellipsis().width());
+        let mut taken = 0;
+        let kept = text.chars().take_while(|next| {
+            taken += next.width().unwrap_or(0);
+            taken <= room
+        });
+        kept.collect::<String>() + self.ellipsis()
+    }
+
+    /// `text` in exactly `columns` columns.
+    pub(crate) fn pad(&self, text: &str, columns: usize) -> String {
+        let text = self.fit(text, columns);
+        let missing = columns.saturating_sub(text.width());
+        text + &" ".repeat(missing)
+    }
+}
+
+/// `text` of unknown origin, safe to show on one line.
+pub(crate) fn safe(text: &str) -> String {
+    towpath_engine::captured::printable(text.as_bytes(), false)
+}
+
+fn width() -> usize {
+    let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    if let Some(columns) = asked("TOW_FORCE_TTY").filter(|columns| *columns > 1) {
+        return columns;
+    }
+    if let Some((terminal_size::Width(columns), _)) = terminal_size::terminal_size() {
+        return columns.into();
+    }
+    asked("COLUMNS").unwrap_or(WIDTH_DEFAULT)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn bare(width: usize) -> Style {
+        Style { live: false, colour: false, stderr_colour: false, ascii: false, width }
+    }
+
+    #[test]
+    fn text_is_cut_by_columns_and_not_by_bytes() {
+        let style = bare(80);
+        assert_eq!(style.fit("customers", 9), "customers");
+        assert_eq!(style.fit("customers", 5), "cust…");
+        assert_eq!(style.fit("顧客データ", 5), "顧客…");
+        assert_eq!(style.pad("ab", 4), "ab  ");
+    }
+
+    #[test]
+    fn every_mark_has_a_sign_of_its_own() {
+        let marks = [
+            Mark::Done,
+            Mark::Running,
+            Mark::Waiting,
+            Mark::Later,
+            Mark::Gate,
+            Mark::Failed,
+            Mark::Skipped,
+            Mark::Retry,
+        ];
+        for ascii in [false, true] {
+            let style = Style { ascii, ..bare(80) };
+            let signs: std::collections::BTreeSet<_> =
+                marks.iter().map(|mark| style.mark(*mark)).collect();
+            assert_eq!(signs.len(), marks.len());
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! A run as a picture: its stages, what runs, what waits and why. Used live and at rest.
+
+use towpath_engine::{
+    event::{FailureCause, SkipCause},
+    job::JobState,
+    plan::When,
+    run::{Job, Phase, Run},
+    time::{Timestamp, duration_words},
+};
+
+use super::{Mark, Style, safe};
+
+/// Most running jobs that are shown one by one while the picture moves.
+const RUNNING_MAX: usize = 8;
+/// Most stages that are shown while the picture moves.
+const STAGES_MAX: usize = 6;
+/// Columns of a job's name, where there is room.
+const NAME_COLUMNS: usize = 28;
+
+/// The newest line of a job's output, by job name.
+pub(crate) type LastLines = std::collections::HashMap<String, String>;
+
+/// The line at the top of everything.
+pub(crate) fn head(run: &Run, short_id: &str, style: &Style) -> String {
+    let Some(header) = run.header() else { return String::new() };
+    let sign = if style.ascii { "^" } else { "▲" };
+    let dot = style.dot();
+    let title = safe(&header.pipeline);
+    let rest = format!(
+        "run {short_id} {dot} {} jobs {dot} {} at once {dot} by {}",
+        run.jobs().len(),
+        header.parallelism,
+        header.requested_by,
+    );
+    let title = style.fit(&title, style.width.saturating_sub(4));
+    let room = style.width.saturating_sub(title.chars().count() + 4);
+    format!("{sign} {}  {}", style.bold(&title), style.dim(&style.fit(&rest, room)))
+}
+
+/// The sign for where a job stands.
+pub(crate) fn mark_of(job: &Job) -> Mark {
+    match &job.state {
+        JobState::Succeeded => Mark::Done,
+        JobState::Leased(..) => Mark::Running,
+        JobState::Failed | JobState::TimedOut => Mark::Failed,
+        JobState::Skipped | JobState::Cancelled => Mark::Skipped,
+        JobState::Rejected => Mark::Failed,
+        JobState::AtGate(_) => Mark::Gate,
+        JobState::BackingOff(_) => Mark::Retry,
+        JobState::Waiting
+        | JobState::Admitted
+        | JobState::Declined
+        | JobState::Approved
+        | JobState::Requeued => Mark::Waiting,
+    }
+}
+
+/// The line that stays once a job has ended.
+pub(crate) fn ended_line(job: &Job, style: &Style) -> String {
+    let took = job.ran_ms.map(duration_words).unwrap_or_default();
+    let mut note = note(job);
+    if job.attempt.0 > 1 && job.state == JobState::Succeeded {
+        note = format!("attempt {}", job.attempt);
+    }
+    row(mark_of(job), job, &took, &note, style)
+}
+
+/// What a person should know about a job beyond its sign.
+pub(crate) fn note(job: &Job) -> String {
+    match &job.state {
+        JobState::Failed | JobState::TimedOut => match (&job.cause, &job.imported) {
+            (Some(cause), _) => failure(cause),
+            (None, Some(imported)) => safe(&imported.error),
+            (None, None) => String::new(),
+        },
+        JobState::BackingOff(due) => {
+            let why = job.cause.as_ref().map(failure).unwrap_or_default();
+            format!("{why}, again at {due}")
+        }
+        JobState::Skipped => match &job.skipped {
+            Some(SkipCause::NeedUnmet { need, root }) if need == root => {
+                format!("skipped: {} did not succeed", safe(root.as_str()))
+            }
+            Some(SkipCause::NeedUnmet { need, root }) => {
+                format!("skipped: {}, because of {}", safe(need.as_str()), safe(root.as_str()))
+            }
+            Some(SkipCause::ConditionFalse) => "skipped: `if` is false".to_owned(),
+            None => "skipped: the run was aborted".to_owned(),
+        },
+        JobState::Cancelled => "cancelled".to_owned(),
+        JobState::Rejected => match &job.gate {
+            Some(gate) => format!("rejected by {} {}", gate.by, safe(&gate.comment)),
+            None => "rejected".to_owned(),
+        },
+        JobState::AtGate(binds) => format!("gate, waits for a person ({})", binds.short()),
+        JobState::Requeued => "its worker was lost, runs again".to_owned(),
+        JobState::Waiting
+        | JobState::Admitted
+        | JobState::Declined
+        | JobState::Approved
+        | JobState::Leased(..)
+        | JobState::Succeeded => String::new(),
+    }
+}
+
+fn failure(cause: &FailureCause) -> String {
+    match cause {
+        FailureCause::ExitCode(code) => format!("exit code {code}"),
+        FailureCause::Signal(signal) => format!("signal {signal}"),
+        FailureCause::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
+        FailureCause::NotStarted(why) => format!("not started: {}", safe(why)),
+        FailureCause::OutputUnusable(why) => safe(why),
+        FailureCause::Lost(times) => format!("lost {times} workers"),
+    }
+}
+
+fn row(mark: Mark, job: &Job, took: &str, note: &str, style: &Style) -> String {
+    let fixed = 4 + style.mark_width();
+    let name_columns = NAME_COLUMNS.min(style.width.saturating_sub(fixed + 10));
+    let name = style.pad(&safe(job.plan.name.as_str()), name_columns);
+    let took = format!("{took:>7}");
+    let room = style.width.saturating_sub(fixed + name_columns + 9);
+    let note = style.fit(note, room);
+    let line = format!("    {} {name} {took}  {}", style.mark(mark), style.dim(&note));
+    line.trim_end().to_owned()
+}
+
+/// One stage in one line: sign, count, and what happens in it.
+fn stage_line(run: &Run, stage: &str, style: &Style) -> String {
+    let jobs: Vec<&Job> =
+        run.jobs().iter().filter(|job| job.plan.stage.as_str() == stage).collect();
+    let count = |wanted: &[Mark]| jobs.iter().filter(|job| wanted.contains(&mark_of(job))).count();
+    let over = jobs.iter().filter(|job| job.state.is_over()).count();
+    let running = count(&[Mark::Running, Mark::Retry]);
+    let failed = count(&[Mark::Failed]);
+    let mark = if over == jobs.len() {
+        if failed > 0 {
+            Mark::Failed
+        } else if !jobs.is_empty() && count(&[Mark::Skipped]) == jobs.len() {
+            Mark::Skipped
+        } else {
+            Mark::Done
+        }
+    } else if running > 0 {
+        Mark::Running
+    } else if count(&[Mark::Gate]) > 0 {
+        Mark::Gate
+    } else if over > 0 {
+        Mark::Waiting
+    } else {
+        Mark::Later
+    };
+    let mut facts = vec![format!("{over}/{}", jobs.len())];
+    let skipped = count(&[Mark::Skipped]);
+    for (count, word) in [(running, "running"), (failed, "failed"), (skipped, "skipped")] {
+        if count > 0 {
+            facts.push(format!("{count} {word}"));
+        }
+    }
+    let columns = 14.min(style.width.saturating_sub(20)).max(8);
+    let name = style.pad(&safe(stage), columns);
+    format!("  {name} {} {}", style.mark(mark), facts.join("  "))
+}
+
+/// The picture of a run at rest: every stage with every job.
+pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) -> String {
+    let mut text = head(run, short_id, style);
+    text.push('\n');
+    let stages = run.header().map(|header| header.stages.clone()).unwrap_or_default();
+    for stage in &stages {
+        text.push_str(&stage_line(run, stage.as_str(), style));
+        text.push('\n');
+        for job in run.jobs().iter().filter(|job| job.plan.stage == *stage) {
+            text.push_str(&job_row(run, job, now, style));
+            text.push('\n');
+        }
+    }
+    text.push_str(&foot(run, now, style));
+    text.push('\n');
+    text
+}
+
+fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
+    let took = match &job.state {
+        JobState::Leased(..) => duration_words(now.ms_since(job.since)),
+        _ if job.state.is_over() => job.ran_ms.map(duration_words).unwrap_or_default(),
+        _ => String::new(),
+    };
+    let mut about = note(job);
+    if let JobState::Leased(attempt, worker) = &job.state {
+        about =
+            if attempt.0 > 1 { format!("{worker}, attempt {attempt}") } else { worker.to_string() };
+    }
+    if matches!(job.state, JobState::Waiting | JobState::Admitted) {
+        let open: Vec<String> = job
+            .plan
+            .needs
+            .iter()
+            .filter(|need| run.job(need.as_str()).is_some_and(|need| !need.state.is_over()))
+            .map(|need| safe(need.as_str()))
+            .collect();
+        if !open.is_empty() {
+            about = format!("needs: {}", open.join(", "));
+        } else if job.plan.when == When::Manual {
+            about = "gate ahead".to_owned();
+        }
+    }
+    row(mark_of(job), job, &took, &about, style)
+}
+
+/// The picture while it moves: open stages, what runs, and a line of numbers.
+pub(crate) fn moving(run: &Run, lines: &LastLines, now: Timestamp, style: &Style) -> Vec<String> {
+    let mut picture = Vec::new();
+    let stages = run.header().map(|header| header.stages.clone()).unwrap_or_default();
+    let open = stages.iter().filter(|stage| {
+        run.jobs().iter().any(|job| job.plan.stage == **stage && !job.state.is_over())
+    });
+    for stage in open.take(STAGES_MAX) {
+        picture.push(stage_line(run, stage.as_str(), style));
+        let running = run.leased().filter(|job| job.plan.stage == *stage);
+        for job in running.take(RUNNING_MAX) {
+            let took = duration_words(now.ms_since(job.since));
+            let mut about = lines.get(job.plan.name.as_str()).cloned().unwrap_or_default();
+            if job.attempt.0 > 1 {
+                about = format!("attempt {}  {about}", job.attempt);
+            }
+            picture.push(row(Mark::Running, job, &took, &about, style));
+        }
+    }
+    for job in run.gates() {
+        picture.push(row(Mark::Gate, job, "", &note(job), style));
+    }
+    picture.push(foot(run, now, style));
+    picture
+}
+
+/// A line of numbers.
+pub(crate) fn foot(run: &Run, now: Timestamp, style: &Style) -> String {
+    let Some(header) = run.header() else { return String::new() };
+    let counts = run.counts();
+    let over =
+        counts.succeeded + counts.failed + counts.skipped + counts.cancelled + counts.rejected;
+    let took = run.finished_at().unwrap_or(now).ms_since(header.created_at);
+    let mut facts = vec![format!("{over}/{} jobs", run.jobs().len())];
+    for (count, word) in [
+        (counts.running, "running"),
+        (counts.backing_off, "backing off"),
+        (counts.at_gate, "at a gate"),
+        (counts.failed, "failed"),
+        (counts.skipped, "skipped"),
+        (counts.cancelled, "cancelled"),
+        (counts.rejected, "rejected"),
+    ] {
+        if count > 0 {
+            facts.push(format!("{count} {word}"));
+        }
+    }
+    facts.push(duration_words(took));
+    let word = match run.phase() {
+        Phase::Running if counts.at_gate > 0 && !run.can_move() => "waiting at a gate",
+        phase => phase.word(),
+    };
+    let word = word.replace('_', " ");
+    let dot = style.dot();
+    let numbers = facts.join(&format!(" {dot} "));
+    let room = style.width.saturating_sub(word.len() + 5);
+    format!("  {} {dot} {}", style.bold(&word), style.fit(&numbers, room))
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_engine::{
+        decide::{Command, CreateRun, LeaseJob, carry_out},
+        ids::{Actor, Digest},
+        plan::{JobPlan, Plan},
+    };
+
+    use super::*;
+    use crate::render::tests::bare;
+
+    fn some_run() -> Run {
+        let mut orders = JobPlan::new("orders", "copy", "true");
+        orders.needs = vec!["customers".into()];
+        let mut cutover = JobPlan::new("cutover", "cutover", "true");
+        cutover.when = When::Manual;
+        let create = CreateRun {
+            run: "7f3ca10b2d4e6f80".into(),
+            file: "towpath.yml".into(),
+            folder: "/srv".into(),
+            file_sha256: Digest([0; 32]),
+            plan: Plan {
+                pipeline: "shop".into(),
+                stages: vec!["copy".into(), "cutover".into()],
+                jobs: vec![JobPlan::new("customers", "copy", "true"), orders, cutover],
+                timeout_ms: None,
+            },
+            parallelism: 4,
+            gates_preapproved: false,
+            traceparent: None,
+        };
+        let mut run = Run::default();
+        let ana = Actor::human("ana");
+        carry_out(&mut run, &Command::Create(create), &ana, Timestamp(0)).unwrap();
+        let lease = LeaseJob {
+            worker: "local".into(),
+            tags: Vec::new(),
+            lease_ms: 1,
+            busy: Default::default(),
+        };
+        carry_out(&mut run, &Command::Lease(lease), &ana, Timestamp(1_000)).unwrap();
+        run
+    }
+
+    #[test]
+    fn a_run_at_rest_shows_every_job_and_why_it_waits() {
+        let picture = whole(&some_run(), "7f3ca1", Timestamp(8_300), &bare(80));
+        assert_eq!(
+            picture,
+            "\
+▲ shop  run 7f3ca1 · 3 jobs · 4 at once · by human:ana
+  copy           ● 0/2  1 running
+    ● customers                       7.3s  local
+    ○ orders                                needs: customers
+  cutover        ◷ 0/1
+    ○ cutover                               gate ahead
+  running · 0/3 jobs · 1 running · 8.3s
+"
+        );
+    }
+
+    #[test]
+    fn nothing_is_wider_than_the_terminal() {
+        use unicode_width::UnicodeWidthStr as _;
+        for width in [24, 40, 60, 100] {
+            let style = bare(width);
+            let picture = whole(&some_run(), "7f3ca1", Timestamp(8_300), &style);
+            for line in picture.lines() {
+                assert!(line.width() <= width, "{width}: {line:?}");
+            }
+            for line in moving(&some_run(), &LastLines::new(), Timestamp(8_300), &style) {
+                assert!(line.width() <= width, "{width}: {line:?}");
+            }
+        }
+    }
+}

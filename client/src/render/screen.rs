@@ -1,0 +1,77 @@
+//! The part of the terminal that moves: a block at the bottom that is drawn again and again, while
+//! finished lines scroll up and stay.
+
+use std::io::{self, Write};
+
+/// A block of lines at the bottom of the terminal.
+#[derive(Debug, Default)]
+pub(crate) struct Screen {
+    drawn: Vec<String>,
+}
+
+impl Screen {
+    /// Prints `lines` above the block, for good, and draws `block` below them.
+    pub(crate) fn draw(
+        &mut self,
+        out: &mut impl Write,
+        lines: &[String],
+        block: Vec<String>,
+    ) -> io::Result<()> {
+        if lines.is_empty() && block == self.drawn {
+            return Ok(());
+        }
+        let mut text = self.erased();
+        for line in lines.iter().chain(&block) {
+            text.push_str(line);
+            text.push_str("\u{1b}[K\n");
+        }
+        self.drawn = block;
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+
+    /// Takes the block away.
+    pub(crate) fn clear(&mut self, out: &mut impl Write) -> io::Result<()> {
+        let text = self.erased();
+        self.drawn.clear();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+
+    /// The signs that put the cursor where the block began, and erase from there.
+    fn erased(&self) -> String {
+        match self.drawn.len() {
+            0 => String::new(),
+            lines => format!("\u{1b}[{lines}A\r\u{1b}[J"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(screen: &mut Screen, lines: &[&str], block: &[&str]) -> String {
+        let own = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let mut out = Vec::new();
+        screen.draw(&mut out, &own(lines), own(block)).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_block_is_replaced_and_finished_lines_stay() {
+        let mut screen = Screen::default();
+        assert_eq!(drawn(&mut screen, &[], &["a", "b"]), "a\u{1b}[K\nb\u{1b}[K\n");
+        assert_eq!(
+            drawn(&mut screen, &["done"], &["b"]),
+            "\u{1b}[2A\r\u{1b}[Jdone\u{1b}[K\nb\u{1b}[K\n"
+        );
+    }
+
+    #[test]
+    fn an_unchanged_block_is_not_drawn_again() {
+        let mut screen = Screen::default();
+        drawn(&mut screen, &[], &["a"]);
+        assert_eq!(drawn(&mut screen, &[], &["a"]), "");
+    }
+}

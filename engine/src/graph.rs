@@ -1,0 +1,453 @@
+//! A plan as a graph: in which order its jobs can run, what waits for what, and what takes
+//! longest. How it is drawn is in `drawing`.
+//!
+//! An edge leads from a need to the job that needs it. Stages are no edges: they are barriers, and
+//! every question that they matter to takes them into account by itself.
+
+pub mod drawing;
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+};
+
+use petgraph::{
+    Direction,
+    algo::kosaraju_scc,
+    graph::{DiGraph, NodeIndex},
+};
+
+use crate::{
+    ids::{JobName, StageName},
+    plan::{JobPlan, Plan},
+};
+
+/// In a larger knot of cycles the shortest one is not looked for everywhere, only through the
+/// first job.
+const KNOT_SEARCHED_MAX: usize = 500;
+
+/// The graph of a plan. Jobs are numbered from 0 in the order of the plan.
+pub struct Graph<'p> {
+    plan: &'p Plan,
+    numbers: HashMap<&'p str, usize>,
+    stages: Vec<usize>,
+    edges: DiGraph<(), ()>,
+}
+
+/// Jobs that can run at the same time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wave {
+    /// Their stage.
+    pub stage: StageName,
+    /// The jobs, in file order.
+    pub jobs: Vec<JobName>,
+}
+
+/// The chain of jobs that a run cannot be shorter than.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CriticalPath {
+    /// The jobs, first to last.
+    pub jobs: Vec<JobName>,
+    /// Their time together, in milliseconds.
+    pub total_ms: u64,
+}
+
+impl<'p> Graph<'p> {
+    /// The graph of `plan`. A need that is no job of the plan is left out.
+    pub fn of(plan: &'p Plan) -> Self {
+        let mut numbers = HashMap::with_capacity(plan.jobs.len());
+        for (number, job) in plan.jobs.iter().enumerate() {
+            numbers.entry(job.name.as_str()).or_insert(number);
+        }
+        let places: HashMap<&StageName, usize> =
+            plan.stages.iter().enumerate().map(|(at, stage)| (stage, at)).collect();
+        let stage = |job: &JobPlan| places.get(&job.stage).copied().unwrap_or(usize::MAX);
+        let stages = plan.jobs.iter().map(stage).collect();
+        let needs = plan.jobs.iter().map(|job| job.needs.len()).sum();
+        let mut edges = DiGraph::with_capacity(plan.jobs.len(), needs);
+        for _ in &plan.jobs {
+            edges.add_node(());
+        }
+        for (number, job) in plan.jobs.iter().enumerate() {
+            // Neighbours come out last in, first out; so they come out in the order of `needs`.
+            for need in job.needs.iter().rev() {
+                if let Some(need) = numbers.get(need.as_str()) {
+                    edges.add_edge(NodeIndex::new(*need), NodeIndex::new(number), ());
+                }
+            }
+        }
+        Self { plan, numbers, stages, edges }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &'p Plan {
+        self.plan
+    }
+
+    /// The job of a number.
+    pub fn job(&self, number: usize) -> &'p JobPlan {
+        &self.plan.jobs[number]
+    }
+
+    /// The name of a number.
+    pub fn name(&self, number: usize) -> &'p JobName {
+        &self.plan.jobs[number].name
+    }
+
+    /// The number of a name.
+    pub fn number(&self, name: &str) -> Option<usize> {
+        self.numbers.get(name).copied()
+    }
+
+    /// The stage of a job, counted from 0.
+    pub fn stage(&self, number: usize) -> usize {
+        self.stages[number]
+    }
+
+    /// What a job needs, in the order of the plan.
+    pub fn needs(&self, number: usize) -> impl Iterator<Item = usize> {
+        self.beside(number, Direction::Incoming)
+    }
+
+    /// What needs a job.
+    pub fn needers(&self, number: usize) -> impl Iterator<Item = usize> {
+        self.beside(number, Direction::Outgoing)
+    }
+
+    fn beside(&self, number: usize, direction: Direction) -> impl Iterator<Item = usize> {
+        self.edges.neighbors_directed(NodeIndex::new(number), direction).map(NodeIndex::index)
+    }
+
+    /// The jobs in an order in which they could run one by one: needs first, earlier stages
+    /// first, and otherwise as in the file. Jobs on a cycle, and behind one, are left out.
+    pub fn order(&self) -> Vec<usize> {
+        let count = self.plan.jobs.len();
+        let mut open: Vec<usize> = (0..count).map(|number| self.needs(number).count()).collect();
+        let key = |number: usize| Reverse((self.stages[number], number));
+        let mut ready: BinaryHeap<_> =
+            (0..count).filter(|number| open[*number] == 0).map(key).collect();
+        let mut order = Vec::with_capacity(count);
+        while let Some(Reverse((_, number))) = ready.pop() {
+            order.push(number);
+            for needer in self.needers(number) {
+                open[needer] -= 1;
+                if open[needer] == 0 {
+                    ready.push(key(needer));
+                }
+            }
+        }
+        order
+    }
+
+    /// Groups of jobs, each of which can start when the one before has ended.
+    pub fn waves(&self) -> Vec<Wave> {
+        let order = self.order();
+        let mut depth = vec![0_usize; self.plan.jobs.len()];
+        let mut waves: Vec<((usize, usize), Vec<usize>)> = Vec::new();
+        let mut places: HashMap<(usize, usize), usize> = HashMap::new();
+        for number in order {
+            let stage = self.stages[number];
+            let same = self.needs(number).filter(|need| self.stages[*need] == stage);
+            depth[number] = same.map(|need| depth[need] + 1).max().unwrap_or(0);
+            let key = (stage, depth[number]);
+            let place = *places.entry(key).or_insert_with(|| {
+                waves.push((key, Vec::new()));
+                waves.len() - 1
+            });
+            waves[place].1.push(number);
+        }
+        waves.sort_by_key(|(key, _)| *key);
+        let wave = |(_, mut numbers): (_, Vec<usize>)| {
+            numbers.sort_unstable();
+            let stage = self.job(numbers[0]).stage.clone();
+            Wave { stage, jobs: self.names(numbers) }
+        };
+        waves.into_iter().map(wave).collect()
+    }
+
+    /// The longest chain of jobs, if each takes as long as estimated.
+    ///
+    /// A stage begins when the one before has ended, so the chain is the longest of every stage,
+    /// one after the other.
+    pub fn critical_path(&self, estimate_ms: impl Fn(&JobName) -> u64) -> CriticalPath {
+        let mut ends = vec![0_u64; self.plan.jobs.len()];
+        let mut before: Vec<Option<usize>> = vec![None; self.plan.jobs.len()];
+        let mut last: HashMap<usize, usize> = HashMap::new();
+        for number in self.order() {
+            let stage = self.stages[number];
+            let same = self.needs(number).filter(|need| self.stages[*need] == stage);
+            before[number] = same.max_by_key(|need| (ends[*need], Reverse(*need)));
+            let start = before[number].map_or(0, |need| ends[need]);
+            ends[number] = start.saturating_add(estimate_ms(self.name(number)));
+            let longest = last.entry(stage).or_insert(number);
+            if ends[number] > ends[*longest] {
+                *longest = number;
+            }
+        }
+        let mut lasts: Vec<(usize, usize)> = last.into_iter().collect();
+        lasts.sort_unstable();
+        let mut path = CriticalPath::default();
+        for (_, last) in lasts {
+            path.total_ms = path.total_ms.saturating_add(ends[last]);
+            let chain: Vec<usize> = std::iter::successors(Some(last), |at| before[*at]).collect();
+            path.jobs.extend(chain.into_iter().rev().map(|number| self.name(number).clone()));
+        }
+        path
+    }
+
+    /// The jobs after which there is no way back, in order.
+    pub fn points_of_no_return(&self) -> Vec<JobName> {
+        let order = self.order().into_iter();
+        self.names(order.filter(|number| self.job(*number).irreversible))
+    }
+
+    /// Everything that needs a job, directly or through others, in order.
+    pub fn transitive_needers(&self, name: &str) -> Vec<JobName> {
+        let Some(number) = self.number(name) else { return Vec::new() };
+        let mut reached: HashSet<usize> = HashSet::new();
+        let mut open = vec![number];
+        while let Some(number) = open.pop() {
+            open.extend(self.needers(number).filter(|needer| reached.insert(*needer)));
+        }
+        let order = self.order().into_iter();
+        self.names(order.filter(|other| *other != number && reached.contains(other)))
+    }
+
+    /// Whether `job` needs `other`, directly or through others.
+    pub fn is_before(&self, other: usize, job: usize) -> bool {
+        if self.needs(job).any(|need| need == other) {
+            return true;
+        }
+        let mut reached: HashSet<usize> = HashSet::new();
+        let mut open = vec![job];
+        while let Some(number) = open.pop() {
+            for need in self.needs(number) {
+                if need == other {
+                    return true;
+                }
+                if reached.insert(need) {
+                    open.push(need);
+                }
+            }
+        }
+        false
+    }
+
+    /// For every knot of jobs that wait for each other, its shortest circle: each job needs the
+    /// next, and the last needs the first.
+    pub fn cycles(&self) -> Vec<Vec<usize>> {
+        if self.order().len() == self.plan.jobs.len() {
+            return Vec::new();
+        }
+        // Kosaraju's way keeps no call per job on the stack, which Tarjan's does.
+        let mut cycles: Vec<Vec<usize>> = kosaraju_scc(&self.edges)
+            .into_iter()
+            .map(|knot| knot.into_iter().map(NodeIndex::index).collect::<Vec<_>>())
+            .filter(|knot| knot.len() > 1 || self.needs(knot[0]).any(|need| need == knot[0]))
+            .filter_map(|mut knot| {
+                knot.sort_unstable();
+                self.shortest_circle(&knot)
+            })
+            .collect();
+        cycles.sort();
+        cycles
+    }
+
+    fn shortest_circle(&self, knot: &[usize]) -> Option<Vec<usize>> {
+        let searched = if knot.len() > KNOT_SEARCHED_MAX { 1 } else { knot.len() };
+        let members: HashSet<usize> = knot.iter().copied().collect();
+        let circles = knot[..searched].iter().filter_map(|start| self.circle(*start, &members));
+        circles.min_by_key(Vec::len)
+    }
+
+    /// The shortest circle through `start`, following needs.
+    fn circle(&self, start: usize, members: &HashSet<usize>) -> Option<Vec<usize>> {
+        let mut came_from: HashMap<usize, usize> = HashMap::new();
+        let mut open = VecDeque::from([start]);
+        while let Some(number) = open.pop_front() {
+            for need in self.needs(number).filter(|need| members.contains(need)) {
+                if need == start {
+                    let back = |at: &usize| came_from.get(at).copied();
+                    let mut circle: Vec<usize> =
+                        std::iter::successors(Some(number), back).collect();
+                    circle.reverse();
+                    return Some(circle);
+                }
+                came_from.entry(need).or_insert_with(|| {
+                    open.push_back(need);
+                    number
+                });
+            }
+        }
+        None
+    }
+
+    fn names(&self, numbers: impl IntoIterator<Item = usize>) -> Vec<JobName> {
+        numbers.into_iter().map(|number| self.name(number).clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(super) fn plan(stages: &[&str], jobs: &[(&str, &str, &[&str])]) -> Plan {
+        let job = |(name, stage, needs): &(&str, &str, &[&str])| {
+            let mut job = JobPlan::new(name, stage, "true");
+            job.needs = needs.iter().map(|need| (*need).into()).collect();
+            job
+        };
+        Plan {
+            pipeline: "shop".to_owned(),
+            stages: stages.iter().map(|stage| (*stage).into()).collect(),
+            jobs: jobs.iter().map(job).collect(),
+            timeout_ms: None,
+        }
+    }
+
+    fn sample() -> Plan {
+        plan(
+            &["one", "two"],
+            &[
+                ("late", "two", &["b"]),
+                ("c", "one", &["a", "b"]),
+                ("b", "one", &["a"]),
+                ("a", "one", &[]),
+                ("free", "one", &[]),
+            ],
+        )
+    }
+
+    fn words(names: &[JobName]) -> Vec<&str> {
+        names.iter().map(JobName::as_str).collect()
+    }
+
+    #[test]
+    fn jobs_are_ordered_by_needs_then_stage_then_file() {
+        let plan = sample();
+        let graph = Graph::of(&plan);
+
+        let order: Vec<&str> =
+            graph.order().into_iter().map(|number| graph.name(number).as_str()).collect();
+
+        assert_eq!(order, ["a", "b", "c", "free", "late"]);
+        assert_eq!(graph.needs(1).collect::<Vec<_>>(), [3, 2]);
+    }
+
+    #[test]
+    fn waves_hold_what_can_run_together() {
+        let plan = sample();
+        let waves = Graph::of(&plan).waves();
+        let waves: Vec<(&str, Vec<&str>)> =
+            waves.iter().map(|wave| (wave.stage.as_str(), words(&wave.jobs))).collect();
+        assert_eq!(
+            waves,
+            [
+                ("one", vec!["a", "free"]),
+                ("one", vec!["b"]),
+                ("one", vec!["c"]),
+                ("two", vec!["late"]),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_critical_path_takes_the_barrier_into_account() {
+        let plan = sample();
+        let estimate = |name: &JobName| match name.as_str() {
+            "free" => 100,
+            "late" => 7,
+            _ => 10,
+        };
+
+        let path = Graph::of(&plan).critical_path(estimate);
+
+        assert_eq!((words(&path.jobs), path.total_ms), (vec!["free", "late"], 107));
+        let path = Graph::of(&plan).critical_path(|_| 1);
+        assert_eq!((words(&path.jobs), path.total_ms), (vec!["a", "b", "c", "late"], 4));
+        assert_eq!(Graph::of(&plan).critical_path(|_| u64::MAX).total_ms, u64::MAX);
+    }
+
+    #[test]
+    fn needers_are_found_through_others() {
+        let mut plan = sample();
+        plan.jobs[2].irreversible = true;
+        let graph = Graph::of(&plan);
+        assert_eq!(words(&graph.transitive_needers("a")), ["b", "c", "late"]);
+        assert_eq!(words(&graph.transitive_needers("late")), [""; 0]);
+        assert_eq!(words(&graph.transitive_needers("nobody")), [""; 0]);
+        assert_eq!(words(&graph.points_of_no_return()), ["b"]);
+        assert!(graph.is_before(3, 0) && !graph.is_before(4, 0) && !graph.is_before(0, 3));
+    }
+
+    #[test]
+    fn every_knot_shows_its_shortest_circle_once() {
+        let plan = plan(
+            &["s"],
+            &[
+                ("a", "s", &["b"]),
+                ("b", "s", &["c"]),
+                ("c", "s", &["d", "a"]),
+                ("d", "s", &["c"]),
+                ("self", "s", &["self"]),
+                ("x", "s", &["y"]),
+                ("y", "s", &["x"]),
+                ("behind", "s", &["x"]),
+            ],
+        );
+        let graph = Graph::of(&plan);
+        assert_eq!(graph.cycles(), [vec![2, 3], vec![4], vec![5, 6]]);
+        assert_eq!(graph.order(), [0; 0]);
+    }
+
+    #[test]
+    fn a_long_chain_and_a_long_circle_need_no_stack() {
+        let names: Vec<String> = (0..50_000).map(|n| format!("j{n}")).collect();
+        let mut plan = plan(&["s"], &[]);
+        for (at, name) in names.iter().enumerate() {
+            let mut job = JobPlan::new(name, "s", "x");
+            job.needs = names.get(at + 1).map(|need| need.as_str().into()).into_iter().collect();
+            plan.jobs.push(job);
+        }
+        assert_eq!(Graph::of(&plan).order().len(), 50_000);
+        plan.jobs[49_999].needs = vec!["j0".into()];
+        assert_eq!(Graph::of(&plan).cycles()[0].len(), 50_000);
+    }
+
+    proptest! {
+        #[test]
+        fn needs_come_first_in_every_order(
+            edges in prop::collection::vec((0_usize..40, 0_usize..40), 0..200),
+        ) {
+            let names: Vec<String> = (0..40).map(|n| format!("j{n}")).collect();
+            let mut plan = plan(&["s0", "s1", "s2"], &[]);
+            for (at, name) in names.iter().enumerate() {
+                // Numbers run against the edges, so that file order alone is never right.
+                plan.jobs.push(JobPlan::new(name, ["s2", "s1", "s0"][at * 3 / 40], "x"));
+            }
+            for (a, b) in edges {
+                let (low, high) = (a.min(b), a.max(b));
+                if low != high {
+                    plan.jobs[low].needs.push(names[high].as_str().into());
+                }
+            }
+
+            let graph = Graph::of(&plan);
+            let order = graph.order();
+
+            prop_assert_eq!(order.len(), 40);
+            let place = |number: usize| order.iter().position(|at| *at == number).unwrap();
+            for number in 0..40 {
+                for need in graph.needs(number) {
+                    prop_assert!(place(need) < place(number));
+                    prop_assert!(graph.is_before(need, number));
+                }
+            }
+            prop_assert!(graph.cycles().is_empty());
+            let in_waves: usize = graph.waves().iter().map(|wave| wave.jobs.len()).sum();
+            prop_assert_eq!(in_waves, 40);
+        }
+    }
+}

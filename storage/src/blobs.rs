@@ -1,0 +1,346 @@
+//! Content-addressed files: logs, plans, artifacts, named by the SHA-256 of their bytes.
+//!
+//! A blob appears whole and durable or not at all, and never changes. Everything here blocks, so
+//! call it where blocking is allowed. Not here: deleting blobs, and knowing who refers to one.
+
+use std::{
+    fs::{self, File, Metadata},
+    io::{self, ErrorKind, Read, Write as _},
+    ops::Range,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    READ_BYTES_MAX, StoreError,
+    home::{create_directory, sync_directory},
+    recent::Recent,
+};
+
+/// Name prefix of blobs that are still being written.
+pub(crate) const UNFINISHED_PREFIX: &str = ".put-";
+
+/// Bytes moved at once.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// Blobs remembered as verified, per generation.
+const VERIFIED_MAX: usize = 4096;
+
+/// The name of a blob, and how long it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlobRef {
+    /// Its bytes.
+    pub size: u64,
+    /// Their digest.
+    pub sha256: [u8; 32],
+}
+
+/// A directory of blobs.
+#[derive(Debug)]
+pub struct Blobs {
+    directory: PathBuf,
+    /// Files whose digest this process found right, as they were then.
+    verified: Mutex<Recent<[u8; 32], Stamp>>,
+}
+
+/// Tells a file from what is put in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+impl Blobs {
+    /// The blobs in `directory`, which is created if it is missing.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        create_directory(directory)?;
+        let verified = Mutex::new(Recent::new(VERIFIED_MAX));
+        Ok(Self { directory: directory.to_owned(), verified })
+    }
+
+    /// Keeps `bytes`. Does nothing but say their name when they are there already.
+    pub fn put(&self, bytes: &[u8]) -> Result<BlobRef, StoreError> {
+        let sha256 = Sha256::digest(bytes).into();
+        let blob = BlobRef { size: bytes.len() as u64, sha256 };
+        if self.is_sound(&blob) {
+            self.sync_names(&sha256)?;
+            return Ok(blob);
+        }
+        self.put_read(bytes)
+    }
+
+    /// Keeps a copy of the file at `path`, without ever holding it in memory.
+    pub fn put_file(&self, path: &Path) -> Result<BlobRef, StoreError> {
+        let file = File::open(path).map_err(StoreError::while_doing("opening a file to keep"))?;
+        self.put_read(file)
+    }
+
+    /// Keeps what `source` yields, without ever holding it in memory.
+    pub fn put_read(&self, mut source: impl Read) -> Result<BlobRef, StoreError> {
+        let doing = "writing a blob";
+        let mut builder = tempfile::Builder::new();
+        let unfinished = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
+        let mut unfinished = unfinished.map_err(StoreError::while_doing(doing))?;
+        let mut digest = Sha256::new();
+        let mut size = 0;
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = match source.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(StoreError::while_doing("reading a blob to keep")(error)),
+            };
+            digest.update(&chunk[..read]);
+            unfinished.write_all(&chunk[..read]).map_err(StoreError::while_doing(doing))?;
+            size += read as u64;
+        }
+        let blob = BlobRef { size, sha256: digest.finalize().into() };
+        // A damaged one is replaced: the right bytes are at hand.
+        if !self.is_sound(&blob) {
+            unfinished.as_file().sync_data().map_err(StoreError::while_doing(doing))?;
+            let path = self.path(&blob.sha256);
+            create_directory(path.parent().unwrap_or(&self.directory))?;
+            unfinished.persist(path).map_err(StoreError::while_doing(doing))?;
+        }
+        self.sync_names(&blob.sha256)?;
+        Ok(blob)
+    }
+
+    /// A reader of a whole blob. It fails at the end if the bytes were not those of `sha256`.
+    pub fn open_read(&self, sha256: &[u8; 32]) -> Result<BlobReader, StoreError> {
+        let file = self.file(sha256)?;
+        Ok(BlobReader { file, expected: *sha256, digest: Sha256::new(), ended: false })
+    }
+
+    /// The bytes of a blob in `range`, cut to its end and to [`READ_BYTES_MAX`].
+    ///
+    /// The whole blob is verified when this process first reads it, and again when its file was
+    /// replaced or written since.
+    pub fn get(&self, sha256: &[u8; 32], range: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        let size = self.verify(sha256)?;
+        let start = range.start.min(size);
+        let len = range.end.min(size).saturating_sub(start).min(READ_BYTES_MAX as u64);
+        let len = usize::try_from(len).expect("BUG: a page is bounded");
+        let mut bytes = vec![0; len];
+        let read = self.file(sha256)?.read_exact_at(&mut bytes, start);
+        read.map_err(StoreError::while_doing("reading a blob"))?;
+        Ok(bytes)
+    }
+
+    /// Computes the digest of a blob again, unless this process did; says how long it is.
+    pub fn verify(&self, sha256: &[u8; 32]) -> Result<u64, StoreError> {
+        let doing = "reading a blob";
+        let file = self.file(sha256)?;
+        let stamp = Stamp::of(&file.metadata().map_err(StoreError::while_doing(doing))?);
+        if self.verified().get(sha256, |_| 1) == Some(stamp) {
+            return Ok(stamp.size);
+        }
+        let mut reader =
+            BlobReader { file, expected: *sha256, digest: Sha256::new(), ended: false };
+        match io::copy(&mut reader, &mut io::sink()) {
+            Ok(_) => {
+                self.verified().insert(*sha256, stamp, 1);
+                Ok(stamp.size)
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                Err(StoreError::BlobDamaged { sha256: *sha256 })
+            }
+            Err(error) => Err(StoreError::while_doing(doing)(error)),
+        }
+    }
+
+    /// All blobs, in the order of their digests.
+    pub fn list(&self) -> Result<Vec<BlobRef>, StoreError> {
+        let mut blobs = Vec::new();
+        for directory in names_in(&self.directory)? {
+            if directory.file_name().is_none_or(|name| name.len() != 2) {
+                continue;
+            }
+            for path in names_in(&directory)? {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let mut sha256 = [0; 32];
+                if hex::decode_to_slice(name, &mut sha256).is_err() {
+                    continue;
+                }
+                let metadata = fs::metadata(&path);
+                let size = metadata.map_err(StoreError::while_doing("listing blobs"))?.len();
+                blobs.push(BlobRef { size, sha256 });
+            }
+        }
+        blobs.sort_by_key(|blob| blob.sha256);
+        Ok(blobs)
+    }
+
+    /// Says whether the blob is there with the right bytes.
+    fn is_sound(&self, blob: &BlobRef) -> bool {
+        self.verify(&blob.sha256).is_ok_and(|size| size == blob.size)
+    }
+
+    /// `ab/ab…`, so that no directory grows too long.
+    fn path(&self, sha256: &[u8; 32]) -> PathBuf {
+        let name = hex::encode(sha256);
+        self.directory.join(&name[..2]).join(name)
+    }
+
+    fn file(&self, sha256: &[u8; 32]) -> Result<File, StoreError> {
+        File::open(self.path(sha256)).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => StoreError::BlobMissing { sha256: *sha256 },
+            _ => StoreError::while_doing("opening a blob")(error),
+        })
+    }
+
+    /// Makes the name of a blob durable; a blob that was there may have been put just before.
+    fn sync_names(&self, sha256: &[u8; 32]) -> Result<(), StoreError> {
+        self.path(sha256).parent().map_or(Ok(()), sync_directory)
+    }
+
+    fn verified(&self) -> std::sync::MutexGuard<'_, Recent<[u8; 32], Stamp>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = fs::read_dir(directory).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
+    });
+    entries.map_err(StoreError::while_doing("listing blobs"))
+}
+
+/// Removes what a process that died left half put. Only the owner of the home may.
+pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), StoreError> {
+    for path in names_in(directory)? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(UNFINISHED_PREFIX) {
+            fs::remove_file(&path).map_err(StoreError::while_doing("removing half a blob"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a blob from its start, and checks the digest at its end.
+#[derive(Debug)]
+pub struct BlobReader {
+    file: File,
+    expected: [u8; 32],
+    digest: Sha256,
+    ended: bool,
+}
+
+impl Read for BlobReader {
+    /// Fails with [`ErrorKind::InvalidData`] at the end of a damaged blob.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ended || buffer.is_empty() {
+            return Ok(0);
+        }
+        let read = self.file.read(buffer)?;
+        self.digest.update(&buffer[..read]);
+        if read == 0 {
+            self.ended = true;
+            let found: [u8; 32] = self.digest.clone().finalize().into();
+            if found != self.expected {
+                let damaged = StoreError::BlobDamaged { sha256: self.expected };
+                return Err(io::Error::new(ErrorKind::InvalidData, damaged));
+            }
+        }
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blobs() -> (tempfile::TempDir, Blobs) {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&dir.path().join("blobs")).unwrap();
+        (dir, blobs)
+    }
+
+    #[test]
+    fn what_was_put_is_read_back_whole_and_in_parts() {
+        let (_dir, blobs) = blobs();
+
+        let blob = blobs.put(b"0123456789").unwrap();
+
+        assert_eq!(blob.size, 10);
+        assert_eq!(blob.sha256, <[u8; 32]>::from(Sha256::digest(b"0123456789")));
+        assert_eq!(blobs.get(&blob.sha256, 0..u64::MAX).unwrap(), b"0123456789");
+        assert_eq!(blobs.get(&blob.sha256, 3..6).unwrap(), b"345");
+        assert_eq!(blobs.get(&blob.sha256, 8..99).unwrap(), b"89");
+        assert_eq!(blobs.get(&blob.sha256, 50..60).unwrap(), b"");
+        let mut whole = String::new();
+        blobs.open_read(&blob.sha256).unwrap().read_to_string(&mut whole).unwrap();
+        assert_eq!(whole, "0123456789");
+    }
+
+    #[test]
+    fn putting_twice_keeps_one_file_and_leaves_no_half() {
+        let (dir, blobs) = blobs();
+        let file = dir.path().join("big");
+        let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        fs::write(&file, &bytes).unwrap();
+
+        let first = blobs.put_file(&file).unwrap();
+        let inode = fs::metadata(blobs.path(&first.sha256)).unwrap().ino();
+        assert_eq!(blobs.put_file(&file).unwrap(), first);
+        assert_eq!(blobs.put(&bytes).unwrap(), first);
+
+        assert_eq!(fs::metadata(blobs.path(&first.sha256)).unwrap().ino(), inode);
+        assert_eq!(blobs.list().unwrap(), [first]);
+        assert_eq!(names_in(&blobs.directory).unwrap().len(), 1, "only the fan-out directory");
+    }
+
+    #[test]
+    fn a_missing_blob_is_named() {
+        let (_dir, blobs) = blobs();
+
+        let error = blobs.get(&[0xab; 32], 0..1).unwrap_err();
+
+        assert_eq!(error.code(), "BLOB_MISSING");
+        assert!(error.to_string().contains("abababab"), "{error}");
+        assert_eq!(blobs.open_read(&[0xab; 32]).unwrap_err().code(), "BLOB_MISSING");
+    }
+
+    #[test]
+    fn a_damaged_blob_is_noticed_on_every_way_and_healed_by_putting_it_again() {
+        let (_dir, blobs) = blobs();
+        let blob = blobs.put(b"the plan").unwrap();
+        blobs.verify(&blob.sha256).unwrap();
+        fs::write(blobs.path(&blob.sha256), b"the pla!").unwrap();
+
+        assert_eq!(blobs.verify(&blob.sha256).unwrap_err().code(), "BLOB_DAMAGED");
+        assert_eq!(blobs.get(&blob.sha256, 0..2).unwrap_err().code(), "BLOB_DAMAGED");
+        let read = io::copy(&mut blobs.open_read(&blob.sha256).unwrap(), &mut io::sink());
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::InvalidData);
+
+        blobs.put(b"the plan").unwrap();
+        assert_eq!(blobs.get(&blob.sha256, 0..99).unwrap(), b"the plan");
+    }
+
+    #[test]
+    fn half_a_blob_is_removed_by_the_next_owner() {
+        let (_dir, blobs) = blobs();
+        let kept = blobs.put(b"kept").unwrap();
+        fs::write(blobs.directory.join(".put-x"), b"half").unwrap();
+
+        remove_unfinished(&blobs.directory).unwrap();
+
+        assert!(!blobs.directory.join(".put-x").exists());
+        assert_eq!(blobs.list().unwrap(), [kept]);
+    }
+}

@@ -1,0 +1,276 @@
+//! What can go wrong with a store, and the stable code of each.
+//!
+//! Errors are `Clone` because one failed commit answers every append in it.
+
+use std::{error::Error, fmt, path::PathBuf, sync::Arc};
+
+use crate::record::{Position, Version};
+
+/// What an error of a backend or of the system was caused by.
+pub(crate) type Cause = Arc<dyn Error + Send + Sync>;
+
+/// An append that was not acknowledged.
+///
+/// Nothing of it was or will be written, save with [`AppendError::Store`]: then the store stopped
+/// in the middle, and whether the append is there shows when it is opened again.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Somebody else was faster.
+    #[error("stream `{stream}` ends at {actual}, not at {expected}")]
+    Conflict {
+        /// The stream.
+        stream: String,
+        /// Where the writer believed it ends.
+        expected: Version,
+        /// Where it ends.
+        actual: Version,
+    },
+    /// A part of the append exceeds its bound.
+    #[error("{what} of {bytes} bytes exceeds {bytes_max}")]
+    TooLarge {
+        /// Which part: `record`, `append`, `stream name` or `kind`.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The bound it exceeds.
+        bytes_max: usize,
+    },
+    /// An append without records says nothing.
+    #[error("an append without records")]
+    Empty,
+    /// More bytes wait to be written than may wait; try again.
+    #[error("{bytes} bytes wait to be written, and at most {bytes_max} may")]
+    Busy {
+        /// Bytes that wait now.
+        bytes: usize,
+        /// The bound.
+        bytes_max: usize,
+    },
+    /// The store cannot take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AppendError {
+    /// The stable code that scripts may match on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Conflict { .. } => "APPEND_CONFLICT",
+            Self::TooLarge { .. } => "APPEND_TOO_LARGE",
+            Self::Empty => "APPEND_EMPTY",
+            Self::Busy { .. } => "STORE_BUSY",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// A store, blob or backup that cannot be used as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk or the system refused.
+    #[error("the store is unavailable: {doing}")]
+    Unavailable {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        cause: Cause,
+    },
+    /// A commit failed, so nobody knows what is on disk: the store takes nothing more.
+    #[error("the store stopped because a commit failed")]
+    Stopped {
+        /// How that commit failed.
+        #[source]
+        cause: Arc<StoreError>,
+    },
+    /// The store is being closed.
+    #[error("the store is closed")]
+    Closed,
+    /// The log is not what was written.
+    #[error("the log is damaged at position {position}: {what}")]
+    Damaged {
+        /// The first position that cannot be trusted.
+        position: Position,
+        /// What is wrong there.
+        what: Damage,
+    },
+    /// The log ends before records that were acknowledged.
+    #[error("the log ends at {tail}, but {mark} was acknowledged")]
+    Rollback {
+        /// Newest position the mark beside the log vouches for.
+        mark: Position,
+        /// Newest position in the log.
+        tail: Position,
+    },
+    /// Another process has the store open.
+    #[error("`{}` is owned by process {}", path.display(), PidOrUnknown(*pid))]
+    Owned {
+        /// The owner, when its file says.
+        pid: Option<u32>,
+        /// The store's directory.
+        path: PathBuf,
+    },
+    /// The URL names no store.
+    #[error("`{url}` is no store: {why}")]
+    UrlInvalid {
+        /// The URL as given.
+        url: String,
+        /// Why not.
+        why: UrlFault,
+    },
+    /// The directory was written by another version.
+    #[error("`{}` has the format `{found}`, which this version does not know", path.display())]
+    FormatUnknown {
+        /// The store's directory.
+        path: PathBuf,
+        /// What its `format` file says, cut short.
+        found: String,
+    },
+    /// The directory was written by another backend.
+    #[error("`{}` is a {found} store, not a {asked} one", path.display())]
+    BackendDiffers {
+        /// The store's directory.
+        path: PathBuf,
+        /// The backend that wrote it.
+        found: String,
+        /// The backend the URL asks for.
+        asked: &'static str,
+    },
+    /// There is no such blob.
+    #[error("there is no blob {}", hex::encode(sha256))]
+    BlobMissing {
+        /// Its digest.
+        sha256: [u8; 32],
+    },
+    /// The bytes of a blob are not those of its digest.
+    #[error("blob {} is damaged", hex::encode(sha256))]
+    BlobDamaged {
+        /// Its digest.
+        sha256: [u8; 32],
+    },
+    /// The backup is not what was written.
+    #[error("the backup `{}` is damaged: {what}", path.display())]
+    BackupDamaged {
+        /// The backup.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: BackupDamage,
+    },
+    /// A backup never overwrites a file.
+    #[error("`{}` exists, and a backup overwrites nothing", path.display())]
+    BackupExists {
+        /// The file in the way.
+        path: PathBuf,
+    },
+    /// A restore never writes into what is there.
+    #[error("`{}` is not empty, and a restore overwrites nothing", path.display())]
+    RestoreTargetNotEmpty {
+        /// The directory in the way.
+        path: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// The stable code that scripts may match on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } | Self::Stopped { .. } | Self::Closed => "STORE_UNAVAILABLE",
+            Self::Damaged { .. } => "LOG_DAMAGED",
+            Self::Rollback { .. } => "LOG_ROLLBACK",
+            Self::Owned { .. } => "STORE_OWNED",
+            Self::UrlInvalid { .. } => "STORE_URL_INVALID",
+            Self::FormatUnknown { .. } => "STORE_FORMAT_UNKNOWN",
+            Self::BackendDiffers { .. } => "STORE_BACKEND_DIFFERS",
+            Self::BlobMissing { .. } => "BLOB_MISSING",
+            Self::BlobDamaged { .. } => "BLOB_DAMAGED",
+            Self::BackupDamaged { .. } => "BACKUP_DAMAGED",
+            Self::BackupExists { .. } => "BACKUP_EXISTS",
+            Self::RestoreTargetNotEmpty { .. } => "RESTORE_TARGET_NOT_EMPTY",
+        }
+    }
+
+    /// Turns an error of the system into one of the store, for `map_err`.
+    pub(crate) fn while_doing<E>(doing: &'static str) -> impl FnOnce(E) -> Self
+    where
+        E: Error + Send + Sync + 'static,
+    {
+        move |cause| Self::Unavailable { doing, cause: Arc::new(cause) }
+    }
+}
+
+/// What is wrong with a log at a position.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// Records that were acknowledged are not there, though later ones are.
+    #[error("a record is missing")]
+    Hole,
+    /// The stored bytes are no well-formed records.
+    #[error("the stored bytes are no records")]
+    Malformed,
+    /// The records are well-formed, but their running hash is another.
+    #[error("the running hash differs")]
+    HashDiffers,
+    /// The index of streams names a record that is not there, or passes one over.
+    #[error("the index of stream `{stream}` does not match the log")]
+    IndexDiffers {
+        /// The stream.
+        stream: String,
+    },
+    /// The mark beside the log remembers other records at this position.
+    #[error("other records were acknowledged here")]
+    MarkDiffers,
+    /// The mark beside the log cannot be read.
+    #[error("the mark beside the log is unreadable")]
+    MarkUnreadable,
+    /// The database underneath cannot read its files.
+    #[error("the database underneath says: {says}")]
+    Backend {
+        /// Its own words.
+        says: String,
+    },
+}
+
+/// What is wrong with a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackupDamage {
+    /// It does not begin as a backup of a version known here.
+    #[error("it is no backup this version knows")]
+    Header,
+    /// It ends too early.
+    #[error("it is cut short")]
+    Cut,
+    /// Its bytes are not those of its digest.
+    #[error("its digest differs")]
+    Digest,
+    /// Its parts do not follow each other as they must.
+    #[error("its parts do not fit together")]
+    Malformed,
+}
+
+/// Why a URL names no store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UrlFault {
+    /// No backend has this name.
+    #[error("the backends are `sled:`, `fjall:` and `memory:`")]
+    BackendUnknown,
+    /// A durable backend needs a directory.
+    #[error("the path is missing")]
+    PathMissing,
+    /// Memory has no path.
+    #[error("`memory:` takes no path")]
+    PathUnexpected,
+    /// What is restored into memory is gone at once.
+    #[error("a restore needs a durable backend")]
+    NotDurable,
+}
+
+struct PidOrUnknown(Option<u32>);
+
+impl fmt::Display for PidOrUnknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "{pid}"),
+            None => f.write_str("unknown"),
+        }
+    }
+}

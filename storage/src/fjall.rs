@@ -1,0 +1,114 @@
+//! The second shelf: fjall 3, a log-structured tree. It syncs what it says it syncs.
+
+use std::{ops::RangeInclusive, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use fjall::{Database, Error, Keyspace, KeyspaceCreateOptions, KvPair, LsmError, PersistMode};
+
+use crate::{
+    error::StoreError,
+    quiet::quietly,
+    shelf::{Entry, Found, Shelf, ShelfError},
+};
+
+/// Bytes of table blocks fjall keeps in memory.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Bytes fjall gathers in memory before it writes a table.
+const MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// A fjall database with the one keyspace of the log.
+#[derive(Debug)]
+pub(crate) struct FjallShelf {
+    records: Records,
+    db: Db,
+}
+
+struct Records(Keyspace);
+struct Db(Database);
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Records").field(&self.0.path()).finish()
+    }
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Db").finish_non_exhaustive()
+    }
+}
+
+impl FjallShelf {
+    /// Opens or creates the database in `directory`.
+    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        let opened = quietly(|| {
+            let db = Database::builder(directory).cache_size(CACHE_BYTES).worker_threads(1).open();
+            let db = db.map_err(shelf_error)?;
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+            let records = db.keyspace("records", options).map_err(shelf_error)?;
+            // What a killed process wrote may be visible and not yet durable.
+            db.persist(PersistMode::SyncAll).map_err(shelf_error)?;
+            Ok(Self { records: Records(records), db: Db(db) })
+        });
+        opened.map_err(|error| error.at(0, "opening fjall"))
+    }
+}
+
+impl Shelf for FjallShelf {
+    fn put(&self, entries: Vec<Entry>) -> Result<(), ShelfError> {
+        quietly(|| {
+            let mut batch = self.db.0.batch().durability(Some(PersistMode::SyncAll));
+            for (key, value) in entries {
+                batch.insert(&self.records.0, key, value);
+            }
+            batch.commit().map_err(shelf_error)
+        })
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError> {
+        let value = quietly(|| self.records.0.get(key).map_err(shelf_error))?;
+        Ok(value.map(Bytes::from_owner))
+    }
+
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError> {
+        let found = quietly(|| {
+            let last = self.records.0.range(keys).next_back();
+            last.map(|guard| guard.into_inner().map_err(shelf_error)).transpose()
+        });
+        Ok(found?.map(found_entry))
+    }
+
+    fn first_in(
+        &self,
+        keys: RangeInclusive<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Found>, ShelfError> {
+        quietly(|| {
+            let entries = self.records.0.range(keys).take(limit);
+            entries.map(|guard| guard.into_inner().map(found_entry).map_err(shelf_error)).collect()
+        })
+    }
+}
+
+fn found_entry((key, value): KvPair) -> Found {
+    (Bytes::from_owner(key), Bytes::from_owner(value))
+}
+
+fn shelf_error(error: Error) -> ShelfError {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "fjall's enums may grow")]
+    match error {
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => ShelfError::of_io(error),
+        Error::Poisoned | Error::Locked => ShelfError::Unavailable(Arc::new(error)),
+        error => ShelfError::Damaged(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::open;
+
+    crate::event_store_contract! {
+        durable |directory| open(&format!("fjall:{}", directory.display())).unwrap().store
+    }
+}

@@ -1,0 +1,148 @@
+//! The log in memory: for tests, for trying things out, and as the model of the durable ones.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use tokio::sync::watch;
+
+use crate::{
+    AppendError, Appended, EventStore, READ_BYTES_MAX, StoreError,
+    group_commit::{Guard, size_within_bounds},
+    record::{CHAIN_START, NewRecord, Position, Record, Version},
+};
+
+/// A log that is gone with the process. "Durable" means nothing here but "appended".
+#[derive(Debug)]
+pub struct MemoryStore {
+    log: Mutex<Log>,
+    tail: watch::Sender<Position>,
+    _guard: Guard,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    records: Vec<Record>,
+    /// For each stream, the places of its records in `records`.
+    streams: HashMap<Arc<str>, Vec<usize>>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::in_home(Arc::new(()))
+    }
+}
+
+impl MemoryStore {
+    /// An empty log that keeps `guard` alive.
+    pub(crate) fn in_home(guard: Guard) -> Self {
+        Self { log: Mutex::default(), tail: watch::Sender::new(0), _guard: guard }
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append_now(
+        &self,
+        stream: &str,
+        expected: Version,
+        records: Vec<NewRecord>,
+    ) -> Result<Appended, AppendError> {
+        size_within_bounds(stream, &records)?;
+        let mut log = self.log();
+        let actual = log.streams.get(stream).map_or(0, Vec::len) as Version;
+        if actual != expected {
+            return Err(AppendError::Conflict { stream: stream.to_owned(), expected, actual });
+        }
+        let first = log.records.len() as Position + 1;
+        let stream: Arc<str> = stream.into();
+        for (record, version) in records.into_iter().zip(expected + 1..) {
+            log.push(&stream, version, record);
+        }
+        let last = log.records.len() as Position;
+        let version = expected + (last - first + 1);
+        // Under the lock: the tail never steps back.
+        self.tail.send_replace(last);
+        Ok(Appended { first, last, version })
+    }
+}
+
+impl Log {
+    fn push(&mut self, stream: &Arc<str>, version: Version, new: NewRecord) {
+        let index = self.records.len();
+        let previous = self.records.last().map_or(CHAIN_START, |record| record.hash);
+        let mut record = Record {
+            position: index as Position + 1,
+            stream: Arc::clone(stream),
+            version,
+            kind: new.kind,
+            bytes: new.bytes,
+            hash: previous,
+        };
+        record.hash = record.hash_after(&previous);
+        self.records.push(record);
+        self.streams.entry(Arc::clone(stream)).or_default().push(index);
+    }
+}
+
+/// As many of `records` as one page takes.
+fn page<'a>(records: impl Iterator<Item = &'a Record>, limit: usize) -> Vec<Record> {
+    let mut bytes = 0;
+    let within = |(index, record): &(usize, &Record)| {
+        bytes += record.bytes.len();
+        *index == 0 || bytes <= READ_BYTES_MAX
+    };
+    records.take(limit).enumerate().take_while(within).map(|(_, record)| record.clone()).collect()
+}
+
+fn index_after(after: u64, len: usize) -> usize {
+    usize::try_from(after).map_or(len, |after| after.min(len))
+}
+
+impl EventStore for MemoryStore {
+    fn append(
+        &self,
+        stream: &str,
+        expected: Version,
+        records: Vec<NewRecord>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        std::future::ready(self.append_now(stream, expected, records)).boxed()
+    }
+
+    fn read(
+        &self,
+        stream: &str,
+        after: Version,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        let log = self.log();
+        let places = log.streams.get(stream).map_or(&[][..], Vec::as_slice);
+        let places = &places[index_after(after, places.len())..];
+        let records = page(places.iter().map(|&index| &log.records[index]), limit);
+        std::future::ready(Ok(records)).boxed()
+    }
+
+    fn read_all(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        let log = self.log();
+        let records = &log.records[index_after(after, log.records.len())..];
+        std::future::ready(Ok(page(records.iter(), limit))).boxed()
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.tail.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::event_store_contract! { |_directory| Arc::new(MemoryStore::default()) }
+}

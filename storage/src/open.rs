@@ -1,0 +1,140 @@
+//! A URL becomes a store: `sled:PATH`, `fjall:PATH`, `memory:`; a bare path means sled.
+
+use std::{
+    fmt::Debug,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    EventStore,
+    error::{StoreError, UrlFault},
+    fjall::FjallShelf,
+    group_commit::Log,
+    home::{Home, create_directory, sync_directory},
+    mark::Mark,
+    memory::MemoryStore,
+    shelf::Shelf,
+    sled::SledShelf,
+};
+
+/// An open store and the directory around it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The log.
+    pub store: Arc<dyn EventStore>,
+    /// Its directory, locked as long as this or `store` lives.
+    pub home: Home,
+}
+
+/// Where a URL points.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Gone with the process.
+    Memory,
+    /// A directory that the named backend writes.
+    Directory(Backend, PathBuf),
+}
+
+/// A backend that keeps records on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Sled,
+    Fjall,
+}
+
+impl Backend {
+    /// Its word in URLs, in the `format` file, and the name of its directory.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sled => "sled",
+            Self::Fjall => "fjall",
+        }
+    }
+
+    /// A file that is there whenever this backend ever wrote to its directory.
+    fn landmark(self) -> &'static str {
+        match self {
+            Self::Sled => "db",
+            Self::Fjall => "version",
+        }
+    }
+
+    fn shelf(self, directory: &Path) -> Result<Arc<dyn Shelf>, StoreError> {
+        match self {
+            Self::Sled => Ok(Arc::new(SledShelf::open(directory)?)),
+            Self::Fjall => Ok(Arc::new(FjallShelf::open(directory)?)),
+        }
+    }
+}
+
+/// Opens the store at `url`, creating it if it is not there. Blocks: it reads the disk.
+///
+/// Refuses a store that another process has open, that another backend or version wrote, or that
+/// came back with less or other than was acknowledged.
+pub fn open(url: &str) -> Result<Opened, StoreError> {
+    match place_of(url)? {
+        Place::Memory => {
+            let home = Home::private()?;
+            Ok(Opened { store: Arc::new(MemoryStore::in_home(home.owner())), home })
+        }
+        Place::Directory(backend, path) => open_directory(backend, &path),
+    }
+}
+
+fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
+    let home = Home::open(path, backend.name())?;
+    let directory = home.path().join(backend.name());
+    let remembered = Mark::read(&home.mark())?.map_or(0, |tail| tail.position);
+    if remembered > 0 && !directory.join(backend.landmark()).exists() {
+        // Before the backend creates an empty database in its place.
+        return Err(StoreError::Rollback { mark: remembered, tail: 0 });
+    }
+    create_directory(&directory)?;
+    let shelf = backend.shelf(&directory)?;
+    sync_directory(&directory)?;
+    let store = Log::open(shelf, home.mark(), home.owner())?;
+    Ok(Opened { store: Arc::new(store), home })
+}
+
+/// Where `url` points.
+pub(crate) fn place_of(url: &str) -> Result<Place, StoreError> {
+    let invalid = |why| StoreError::UrlInvalid { url: url.to_owned(), why };
+    let directory = |backend, path: &str| {
+        if path.is_empty() {
+            return Err(invalid(UrlFault::PathMissing));
+        }
+        Ok(Place::Directory(backend, PathBuf::from(path)))
+    };
+    match url.split_once(':') {
+        Some(("sled", path)) => directory(Backend::Sled, path),
+        Some(("fjall", path)) => directory(Backend::Fjall, path),
+        Some(("memory", "")) => Ok(Place::Memory),
+        Some(("memory", _)) => Err(invalid(UrlFault::PathUnexpected)),
+        // A word before a colon that is no path asks for a backend we do not have.
+        Some((word, _)) if !word.contains(['/', '.']) => Err(invalid(UrlFault::BackendUnknown)),
+        Some(_) | None => directory(Backend::Sled, url),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_a_backend_and_a_bare_path_means_sled() {
+        let sled = |path: &str| Place::Directory(Backend::Sled, path.into());
+        assert_eq!(place_of("sled:/a/b").unwrap(), sled("/a/b"));
+        assert_eq!(place_of(".tow").unwrap(), sled(".tow"));
+        assert_eq!(place_of("./odd:name").unwrap(), sled("./odd:name"));
+        assert_eq!(place_of("fjall:x").unwrap(), Place::Directory(Backend::Fjall, "x".into()));
+        assert_eq!(place_of("memory:").unwrap(), Place::Memory);
+    }
+
+    #[test]
+    fn a_url_that_names_no_store_is_refused() {
+        for url in ["", "sled:", "fjall:", "memory:x", "postgres://host/db"] {
+            assert_eq!(open(url).unwrap_err().code(), "STORE_URL_INVALID", "{url}");
+        }
+    }
+}

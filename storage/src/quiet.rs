@@ -1,0 +1,53 @@
+//! Panics of a database underneath, turned into values.
+//!
+//! sled panics on some damaged files. The panic is caught, and its message is kept off the terminal
+//! of the thread that asked for it; every other panic of the process is reported as before.
+
+use std::{
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
+    sync::Once,
+};
+
+use crate::shelf::ShelfError;
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` and turns a panic in it into [`ShelfError::Damaged`] with the panic's words.
+pub(crate) fn quietly<T>(work: impl FnOnce() -> Result<T, ShelfError>) -> Result<T, ShelfError> {
+    static HOOK: Once = Once::new();
+    // Set once per process and asking a flag of the own thread: no race between two callers.
+    HOOK.call_once(|| {
+        let outer = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                outer(panic);
+            }
+        }));
+    });
+    let before = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(before);
+    result.unwrap_or_else(|panic| {
+        let says = panic.downcast_ref::<String>().map(String::as_str);
+        let says = says.or_else(|| panic.downcast_ref::<&str>().copied());
+        let says = says.unwrap_or("a panic without words");
+        Err(ShelfError::Damaged(says.lines().next().unwrap_or_default().to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_damage_in_its_own_words() {
+        let n = 3;
+
+        let error = quietly::<()>(|| panic!("page {n} is torn")).unwrap_err();
+
+        assert!(matches!(error, ShelfError::Damaged(says) if says == "page 3 is torn"));
+    }
+}

@@ -1,0 +1,285 @@
+//! Reading: every block is verified before a record of it is believed, and a gap is damage.
+//!
+//! Verified blocks are kept for a while, because streams that are written side by side lie in the
+//! same blocks.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::{
+    READ_BYTES_MAX,
+    block::Block,
+    error::{Damage, StoreError},
+    index::{Run, Trail, block_key, position_of, runs_of, stream_key},
+    recent::Recent,
+    record::{Position, Record, Version},
+    shelf::Shelf,
+};
+
+/// Bytes of verified blocks that one generation of the cache keeps.
+const BLOCKS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Blocks, or index entries, that are fetched from the shelf at once.
+const FETCH_MAX: usize = 16;
+
+/// What readers and the writer share.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) shelf: Arc<dyn Shelf>,
+    /// Runs the index does not know yet.
+    pub(crate) trail: Mutex<Trail>,
+    blocks: Mutex<Recent<Position, Arc<Block>>>,
+}
+
+/// A page that is being filled.
+struct Page {
+    records: Vec<Record>,
+    limit: usize,
+    bytes: usize,
+}
+
+impl Page {
+    fn new(limit: usize) -> Self {
+        Self { records: Vec::new(), limit, bytes: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= self.limit
+    }
+
+    /// Takes `record` if there is room for it; says whether it did.
+    fn takes(&mut self, record: &Record) -> bool {
+        let full = self.is_full()
+            || (!self.records.is_empty() && self.bytes + record.bytes.len() > READ_BYTES_MAX);
+        if !full {
+            self.bytes += record.bytes.len();
+            self.records.push(record.clone());
+        }
+        !full
+    }
+}
+
+impl Reader {
+    /// A reader of `shelf` with nothing waiting for the index.
+    pub(crate) fn new(shelf: Arc<dyn Shelf>) -> Self {
+        let blocks = Mutex::new(Recent::new(BLOCKS_BYTES_MAX));
+        Self { shelf, trail: Mutex::default(), blocks }
+    }
+
+    /// At most `limit` records after `after`, up to the durable `tail`.
+    pub(crate) fn read_all(
+        &self,
+        after: Position,
+        limit: usize,
+        tail: Position,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut page = Page::new(limit);
+        if after >= tail || limit == 0 {
+            return Ok(page.records);
+        }
+        let mut block = self.block_holding(after + 1)?;
+        let mut ahead = Vec::new().into_iter();
+        loop {
+            for record in block.records.iter().filter(|record| record.position > after) {
+                if record.position > tail || !page.takes(record) {
+                    return Ok(page.records);
+                }
+            }
+            let end = block.tail();
+            if end.position >= tail || page.is_full() {
+                return Ok(page.records);
+            }
+            if ahead.len() == 0 {
+                ahead = self.blocks_from(end.position + 1)?.into_iter();
+            }
+            let damaged = |what| StoreError::Damaged { position: end.position + 1, what };
+            let next = ahead.next().ok_or_else(|| damaged(Damage::Hole))?;
+            if next.first() != end.position + 1 {
+                return Err(damaged(Damage::Hole));
+            }
+            if next.before != end.hash {
+                return Err(damaged(Damage::HashDiffers));
+            }
+            block = next;
+        }
+    }
+
+    /// At most `limit` records of `stream` after `after`.
+    pub(crate) fn read(
+        &self,
+        stream: &str,
+        after: Version,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut page = Page::new(limit);
+        if after == Version::MAX || limit == 0 {
+            return Ok(page.records);
+        }
+        // The trail first: what moves to the index meanwhile is then seen twice, not never.
+        let waiting = self.trail().runs(stream).to_vec();
+        let mut next = after + 1;
+        loop {
+            let indexed = self.indexed_runs(stream, next)?;
+            let at_end = indexed.is_empty();
+            let runs = if at_end { &waiting } else { &indexed };
+            for run in runs.iter().filter(|run| run.last() >= after + 1) {
+                if run.last() < next {
+                    continue;
+                }
+                if !self.run_into(&mut page, stream, *run, &mut next)? {
+                    return Ok(page.records);
+                }
+            }
+            if at_end {
+                return Ok(page.records);
+            }
+        }
+    }
+
+    /// The version `stream` ends at.
+    pub(crate) fn head(&self, stream: &str) -> Result<Version, StoreError> {
+        if let Some(run) = self.trail().runs(stream).last() {
+            return Ok(run.last());
+        }
+        self.indexed_head(stream)
+    }
+
+    /// The version the index of `stream` ends at.
+    pub(crate) fn indexed_head(&self, stream: &str) -> Result<Version, StoreError> {
+        let runs = self.last_entry(stream, Version::MAX)?;
+        Ok(runs.last().map_or(0, Run::last))
+    }
+
+    /// The last block of the log.
+    pub(crate) fn last_block(&self) -> Result<Option<Arc<Block>>, StoreError> {
+        self.block_at_or_before(Position::MAX)
+    }
+
+    /// The block that holds `position`.
+    pub(crate) fn block_holding(&self, position: Position) -> Result<Arc<Block>, StoreError> {
+        let block = self.block_at_or_before(position)?;
+        let block = block.filter(|block| block.at(position).is_some());
+        block.ok_or(StoreError::Damaged { position, what: Damage::Hole })
+    }
+
+    /// Some blocks from the one that begins at `first` on.
+    pub(crate) fn blocks_from(&self, first: Position) -> Result<Vec<Arc<Block>>, StoreError> {
+        let keys = (block_key(first), block_key(Position::MAX));
+        let found = self.shelf.first_in(&keys.0..=&keys.1, FETCH_MAX);
+        let found = found.map_err(|error| error.at(first, "reading the log"))?;
+        let verified = found.into_iter().map(|(key, value)| {
+            let position = position_of(&key).unwrap_or(first);
+            let verified = Block::verified(position, &value);
+            verified.map(Arc::new).map_err(|what| StoreError::Damaged { position, what })
+        });
+        verified.collect()
+    }
+
+    fn block_at_or_before(&self, position: Position) -> Result<Option<Arc<Block>>, StoreError> {
+        let keys = (block_key(0), block_key(position));
+        let found = self.shelf.last_in(&keys.0..=&keys.1);
+        let Some((key, value)) = found.map_err(|error| error.at(position, "reading the log"))?
+        else {
+            return Ok(None);
+        };
+        let first =
+            position_of(&key).ok_or(StoreError::Damaged { position, what: Damage::Malformed })?;
+        if let Some(block) = self.cached(first) {
+            return Ok(Some(block));
+        }
+        self.verified(first, &value).map(Some)
+    }
+
+    /// The block that begins at `first`.
+    fn block(&self, first: Position) -> Result<Arc<Block>, StoreError> {
+        if let Some(block) = self.cached(first) {
+            return Ok(block);
+        }
+        let value = self.shelf.get(&block_key(first));
+        let value = value.map_err(|error| error.at(first, "reading the log"))?;
+        let hole = StoreError::Damaged { position: first, what: Damage::Hole };
+        self.verified(first, &value.ok_or(hole)?)
+    }
+
+    fn cached(&self, first: Position) -> Option<Arc<Block>> {
+        self.blocks().get(&first, |block| block.bytes)
+    }
+
+    fn verified(&self, first: Position, value: &bytes::Bytes) -> Result<Arc<Block>, StoreError> {
+        let block = Block::verified(first, value);
+        let block = Arc::new(block.map_err(|what| StoreError::Damaged { position: first, what })?);
+        self.blocks().insert(first, Arc::clone(&block), block.bytes);
+        Ok(block)
+    }
+
+    /// Takes the records of `run` from `next` on; says whether the page has room for more.
+    fn run_into(
+        &self,
+        page: &mut Page,
+        stream: &str,
+        run: Run,
+        next: &mut Version,
+    ) -> Result<bool, StoreError> {
+        let differs = || StoreError::Damaged {
+            position: run.block,
+            what: Damage::IndexDiffers { stream: stream.to_owned() },
+        };
+        if page.is_full() {
+            return Ok(false);
+        }
+        if run.version > *next {
+            return Err(differs());
+        }
+        let block = self.block(run.block)?;
+        let versions = *next..=run.last();
+        let mut records = block
+            .records
+            .iter()
+            .filter(|record| &*record.stream == stream && versions.contains(&record.version));
+        for version in versions.clone() {
+            let record = records.next().filter(|record| record.version == version);
+            if !page.takes(record.ok_or_else(differs)?) {
+                return Ok(false);
+            }
+            *next = version + 1;
+        }
+        Ok(true)
+    }
+
+    /// Runs of the index that reach `next` or lie behind it; empty when the index ends before.
+    fn indexed_runs(&self, stream: &str, next: Version) -> Result<Vec<Run>, StoreError> {
+        let mut runs = self.last_entry(stream, next)?;
+        runs.retain(|run| run.last() >= next);
+        if !runs.is_empty() {
+            return Ok(runs);
+        }
+        let keys = (stream_key(stream, next), stream_key(stream, Version::MAX));
+        let found = self.shelf.first_in(&keys.0..=&keys.1, FETCH_MAX);
+        let found = found.map_err(|error| error.at(0, "reading the index"))?;
+        for (_, value) in found {
+            runs.extend(entry(stream, &value)?);
+        }
+        Ok(runs)
+    }
+
+    /// The runs of the last index entry that begins at `version` or before.
+    fn last_entry(&self, stream: &str, version: Version) -> Result<Vec<Run>, StoreError> {
+        let keys = (stream_key(stream, 0), stream_key(stream, version));
+        let found = self.shelf.last_in(&keys.0..=&keys.1);
+        let found = found.map_err(|error| error.at(0, "reading the index"))?;
+        found.map_or_else(|| Ok(Vec::new()), |(_, value)| entry(stream, &value))
+    }
+
+    /// The runs that wait for the index.
+    pub(crate) fn trail(&self) -> MutexGuard<'_, Trail> {
+        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Recent<Position, Arc<Block>>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn entry(stream: &str, value: &[u8]) -> Result<Vec<Run>, StoreError> {
+    let what = Damage::IndexDiffers { stream: stream.to_owned() };
+    runs_of(value).ok_or(StoreError::Damaged { position: 0, what })
+}

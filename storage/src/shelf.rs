@@ -1,0 +1,60 @@
+//! What the log needs from an embedded database: ordered keys, one atomic and durable write.
+//!
+//! Private. The promise of the crate is [`crate::EventStore`]; this is only the part of it in which
+//! sled and fjall differ.
+
+use std::{fmt::Debug, ops::RangeInclusive, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::error::{Cause, Damage, StoreError};
+use crate::record::Position;
+
+/// A key and its value.
+pub(crate) type Entry = (Vec<u8>, Vec<u8>);
+
+/// A key and its value, as found.
+pub(crate) type Found = (Bytes, Bytes);
+
+/// An ordered map on disk.
+pub(crate) trait Shelf: Debug + Send + Sync + 'static {
+    /// Writes all of `entries` or none. When this returns, a power cut cannot take them back.
+    fn put(&self, entries: Vec<Entry>) -> Result<(), ShelfError>;
+
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError>;
+
+    /// The entry with the greatest key in `keys`.
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError>;
+
+    /// At most `limit` entries with keys in `keys`, in order.
+    fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize)
+    -> Result<Vec<Found>, ShelfError>;
+}
+
+/// Why a database did not answer.
+#[derive(Debug)]
+pub(crate) enum ShelfError {
+    /// Its files are not what it wrote, in its own words.
+    Damaged(String),
+    /// The system refused.
+    Unavailable(Cause),
+}
+
+impl ShelfError {
+    /// An error of the system; one that says the file ends too early or holds nonsense is damage.
+    pub(crate) fn of_io(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let damaged = [ErrorKind::UnexpectedEof, ErrorKind::InvalidData, ErrorKind::InvalidInput]
+            .contains(&error.kind());
+        if damaged { Self::Damaged(error.to_string()) } else { Self::Unavailable(Arc::new(error)) }
+    }
+
+    /// The store's error for this one, met while `doing` something about `position`.
+    pub(crate) fn at(self, position: Position, doing: &'static str) -> StoreError {
+        match self {
+            Self::Damaged(says) => StoreError::Damaged { position, what: Damage::Backend { says } },
+            Self::Unavailable(cause) => StoreError::Unavailable { doing, cause },
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The default shelf: sled 0.34, with its own sync replaced.
+//!
+//! On Linux sled's `flush` calls `sync_file_range`, which survives `kill -9` but not a power cut.
+//! So every commit is followed by `fdatasync` of sled's `db` file through a descriptor of our own,
+//! and sled's periodic flush is off. Values that do not fit a quarter of a segment are written by
+//! sled to files of their own which nobody syncs; the segment is therefore chosen so large that no
+//! page of ours ever gets there.
+
+use std::{
+    fs::File,
+    ops::RangeInclusive,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use sled::{Batch, Config, Db, Error, IVec};
+
+use crate::{
+    error::StoreError,
+    home::sync_directory,
+    quiet::quietly,
+    shelf::{Entry, Found, Shelf, ShelfError},
+};
+
+/// sled splits a leaf after sixteen keys, so a page holds at most seventeen values of at most
+/// about 113 KiB: a block that was nearly full when the largest record came. Two MiB, a quarter of
+/// this, hold them.
+const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+/// Pages sled keeps in memory, in bytes.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How long a store that this process has just closed may take to let go of its files.
+const LET_GO_MAX: Duration = Duration::from_secs(5);
+
+/// A sled database.
+#[derive(Debug)]
+pub(crate) struct SledShelf {
+    /// `None` only while being dropped.
+    db: Option<Db>,
+    file: File,
+    /// A panic left locks of sled in an unknown state: never touch it again.
+    panicked: AtomicBool,
+}
+
+impl SledShelf {
+    /// Opens or creates the database in `directory`.
+    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        let config = Config::new()
+            .path(directory)
+            .flush_every_ms(None)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(CACHE_BYTES);
+        let since = Instant::now();
+        let db = loop {
+            match quietly(|| config.open().map_err(shelf_error)) {
+                Ok(db) => break db,
+                Err(ShelfError::Unavailable(cause))
+                    if cause.to_string().contains("lock") && since.elapsed() < LET_GO_MAX =>
+                {
+                    // The owner's lock is ours, so this is our own past: threads of sled that end.
+                    sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(error.at(0, "opening sled")),
+            }
+        };
+        let file = File::open(directory.join("db"));
+        let file = file.map_err(StoreError::while_doing("opening sled's file"))?;
+        // What a killed process wrote may be visible and not yet durable.
+        file.sync_all().map_err(StoreError::while_doing("syncing sled's file"))?;
+        sync_directory(&directory.join("blobs"))?;
+        sync_directory(directory)?;
+        Ok(Self { db: Some(db), file, panicked: AtomicBool::new(false) })
+    }
+
+    fn quietly<T>(&self, work: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, ShelfError> {
+        let Some(db) = self.db.as_ref().filter(|_| !self.panicked.load(Ordering::Acquire)) else {
+            return Err(ShelfError::Damaged("it panicked before".to_owned()));
+        };
+        let mut returned = false;
+        let result = quietly(|| {
+            let result = work(db);
+            returned = true;
+            result.map_err(shelf_error)
+        });
+        if !returned {
+            self.panicked.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+impl Shelf for SledShelf {
+    fn put(&self, mut entries: Vec<Entry>) -> Result<(), ShelfError> {
+        self.quietly(|db| {
+            if entries.len() == 1 {
+                // One key is atomic by itself. A batch is announced by a write of its own, which
+                // costs a lone client a third of its appends.
+                for (key, value) in entries.drain(..) {
+                    db.insert(key, value)?;
+                }
+            } else {
+                let mut batch = Batch::default();
+                for (key, value) in entries.drain(..) {
+                    batch.insert(key, value);
+                }
+                db.apply_batch(batch)?;
+            }
+            db.flush().map(drop)
+        })?;
+        self.file.sync_data().map_err(|error| ShelfError::Unavailable(Arc::new(error)))
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError> {
+        Ok(self.quietly(|db| db.get(key))?.map(Bytes::from_owner))
+    }
+
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError> {
+        let found = self.quietly(|db| db.range(keys).next_back().transpose())?;
+        Ok(found.map(found_entry))
+    }
+
+    fn first_in(
+        &self,
+        keys: RangeInclusive<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Found>, ShelfError> {
+        self.quietly(|db| db.range(keys).take(limit).map(|found| found.map(found_entry)).collect())
+    }
+}
+
+impl Drop for SledShelf {
+    fn drop(&mut self) {
+        if self.panicked.load(Ordering::Acquire) {
+            // Closing would take the locks the panic may have left.
+            std::mem::forget(self.db.take());
+        }
+    }
+}
+
+fn found_entry((key, value): (IVec, IVec)) -> Found {
+    (Bytes::from_owner(key), Bytes::from_owner(value))
+}
+
+fn shelf_error(error: Error) -> ShelfError {
+    match error {
+        Error::Io(error) => ShelfError::of_io(error),
+        Error::Unsupported(says) | Error::ReportableBug(says) => ShelfError::Damaged(says),
+        Error::Corruption { .. } | Error::CollectionNotFound(_) => {
+            ShelfError::Damaged(error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::open;
+
+    crate::event_store_contract! {
+        durable |directory| open(&format!("sled:{}", directory.display())).unwrap().store
+    }
+}

@@ -1,0 +1,233 @@
+//! Damage to the files underneath: a store comes back with everything, or says by name why not.
+//!
+//! Never silently fewer. Each case copies a closed store, damages one file of its database at one
+//! place, opens it and reads it all, log and streams.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use towpath_storage::{NewRecord, Record, StoreError, open, verify};
+
+const STREAMS: u64 = 5;
+const RECORDS: u64 = 1200;
+const CASES: u64 = 60;
+
+/// What was acknowledged.
+async fn fill(url: &str) -> Vec<Record> {
+    let opened = open(url).unwrap();
+    for n in 0..RECORDS {
+        let record = NewRecord::new("fact", format!("{n}-{}", "x".repeat(200)));
+        let append =
+            opened.store.append(&format!("run/{}", n % STREAMS), n / STREAMS, vec![record]);
+        // Some alone in their commit, some together.
+        if n % 7 == 0 {
+            append.await.unwrap();
+        }
+    }
+    let mut tail = opened.store.watch();
+    tail.wait_for(|tail| *tail == RECORDS).await.unwrap();
+    everything(url, opened).await.unwrap()
+}
+
+/// Everything a reader can see of the store, which must agree with itself.
+async fn everything(url: &str, opened: towpath_storage::Opened) -> Result<Vec<Record>, StoreError> {
+    let mut all: Vec<Record> = Vec::new();
+    loop {
+        let after = all.last().map_or(0, |record| record.position);
+        let page = opened.store.read_all(after, 500).await?;
+        if page.is_empty() {
+            break;
+        }
+        all.extend(page);
+    }
+    for stream in 0..STREAMS {
+        let stream = format!("run/{stream}");
+        let of_stream = all.iter().filter(|record| *record.stream == *stream).count();
+        let read = opened.store.read(&stream, 0, 10_000).await?;
+        assert_eq!(read.len(), of_stream, "`{stream}` of {url} is silently another");
+    }
+    verify(opened.store.as_ref(), |_| {}).await?;
+    Ok(all)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            // Only what was written: fjall reserves 64 MiB of zeros behind its journal.
+            let mut bytes = fs::read(&path).unwrap();
+            let len = bytes.len() as u64;
+            bytes.truncate(usize::try_from(written(&bytes)).unwrap());
+            fs::write(&target, bytes).unwrap();
+            OpenOptions::new().write(true).open(&target).unwrap().set_len(len).unwrap();
+        }
+    }
+}
+
+fn files_of(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(files_of(&path));
+        } else if path.metadata().unwrap().len() > 0 {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Length of the part that was written: databases reserve zeros behind it.
+fn written(bytes: &[u8]) -> u64 {
+    bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last as u64 + 1)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Truncate,
+    FlipBit,
+    ZeroPage,
+    Delete,
+}
+
+fn damage(path: &Path, fault: Fault, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    match fault {
+        Fault::Truncate => file.set_len(offset).unwrap(),
+        Fault::FlipBit => {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, offset).unwrap();
+            file.write_all_at(&[byte[0] ^ (1 << (offset % 8))], offset).unwrap();
+        }
+        Fault::ZeroPage => {
+            let start = offset / 512 * 512;
+            let end = (start + 512).min(file.metadata().unwrap().len());
+            file.write_all_at(&vec![0; usize::try_from(end - start).unwrap()], start).unwrap();
+        }
+        Fault::Delete => fs::remove_file(path).unwrap(),
+    }
+}
+
+/// How the cases of a backend ended: word of the verdict to count.
+async fn survey(backend: &str) -> BTreeMap<String, u32> {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = directory.path().join("sound");
+    let acknowledged = fill(&format!("{backend}:{}", sound.display())).await;
+    assert_eq!(acknowledged.len() as u64, RECORDS);
+    let mut verdicts = BTreeMap::new();
+    let files = files_of(&sound.join(backend));
+    let mut cases: Vec<(PathBuf, Fault, u64)> = Vec::new();
+    for file in &files {
+        let inside = file.strip_prefix(&sound).unwrap().to_owned();
+        let len = written(&fs::read(file).unwrap());
+        cases.push((inside.clone(), Fault::Delete, 0));
+        for n in 0..CASES {
+            for fault in [Fault::Truncate, Fault::FlipBit, Fault::ZeroPage] {
+                // The ends are denser: that is where tails are lost.
+                let offset = if n % 2 == 0 {
+                    len * n / CASES
+                } else {
+                    len - 1 - (n * n * len / CASES / CASES / 8)
+                };
+                // Small files need fewer places.
+                if len > 4096 || n % 6 < 2 {
+                    cases.push((inside.clone(), fault, offset.min(len.saturating_sub(1))));
+                }
+            }
+        }
+    }
+    for (n, (file, fault, offset)) in cases.into_iter().enumerate() {
+        let target = directory.path().join(format!("case-{n}"));
+        copy(&sound, &target);
+        damage(&target.join(&file), fault, offset);
+        let url = format!("{backend}:{}", target.display());
+        let verdict = match open(&url) {
+            Ok(opened) => everything(&url, opened).await,
+            Err(error) => Err(error),
+        };
+        let word = match verdict {
+            Ok(all) => {
+                assert_eq!(all, acknowledged, "{fault:?} at {offset} of {}", file.display());
+                "everything".to_owned()
+            }
+            Err(error) => {
+                if error.code() == "STORE_UNAVAILABLE" {
+                    eprintln!("{error:?} {file:?} {fault:?} {offset}");
+                }
+                let named = ["LOG_DAMAGED", "LOG_ROLLBACK", "STORE_UNAVAILABLE"];
+                assert!(named.contains(&error.code()), "{error}");
+                error.code().to_owned()
+            }
+        };
+        *verdicts.entry(word).or_default() += 1;
+        fs::remove_dir_all(&target).unwrap();
+    }
+    verdicts
+}
+
+#[tokio::test]
+async fn a_damaged_sled_gives_everything_or_a_named_error() {
+    let verdicts = survey("sled").await;
+
+    assert!(verdicts.keys().any(|word| word == "LOG_ROLLBACK"), "{verdicts:?}");
+    assert!(!verdicts.contains_key("STORE_UNAVAILABLE"), "{verdicts:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_fjall_gives_everything_or_a_named_error() {
+    let verdicts = survey("fjall").await;
+
+    assert!(verdicts.keys().any(|word| word == "LOG_ROLLBACK"), "{verdicts:?}");
+    assert!(!verdicts.contains_key("STORE_UNAVAILABLE"), "{verdicts:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_a_rollback() {
+    for backend in ["sled", "fjall"] {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("{backend}:{}", directory.path().display());
+        fill(&url).await;
+        fs::remove_dir_all(directory.path().join(backend)).unwrap();
+
+        for _ in 0..2 {
+            let error = open(&url).unwrap_err();
+            assert_eq!(error.code(), "LOG_ROLLBACK", "{backend}: {error}");
+        }
+
+        // Who removes the mark as well accepts the loss.
+        fs::remove_file(directory.path().join("mark")).unwrap();
+        let opened = open(&url).unwrap();
+        assert_eq!(*opened.store.watch().borrow(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_database_is_a_rollback() {
+    for backend in ["sled", "fjall"] {
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join("home");
+        let url = format!("{backend}:{}", home.display());
+        fill(&url).await;
+        let older = directory.path().join("older");
+        copy(&home.join(backend), &older);
+        let opened = open(&url).unwrap();
+        let record = NewRecord::new("fact", "one more");
+        opened.store.append("run/0", RECORDS / STREAMS, vec![record]).await.unwrap();
+        drop(opened);
+
+        fs::remove_dir_all(home.join(backend)).unwrap();
+        fs::rename(&older, home.join(backend)).unwrap();
+
+        let error = open(&url).unwrap_err();
+        assert_eq!(error.code(), "LOG_ROLLBACK", "{backend}: {error}");
+    }
+}

@@ -1,0 +1,43 @@
+//! A real worker in this process, for jobs that are real processes.
+
+use std::path::Path;
+
+use tokio::task::JoinHandle;
+use towpath_worker::{Stop, WorkerError, WorkerOptions, work};
+
+use crate::{TestHouse, house::bounded};
+
+/// A worker that works until it is told to stop.
+#[derive(Debug)]
+pub struct RealWorker {
+    stop: Stop,
+    work: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl RealWorker {
+    /// Begins to work for `house`. Its own files lie below `folder`.
+    pub fn begin(house: &TestHouse, name: &str, slots: u32, folder: &Path) -> Self {
+        let options = WorkerOptions {
+            name: name.to_owned(),
+            slots,
+            tags: Vec::new(),
+            run: None,
+            attempts: folder.join("attempts"),
+        };
+        let stop = Stop::default();
+        let work = tokio::spawn(work(house.channel(), options, stop.clone()));
+        Self { stop, work }
+    }
+
+    /// Tells it to take nothing new.
+    pub fn drain(&self) {
+        self.stop.drain.cancel();
+    }
+
+    /// Tells it to take nothing new, and waits until what runs has ended and is recorded.
+    pub async fn stop(self) {
+        self.drain();
+        let ended = bounded("the end of the worker", self.work).await;
+        ended.expect("the worker does not panic").expect("the worker ends well");
+    }
+}

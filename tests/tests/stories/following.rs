@@ -1,0 +1,167 @@
+//! The log as its readers see it, and how runs are found.
+
+use std::collections::BTreeSet;
+
+use tokio_stream::StreamExt as _;
+use towpath_proto::v1;
+use towpath_tests::{TestHouse, code, file};
+
+const TWO: &str = "stages: [s]
+jobs:
+  a: {stage: s, command: x}
+  b: {stage: s, command: x, needs: [a]}
+";
+
+#[tokio::test]
+async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(TWO)).await;
+    let mut worker = house.worker("w", 1).await;
+    let follow = |after| v1::FollowRequest { run: String::new(), after, follow: true };
+
+    let mut first = house.log().follow(follow(0)).await.expect("a log").into_inner();
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        seen.push(first.next().await.expect("the log goes on").expect("a record"));
+    }
+    drop(first);
+    worker.succeed("a").await;
+    worker.succeed("b").await;
+    let stopped_at = seen.last().expect("a record").position;
+    let mut second = house.log().follow(follow(stopped_at)).await.expect("a log").into_inner();
+    while seen.last().is_some_and(|record| record.kind != "run_finished") {
+        seen.push(second.next().await.expect("the log goes on").expect("a record"));
+    }
+
+    let all = house.records("", 0).await;
+    assert_eq!(seen, all, "the same bytes, in the same order");
+    let positions: Vec<u64> = seen.iter().map(|record| record.position).collect();
+    assert_eq!(positions, (1..=all.len() as u64).collect::<Vec<_>>());
+    drop(run);
+}
+
+#[tokio::test]
+async fn the_log_of_one_run_holds_that_run_alone() {
+    let house = TestHouse::in_memory().await;
+    let first = house.start(&file(TWO)).await;
+    let second = house.start(&file(TWO)).await;
+
+    let records = house.records(&second, 0).await;
+
+    assert!(records.iter().all(|record| record.stream == format!("run/{second}")));
+    let versions: Vec<u64> = records.iter().map(|record| record.version).collect();
+    assert_eq!(versions, [1, 2, 3]);
+    assert_eq!(house.records(&second, 2).await, records[2..]);
+    assert_ne!(records[0].payload, house.records(&first, 0).await[0].payload);
+}
+
+#[tokio::test]
+async fn what_is_followed_is_what_was_decided() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(TWO)).await;
+    let mut worker = house.worker("w", 1).await;
+    worker.succeed("a").await;
+    worker.fail("b", 1).await;
+    assert_eq!(house.ended(&run).await, "partial");
+
+    let facts: Vec<_> = house
+        .records(&run, 0)
+        .await
+        .iter()
+        .map(|record| {
+            let fact = towpath_engine::codec::decode(&record.payload).expect("an event");
+            assert_eq!(fact.event.kind(), record.kind);
+            fact
+        })
+        .collect();
+
+    let replayed = towpath_engine::run::Run::replay(&facts).expect("a run");
+    assert_eq!(replayed.phase().word(), house.phase(&run).await);
+}
+
+#[tokio::test]
+async fn a_reader_that_never_reads_holds_nobody_up() {
+    let house = TestHouse::in_memory().await;
+    let jobs: String = (0..800).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
+    let run = house.start(&file(&format!("stages: [s]\njobs:\n{jobs}"))).await;
+    let mut asleep = Vec::new();
+    for _ in 0..3 {
+        let follow = v1::FollowRequest { run: String::new(), after: 0, follow: true };
+        asleep.push(house.log().follow(follow).await.expect("a log").into_inner());
+    }
+
+    let mut worker = house.worker("w", 4).await;
+    for _ in 0..800 {
+        let job = worker.take().await;
+        worker.report(&job, towpath_tests::succeeded()).await;
+    }
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    // And once it wakes up, everything is there for it.
+    let mut woken = asleep.pop().expect("a reader");
+    for record in house.records("", 0).await {
+        assert_eq!(woken.next().await.expect("the log goes on").expect("a record"), record);
+    }
+}
+
+#[tokio::test]
+async fn runs_are_listed_newest_first_a_page_at_a_time() {
+    let house = TestHouse::in_memory().await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(house.start(&file(TWO)).await);
+    }
+    house.cancel(&ids[1]).await.expect("the run ends");
+    let list = async |before: &str, limit, phases: &[&str]| {
+        let phases = phases.iter().map(|phase| (*phase).to_owned()).collect();
+        let request = v1::ListRunsRequest { before: before.to_owned(), limit, phases };
+        let reply = house.runs().list_runs(request).await.expect("a list").into_inner();
+        let found: Vec<String> = reply.runs.into_iter().map(|run| run.id).collect();
+        (found, reply.more)
+    };
+
+    assert_eq!(list("", 2, &[]).await, (vec![ids[4].clone(), ids[3].clone()], true));
+    assert_eq!(list(&ids[3], 2, &[]).await, (vec![ids[2].clone(), ids[1].clone()], true));
+    assert_eq!(list(&ids[1], 2, &[]).await, (vec![ids[0].clone()], false));
+    assert_eq!(list("", 0, &["cancelled"]).await, (vec![ids[1].clone()], false));
+}
+
+#[tokio::test]
+async fn a_run_answers_to_its_prefix_and_to_latest() {
+    let house = TestHouse::in_memory().await;
+    let refused = async |run: &str| {
+        let request = v1::GetRunRequest { run: run.to_owned() };
+        code(&house.runs().get_run(request).await.expect_err("no such run"))
+    };
+    assert_eq!(refused("@latest").await, "RUN_UNKNOWN");
+
+    let mut ids = Vec::new();
+    for _ in 0..40 {
+        ids.push(house.start(&file(TWO)).await);
+    }
+
+    assert_eq!(house.run("@latest").await.id, ids[39]);
+    for id in &ids {
+        let view = house.run(id).await;
+        assert_eq!(house.run(&view.short_id).await.id, *id);
+    }
+    // Forty runs share thirty-two first characters.
+    let firsts: BTreeSet<&str> = ids.iter().map(|id| &id[..1]).collect();
+    let mut shared =
+        firsts.iter().filter(|first| ids.iter().filter(|id| id.starts_with(**first)).count() > 1);
+    assert_eq!(refused(shared.next().expect("two runs share one")).await, "RUN_AMBIGUOUS");
+    assert_eq!(refused("").await, "RUN_UNKNOWN");
+    assert_eq!(refused("u-is-no-digit").await, "RUN_UNKNOWN");
+}
+
+#[tokio::test]
+async fn the_server_says_what_it_is() {
+    let house = TestHouse::in_memory().await;
+    house.start(&file(TWO)).await;
+
+    let described = house.log().describe(v1::DescribeRequest {}).await.expect("a description");
+
+    let described = described.into_inner();
+    assert_eq!(described.pid, std::process::id());
+    assert_eq!((described.position, described.store.as_str()), (3, "memory:"));
+}

@@ -1,0 +1,15 @@
+//! Stories over the whole house: a real server, real gRPC over a pipe, a store in memory, and a
+//! clock that stands still. One file for each promise.
+
+mod cancelling;
+mod durability;
+mod following;
+mod gates;
+mod many;
+mod outputs;
+mod processes;
+mod resuming;
+mod retries;
+mod sessions;
+mod stages;
+mod waiting;

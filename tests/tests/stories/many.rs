@@ -1,0 +1,75 @@
+//! Many jobs, many runs, many workers at once.
+
+use towpath_tests::{TestHouse, file, on_a_runtime};
+
+#[test]
+fn a_run_of_five_thousand_jobs_comes_to_its_end() {
+    on_a_runtime(async {
+        let house = TestHouse::in_memory().await;
+        let mut yaml = file("stages: [copy, check]\njobs:\n");
+        for n in 0..5_000 {
+            let (stage, needs) = match n {
+                0 => ("copy", String::new()),
+                1..2_500 => ("copy", format!(", needs: [j{}]", n / 2)),
+                _ => ("check", format!(", needs: [j{}]", n - 2_500)),
+            };
+            yaml.push_str(&format!("  j{n}: {{stage: {stage}, command: x{needs}}}\n"));
+        }
+        let run = house.start_with(&yaml, 256).await;
+        let mut worker = house.worker("w", 256).await;
+
+        worker.run_all(5_000).await;
+
+        assert_eq!(house.ended(&run).await, "succeeded");
+        assert_eq!(house.counts(&run).await.succeeded, 5_000);
+        assert_eq!(house.jobs(&run).await.len(), 5_000);
+        assert_eq!(house.findings().await, Vec::<String>::new());
+        house.close().await;
+    });
+}
+
+#[test]
+fn runs_that_begin_at_the_same_time_stand_in_the_list_as_in_the_log() {
+    on_a_runtime(async {
+        let house = TestHouse::in_memory().await;
+        let yaml = file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n");
+
+        let begun = futures_util::future::join_all((0..60).map(|_| house.start(&yaml))).await;
+
+        let records = house.records("", 0).await;
+        let created = records.iter().filter(|record| record.kind == "run_created");
+        let newest = created.last().expect("sixty runs").stream.clone();
+        assert_eq!(format!("run/{}", house.run("@latest").await.id), newest);
+        assert_eq!(begun.len(), 60);
+        assert_eq!(house.findings().await, Vec::<String>::new());
+        house.close().await;
+    });
+}
+
+#[test]
+fn several_workers_share_several_runs_and_run_every_job_once() {
+    on_a_runtime(async {
+        let house = TestHouse::in_memory().await;
+        let jobs: String = (0..50).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
+        let yaml = file(&format!("stages: [s]\njobs:\n{jobs}"));
+        let mut workers = Vec::new();
+        for name in ["one", "two", "three"] {
+            let mut worker = house.worker(name, 4).await;
+            workers.push(tokio::spawn(async move { worker.run_until_closed().await }));
+        }
+
+        let runs = futures_util::future::join_all((0..6).map(|_| house.start(&yaml))).await;
+        for run in &runs {
+            assert_eq!(house.ended(run).await, "succeeded");
+            assert_eq!(house.count(run, "job_leased").await, 50);
+        }
+
+        assert_eq!(house.findings().await, Vec::<String>::new());
+        house.close().await;
+        let mut given = 0;
+        for worker in workers {
+            given += worker.await.expect("the worker did its work");
+        }
+        assert_eq!(given, 300);
+    });
+}

@@ -1,0 +1,240 @@
+//! Workers: what they may say, what is refused, and what happens to what they held.
+
+use towpath_proto::v1::{self, report::Ended, worker_message::Message as ToServer};
+use towpath_tests::{ScriptedWorker, TestHouse, code, failed, file, on_a_runtime, succeeded};
+
+const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
+
+fn hello(worker: &str, holding: Vec<v1::Holding>) -> v1::Hello {
+    v1::Hello { worker: worker.to_owned(), slots: 1, holding, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_begin_with_a_hello_is_refused() {
+    let house = TestHouse::in_memory().await;
+    let garbage = [
+        ToServer::Beat(v1::Beat {}),
+        ToServer::Drain(v1::Drain {}),
+        ToServer::Report(v1::Report::default()),
+        ToServer::Output(v1::Output::default()),
+    ];
+
+    for first in garbage {
+        let refused = ScriptedWorker::connect_saying(house.channel(), first).await;
+        assert_eq!(code(&refused.expect_err("no hello")), "MESSAGE_INVALID");
+    }
+}
+
+#[tokio::test]
+async fn a_session_has_one_hello() {
+    let house = TestHouse::in_memory().await;
+    let mut worker = house.worker("w", 1).await;
+
+    worker.say(ToServer::Hello(hello("other", Vec::new()))).await;
+
+    assert_eq!(code(&worker.refusal().await), "MESSAGE_INVALID");
+}
+
+#[tokio::test]
+async fn a_worker_for_a_run_that_does_not_exist_is_refused() {
+    let house = TestHouse::in_memory().await;
+
+    let hello = v1::Hello { run: "nope".to_owned(), ..hello("w", Vec::new()) };
+    let refused = ScriptedWorker::connect(house.channel(), hello).await;
+
+    assert_eq!(code(&refused.expect_err("no such run")), "RUN_UNKNOWN");
+}
+
+#[tokio::test]
+async fn a_report_about_an_attempt_that_the_worker_does_not_hold_is_refused() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut holder = house.worker("holder", 1).await;
+    let a = holder.take_job("a").await;
+    let of = a.of.clone().expect("an attempt");
+
+    let mut thief = house.worker("thief", 1).await;
+    thief.send_report(&of, succeeded(), 0).await;
+    assert_eq!(code(&thief.refusal().await), "ATTEMPT_STALE");
+    let mut painter = house.worker("painter", 1).await;
+    painter.print(&a, 0, b"1 o painted\n").await;
+    assert_eq!(code(&painter.refusal().await), "ATTEMPT_STALE");
+    let mut future = house.worker("future", 1).await;
+    let next = v1::Holding { attempt: 2, ..of };
+    future.send_report(&next, succeeded(), 0).await;
+    assert_eq!(code(&future.refusal().await), "ATTEMPT_STALE");
+
+    assert_eq!(house.states(&run).await, "a running");
+    holder.report(&a, succeeded()).await;
+    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(house.output(&run, "a", 0, false).await, b"");
+}
+
+#[tokio::test]
+async fn a_report_without_an_end_is_refused() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut worker = house.worker("w", 1).await;
+    let a = worker.take_job("a").await;
+
+    worker.say(ToServer::Report(v1::Report { of: a.of, ..Default::default() })).await;
+
+    assert_eq!(code(&worker.refusal().await), "MESSAGE_INVALID");
+    assert_eq!(house.states(&run).await, "a running");
+}
+
+#[tokio::test]
+async fn a_report_that_is_heard_twice_counts_once() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut worker = house.worker("w", 1).await;
+    let of = worker.take_job("a").await.of.expect("an attempt");
+
+    worker.send_report(&of, succeeded(), 0).await;
+    worker.send_report(&of, failed(1), 0).await;
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    let kinds = house.kinds(&run).await;
+    let ends = kinds.iter().filter(|kind| *kind == "job_succeeded" || *kind == "job_failed");
+    assert_eq!(ends.count(), 1);
+    assert_eq!(house.findings().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_late_report_of_an_attempt_that_went_to_another_worker_changes_nothing() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut first = house.worker("w", 1).await;
+    let of = first.take_job("a").await.of.expect("an attempt");
+
+    // The worker comes back and knows nothing of what it held.
+    let mut second = house.worker_like(hello("w", Vec::new())).await;
+    let again = second.take_job("a").await;
+    assert_eq!(again.of.as_ref().map(|of| of.attempt), Some(2));
+    let kinds = house.kinds(&run).await;
+    first.send_report(&of, failed(9), 0).await;
+    // The old session is told to forget it; the run does not hear of it.
+    first.until_recorded(&of).await;
+
+    assert_eq!(house.kinds(&run).await, kinds);
+    second.report(&again, succeeded()).await;
+    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(house.job(&run, "a").await.attempt, 2);
+}
+
+#[tokio::test]
+async fn a_lost_job_is_given_out_again_until_it_has_been_lost_too_often() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut worker = house.worker("w", 1).await;
+
+    for _ in 0..towpath_engine::retry::LOSSES_MAX {
+        let a = worker.take_job("a").await;
+        let lost = Ended::Lost(v1::Lost { reason: "its process is gone".to_owned() });
+        worker.report(&a, lost).await;
+    }
+
+    assert_eq!(house.ended(&run).await, "failed");
+    assert_eq!(house.job(&run, "a").await.reason, "lost 20 workers");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_stopped_gives_its_job_back() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut worker = house.worker("w", 1).await;
+
+    let a = worker.take_job("a").await;
+    worker.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
+    worker.succeed("a").await;
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(house.count(&run, "job_lost").await, 1);
+}
+
+#[test]
+fn a_worker_keeps_its_job_through_a_restart_of_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (run, a) = on_a_runtime(async {
+        let house = TestHouse::in_folder(folder.path()).await;
+        let run = house.start(&file(ONE)).await;
+        let mut worker = house.worker("w", 1).await;
+        let a = worker.take_job("a").await;
+        worker.print(&a, 0, b"1 o one\n").await;
+        // The server has heard it once it answers for the session's next message.
+        while house.output(&run, "a", 0, false).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(worker);
+        house.close().await;
+        (run, a)
+    });
+
+    on_a_runtime(async {
+        let house = TestHouse::in_folder(folder.path()).await;
+        let void = v1::Holding { attempt: 9, ..a.of.clone().expect("an attempt") };
+        let holding = vec![a.of.clone().expect("an attempt"), void];
+        let mut worker = house.worker_like(hello("w", holding)).await;
+        assert_eq!(worker.held(), [("a/1".to_owned(), 8)], "and how much of its output is there");
+        worker.print(&a, 8, b"2 o two\n").await;
+        worker.report_printed(&a, succeeded(), 16).await;
+
+        assert_eq!(house.ended(&run).await, "succeeded");
+        assert_eq!(house.output(&run, "a", 0, false).await, b"1 o one\n2 o two\n");
+        assert_eq!(house.count(&run, "job_leased").await, 1);
+        house.close().await;
+    });
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_to_an_ending_run_is_told_to_end_its_job() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut first = house.worker("w", 1).await;
+    let a = first.take_job("a").await;
+    drop(first);
+    house.cancel(&run).await.expect("the run is ending");
+
+    let holding = vec![a.of.clone().expect("an attempt")];
+    let mut second = house.worker_like(hello("w", holding)).await;
+    assert_eq!(second.cancelled_job().await.job, "a");
+    second.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
+
+    assert_eq!(house.ended(&run).await, "cancelled");
+}
+
+#[tokio::test]
+async fn a_worker_is_named_in_the_log_as_the_one_who_reports() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut worker = house.worker("eu-2", 1).await;
+
+    worker.succeed("a").await;
+
+    assert_eq!(house.newest(&run, "job_succeeded").await["by"], "worker:eu-2");
+    assert_eq!(house.newest(&run, "job_leased").await["event"]["worker"], "eu-2");
+}
+
+#[tokio::test]
+async fn the_fence_grows_with_every_lease() {
+    let house = TestHouse::in_memory().await;
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: x, retry: {max: 9, backoff: 0s}}\n";
+    let run = house.start(&file(yaml)).await;
+    let mut worker = house.worker("w", 1).await;
+
+    let mut fences = Vec::new();
+    for _ in 0..4 {
+        let a = worker.take_job("a").await;
+        fences.push(a.fence);
+        worker.report(&a, failed(1)).await;
+        house.settle().await;
+    }
+
+    assert!(fences.is_sorted_by(|a, b| a < b), "{fences:?}");
+    let records = house.records("", 0).await;
+    for fence in fences {
+        let place = usize::try_from(fence).expect("a small log") - 1;
+        assert_eq!(records[place].kind, "job_leased", "a fence is the place of its lease");
+    }
+    drop(run);
+}

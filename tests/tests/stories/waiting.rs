@@ -1,0 +1,205 @@
+//! Why does a job stand where it stands? Tags, locks, places, and the answer to `tow why`.
+
+use towpath_proto::v1;
+use towpath_tests::{TestHouse, file, on_a_runtime, succeeded};
+
+async fn waits_for(house: &TestHouse, run: &str, job: &str) -> String {
+    let explanation = house.explain(run, job).await;
+    assert!(explanation.sentence.contains(&format!("`{job}`")), "{}", explanation.sentence);
+    explanation.waits_for
+}
+
+#[tokio::test]
+async fn a_job_waits_until_a_worker_offers_its_tags() {
+    let house = TestHouse::in_memory().await;
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: x, tags: [eu, big]}\n";
+    let run = house.start(&file(yaml)).await;
+    let hello = |worker: &str, tags: &[&str]| v1::Hello {
+        worker: worker.to_owned(),
+        slots: 1,
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        ..Default::default()
+    };
+
+    let plain = house.worker_like(hello("plain", &["eu"])).await;
+    house.settle().await;
+    assert_eq!(house.states(&run).await, "a waiting");
+    assert_eq!(waits_for(&house, &run, "a").await, "tags");
+    assert!(house.explain(&run, "a").await.sentence.contains("eu, big"));
+    let mut fit = house.worker_like(hello("fit", &["big", "eu", "fast"])).await;
+    fit.succeed("a").await;
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    drop(plain);
+}
+
+#[tokio::test]
+async fn a_worker_for_one_run_is_given_nothing_of_another() {
+    let house = TestHouse::in_memory().await;
+    let yaml = file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n");
+    let (first, second) = (house.start(&yaml).await, house.start(&yaml).await);
+    let only =
+        v1::Hello { worker: "w".to_owned(), slots: 9, run: second.clone(), ..Default::default() };
+
+    let mut worker = house.worker_like(only).await;
+    worker.succeed("a").await;
+    house.settle().await;
+
+    assert_eq!(house.ended(&second).await, "succeeded");
+    assert_eq!(house.states(&first).await, "a waiting");
+    assert_eq!(waits_for(&house, &first, "a").await, "paused");
+}
+
+#[tokio::test]
+async fn every_job_says_what_it_waits_for() {
+    let house = TestHouse::in_memory().await;
+    let yaml = "stages: [copy, cutover]
+jobs:
+  a: {stage: copy, command: x, retry: {max: 1, backoff: 1m, jitter: 0}}
+  b: {stage: copy, command: x, needs: [a]}
+  c: {stage: copy, command: x}
+  d: {stage: copy, command: x}
+  e: {stage: copy, command: x, when: manual}
+  z: {stage: cutover, command: x}
+";
+    let run = house.start_with(&file(yaml), 1).await;
+
+    assert_eq!(waits_for(&house, &run, "a").await, "paused");
+    let mut worker = house.worker("w", 1).await;
+    worker.fail("a", 1).await;
+    let c = worker.take_job("c").await;
+    for (job, answer) in [
+        ("a", "backoff"),
+        ("b", "needs"),
+        ("c", "running"),
+        ("d", "slots"),
+        ("e", "gate"),
+        ("z", "stage"),
+    ] {
+        assert_eq!(waits_for(&house, &run, job).await, answer, "{job}");
+    }
+    let gate = house.explain(&run, "e").await.next_command;
+    assert!(gate.starts_with("tow approve e --run "), "{gate}");
+    worker.report(&c, succeeded()).await;
+
+    assert_eq!(waits_for(&house, &run, "c").await, "ended");
+    let request = v1::ExplainJobRequest { run, job: "y".to_owned() };
+    let unknown = house.runs().explain_job(request).await.expect_err("no such job");
+    assert_eq!(towpath_tests::code(&unknown), "JOB_UNKNOWN");
+}
+
+const LOCKED: &str = "stages: [s]
+jobs:
+  a: {stage: s, command: x, resource: {name: target, limit: 1}}
+";
+
+#[tokio::test]
+async fn a_lock_is_held_by_one_run_at_a_time() {
+    let house = TestHouse::in_memory().await;
+    let (first, second) = (house.start(&file(LOCKED)).await, house.start(&file(LOCKED)).await);
+    let mut worker = house.worker("w", 2).await;
+
+    let held = worker.take_job("a").await;
+    let holder = held.of.clone().expect("an attempt").run;
+    let other = if holder == first { &second } else { &first };
+    house.settle().await;
+    assert_eq!(house.states(other).await, "a waiting");
+    assert_eq!(waits_for(&house, other, "a").await, "lock");
+    worker.report(&held, succeeded()).await;
+    worker.succeed("a").await;
+
+    assert_eq!(house.ended(&first).await, "succeeded");
+    assert_eq!(house.ended(&second).await, "succeeded");
+}
+
+#[tokio::test]
+async fn a_lock_is_held_by_as_many_jobs_as_it_admits() {
+    let house = TestHouse::in_memory().await;
+    let yaml = file(&LOCKED.replace("limit: 1", "limit: 2"));
+    let runs = [house.start(&yaml).await, house.start(&yaml).await, house.start(&yaml).await];
+    let mut worker = house.worker("w", 9).await;
+
+    let held = [worker.take().await, worker.take().await];
+    house.settle().await;
+    let mut running = 0;
+    for run in &runs {
+        running += house.counts(run).await.running;
+    }
+    assert_eq!(running, 2);
+    for held in &held {
+        worker.report(held, succeeded()).await;
+    }
+    worker.succeed("a").await;
+
+    for run in &runs {
+        assert_eq!(house.ended(run).await, "succeeded");
+    }
+}
+
+#[test]
+fn a_run_that_waits_for_a_lock_keeps_no_other_run_waiting() {
+    // More than one thread, as in a server: what waits must not go round in circles meanwhile.
+    on_a_runtime(async {
+        let house = TestHouse::in_memory().await;
+        let mut worker = house.worker("w", 9).await;
+        house.start(&file(LOCKED)).await;
+        let held = worker.take_job("a").await;
+        house.start(&file(LOCKED)).await;
+
+        let free = file("stages: [s]\njobs:\n  free: {stage: s, command: x}\n");
+        for _ in 0..20 {
+            let run = house.start(&free).await;
+            worker.succeed("free").await;
+            assert_eq!(house.ended(&run).await, "succeeded");
+        }
+
+        worker.report(&held, succeeded()).await;
+        worker.succeed("a").await;
+        house.close().await;
+    });
+}
+
+#[tokio::test]
+async fn a_worker_is_given_no_more_than_it_has_slots() {
+    let house = TestHouse::in_memory().await;
+    let yaml = "stages: [s]
+jobs:
+  a: {stage: s, command: x}
+  b: {stage: s, command: x}
+  c: {stage: s, command: x}
+";
+    let run = house.start(&file(yaml)).await;
+    let mut one = house.worker("one", 1).await;
+    let a = one.take_job("a").await;
+    let mut two = house.worker("two", 1).await;
+    let b = two.take_job("b").await;
+
+    house.settle().await;
+    assert_eq!(house.states(&run).await, "a running, b running, c waiting");
+    assert_eq!(waits_for(&house, &run, "c").await, "slots");
+    one.report(&a, succeeded()).await;
+    one.succeed("c").await;
+    two.report(&b, succeeded()).await;
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+}
+
+#[tokio::test]
+async fn a_worker_that_drains_is_given_nothing_more() {
+    let house = TestHouse::in_memory().await;
+    let yaml = "stages: [s]
+jobs:
+  a: {stage: s, command: x}
+  b: {stage: s, command: x}
+";
+    let run = house.start(&file(yaml)).await;
+    let mut worker = house.worker("w", 1).await;
+    let a = worker.take_job("a").await;
+
+    worker.say(v1::worker_message::Message::Drain(v1::Drain {})).await;
+    worker.report(&a, succeeded()).await;
+    house.settle().await;
+
+    assert_eq!(house.states(&run).await, "a succeeded, b waiting");
+    assert_eq!(waits_for(&house, &run, "b").await, "paused");
+}

@@ -1,0 +1,405 @@
+//! Where attempts lie on disk, so that they outlive the worker: a folder of numbered berths.
+//!
+//! A berth holds one attempt at a time: two pipes for its output, one for its end, and a journal.
+//! Berths are used again, because making and removing files costs more than running a small
+//! script; but only when nobody holds an end of their pipes any more.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, TryLockError},
+    io::{self, ErrorKind},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process::Child,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use towpath_engine::ids::{Attempt, Digest, JobName, RunId};
+
+use crate::{
+    environment::Environment,
+    journal::{self, Kept, Page},
+    tap::{Tap, Took},
+};
+
+/// Longest name of a file made from a run and a job, in bytes; file systems allow 255.
+const STEM_BYTES_MAX: usize = 200;
+/// How often a folder that is in use is tried again. A worker that was just killed may leave a
+/// child behind which has not become its shell yet and holds the lock for that long.
+const LOCK_TRIES_MAX: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The attempts folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptsError {
+    /// Another worker uses it.
+    #[error("the folder `{folder}` is in use by another worker")]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The system said no.
+    #[error("the folder `{folder}` cannot be used")]
+    Unusable {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// How far an attempt was when it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundState {
+    /// Its script was never started.
+    NeverStarted,
+    /// Its script was started, and its end has not been written down: it runs, or it is lost.
+    Begun,
+    /// Its script has ended, or was being ended.
+    Ended,
+}
+
+/// An attempt of an earlier worker process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundAttempt {
+    /// Its run.
+    pub run: RunId,
+    /// Its job.
+    pub job: JobName,
+    /// Which try it is.
+    pub attempt: Attempt,
+    /// The fence it was leased with.
+    pub fence: u64,
+    /// How far it was.
+    pub state: FoundState,
+}
+
+type Key = (RunId, JobName, Attempt);
+
+/// The folder of one worker's attempts. One process has it open at a time.
+#[derive(Debug)]
+pub struct AttemptsDir {
+    folder: PathBuf,
+    environment: Environment,
+    berths: Mutex<Berths>,
+    /// Held locked for as long as this lives.
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct Berths {
+    free: Vec<PathBuf>,
+    taken: BTreeMap<Key, PathBuf>,
+    last: u64,
+    /// Shells that were killed after their script ended, until the system has buried them.
+    dying: Vec<Child>,
+}
+
+/// The reading ends of a berth's pipes.
+#[derive(Debug)]
+pub(crate) struct Taps {
+    pub(crate) out: Tap,
+    pub(crate) err: Tap,
+    pub(crate) end: Tap,
+}
+
+/// A berth and its pipes, ready for an attempt.
+#[derive(Debug)]
+pub(crate) struct Berth {
+    pub(crate) folder: PathBuf,
+    pub(crate) taps: Taps,
+}
+
+impl AttemptsDir {
+    /// Opens the folder, and makes it if there is none. Scripts will see `environment`'s harmless
+    /// part and the secrets in it that they are given.
+    pub fn open(folder: &Path, environment: Environment) -> Result<Self, AttemptsError> {
+        let unusable = |source| AttemptsError::Unusable { folder: folder.to_owned(), source };
+        make_private(folder).map_err(unusable)?;
+        let folder = folder.canonicalize().map_err(unusable)?;
+        let unusable = |source| AttemptsError::Unusable { folder: folder.clone(), source };
+        let lock = File::create(folder.join("lock")).map_err(unusable)?;
+        lock_within(&lock, &folder)?;
+        make_private(&folder.join("outputs")).map_err(unusable)?;
+        make_pipe(&folder.join("hold")).map_err(unusable)?;
+        let berths = Berths::found_in(&folder).map_err(unusable)?;
+        Ok(Self { folder, environment, berths: Mutex::new(berths), _lock: lock })
+    }
+
+    /// The attempts that earlier processes left behind. Ask before executing any of your own:
+    /// those would be listed too.
+    pub fn found(&self) -> Vec<FoundAttempt> {
+        let folders: Vec<PathBuf> = self.berths().taken.values().cloned().collect();
+        let pages = folders.iter().filter_map(|folder| Page::newest(folder).ok().flatten());
+        pages
+            .map(|page| FoundAttempt {
+                state: match page {
+                    Page { exit: Some(_), .. } | Page { stop: Some(_), .. } => FoundState::Ended,
+                    Page { pid: Some(_), .. } => FoundState::Begun,
+                    // The shell may be about to write its number; only its pipe can tell.
+                    Page { .. } => FoundState::NeverStarted,
+                },
+                run: page.kept.run,
+                job: page.kept.job,
+                attempt: page.kept.attempt,
+                fence: page.kept.fence,
+            })
+            .collect()
+    }
+
+    /// Lets go of an attempt, once the server knows how it ended. Does nothing if there is none.
+    pub fn forget(&self, run: &RunId, job: &JobName, attempt: Attempt) {
+        let key = (run.clone(), job.clone(), attempt);
+        let folder = self.berths().taken.remove(&key);
+        let Some(folder) = folder else { return };
+        let _ = fs::remove_file(self.output(run, job, attempt));
+        let written = journal::forget(&folder);
+        let mut berths = self.berths();
+        berths.bury();
+        match written {
+            Ok(()) => berths.free.push(folder),
+            // What cannot be noted in the journal is told by its absence.
+            Err(_) => drop(fs::remove_dir_all(folder)),
+        }
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// The file that `$TOW_OUTPUT` names.
+    pub(crate) fn output(&self, run: &RunId, job: &JobName, attempt: Attempt) -> PathBuf {
+        self.folder.join("outputs").join(format!("{}.{attempt}", stem(run, job)))
+    }
+
+    /// A berth for the attempt `kept`, with its journal begun. `AlreadyExists`: it has one.
+    pub(crate) fn take(&self, kept: &Kept) -> io::Result<Berth> {
+        let key = (kept.run.clone(), kept.job.clone(), kept.attempt);
+        if self.berths().taken.contains_key(&key) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let berth = self.clean_berth()?;
+        journal::begin(&berth.folder, kept)?;
+        self.berths().taken.insert(key, berth.folder.clone());
+        Ok(berth)
+    }
+
+    /// The berth where the attempt lies.
+    pub(crate) fn berth(&self, run: &RunId, job: &JobName, attempt: Attempt) -> Option<PathBuf> {
+        self.berths().taken.get(&(run.clone(), job.clone(), attempt)).cloned()
+    }
+
+    /// Takes over a killed shell, to be buried later.
+    pub(crate) fn bury_later(&self, shell: Child) {
+        self.berths().dying.push(shell);
+    }
+
+    fn clean_berth(&self) -> io::Result<Berth> {
+        let free = {
+            let mut berths = self.berths();
+            berths.bury();
+            std::mem::take(&mut berths.free)
+        };
+        let mut free = free.into_iter();
+        let mut later = Vec::new();
+        let mut clean = None;
+        for folder in free.by_ref() {
+            match Taps::open(&folder).map(|mut taps| (taps.state(), taps)) {
+                Ok((BerthState::Clean, taps)) => {
+                    clean = Some(Berth { folder, taps });
+                    break;
+                }
+                Ok((BerthState::Closing, _)) => later.push(folder),
+                // Somebody who left the group still holds a pipe, or the berth is damaged.
+                Ok((BerthState::Held, _)) | Err(_) => drop(fs::remove_dir_all(folder)),
+            }
+        }
+        self.berths().free.extend(later.into_iter().chain(free));
+        clean.map_or_else(|| self.new_berth(), Ok)
+    }
+
+    fn new_berth(&self) -> io::Result<Berth> {
+        let number = {
+            let mut berths = self.berths();
+            berths.last += 1;
+            berths.last
+        };
+        let folder = self.folder.join(number.to_string());
+        make_private(&folder)?;
+        for pipe in ["out", "err", "end"] {
+            make_pipe(&folder.join(pipe))?;
+        }
+        let taps = Taps::open(&folder)?;
+        Ok(Berth { folder, taps })
+    }
+
+    fn berths(&self) -> MutexGuard<'_, Berths> {
+        self.berths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a berth can be used again.
+enum BerthState {
+    Clean,
+    /// The shell of the last attempt is not quite gone.
+    Closing,
+    /// Somebody has kept the output open.
+    Held,
+}
+
+impl Taps {
+    /// Opens the pipes of the berth at `folder` for reading.
+    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
+        Ok(Self {
+            out: Tap::open(&folder.join("out"))?,
+            err: Tap::open(&folder.join("err"))?,
+            end: Tap::open(&folder.join("end"))?,
+        })
+    }
+
+    fn state(&mut self) -> BerthState {
+        let closed = |tap: &mut Tap| tap.take_now() == Took::Closed;
+        match (closed(&mut self.end), closed(&mut self.out) && closed(&mut self.err)) {
+            (true, true) => BerthState::Clean,
+            (false, _) => BerthState::Closing,
+            (true, false) => BerthState::Held,
+        }
+    }
+}
+
+impl Berths {
+    /// The attempts in `folder`. What belongs to none is removed.
+    fn found_in(folder: &Path) -> io::Result<Self> {
+        let mut berths = Self::default();
+        let mut outputs = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
+            let Some(number) = number else { continue };
+            berths.last = berths.last.max(number);
+            // A berth without a whole page was made, or begun, by a worker killed on the way.
+            match Page::newest(&path).ok().flatten() {
+                Some(Page { kept, forgotten: false, .. }) => {
+                    outputs.push(kept.output);
+                    berths.taken.insert((kept.run, kept.job, kept.attempt), path);
+                }
+                Some(_) | None => fs::remove_dir_all(&path)?,
+            }
+        }
+        for entry in fs::read_dir(folder.join("outputs"))? {
+            let path = entry?.path();
+            if !outputs.contains(&path) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(berths)
+    }
+
+    fn bury(&mut self) {
+        self.dying.retain_mut(|shell| matches!(shell.try_wait(), Ok(None)));
+    }
+}
+
+fn lock_within(lock: &File, folder: &Path) -> Result<(), AttemptsError> {
+    for _ in 0..LOCK_TRIES_MAX {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(source)) => {
+                return Err(AttemptsError::Unusable { folder: folder.to_owned(), source });
+            }
+        }
+    }
+    Err(AttemptsError::InUse { folder: folder.to_owned() })
+}
+
+fn make_private(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+fn make_pipe(path: &Path) -> io::Result<()> {
+    match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A file name for a job of a run. No two have the same, also where case does not count.
+fn stem(run: &RunId, job: &JobName) -> String {
+    let stem = format!("{}.{}", escaped(run.as_str()), escaped(job.as_str()));
+    if stem.len() <= STEM_BYTES_MAX {
+        return stem;
+    }
+    // `%%` stands in no escaped name.
+    format!("{}%%{}", &stem[..STEM_BYTES_MAX - 70], Digest::of(stem.as_bytes()))
+}
+
+fn escaped(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => escaped.push(char::from(byte)),
+            other => {
+                escaped.push('%');
+                escaped.push_str(&hex::encode([other]));
+            }
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn odd_names_become_different_safe_file_names() {
+        let odd =
+            ["a", "A", "a/b: c+ü", "a%2fb", "a/b", ".", "..", "", "a.b", "-", "a\nb", "a b", "%%"];
+        let mut names: Vec<String> = odd.iter().map(|&name| name.to_owned()).collect();
+        for last in ["x", "y", "X"] {
+            names.push(format!("{}{last}", "ü".repeat(100)));
+            names.push(format!("{}{last}", "n".repeat(300)));
+        }
+        let mut stems = BTreeSet::new();
+        for name in &names {
+            let stem = stem(&"run".into(), &name.as_str().into());
+            assert!(stem.len() <= STEM_BYTES_MAX, "{stem}");
+            let safe = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_%.".contains(c);
+            assert!(stem.chars().all(safe), "{stem}");
+            assert!(stems.insert(stem), "{name:?}");
+        }
+        assert_ne!(stem(&"a".into(), &"b.c".into()), stem(&"a.b".into(), &"c".into()));
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused_and_free_again_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
+        let second = AttemptsDir::open(folder.path(), Environment::default());
+        assert!(matches!(second, Err(AttemptsError::InUse { .. })));
+        drop(first);
+        AttemptsDir::open(folder.path(), Environment::default()).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_worker_left_half_made_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(AttemptsDir::open(folder.path(), Environment::default()).unwrap());
+        fs::create_dir(folder.path().join("7")).unwrap();
+        fs::create_dir(folder.path().join("8")).unwrap();
+        fs::write(folder.path().join("8/journal"), "attempt {\"ru").unwrap();
+        fs::write(folder.path().join("outputs/stray.1"), "x=1").unwrap();
+
+        let attempts = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
+        assert_eq!(attempts.found(), []);
+        assert!(!folder.path().join("7").exists() && !folder.path().join("8").exists());
+        assert!(!folder.path().join("outputs/stray.1").exists());
+        assert_eq!(attempts.berths().last, 8);
+    }
+}

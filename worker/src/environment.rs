@@ -1,0 +1,96 @@
+//! What a script sees of the worker's environment: a short list of harmless names, and what its
+//! job asks for.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
+
+use crate::{
+    execute::Script,
+    mask::{Mask, SecretUnusable},
+};
+
+/// What passes from the worker to every script, besides `LC_*`. Where programs and files are, who
+/// runs them and how text is written; nothing that changes what a program loads or trusts.
+pub const PASSED_ON: [&str; 9] =
+    ["HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER"];
+/// Names that begin so belong to Towpath; a job cannot set them.
+pub const RESERVED_PREFIX: &str = "TOW_";
+
+/// The environment of the worker, read once.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// The environment of this process.
+    pub fn of_process() -> Self {
+        std::env::vars_os().collect()
+    }
+
+    /// The values of these secrets, made into a mask.
+    pub(crate) fn mask(&self, secrets: &[String]) -> Result<Mask, SecretUnusable> {
+        let values = secrets.iter().map(|name| match self.0.get(OsStr::new(name)) {
+            Some(value) => Ok((name.as_str(), value.as_bytes())),
+            None => Err(SecretUnusable::Absent { name: name.clone() }),
+        });
+        Mask::of(values.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// Everything that `script` sees; `output` is the file it may write its outputs to.
+    pub(crate) fn of_script(&self, script: &Script, output: &Path) -> BTreeMap<OsString, OsString> {
+        let passes = |name: &OsStr| {
+            PASSED_ON.iter().any(|passed| name == *passed) || name.as_bytes().starts_with(b"LC_")
+        };
+        let mut seen: BTreeMap<OsString, OsString> = self
+            .0
+            .iter()
+            .filter(|(name, _)| passes(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        // Nobody watches: a script that asks is told not to draw.
+        seen.insert("TERM".into(), "dumb".into());
+        for (name, value) in &script.env {
+            if !name.starts_with(RESERVED_PREFIX) {
+                seen.insert(name.into(), value.into());
+            }
+        }
+        for name in &script.secrets {
+            if let Some(value) = self.0.get(OsStr::new(name)) {
+                seen.insert(name.into(), value.clone());
+            }
+        }
+        seen.insert("TOW_RUN_ID".into(), script.run.as_str().into());
+        seen.insert("TOW_JOB".into(), script.job.as_str().into());
+        seen.insert("TOW_ATTEMPT".into(), script.attempt.to_string().into());
+        seen.insert("TOW_FENCE".into(), script.fence.to_string().into());
+        seen.insert("TOW_OUTPUT".into(), output.into());
+        if let Some(traceparent) = &script.traceparent {
+            seen.insert("TRACEPARENT".into(), traceparent.into());
+        }
+        seen
+    }
+}
+
+/// Shows names only: values may be secret.
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// The first name among the job's variables that no environment can carry, if there is one.
+pub(crate) fn unusable_name(env: &BTreeMap<String, String>) -> Option<&str> {
+    let unusable = |name: &str, value: &str| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    env.iter().find(|(name, value)| unusable(name, value)).map(|(name, _)| name.as_str())
+}

@@ -1,0 +1,1043 @@
+//! Runs one attempt of a job, or goes on with one that an earlier worker process began: the script
+//! is started as a process group that outlives this process, and its end and output are collected
+//! by whoever is there.
+
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::CancellationToken;
+use towpath_engine::{
+    event::FailureCause,
+    ids::{Attempt, Digest, JobName, RunId},
+};
+
+use crate::{
+    artifacts,
+    attempts::{AttemptsDir, FoundAttempt, Taps},
+    capture::{Capture, OutputChunk},
+    environment::unusable_name,
+    group::Group,
+    journal::{self, Kept, Page, Stop},
+    mask::Mask,
+    outputs,
+    supervise::{End, Supervision},
+    tap::Took,
+};
+
+/// From SIGTERM to SIGKILL, unless the job says otherwise.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(10);
+/// How long a shell that lives may take to write down its number.
+const PID_WAIT_MAX: Duration = Duration::from_secs(2);
+const PID_PAUSE: Duration = Duration::from_millis(5);
+/// A shell reports a command that a signal of number `n` ended as this plus `n`.
+const SIGNAL_OFFSET: i32 = 128;
+/// Highest signal that is counted as one, in what a shell reports. Higher codes are codes.
+const SIGNAL_MAX: i32 = 31;
+/// The shell around the script could not write to its berth.
+const JOURNAL_UNWRITABLE: i32 = 125;
+
+/// One attempt of a job, as the worker was leased it.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// The run.
+    pub run: RunId,
+    /// The job.
+    pub job: JobName,
+    /// Which try this is.
+    pub attempt: Attempt,
+    /// What makes reports of older tries void; given to the script as `TOW_FENCE`.
+    pub fence: u64,
+    /// The text to run.
+    pub script: String,
+    /// The program that reads the text, which becomes its last argument. Empty: `sh`.
+    pub shell: Vec<String>,
+    /// The job's own variables. Names that begin with `TOW_` are passed over.
+    pub env: BTreeMap<String, String>,
+    /// Names of secrets: variables of the worker that the script sees and nobody else.
+    pub secrets: Vec<String>,
+    /// Where the script runs.
+    pub folder: PathBuf,
+    /// The longest it may run.
+    pub timeout: Option<Duration>,
+    /// From SIGTERM to SIGKILL. `None`: [`GRACE_DEFAULT`].
+    pub grace: Option<Duration>,
+    /// Paths and globs below the folder, kept if the script succeeds.
+    pub artifacts: Vec<String>,
+    /// W3C trace context, given to the script as `TRACEPARENT`.
+    pub traceparent: Option<String>,
+}
+
+/// A file that a script left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArtifactFile {
+    /// Its path below the working folder, with `/`.
+    pub path: String,
+    /// Where it is now.
+    pub absolute: PathBuf,
+    /// Its length when it was read, in bytes.
+    pub size: u64,
+    /// SHA-256 of what was read.
+    pub sha256: Digest,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The script ended with 0 and what it left behind can be used.
+    Succeeded {
+        /// How long it ran, in milliseconds.
+        ran_ms: u64,
+        /// What it wrote to `$TOW_OUTPUT`, masked.
+        outputs: BTreeMap<String, String>,
+        /// The files it left behind, by path. Their content is not masked.
+        artifacts: Vec<ArtifactFile>,
+    },
+    /// It went wrong.
+    Failed {
+        /// Why, masked.
+        cause: FailureCause,
+        /// How long it ran, in milliseconds.
+        ran_ms: u64,
+    },
+    /// It was asked to end, before it did by itself.
+    Cancelled {
+        /// How long it ran, in milliseconds.
+        ran_ms: u64,
+    },
+}
+
+/// What became of an attempt that was found on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adopted {
+    /// It ended, just as if nobody had been killed meanwhile.
+    Ended(Ended),
+    /// Nobody knows how it ended, and nothing of it runs any more; why.
+    Lost(String),
+    /// Its script was never started.
+    NeverStarted,
+}
+
+/// Runs `script` to its end and sends what it prints to `lines`, which makes the script wait when
+/// it is full and is not needed when it is closed.
+///
+/// If this future is dropped, the script goes on: see [`adopt`]. Afterwards the attempt stays on
+/// disk until [`AttemptsDir::forget`].
+pub async fn execute(
+    attempts: &AttemptsDir,
+    script: &Script,
+    lines: mpsc::Sender<OutputChunk>,
+    cancel: CancellationToken,
+) -> Ended {
+    let mask = match attempts.environment().mask(&script.secrets) {
+        Ok(mask) => Arc::new(mask),
+        Err(error) => return not_started(error.to_string()),
+    };
+    if cancel.is_cancelled() {
+        return Ended::Cancelled { ran_ms: 0 };
+    }
+    match start(attempts, script, &mask, &lines) {
+        Ok(supervision) => {
+            let (ended, group) = supervision.run(cancel).await;
+            let ended = judge(ended, &mask, None).await;
+            if let Some(shell) = group.into_shell() {
+                attempts.bury_later(shell);
+            }
+            match ended {
+                Adopted::Ended(ended) => ended,
+                // Only if somebody else waits for this process' children.
+                Adopted::Lost(_) => Ended::Failed { cause: FailureCause::Lost(1), ran_ms: 0 },
+                Adopted::NeverStarted => {
+                    attempts.forget(&script.run, &script.job, script.attempt);
+                    not_started("the attempt's folder cannot be written to".to_owned())
+                }
+            }
+        }
+        Err(reason) => not_started(mask.text(&reason)),
+    }
+}
+
+/// Goes on with an attempt of an earlier worker process, as [`execute`] would have.
+///
+/// What that process had read and not passed on is gone; what the script printed since is not.
+pub async fn adopt(
+    attempts: &AttemptsDir,
+    found: &FoundAttempt,
+    lines: mpsc::Sender<OutputChunk>,
+    cancel: CancellationToken,
+) -> Adopted {
+    let Some(folder) = attempts.berth(&found.run, &found.job, found.attempt) else {
+        return Adopted::NeverStarted;
+    };
+    let opened = Taps::open(&folder);
+    let page = Page::newest(&folder);
+    let (Ok(mut taps), Ok(Some(mut page))) = (opened, page) else {
+        return Adopted::Lost("the attempt's folder cannot be read".to_owned());
+    };
+    let first = taps.end.take_now();
+    // A shell that lives and has not written its number yet is about to.
+    let until = Instant::now() + PID_WAIT_MAX;
+    while page.pid.is_none() && first != Took::Closed && Instant::now() < until {
+        sleep(PID_PAUSE).await;
+        match Page::newest(&folder) {
+            Ok(Some(newer)) => page = newer,
+            Ok(None) | Err(_) => break,
+        }
+    }
+    let Some(pid) = page.pid else { return Adopted::NeverStarted };
+    let group = Group::adopted(pid);
+    let known = attempts.environment().mask(&page.kept.secrets);
+    let withheld = known.as_ref().err().map(ToString::to_string);
+    let mask = Arc::new(known.unwrap_or_else(|_| Mask::none()));
+    let mut capture = Capture::new(&mask);
+    if let Some(why) = &withheld {
+        capture.withhold(format!("the output is not shown: {why}"));
+    }
+    let ran = Duration::from_millis(journal::boot_ms().saturating_sub(page.kept.began_ms));
+    let began = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
+    let supervision = Supervision::new(folder, taps, group, page, capture, &lines, began);
+    let (ended, _) = supervision.run_from(first, cancel).await;
+    judge(ended, &mask, withheld).await
+}
+
+fn start<'a>(
+    attempts: &AttemptsDir,
+    script: &Script,
+    mask: &Arc<Mask>,
+    lines: &'a mpsc::Sender<OutputChunk>,
+) -> Result<Supervision<'a>, String> {
+    if let Some(name) = unusable_name(&script.env) {
+        return Err(format!("the variable `{name}` cannot be passed to a script"));
+    }
+    let kept = kept_of(attempts, script)?;
+    let berth = attempts.take(&kept).map_err(|error| {
+        if error.kind() == ErrorKind::AlreadyExists {
+            "this attempt has been started before".to_owned()
+        } else {
+            format!("the attempt cannot be written down: {error}")
+        }
+    })?;
+    let began = Instant::now();
+    let group = Group::start(attempts, script, &berth.folder).map_err(|error| {
+        attempts.forget(&script.run, &script.job, script.attempt);
+        spawn_failed(&script.folder, &error)
+    })?;
+    let page = Page { kept, pid: None, exit: None, stop: None, forgotten: false };
+    let capture = Capture::new(mask);
+    Ok(Supervision::new(berth.folder, berth.taps, group, page, capture, lines, began))
+}
+
+/// What the next worker process needs to know.
+fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<Kept, String> {
+    Ok(Kept {
+        run: script.run.clone(),
+        job: script.job.clone(),
+        attempt: script.attempt,
+        fence: script.fence,
+        folder: std::path::absolute(&script.folder).map_err(|error| error.to_string())?,
+        output: attempts.output(&script.run, &script.job, script.attempt),
+        timeout_ms: script.timeout.map(millis),
+        grace_ms: millis(script.grace.unwrap_or(GRACE_DEFAULT)),
+        artifacts: script.artifacts.clone(),
+        secrets: script.secrets.clone(),
+        began_ms: journal::boot_ms(),
+        began_unix_ms: journal::unix_ms(SystemTime::now()),
+    })
+}
+
+fn spawn_failed(folder: &Path, error: &std::io::Error) -> String {
+    if folder.is_dir() {
+        format!("the script cannot be started: {error}")
+    } else {
+        format!("the folder `{}` does not exist", folder.display())
+    }
+}
+
+fn not_started(reason: String) -> Ended {
+    Ended::Failed { cause: FailureCause::NotStarted(reason), ran_ms: 0 }
+}
+
+/// What the end of a script means, with what it left behind.
+async fn judge(end: End, mask: &Arc<Mask>, withheld: Option<String>) -> Adopted {
+    let End { page, status, ran_ms } = end;
+    let failed = |cause| Adopted::Ended(Ended::Failed { cause, ran_ms });
+    match (page.stop, page.exit, status) {
+        (Some(Stop::Cancelled), ..) => Adopted::Ended(Ended::Cancelled { ran_ms }),
+        (Some(Stop::TimedOut), ..) => {
+            failed(FailureCause::TimedOut(page.kept.timeout_ms.unwrap_or(ran_ms)))
+        }
+        (None, Some(0), _) => match left_behind(&page.kept, mask, withheld).await {
+            Ok((outputs, artifacts)) => {
+                Adopted::Ended(Ended::Succeeded { ran_ms, outputs, artifacts })
+            }
+            Err(reason) => failed(FailureCause::OutputUnusable(mask.text(&reason))),
+        },
+        (None, Some(code), _) => failed(cause_of(code)),
+        (None, None, Some(status)) => {
+            use std::os::unix::process::ExitStatusExt as _;
+            match (status.signal(), status.code()) {
+                (Some(signal), _) => failed(FailureCause::Signal(signal)),
+                (None, Some(JOURNAL_UNWRITABLE)) => Adopted::NeverStarted,
+                (None, code) => failed(FailureCause::ExitCode(code.unwrap_or(-1))),
+            }
+        }
+        (None, None, None) => {
+            Adopted::Lost("its shell ended without a word while nobody watched".to_owned())
+        }
+    }
+}
+
+/// Shells report a signal as a code, and nobody can tell it from a script that ended with that
+/// code on purpose. The signal is by far the likelier.
+fn cause_of(code: i32) -> FailureCause {
+    match code - SIGNAL_OFFSET {
+        signal @ 1..=SIGNAL_MAX => FailureCause::Signal(signal),
+        _ => FailureCause::ExitCode(code),
+    }
+}
+
+async fn left_behind(
+    kept: &Kept,
+    mask: &Arc<Mask>,
+    withheld: Option<String>,
+) -> Result<(BTreeMap<String, String>, Vec<ArtifactFile>), String> {
+    let read = outputs::read(&kept.output).map_err(|error| error.to_string())?;
+    if let Some(why) = withheld.filter(|_| !read.is_empty()) {
+        return Err(format!("the outputs cannot be masked: {why}"));
+    }
+    let mut outputs = BTreeMap::new();
+    for (name, value) in read {
+        if mask.text(&name) != name {
+            return Err("the name of an output holds a secret".to_owned());
+        }
+        outputs.insert(name, mask.text(&value));
+    }
+    if kept.artifacts.is_empty() {
+        return Ok((outputs, Vec::new()));
+    }
+    let (folder, patterns) = (kept.folder.clone(), kept.artifacts.clone());
+    let found = tokio::task::spawn_blocking(move || artifacts::find(&folder, &patterns)).await;
+    let artifacts = found.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    Ok((outputs, artifacts))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        process::{Command, Stdio},
+    };
+
+    use nix::{sys::signal, unistd::Pid};
+    use tokio::task::JoinHandle;
+    use towpath_engine::captured::{self, Source};
+
+    use super::*;
+    use crate::{
+        attempts::FoundState,
+        capture::{LOG_BYTES_MAX, LOG_HEAD_BYTES_MAX},
+        environment::Environment,
+    };
+
+    /// A worker's folders, and a memory of what came out.
+    struct Yard {
+        folder: tempfile::TempDir,
+        attempts: AttemptsDir,
+    }
+
+    struct Done {
+        ended: Ended,
+        log: Vec<u8>,
+    }
+
+    impl Done {
+        /// The lines of one stream, without their moments.
+        fn lines(&self, source: Source) -> Vec<String> {
+            lines_of(&self.log, source)
+        }
+
+        fn out(&self) -> String {
+            self.lines(Source::Out).join("\n")
+        }
+
+        fn cause(&self) -> &FailureCause {
+            match &self.ended {
+                Ended::Failed { cause, .. } => cause,
+                other @ (Ended::Succeeded { .. } | Ended::Cancelled { .. }) => {
+                    panic!("{other:?}: {}", String::from_utf8_lossy(&self.log))
+                }
+            }
+        }
+
+        fn outputs(&self) -> &BTreeMap<String, String> {
+            match &self.ended {
+                Ended::Succeeded { outputs, .. } => outputs,
+                other @ (Ended::Failed { .. } | Ended::Cancelled { .. }) => {
+                    panic!("{other:?}: {}", String::from_utf8_lossy(&self.log))
+                }
+            }
+        }
+
+        fn ran_ms(&self) -> u64 {
+            match self.ended {
+                Ended::Succeeded { ran_ms, .. }
+                | Ended::Failed { ran_ms, .. }
+                | Ended::Cancelled { ran_ms } => ran_ms,
+            }
+        }
+    }
+
+    fn lines_of(log: &[u8], source: Source) -> Vec<String> {
+        let lines = captured::lines(log).map(Result::unwrap).filter(|line| line.source == source);
+        lines.map(|line| captured::printable(line.bytes, false)).collect()
+    }
+
+    const SECRET: &str = "hunter2-correct-horse";
+
+    fn environment() -> Environment {
+        let path = std::env::var("PATH").unwrap();
+        [
+            ("PATH", path.as_str()),
+            ("HOME", "/home/worker"),
+            ("LC_ALL", "C.UTF-8"),
+            ("LD_PRELOAD", "/nowhere.so"),
+            ("AWS_ACCESS_KEY_ID", "leak"),
+            ("TOKEN", SECRET),
+            ("PIN", "123"),
+        ]
+        .into_iter()
+        .collect()
+    }
+
+    impl Yard {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            fs::create_dir(folder.path().join("work")).unwrap();
+            let attempts =
+                AttemptsDir::open(&folder.path().join("attempts"), environment()).unwrap();
+            Self { folder, attempts }
+        }
+
+        fn script(&self, text: &str) -> Script {
+            script_in(self.folder.path(), text)
+        }
+
+        async fn run(&self, text: &str) -> Done {
+            self.execute(&self.script(text), &CancellationToken::new()).await
+        }
+
+        async fn execute(&self, script: &Script, cancel: &CancellationToken) -> Done {
+            let (lines, log) = collector();
+            let ended = execute(&self.attempts, script, lines, cancel.clone()).await;
+            Done { ended, log: log.await.unwrap() }
+        }
+
+        async fn adopt(&self, found: &FoundAttempt) -> (Adopted, Vec<u8>) {
+            let (lines, log) = collector();
+            let adopted = adopt(&self.attempts, found, lines, CancellationToken::new()).await;
+            (adopted, log.await.unwrap())
+        }
+    }
+
+    fn script_in(folder: &Path, text: &str) -> Script {
+        Script {
+            run: "r1".into(),
+            job: "a/b: c+ü".into(),
+            attempt: Attempt(3),
+            fence: 3,
+            script: text.to_owned(),
+            shell: Vec::new(),
+            env: BTreeMap::new(),
+            secrets: Vec::new(),
+            folder: folder.join("work"),
+            timeout: None,
+            grace: None,
+            artifacts: Vec::new(),
+            traceparent: None,
+        }
+    }
+
+    fn collector() -> (mpsc::Sender<OutputChunk>, JoinHandle<Vec<u8>>) {
+        let (lines, mut chunks) = mpsc::channel::<OutputChunk>(4);
+        let log = tokio::spawn(async move {
+            let mut log = Vec::new();
+            while let Some(chunk) = chunks.recv().await {
+                log.extend_from_slice(&chunk.records);
+            }
+            log
+        });
+        (lines, log)
+    }
+
+    fn is_alive(pid: &str) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
+    }
+
+    async fn dies(pid: &str) -> bool {
+        for _ in 0..200 {
+            if !is_alive(pid) {
+                return true;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+
+    async fn appears(path: &Path) -> String {
+        for _ in 0..400 {
+            match fs::read_to_string(path) {
+                Ok(text) if text.ends_with('\n') => return text,
+                Ok(_) | Err(_) => sleep(Duration::from_millis(5)).await,
+            }
+        }
+        panic!("{} never appears", path.display());
+    }
+
+    #[tokio::test]
+    async fn a_script_that_ends_with_0_succeeds() {
+        let yard = Yard::new();
+        let done = yard.run("echo hello; echo sorry >&2; printf 'no newline'").await;
+        assert_eq!(done.outputs(), &BTreeMap::new());
+        assert_eq!(done.lines(Source::Out), ["hello", "no newline"]);
+        assert_eq!(done.lines(Source::Err), ["sorry"]);
+    }
+
+    #[tokio::test]
+    async fn a_script_fails_with_its_own_code() {
+        let yard = Yard::new();
+        for (number, (text, cause)) in [
+            ("exit 1", FailureCause::ExitCode(1)),
+            ("set -e; false; exit 0", FailureCause::ExitCode(1)),
+            ("exit 255", FailureCause::ExitCode(255)),
+            ("no-such-program", FailureCause::ExitCode(127)),
+            ("if", FailureCause::ExitCode(2)),
+            ("exec sh -c 'exit 9'", FailureCause::ExitCode(9)),
+            ("trap 'exit 4' EXIT; exit 3", FailureCause::ExitCode(4)),
+            ("sh -c 'kill -9 $$'", FailureCause::Signal(9)),
+            ("kill -9 $$; sleep 9", FailureCause::Signal(9)),
+            ("kill $$; sleep 9; echo went on", FailureCause::Signal(15)),
+            ("kill -- -$$; sleep 9", FailureCause::Signal(15)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut script = yard.script(text);
+            script.attempt = Attempt(u32::try_from(number).unwrap());
+            let done = yard.execute(&script, &CancellationToken::new()).await;
+            assert_eq!(done.cause(), &cause, "{text}");
+            assert!(!done.out().contains("went on"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_printed_is_kept_byte_by_byte() {
+        let yard = Yard::new();
+        let done = yard.run(r"printf 'caf\303\251 \377\033[2J\r\n\0end'").await;
+        let lines: Vec<_> = captured::lines(&done.log).map(|line| line.unwrap().bytes).collect();
+        assert_eq!(lines, [&b"caf\xc3\xa9 \xff\x1b[2J\r"[..], b"\0end"]);
+    }
+
+    #[tokio::test]
+    async fn lines_longer_than_a_record_are_whole_when_joined() {
+        let yard = Yard::new();
+        let done = yard.run("head -c 200000 /dev/zero | tr '\\0' x; echo; echo short").await;
+        let read: Vec<_> = captured::lines(&done.log).map(Result::unwrap).collect();
+        let ends: Vec<_> = read.iter().map(|line| line.ends).collect();
+        assert_eq!(ends, [false, false, false, true, true]);
+        assert_eq!(read[..4].iter().map(|line| line.bytes.len()).sum::<usize>(), 200_000);
+    }
+
+    #[tokio::test]
+    async fn a_script_sees_only_what_it_should() {
+        let yard = Yard::new();
+        let mut script = yard.script("env | sort; pwd; cat; echo \"$0 $#\"");
+        script.env = [("TOW_JOB", "other"), ("HOME", "/mine"), ("A", "1 2")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        script.traceparent = Some("00-1-2-01".to_owned());
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        let out = done.out();
+        for expected in [
+            "A=1 2",
+            "HOME=/mine",
+            "LC_ALL=C.UTF-8",
+            "TERM=dumb",
+            "TOW_ATTEMPT=3",
+            "TOW_FENCE=3",
+            "TOW_JOB=a/b: c+ü",
+            "TOW_RUN_ID=r1",
+            "TRACEPARENT=00-1-2-01",
+            "sh 0",
+        ] {
+            assert!(out.lines().any(|line| line == expected), "{expected}: {out}");
+        }
+        for hidden in ["LD_PRELOAD", "AWS", "TOKEN", "other", "eval"] {
+            assert!(!out.contains(hidden), "{hidden}: {out}");
+        }
+        assert!(out.contains(&script.folder.display().to_string()));
+    }
+
+    #[tokio::test]
+    async fn another_shell_gets_the_script_as_its_last_argument() {
+        let yard = Yard::new();
+        let mut script = yard.script("a  b'c\"$x");
+        script.shell = vec!["printf".to_owned(), "<%s>".to_owned()];
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert_eq!(done.out(), "<a  b'c\"$x>");
+
+        yard.attempts.forget(&script.run, &script.job, script.attempt);
+        script.shell = vec!["no-such-shell".to_owned()];
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert_eq!(done.cause(), &FailureCause::ExitCode(127));
+    }
+
+    #[tokio::test]
+    async fn a_script_that_cannot_start_says_why() {
+        let yard = Yard::new();
+        let mut script = yard.script("true");
+        script.folder = "/no/such/folder".into();
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        let reason = "the folder `/no/such/folder` does not exist".to_owned();
+        assert_eq!(done.cause(), &FailureCause::NotStarted(reason));
+        assert_eq!(yard.attempts.found(), []);
+
+        let mut script = yard.script("true");
+        script.env.insert("A=B".to_owned(), String::new());
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert!(matches!(done.cause(), FailureCause::NotStarted(_)));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_is_never_started_twice() {
+        let yard = Yard::new();
+        yard.run("true").await;
+        let again = yard.run("echo again").await;
+        let reason = "this attempt has been started before".to_owned();
+        assert_eq!(again.cause(), &FailureCause::NotStarted(reason));
+        assert_eq!(yard.attempts.found().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn outputs_are_read_and_bad_ones_fail_the_job() {
+        let yard = Yard::new();
+        let text = "echo rows=12 >>\"$TOW_OUTPUT\"; printf 'note<<E\\na\\nb\\nE\\n' >>$TOW_OUTPUT";
+        let done = yard.run(text).await;
+        let expected = [("note", "a\nb"), ("rows", "12")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(done.outputs(), &BTreeMap::from(expected));
+
+        let script = yard.script("echo oops >>\"$TOW_OUTPUT\"");
+        yard.attempts.forget(&script.run, &script.job, script.attempt);
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        let reason = "line 1 of `$TOW_OUTPUT` is neither `name=value` nor `name<<WORD`".to_owned();
+        assert_eq!(done.cause(), &FailureCause::OutputUnusable(reason));
+    }
+
+    #[tokio::test]
+    async fn artifacts_are_found_and_a_missing_one_fails_the_job() {
+        let yard = Yard::new();
+        let mut script = yard.script("mkdir d; echo hi >d/x.txt");
+        script.artifacts = vec!["d/*.txt".to_owned()];
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        let Ended::Succeeded { artifacts, .. } = &done.ended else { panic!("{:?}", done.ended) };
+        assert_eq!((artifacts[0].path.as_str(), artifacts[0].size), ("d/x.txt", 3));
+        assert_eq!(artifacts[0].sha256, Digest::of(b"hi\n"));
+
+        script.attempt = Attempt(4);
+        script.script = "true".to_owned();
+        script.artifacts = vec!["missing.txt".to_owned()];
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert!(matches!(done.cause(), FailureCause::OutputUnusable(_)));
+    }
+
+    #[tokio::test]
+    async fn secrets_are_masked_wherever_they_come_out() {
+        let yard = Yard::new();
+        let mut script = yard.script(
+            "echo $TOKEN; printf 'user:%s' $TOKEN | base64 >&2\n\
+             printf 'hunter2-'; sleep 0.15; printf 'correct-'; sleep 0.15; echo 'horse!'\n\
+             echo key=x${TOKEN}y >>$TOW_OUTPUT",
+        );
+        script.secrets = vec!["TOKEN".to_owned()];
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert_eq!(done.lines(Source::Out), ["***", "***!"]);
+        assert!(done.lines(Source::Err)[0].contains("***"));
+        assert_eq!(done.outputs()["key"], "x***y");
+        assert!(!String::from_utf8_lossy(&done.log).contains("correct"));
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_missing_or_too_short_stops_the_job_before_it_starts() {
+        let yard = Yard::new();
+        for (name, reason) in [
+            ("ABSENT", "the worker's environment has no secret `ABSENT`"),
+            ("PIN", "the secret `PIN` cannot be masked: it must have 4 to 16384 bytes"),
+        ] {
+            let mut script = yard.script("echo started");
+            script.secrets = vec![name.to_owned()];
+            let done = yard.execute(&script, &CancellationToken::new()).await;
+            assert_eq!(done.cause(), &FailureCause::NotStarted(reason.to_owned()));
+            assert_eq!(done.log, b"");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_in_the_background_does_not_hold_the_job_up() {
+        let yard = Yard::new();
+        let done = yard.run("sleep 30 & echo $! >pid; echo done").await;
+        assert_eq!(done.out(), "done");
+        assert!(done.ran_ms() < 1_000 && matches!(done.ended, Ended::Succeeded { .. }));
+        let pid = fs::read_to_string(yard.folder.path().join("work/pid")).unwrap();
+        assert!(dies(&pid).await);
+    }
+
+    #[tokio::test]
+    async fn output_that_comes_a_moment_late_is_still_kept() {
+        let yard = Yard::new();
+        let done = yard.run("(sleep 0.01; echo late) & echo early").await;
+        assert_eq!(done.out(), "early\nlate");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_ignores_sigterm_is_killed_with_all_its_children() {
+        let yard = Yard::new();
+        let mut script = yard.script(
+            "trap '' TERM; sh -c 'echo $$ >pid; while :; do sleep 0.1; done' >/dev/null 2>&1 &\n\
+             while :; do sleep 0.1; done",
+        );
+        script.timeout = Some(Duration::from_millis(150));
+        script.grace = Some(Duration::from_millis(200));
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert_eq!(done.cause(), &FailureCause::TimedOut(150));
+        assert!((340..1_500).contains(&done.ran_ms()), "{}", done.ran_ms());
+        let pid = fs::read_to_string(yard.folder.path().join("work/pid")).unwrap();
+        assert!(!is_alive(&pid));
+    }
+
+    #[tokio::test]
+    async fn a_job_may_tidy_up_when_its_time_is_over() {
+        let yard = Yard::new();
+        let mut script = yard.script("trap 'sleep 0.1; echo tidied; exit 0' TERM; sleep 5 & wait");
+        script.timeout = Some(Duration::from_millis(100));
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert_eq!(done.cause(), &FailureCause::TimedOut(100));
+        assert_eq!(done.out(), "tidied");
+        assert!(done.ran_ms() < 1_500, "{}", done.ran_ms());
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_job_ends_soon_and_its_children_with_it() {
+        let yard = Yard::new();
+        let script = yard.script("sh -c 'echo $$ >pid; sleep 30' & echo begun; wait");
+        let cancel = CancellationToken::new();
+        let pid_file = yard.folder.path().join("work/pid");
+        let (done, pid) = tokio::join!(yard.execute(&script, &cancel), async {
+            let pid = appears(&pid_file).await;
+            cancel.cancel();
+            pid
+        });
+        assert!(matches!(done.ended, Ended::Cancelled { .. }), "{:?}", done.ended);
+        assert_eq!(done.out(), "begun");
+        assert!(!is_alive(&pid));
+    }
+
+    #[tokio::test]
+    async fn a_job_cancelled_before_it_starts_never_starts() {
+        let yard = Yard::new();
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let done = yard.execute(&yard.script("touch started"), &cancel).await;
+        assert_eq!(done.ended, Ended::Cancelled { ran_ms: 0 });
+        assert!(!yard.folder.path().join("work/started").exists());
+    }
+
+    #[tokio::test]
+    async fn a_script_that_ended_by_itself_is_not_cancelled() {
+        let yard = Yard::new();
+        let script = yard.script("sleep 30 & exit 0");
+        let cancel = CancellationToken::new();
+        let journal = yard.folder.path().join("attempts/1/journal");
+        let (done, ()) = tokio::join!(yard.execute(&script, &cancel), async {
+            while !fs::read_to_string(&journal).unwrap_or_default().contains("exit 0\n") {
+                sleep(Duration::from_millis(1)).await;
+            }
+            cancel.cancel();
+        });
+        assert!(matches!(done.ended, Ended::Succeeded { .. }), "{:?}", done.ended);
+    }
+
+    #[tokio::test]
+    async fn output_without_end_fills_neither_memory_nor_the_log() {
+        let yard = Yard::new();
+        let done =
+            yard.run("yes $(printf %0200d 7) | head -c 1000000000; echo; echo the end").await;
+        assert!(matches!(done.ended, Ended::Succeeded { .. }));
+        assert!(done.log.len() > LOG_HEAD_BYTES_MAX && done.log.len() <= LOG_BYTES_MAX);
+        assert!(done.out().ends_with("\nthe end"));
+        let note = &done.lines(Source::Note)[0];
+        assert!(note.ends_with("bytes of output were left out here"), "{note}");
+        if let Ok(status) = fs::read_to_string("/proc/self/status") {
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+            assert!(peak_kib < 300 * 1024, "{peak_kib} KiB");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_listener_makes_the_job_wait_and_loses_nothing() {
+        let yard = Yard::new();
+        let script = yard.script("i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done");
+        let (lines, mut chunks) = mpsc::channel::<OutputChunk>(1);
+        let cancel = CancellationToken::new();
+        let (ended, log) = tokio::join!(execute(&yard.attempts, &script, lines, cancel), async {
+            let mut log = Vec::new();
+            sleep(Duration::from_millis(400)).await;
+            while let Some(chunk) = chunks.recv().await {
+                log.extend_from_slice(&chunk.records);
+                sleep(Duration::from_millis(5)).await;
+            }
+            log
+        });
+        assert!(matches!(ended, Ended::Succeeded { .. }));
+        let lines = lines_of(&log, Source::Out);
+        assert_eq!(lines.len(), 60_000);
+        assert_eq!(lines.last().unwrap(), "line 59999");
+    }
+
+    #[tokio::test]
+    async fn a_job_is_ended_in_time_although_nobody_takes_its_output() {
+        let yard = Yard::new();
+        let mut script = yard.script("yes");
+        script.timeout = Some(Duration::from_millis(200));
+        let (lines, mut chunks) = mpsc::channel::<OutputChunk>(1);
+        let cancel = CancellationToken::new();
+        let (ended, ()) = tokio::join!(execute(&yard.attempts, &script, lines, cancel), async {
+            sleep(Duration::from_millis(600)).await;
+            while chunks.recv().await.is_some() {}
+        });
+        let Ended::Failed { cause, ran_ms } = ended else { panic!("{ended:?}") };
+        assert_eq!(cause, FailureCause::TimedOut(200));
+        assert!(ran_ms < 500, "{ran_ms}");
+    }
+
+    #[tokio::test]
+    async fn a_closed_listener_does_not_disturb_the_job() {
+        let yard = Yard::new();
+        let (lines, chunks) = mpsc::channel(1);
+        drop(chunks);
+        let script = yard.script("seq 100000; exit 6");
+        let ended = execute(&yard.attempts, &script, lines, CancellationToken::new()).await;
+        assert!(matches!(ended, Ended::Failed { cause: FailureCause::ExitCode(6), .. }));
+    }
+
+    #[tokio::test]
+    async fn berths_are_used_again_and_keep_nothing_of_the_last_attempt() {
+        let yard = Yard::new();
+        for number in 1..=30 {
+            let mut script =
+                yard.script("cat $TOW_OUTPUT 2>/dev/null; echo mine; echo a=1 >>$TOW_OUTPUT");
+            script.attempt = Attempt(number);
+            let done = yard.execute(&script, &CancellationToken::new()).await;
+            assert_eq!(done.out(), "mine");
+            yard.attempts.forget(&script.run, &script.job, script.attempt);
+        }
+        let berths = fs::read_dir(yard.folder.path().join("attempts")).unwrap().count();
+        assert!(berths < 10, "{berths}");
+    }
+
+    #[tokio::test]
+    async fn one_who_left_the_group_cannot_write_into_the_next_job() {
+        let yard = Yard::new();
+        let script = yard.script("setsid sh -c 'sleep 0.3; echo intruder' & echo first");
+        let done = yard.execute(&script, &CancellationToken::new()).await;
+        assert_eq!(done.out(), "first");
+        yard.attempts.forget(&script.run, &script.job, script.attempt);
+        let done = yard.run("sleep 0.5; echo second").await;
+        assert_eq!(done.out(), "second");
+    }
+
+    /// Not a test of its own: the worker process that the tests below kill.
+    #[tokio::test]
+    async fn a_worker_to_be_killed() {
+        let Some(folder) = std::env::var_os("TOWPATH_TEST_YARD") else { return };
+        let folder = PathBuf::from(folder);
+        let attempts = AttemptsDir::open(&folder.join("attempts"), environment()).unwrap();
+        let text = fs::read_to_string(folder.join("script")).unwrap();
+        let mut script = script_in(&folder, &text);
+        script.secrets = vec!["TOKEN".to_owned()];
+        if folder.join("timeout").exists() {
+            script.timeout = Some(Duration::from_millis(700));
+            script.grace = Some(Duration::from_millis(300));
+        }
+        let (lines, _log) = collector();
+        execute(&attempts, &script, lines, CancellationToken::new()).await;
+        fs::write(folder.join("work/ended"), "yes\n").unwrap();
+        sleep(Duration::from_secs(30)).await;
+    }
+
+    /// Starts a script under a worker process of its own, and kills that with SIGKILL as soon as
+    /// the script (or the worker) has written the file `until`.
+    async fn worker_killed(text: &str, until: &str, timeout: bool) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("work")).unwrap();
+        fs::write(folder.path().join("script"), text).unwrap();
+        if timeout {
+            fs::write(folder.path().join("timeout"), "").unwrap();
+        }
+        let mut worker = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "execute::tests::a_worker_to_be_killed"])
+            .env("TOWPATH_TEST_YARD", folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        appears(&folder.path().join("work").join(until)).await;
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+        folder
+    }
+
+    fn reopened(folder: tempfile::TempDir) -> (Yard, FoundAttempt) {
+        let attempts = AttemptsDir::open(&folder.path().join("attempts"), environment()).unwrap();
+        let mut found = attempts.found();
+        assert_eq!(found.len(), 1);
+        (Yard { folder, attempts }, found.remove(0))
+    }
+
+    #[tokio::test]
+    async fn a_job_outlives_its_worker_and_the_next_worker_sees_its_end() {
+        let text = "echo go >begun; sleep 0.4; echo after $TOKEN; echo bad >&2; exit 7";
+        let (yard, found) = reopened(worker_killed(text, "begun", false).await);
+        assert_eq!((found.state, found.attempt, found.fence), (FoundState::Begun, Attempt(3), 3));
+        assert_eq!(found.job, JobName::from("a/b: c+ü"));
+
+        let (adopted, log) = yard.adopt(&found).await;
+        let Adopted::Ended(Ended::Failed { cause, ran_ms }) = adopted else {
+            panic!("{adopted:?}")
+        };
+        assert_eq!(cause, FailureCause::ExitCode(7));
+        assert!((400..2_000).contains(&ran_ms), "{ran_ms}");
+        assert_eq!(lines_of(&log, Source::Out), ["after ***"]);
+        assert_eq!(lines_of(&log, Source::Err), ["bad"]);
+
+        yard.attempts.forget(&found.run, &found.job, found.attempt);
+        assert_eq!(yard.attempts.found(), []);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_ended_while_no_worker_was_there_is_judged_by_the_next() {
+        let text = "echo go >begun; sleep 0.2; echo unread; echo rows=5 >>$TOW_OUTPUT";
+        let folder = worker_killed(text, "begun", false).await;
+        sleep(Duration::from_millis(600)).await;
+        let (yard, found) = reopened(folder);
+        assert_eq!(found.state, FoundState::Ended);
+        let pid = Page::newest(&yard.folder.path().join("attempts/1")).unwrap().unwrap().pid;
+
+        let (adopted, log) = yard.adopt(&found).await;
+        let Adopted::Ended(Ended::Succeeded { ran_ms, outputs, .. }) = adopted else {
+            panic!("{adopted:?}")
+        };
+        assert_eq!(outputs["rows"], "5");
+        assert!((200..600).contains(&ran_ms), "{ran_ms}");
+        assert_eq!(lines_of(&log, Source::Out), ["unread"]);
+        assert!(dies(&pid.unwrap().to_string()).await, "the shell around it is gone");
+    }
+
+    #[tokio::test]
+    async fn a_worker_killed_after_the_end_leaves_the_same_end_to_the_next() {
+        let folder = worker_killed("echo rows=5 >>$TOW_OUTPUT; exit 0", "ended", false).await;
+        let (yard, found) = reopened(folder);
+        let (adopted, _) = yard.adopt(&found).await;
+        let Adopted::Ended(Ended::Succeeded { outputs, .. }) = adopted else {
+            panic!("{adopted:?}")
+        };
+        assert_eq!(outputs["rows"], "5");
+    }
+
+    #[tokio::test]
+    async fn a_job_whose_shell_is_gone_too_is_lost_and_its_children_are_ended() {
+        let text = "sleep 30 & echo $! >child; echo $$ >begun; wait";
+        let folder = worker_killed(text, "begun", false).await;
+        let pid = appears(&folder.path().join("work/begun")).await;
+        signal::kill(Pid::from_raw(pid.trim().parse().unwrap()), signal::Signal::SIGKILL).unwrap();
+        assert!(dies(&pid).await);
+        let child = appears(&folder.path().join("work/child")).await;
+        assert!(is_alive(&child));
+
+        let (yard, found) = reopened(folder);
+        let (adopted, _) = yard.adopt(&found).await;
+        assert!(matches!(adopted, Adopted::Lost(_)), "{adopted:?}");
+        assert!(dies(&child).await);
+    }
+
+    #[tokio::test]
+    async fn a_time_limit_holds_across_workers() {
+        let text = "trap '' TERM; echo $$ >begun; while :; do sleep 0.05; done";
+        let (yard, found) = reopened(worker_killed(text, "begun", true).await);
+        let (adopted, _) = yard.adopt(&found).await;
+        let Adopted::Ended(Ended::Failed { cause, ran_ms }) = adopted else {
+            panic!("{adopted:?}")
+        };
+        assert_eq!(cause, FailureCause::TimedOut(700));
+        assert!((990..3_000).contains(&ran_ms), "{ran_ms}");
+    }
+
+    #[tokio::test]
+    async fn output_is_not_shown_when_its_secrets_are_no_longer_known() {
+        let text = "echo go >begun; sleep 0.3; echo $TOKEN; echo k=$TOKEN >>$TOW_OUTPUT";
+        let folder = worker_killed(text, "begun", false).await;
+        let bare = Environment::default();
+        let attempts = AttemptsDir::open(&folder.path().join("attempts"), bare).unwrap();
+        let found = attempts.found().remove(0);
+        let yard = Yard { folder, attempts };
+        let (adopted, log) = yard.adopt(&found).await;
+        assert!(
+            matches!(
+                &adopted,
+                Adopted::Ended(Ended::Failed { cause: FailureCause::OutputUnusable(_), .. })
+            ),
+            "{adopted:?}"
+        );
+        assert!(!String::from_utf8_lossy(&log).contains("hunter2"));
+        assert_eq!(lines_of(&log, Source::Note).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_execution_goes_on_and_can_be_adopted() {
+        let yard = Yard::new();
+        let script = yard.script("sleep 0.2; exit 5");
+        let (lines, _) = collector();
+        let cancel = CancellationToken::new();
+        let execution = execute(&yard.attempts, &script, lines, cancel);
+        let dropped = tokio::time::timeout(Duration::from_millis(50), execution).await;
+        assert!(dropped.is_err());
+        let found = yard.attempts.found().remove(0);
+        let (adopted, _) = yard.adopt(&found).await;
+        let Adopted::Ended(Ended::Failed { cause, .. }) = adopted else { panic!("{adopted:?}") };
+        assert_eq!(cause, FailureCause::ExitCode(5));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_was_written_down_and_not_started_never_started() {
+        let yard = Yard::new();
+        let script = yard.script("true");
+        let kept = kept_of(&yard.attempts, &script).unwrap();
+        drop(yard.attempts.take(&kept).unwrap());
+        let (yard, found) = {
+            let Yard { folder, attempts } = yard;
+            drop(attempts);
+            reopened(folder)
+        };
+        assert_eq!(found.state, FoundState::NeverStarted);
+        assert_eq!(yard.adopt(&found).await.0, Adopted::NeverStarted);
+    }
+}

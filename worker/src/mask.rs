@@ -1,0 +1,402 @@
+//! Hides secrets in what leaves the worker: output, outputs, messages.
+//!
+//! A secret is looked for as it is, line by line, and in the forms in which tools repeat it:
+//! base64 at every alignment, hexadecimal, percent-encoded, as a JSON string, quoted for a shell.
+//! What a script does to a secret beyond that (reversed, one letter a line) is not found.
+
+use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine as _;
+
+/// Shortest secret, and shortest form of one, that is masked. A shorter one would turn half the
+/// output into stars and still be easy to guess, so such a secret is refused.
+pub const SECRET_BYTES_MIN: usize = 4;
+/// Longest secret, in bytes: room for keys and certificates, and a bound on what is searched for.
+pub const SECRET_BYTES_MAX: usize = 16 * 1024;
+/// What stands in place of a secret.
+pub const STARS: &str = "***";
+/// `base64` breaks its lines after 76 characters, `openssl` after 64.
+const BASE64_COLUMNS: [usize; 2] = [64, 76];
+
+/// A secret that cannot be masked. Names it and never holds its value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretUnusable {
+    /// The worker's environment has no such variable.
+    #[error("the worker's environment has no secret `{name}`")]
+    Absent {
+        /// The variable.
+        name: String,
+    },
+    /// Shorter than [`SECRET_BYTES_MIN`] or longer than [`SECRET_BYTES_MAX`].
+    #[error(
+        "the secret `{name}` cannot be masked: it must have {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes"
+    )]
+    Size {
+        /// The variable.
+        name: String,
+    },
+    /// Together they are more than can be searched for.
+    #[error("the secrets cannot be masked: together they are too long")]
+    TooMany,
+}
+
+/// All forms of an attempt's secrets.
+#[derive(Debug)]
+pub(crate) struct Mask {
+    forms: Vec<Vec<u8>>,
+    longest: usize,
+    searcher: Option<AhoCorasick>,
+}
+
+impl Mask {
+    /// Masks these secrets, given as name and value.
+    pub(crate) fn of<'a>(
+        secrets: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    ) -> Result<Self, SecretUnusable> {
+        let mut forms = BTreeSet::new();
+        for (name, value) in secrets {
+            let usable = SECRET_BYTES_MIN..=SECRET_BYTES_MAX;
+            if !usable.contains(&value.len()) {
+                return Err(SecretUnusable::Size { name: name.to_owned() });
+            }
+            collect_forms(value, &mut forms);
+        }
+        forms.retain(|form| form.len() >= SECRET_BYTES_MIN && !form.contains(&b'\n'));
+        let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
+        let searcher = if forms.is_empty() {
+            None
+        } else {
+            let built = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&forms);
+            Some(built.map_err(|_| SecretUnusable::TooMany)?)
+        };
+        Ok(Self { forms: forms.into_iter().collect(), longest, searcher })
+    }
+
+    /// Masks nothing.
+    pub(crate) fn none() -> Self {
+        Self { forms: Vec::new(), longest: 0, searcher: None }
+    }
+
+    /// Length of the longest form, in bytes; 0: nothing to mask.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// `text` without secrets.
+    pub(crate) fn text(self: &Arc<Self>, text: &str) -> String {
+        if self.searcher.is_none() {
+            return text.to_owned();
+        }
+        let mut masker = Masker::new(Arc::clone(self));
+        let mut masked = Vec::with_capacity(text.len());
+        masker.feed(text.as_bytes(), &mut masked);
+        masker.finish(&mut masked);
+        String::from_utf8(masked)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+
+    /// The parts of `bytes` that are secret, in order and apart from each other.
+    fn secret_parts(&self, bytes: &[u8]) -> Vec<(usize, usize)> {
+        let mut parts: Vec<(usize, usize)> = Vec::new();
+        let Some(searcher) = &self.searcher else { return parts };
+        for found in searcher.find_overlapping_iter(bytes) {
+            let (mut start, end) = (found.start(), found.end());
+            while let Some(&(before, _)) = parts.last().filter(|part| part.1 > start) {
+                start = start.min(before);
+                parts.pop();
+            }
+            parts.push((start, end));
+        }
+        parts
+    }
+
+    /// Length of the longest end of `bytes` that a secret may begin with.
+    fn undecided(&self, bytes: &[u8]) -> usize {
+        let most = self.longest.saturating_sub(1).min(bytes.len());
+        (1..=most)
+            .rev()
+            .find(|&length| {
+                let end = &bytes[bytes.len() - length..];
+                self.forms.iter().any(|form| form.len() > length && form.starts_with(end))
+            })
+            .unwrap_or(0)
+    }
+}
+
+/// Masks a stream, in whatever pieces it arrives: bytes that may be the beginning of a secret wait
+/// until it is clear, at most as many as the longest form has.
+#[derive(Debug)]
+pub(crate) struct Masker {
+    mask: Arc<Mask>,
+    held: Vec<u8>,
+    /// How many of the held bytes are already shown as stars.
+    covered: usize,
+}
+
+impl Masker {
+    pub(crate) fn new(mask: Arc<Mask>) -> Self {
+        Self { mask, held: Vec::new(), covered: 0 }
+    }
+
+    /// Takes in more of the stream and appends to `masked` what is clear by now.
+    pub(crate) fn feed(&mut self, bytes: &[u8], masked: &mut Vec<u8>) {
+        if self.mask.searcher.is_none() {
+            masked.extend_from_slice(bytes);
+            return;
+        }
+        self.held.extend_from_slice(bytes);
+        let clear = self.held.len() - self.mask.undecided(&self.held);
+        self.release(clear, masked);
+    }
+
+    /// The stream is over: what waited was no secret.
+    pub(crate) fn finish(&mut self, masked: &mut Vec<u8>) {
+        self.release(self.held.len(), masked);
+    }
+
+    /// Forgets what waits, because what follows it in the stream is missing. Returns how much.
+    pub(crate) fn drop_held(&mut self) -> usize {
+        let dropped = self.held.len() - self.covered;
+        self.held.clear();
+        self.covered = 0;
+        dropped
+    }
+
+    fn release(&mut self, clear: usize, masked: &mut Vec<u8>) {
+        let mut shown = self.covered;
+        for (start, end) in self.mask.secret_parts(&self.held) {
+            if start >= clear {
+                break;
+            }
+            if start > shown {
+                masked.extend_from_slice(&self.held[shown..start]);
+            }
+            if start >= self.covered {
+                masked.extend_from_slice(STARS.as_bytes());
+            }
+            shown = shown.max(end);
+        }
+        if shown < clear {
+            masked.extend_from_slice(&self.held[shown..clear]);
+            shown = clear;
+        }
+        self.held.drain(..clear);
+        self.covered = shown - clear;
+    }
+}
+
+fn collect_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
+    for line in value.split(|&byte| byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        collect_text_forms(line, forms);
+    }
+    collect_text_forms(value, forms);
+    collect_base64(value, forms);
+    let lower = hex::encode(value);
+    forms.insert(lower.to_uppercase().into_bytes());
+    forms.insert(lower.into_bytes());
+}
+
+fn collect_text_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
+    forms.insert(value.to_vec());
+    for kept in [&b"-_.~"[..], b"-_.~!*'()", b"-_.~/", b"-_.*"] {
+        for upper in [true, false] {
+            for plus in [true, false] {
+                forms.insert(percent_encoded(value, kept, upper, plus));
+            }
+        }
+    }
+    forms.insert(shell_quoted(value));
+    let Ok(text) = std::str::from_utf8(value) else { return };
+    let json = serde_json::Value::from(text).to_string();
+    let json = json[1..json.len() - 1].to_owned();
+    forms.insert(json.replace('/', "\\/").into_bytes());
+    forms.insert(ascii_json(&json).into_bytes());
+    forms.insert(json.into_bytes());
+}
+
+fn percent_encoded(value: &[u8], kept: &[u8], upper: bool, plus: bool) -> Vec<u8> {
+    let mut encoded = String::with_capacity(value.len() * 3);
+    for &byte in value {
+        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else if plus && byte == b' ' {
+            encoded.push('+');
+        } else if upper {
+            let _ = write!(encoded, "%{byte:02X}");
+        } else {
+            let _ = write!(encoded, "%{byte:02x}");
+        }
+    }
+    encoded.into_bytes()
+}
+
+fn shell_quoted(value: &[u8]) -> Vec<u8> {
+    let mut quoted = Vec::with_capacity(value.len());
+    for &byte in value {
+        match byte {
+            b'\'' => quoted.extend_from_slice(b"'\\''"),
+            other => quoted.push(other),
+        }
+    }
+    quoted
+}
+
+/// A JSON text with everything beyond ASCII escaped, as some writers do.
+fn ascii_json(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                let _ = write!(escaped, "\\u{unit:04x}");
+            }
+        }
+    }
+    escaped
+}
+
+/// What base64 makes of `value` wherever it stands in a longer text: only the characters that do
+/// not depend on its neighbours.
+fn collect_base64(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
+    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    for before in 0..3 {
+        let mut padded = vec![0; before];
+        padded.extend_from_slice(value);
+        let first = (before * 8).div_ceil(6);
+        let last = padded.len() * 8 / 6;
+        for alphabet in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+            let encoded = alphabet.encode(&padded).into_bytes();
+            if let Some(own) = encoded.get(first..last) {
+                forms.insert(own.to_vec());
+            }
+            if before == 0 {
+                // Alone in its text, it is broken into lines; a short rest would hit by chance.
+                for columns in BASE64_COLUMNS {
+                    let lines = encoded.chunks(columns).filter(|line| line.len() >= 8);
+                    forms.extend(lines.map(<[u8]>::to_vec));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "s3cr3t/päss word\"x";
+
+    fn mask_of(values: &[&str]) -> Arc<Mask> {
+        Arc::new(Mask::of(values.iter().map(|value| ("TOKEN", value.as_bytes()))).unwrap())
+    }
+
+    fn masked_in_pieces(mask: &Arc<Mask>, pieces: &[&[u8]]) -> String {
+        let mut masker = Masker::new(Arc::clone(mask));
+        let mut masked = Vec::new();
+        for piece in pieces {
+            masker.feed(piece, &mut masked);
+        }
+        masker.finish(&mut masked);
+        String::from_utf8(masked).unwrap()
+    }
+
+    #[test]
+    fn a_secret_is_masked_in_every_form_that_tools_print() {
+        let mask = mask_of(&[SECRET]);
+        for form in [
+            SECRET,
+            "s3cr3t%2Fp%C3%A4ss%20word%22x",
+            "s3cr3t%2fp%c3%a4ss%20word%22x",
+            "s3cr3t%2Fp%C3%A4ss+word%22x",
+            "s3cr3t/p%C3%A4ss%20word%22x",
+            "s3cr3t/päss word\\\"x",
+            "s3cr3t\\/päss word\\\"x",
+            "s3cr3t/p\\u00e4ss word\\\"x",
+            &hex::encode(SECRET),
+        ] {
+            let shown = mask.text(&format!("before {form} after"));
+            assert_eq!(shown, "before *** after", "{form}");
+        }
+    }
+
+    #[test]
+    fn a_secret_inside_base64_is_masked_at_every_alignment() {
+        use base64::engine::general_purpose::STANDARD;
+        let mask = mask_of(&["hunter2hunter2"]);
+        for before in ["", "u", "us", "use", "user:"] {
+            for after in ["", "\n", "xx", "xyz"] {
+                let encoded = STANDARD.encode(format!("{before}hunter2hunter2{after}"));
+                let shown = mask.text(&encoded);
+                let left = shown.replace(STARS, "");
+                assert!(shown.contains(STARS), "{before:?} {after:?}: {shown}");
+                assert!(left.len() <= encoded.len() - 17, "{before:?} {after:?}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_split_at_any_place_is_masked() {
+        let mask = mask_of(&["hunter2", "correct horse"]);
+        let text = b"a hunter2 b correct horse huntcorrect hunter2";
+        let whole = "a *** b *** huntcorrect ***";
+        for first in 0..text.len() {
+            for second in first..text.len() {
+                let pieces = [&text[..first], &text[first..second], &text[second..]];
+                assert_eq!(masked_in_pieces(&mask, &pieces), whole, "{first} {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn overlapping_secrets_leave_nothing_over() {
+        let mask = mask_of(&["abcdef", "defghi", "cdef"]);
+        let text = b"xabcdefghiy";
+        for cut in 0..text.len() {
+            let shown = masked_in_pieces(&mask, &[&text[..cut], &text[cut..]]);
+            assert_eq!(shown, "x***y", "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_repeats_itself_takes_bounded_memory() {
+        let mask = mask_of(&["aaaaaa"]);
+        let mut masker = Masker::new(mask);
+        let mut masked = Vec::new();
+        for _ in 0..1000 {
+            masker.feed(b"aaaaaaaaaaaaa", &mut masked);
+            assert!(masker.held.len() < 6);
+        }
+        masker.feed(b"b", &mut masked);
+        masker.finish(&mut masked);
+        assert_eq!(masked, b"***b");
+    }
+
+    #[test]
+    fn lines_of_a_long_secret_are_masked_one_by_one() {
+        let mask = mask_of(&["-----BEGIN KEY-----\r\nMIIEow\n}\nlast line"]);
+        let shown = mask.text("  -----BEGIN KEY-----\n  MIIEow\n  }\n  last line\n");
+        assert_eq!(shown, "  ***\n  ***\n  }\n  ***\n");
+        assert_eq!(mask.text("\"-----BEGIN KEY-----\\r\\nMIIEow\\n}\\nlast line\""), "\"***\"");
+    }
+
+    #[test]
+    fn text_without_the_secret_flows_at_once() {
+        let mut masker = Masker::new(mask_of(&["hunter2"]));
+        let mut masked = Vec::new();
+        masker.feed(b"all done\n", &mut masked);
+        assert_eq!(masked, b"all done\n");
+    }
+
+    #[test]
+    fn a_secret_that_is_too_short_is_refused_by_name_only() {
+        for value in ["", "abc"] {
+            let error = Mask::of([("PIN", value.as_bytes())]).unwrap_err();
+            assert_eq!(error, SecretUnusable::Size { name: "PIN".to_owned() });
+        }
+        assert!(Mask::of([("PIN", &b"abcd"[..])]).is_ok());
+    }
+}

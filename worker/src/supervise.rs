@@ -1,0 +1,372 @@
+//! Watches one attempt: reads its pipes, passes its output on, ends it when it must, and learns
+//! how it ended.
+
+use std::{
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use towpath_engine::captured::Source;
+
+use crate::{
+    attempts::Taps,
+    capture::{Capture, OutputChunk},
+    group::Group,
+    journal::{self, Page, Stop},
+    tap::{Tap, Took},
+};
+
+/// How long after a script's end its output may still trickle in, from what it left running.
+const DRAIN_MAX: Duration = Duration::from_millis(50);
+/// How long killed processes may take to be gone.
+const DYING_MAX: Duration = Duration::from_secs(2);
+/// How often a group without its shell is looked at.
+const GROUP_PAUSE: Duration = Duration::from_millis(10);
+/// Most that is read from a pipe after everybody was killed: what a pipe can hold at most.
+const LEFTOVER_BYTES_MAX: usize = 1024 * 1024;
+
+/// An attempt being watched.
+#[derive(Debug)]
+pub(crate) struct Supervision<'a> {
+    folder: PathBuf,
+    taps: Taps,
+    group: Group,
+    page: Page,
+    capture: Capture,
+    /// `None`: nobody listens any more.
+    lines: Option<&'a mpsc::Sender<OutputChunk>>,
+    began: Instant,
+    /// When SIGKILL follows the SIGTERM that was sent, or followed it.
+    kill_at: Option<Instant>,
+    killed: bool,
+    /// The shell around the script is gone.
+    shell_gone: bool,
+    /// When the group without its shell is looked at again.
+    look_at: Option<Instant>,
+}
+
+/// The end of an attempt, before it is judged.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) page: Page,
+    /// How the shell itself ended, if it ended before the script had been heard of.
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) ran_ms: u64,
+}
+
+enum Happening<'a> {
+    End(Took),
+    Output(Source, Took),
+    Room(Option<mpsc::Permit<'a, OutputChunk>>),
+    Cancelled,
+    Due,
+}
+
+impl<'a> Supervision<'a> {
+    /// An attempt whose pipes are open already, wherever it was started.
+    pub(crate) fn new(
+        folder: PathBuf,
+        taps: Taps,
+        group: Group,
+        page: Page,
+        capture: Capture,
+        lines: &'a mpsc::Sender<OutputChunk>,
+        began: Instant,
+    ) -> Self {
+        Self {
+            folder,
+            taps,
+            group,
+            page,
+            capture,
+            lines: Some(lines),
+            began,
+            kill_at: None,
+            killed: false,
+            shell_gone: false,
+            look_at: None,
+        }
+    }
+
+    /// Watches an attempt that has just been started.
+    pub(crate) async fn run(self, cancel: CancellationToken) -> (End, Group) {
+        self.run_from(Took::Nothing, cancel).await
+    }
+
+    /// Watches an attempt, given what its last pipe said when it was opened.
+    pub(crate) async fn run_from(mut self, first: Took, cancel: CancellationToken) -> (End, Group) {
+        if self.page.stop.is_some() {
+            // Asked to end by a process that was killed over it. It has had its grace.
+            self.kill_at = Some(Instant::now());
+        }
+        let watched = first != Took::Closed && self.page.exit.is_none();
+        // A shell that was gone before anybody looked has left its number to strangers.
+        let mut over = match first {
+            Took::Closed => true,
+            Took::Nothing | Took::Bytes(_) => self.hear_end(first),
+        };
+        self.shell_gone = first == Took::Closed;
+        while !over {
+            over = match self.next(&cancel).await {
+                Happening::End(took) => self.hear_end(took),
+                Happening::Output(source, took) => self.hear_output(source, took),
+                Happening::Room(permit) => self.pass_on(permit),
+                Happening::Cancelled => self.stop(Stop::Cancelled),
+                Happening::Due => self.do_what_is_due(),
+            };
+        }
+        let ran_ms = match watched {
+            true => elapsed_ms(self.began),
+            false => self.page.ran_unwatched_ms(&self.folder),
+        };
+        let status = self.close(watched).await;
+        (End { page: self.page, status, ran_ms }, self.group)
+    }
+
+    async fn next(&mut self, cancel: &CancellationToken) -> Happening<'a> {
+        let due = self.due();
+        let stopping = self.page.stop.is_some();
+        let lines = self.lines.filter(|_| self.capture.is_full());
+        let reads = !self.capture.is_full() || self.lines.is_none();
+        let Taps { out, err, end } = &mut self.taps;
+        tokio::select! {
+            biased;
+            took = end.take(), if !self.shell_gone => Happening::End(took),
+            () = cancel.cancelled(), if !stopping => Happening::Cancelled,
+            () = wait_until(due), if due.is_some() => Happening::Due,
+            permit = reserve(lines), if lines.is_some() => Happening::Room(permit),
+            took = err.take(), if reads && !err.is_closed() => Happening::Output(Source::Err, took),
+            took = out.take(), if reads && !out.is_closed() => Happening::Output(Source::Out, took),
+        }
+    }
+
+    /// The next moment at which something must be done unasked.
+    fn due(&self) -> Option<Instant> {
+        let ends = match self.page.stop {
+            Some(_) => self.kill_at,
+            None => {
+                let timeout = self.page.kept.timeout_ms.map(Duration::from_millis);
+                timeout.and_then(|timeout| self.began.checked_add(timeout))
+            }
+        };
+        let flush = self.capture.due().filter(|_| !self.capture.is_full());
+        [ends, self.look_at, flush].into_iter().flatten().min()
+    }
+
+    fn do_what_is_due(&mut self) -> bool {
+        let now = Instant::now();
+        if self.capture.due().is_some_and(|due| due <= now) {
+            self.capture.flush();
+        }
+        if self.look_at.is_some_and(|look_at| look_at <= now) {
+            if self.group.is_empty() {
+                return true;
+            }
+            self.look_at = Some(now + GROUP_PAUSE);
+        }
+        let Some(kill_at) = self.kill_at else {
+            let timeout = self.page.kept.timeout_ms.map(Duration::from_millis);
+            let over = timeout.is_some_and(|timeout| now.duration_since(self.began) >= timeout);
+            return over && self.stop(Stop::TimedOut);
+        };
+        if kill_at > now {
+            return false;
+        }
+        if self.killed {
+            // Killed and still not gone: nothing more can be done to it.
+            return true;
+        }
+        self.group.kill();
+        self.killed = true;
+        self.kill_at = Some(now + DYING_MAX);
+        false
+    }
+
+    /// Asks the script to end, unless it has just done so by itself.
+    fn stop(&mut self, stop: Stop) -> bool {
+        match self.taps.end.take_now() {
+            Took::Nothing => {}
+            took @ (Took::Bytes(_) | Took::Closed) => return self.hear_end(took),
+        }
+        let newest = Page::newest(&self.folder).ok().flatten();
+        if let Some(exit) = newest.and_then(|page| page.exit) {
+            self.page.exit = Some(exit);
+            return true;
+        }
+        self.page.stop = Some(stop);
+        // If it cannot be noted, it is done all the same.
+        let _ = journal::stop(&self.folder, stop);
+        let grace = Duration::from_millis(self.page.kept.grace_ms);
+        self.kill_at = Instant::now().checked_add(grace);
+        self.group.ask_to_end();
+        false
+    }
+
+    /// The shell said what the script ended with, or is gone. Returns whether all is over.
+    fn hear_end(&mut self, took: Took) -> bool {
+        match took {
+            Took::Nothing => self.page.exit.is_some(),
+            Took::Bytes(count) => {
+                let said = std::str::from_utf8(self.taps.end.bytes(count)).ok();
+                let code = said.and_then(|said| said.trim_end().parse().ok());
+                self.page.exit = code.or(self.page.exit);
+                true
+            }
+            Took::Closed => {
+                self.shell_gone = true;
+                if self.page.stop.is_some() {
+                    // The script may still be busy ending. The number stays its group's until then.
+                    self.group.wait_for_shell();
+                    self.look_at = Some(Instant::now());
+                    return false;
+                }
+                let newest = Page::newest(&self.folder).ok().flatten();
+                self.page.exit = newest.and_then(|page| page.exit).or(self.page.exit);
+                true
+            }
+        }
+    }
+
+    fn hear_output(&mut self, source: Source, took: Took) -> bool {
+        if let Took::Bytes(count) = took {
+            self.feed(source, count);
+        }
+        false
+    }
+
+    fn feed(&mut self, source: Source, count: usize) {
+        let at_ms = elapsed_ms(self.began);
+        let bytes = tap(&mut self.taps, source).bytes(count);
+        if self.lines.is_some() {
+            self.capture.feed(source, at_ms, bytes);
+        }
+    }
+
+    fn pass_on(&mut self, permit: Option<mpsc::Permit<'_, OutputChunk>>) -> bool {
+        match (permit, self.capture.take()) {
+            (Some(permit), Some(chunk)) => permit.send(chunk),
+            (Some(_), None) => {}
+            (None, _) => self.lines = None,
+        }
+        false
+    }
+
+    async fn pass_on_all(&mut self) {
+        while let Some(chunk) = self.capture.take() {
+            let Some(lines) = self.lines else { continue };
+            if lines.send(chunk).await.is_err() {
+                self.lines = None;
+            }
+        }
+    }
+
+    /// Collects the rest of the output, and ends whatever the script left running.
+    async fn close(&mut self, watched: bool) -> Option<ExitStatus> {
+        let until = Instant::now() + DRAIN_MAX;
+        for source in [Source::Out, Source::Err] {
+            self.drain(source, until).await;
+        }
+        let (ours, status) = self.end_group(watched);
+        for source in [Source::Out, Source::Err] {
+            self.collect_leftover(source).await;
+        }
+        if (self.page.stop.is_some() || self.shell_gone) && ours {
+            self.wait_until_gone().await;
+        }
+        self.capture.finish(elapsed_ms(self.began));
+        self.pass_on_all().await;
+        status
+    }
+
+    /// Kills what is left of the group, if it is certain that it is this attempt's.
+    fn end_group(&mut self, watched: bool) -> (bool, Option<ExitStatus>) {
+        let ours = match (self.shell_gone, watched) {
+            (false, _) => true,
+            // Until the shell is waited for, or while others are left, the number is the group's.
+            (true, true) => !self.group.is_empty(),
+            (true, false) if Group::can_be_searched() => {
+                self.group.has_member_of(&self.page.kept.output)
+            }
+            (true, false) => !(self.taps.out.is_closed() && self.taps.err.is_closed()),
+        };
+        if ours {
+            self.group.kill();
+        }
+        (ours, if self.shell_gone { self.group.wait_for_shell() } else { None })
+    }
+
+    /// Reads a stream until nobody can write to it any more, or it is late.
+    async fn drain(&mut self, source: Source, until: Instant) {
+        loop {
+            let took = match tap(&mut self.taps, source).take_now() {
+                Took::Nothing => tokio::select! {
+                    took = tap(&mut self.taps, source).take() => took,
+                    () = sleep_until(until.into()) => Took::Nothing,
+                },
+                took @ (Took::Bytes(_) | Took::Closed) => took,
+            };
+            match took {
+                Took::Bytes(count) => self.feed(source, count),
+                Took::Closed | Took::Nothing => return,
+            }
+            self.pass_on_all().await;
+            if Instant::now() >= until {
+                return;
+            }
+        }
+    }
+
+    async fn collect_leftover(&mut self, source: Source) {
+        let mut left = LEFTOVER_BYTES_MAX;
+        while left > 0 && !tap(&mut self.taps, source).is_closed() {
+            let Took::Bytes(count) = tap(&mut self.taps, source).take_now() else { return };
+            self.feed(source, count);
+            left = left.saturating_sub(count);
+            self.pass_on_all().await;
+        }
+    }
+
+    /// The next attempt must not begin while this one still does something.
+    async fn wait_until_gone(&mut self) {
+        let until = Instant::now() + DYING_MAX;
+        while !self.shell_gone {
+            tokio::select! {
+                took = self.taps.end.take() => self.shell_gone = took == Took::Closed,
+                () = sleep_until(until.into()) => return,
+            }
+        }
+        self.group.wait_for_shell();
+        while !self.group.is_empty() && Instant::now() < until {
+            sleep(GROUP_PAUSE).await;
+        }
+    }
+}
+
+fn tap(taps: &mut Taps, source: Source) -> &mut Tap {
+    match source {
+        Source::Err => &mut taps.err,
+        Source::Out | Source::Note => &mut taps.out,
+    }
+}
+
+async fn reserve<'a>(
+    lines: Option<&'a mpsc::Sender<OutputChunk>>,
+) -> Option<mpsc::Permit<'a, OutputChunk>> {
+    lines?.reserve().await.ok()
+}
+
+async fn wait_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        sleep_until(due.into()).await;
+    }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,97 @@
+//! The reading end of a named pipe, waited for without a thread.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use nix::fcntl::OFlag;
+use tokio::net::unix::pipe;
+
+/// Most bytes of one read: what a pipe holds by default on Linux.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// What a read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Took {
+    /// So many bytes: see [`Tap::bytes`].
+    Bytes(usize),
+    /// Nothing now; somebody may still write.
+    Nothing,
+    /// Nothing, and nobody can write any more.
+    Closed,
+}
+
+/// A pipe being read.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    pipe: pipe::Receiver,
+    buffer: Vec<u8>,
+    closed: bool,
+}
+
+impl Tap {
+    /// Opens the pipe at `path`, whether or not anybody writes to it.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let pipe: File =
+            OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        let pipe = pipe::Receiver::from_file(pipe)?;
+        Ok(Self { pipe, buffer: Vec::new(), closed: false })
+    }
+
+    /// Reads what is there, without waiting.
+    ///
+    /// The only way to notice that nobody has a pipe open for writing since before it was opened
+    /// here: the system tells that to a read, but wakes no one for it.
+    pub(crate) fn take_now(&mut self) -> Took {
+        self.fill_buffer();
+        let read = nix::unistd::read(&self.pipe, &mut self.buffer);
+        self.took(read.map_err(io::Error::from))
+    }
+
+    /// Waits until there is something to read, and reads it. Never `Nothing`. May be dropped
+    /// while it waits without losing a byte.
+    pub(crate) async fn take(&mut self) -> Took {
+        self.fill_buffer();
+        loop {
+            let read = match self.pipe.readable().await {
+                Ok(()) => self.pipe.try_read(&mut self.buffer),
+                Err(error) => Err(error),
+            };
+            let took = self.took(read);
+            if took != Took::Nothing {
+                return took;
+            }
+        }
+    }
+
+    fn fill_buffer(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; READ_BYTES_MAX];
+        }
+    }
+
+    fn took(&mut self, read: io::Result<usize>) -> Took {
+        let took = match read {
+            Ok(0) => Took::Closed,
+            Ok(bytes) => Took::Bytes(bytes),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Took::Nothing,
+            // A pipe that cannot be read is as good as closed.
+            Err(_) => Took::Closed,
+        };
+        self.closed = took == Took::Closed;
+        took
+    }
+
+    /// The first `count` bytes of the latest read.
+    pub(crate) fn bytes(&self, count: usize) -> &[u8] {
+        &self.buffer[..count]
+    }
+
+    /// Whether the latest read found the pipe closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+}
