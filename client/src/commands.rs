@@ -60,10 +60,17 @@ impl Desk {
 
     /// Who asks.
     pub(crate) fn actor(&self) -> String {
-        let user = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+        let named = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
+        let known = || {
+            let user = nix::unistd::User::from_uid(nix::unistd::Uid::current()).ok().flatten();
+            user.map(|user| user.name)
+        };
         match &self.global.actor {
             Some(actor) => actor.clone(),
-            None => format!("human:{}", user().unwrap_or_else(|_| "unknown".to_owned())),
+            None => {
+                let name = named().filter(|name| !name.is_empty()).or_else(known);
+                format!("human:{}", name.unwrap_or_else(|| "unknown".to_owned()))
+            }
         }
     }
 

@@ -52,7 +52,8 @@ pub(crate) fn of_code(code: &str) -> u8 {
         | "ARGUMENT_OUT_OF_BOUNDS"
         | "RUN_AMBIGUOUS"
         | "STORE_URL_INVALID"
-        | "EVENT_TOO_LONG" => USAGE,
+        | "EVENT_TOO_LONG"
+        | "APPEND_TOO_LARGE" => USAGE,
         "LOG_DAMAGED" | "LOG_ROLLBACK" | "BLOB_DAMAGED" | "BACKUP_DAMAGED" => DAMAGED,
         "STORE_UNAVAILABLE" | "STORE_BUSY" => STORE,
         "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,

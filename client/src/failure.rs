@@ -80,21 +80,24 @@ impl From<Status> for Failure {
                 ..Self::new(&info.reason, status.message(), advice)
             };
         }
-        match status.code() {
-            tonic::Code::Unimplemented => Self::new(
+        let code = status.code();
+        if code == tonic::Code::Unimplemented {
+            return Self::new(
                 "VERSION_MISMATCH",
                 "the server does not know this request",
                 "Use the same version of `tow` on both sides; `tow version` shows both.",
-            ),
-            tonic::Code::Internal | tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
-                Self::new("UNEXPECTED", status.message(), "Try again; if it stays, report it.")
-            }
-            _ => Self::new(
-                "UNREACHABLE",
-                format!("the server went away: {}", status.message()),
-                "Nothing that was acknowledged is lost; `tow resume` goes on.",
-            ),
+            );
         }
+        let odd = [tonic::Code::Internal, tonic::Code::OutOfRange, tonic::Code::ResourceExhausted];
+        if odd.contains(&code) {
+            let advice = "Try again; if it stays, report it.";
+            return Self::new("UNEXPECTED", status.message(), advice);
+        }
+        Self::new(
+            "UNREACHABLE",
+            format!("the server went away: {}", status.message()),
+            "Nothing that was acknowledged is lost; `tow resume` goes on.",
+        )
     }
 }
 

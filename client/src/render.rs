@@ -113,7 +113,10 @@ impl Style {
         if text.width() <= columns {
             return text.to_owned();
         }
-        let room = columns.saturating_sub(self.ellipsis().width());
+        if columns < self.ellipsis().width() {
+            return String::new();
+        }
+        let room = columns - self.ellipsis().width();
         let mut taken = 0;
         let kept = text.chars().take_while(|next| {
             taken += next.width().unwrap_or(0);

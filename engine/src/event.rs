@@ -385,6 +385,21 @@ impl RunEvent {
     }
 }
 
+impl RunEvent {
+    /// The try that this event ends by a report, and what it printed.
+    pub fn reported(&self) -> Option<(Attempt, Option<Blob>)> {
+        if let Self::JobSucceeded { attempt, log, .. }
+        | Self::JobAttemptFailed { attempt, log, .. }
+        | Self::JobFailed { attempt, log, .. }
+        | Self::JobCancelled { attempt, log, .. } = self
+        {
+            Some((*attempt, *log))
+        } else {
+            None
+        }
+    }
+}
+
 /// An event with its circumstances: what one line of the log says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,8 @@
 //! Outputs are what an earlier job wrote, and so may be anything. In a script they are put in as
 //! one quoted word ([`fill_shell`]); where no shell looks, as they are ([`fill`]). Quoting cannot
 //! take the meaning from a leading `-`: a script that passes an output to a program should say
-//! `--` first.
+//! `--` first. Nor does it help where a program evaluates its argument once more, as `sh -c` and
+//! `ssh` do.
 
 mod path;
 mod shell;
@@ -628,7 +629,7 @@ mod tests {
             "echo \"${A:-'${{ run.id }}'}\"",
             "echo $[ ${{ run.id }} ]",
             "[[ ${{ run.id }} -eq 1 ]]",
-            "true; eval echo ${{ run.id }}",
+            "true; eval echo 2>&1 ${{ run.id }}",
             "let x=${{ run.id }}",
             "echo $\\\n${{ run.id }}",
             "echo \"$\\\n(echo \"${{ run.id }}\")\"",

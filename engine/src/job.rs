@@ -140,6 +140,11 @@ impl JobState {
         }
     }
 
+    /// The try that is under way, and who runs it.
+    pub fn lease(&self) -> Option<(Attempt, &WorkerName)> {
+        if let Self::Leased(attempt, worker) = self { Some((*attempt, worker)) } else { None }
+    }
+
     /// Whether the job has ended, for this run as it stands.
     pub fn is_over(&self) -> bool {
         match self {

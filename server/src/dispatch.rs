@@ -18,8 +18,7 @@ use tonic::Status;
 use towpath_engine::{
     decide::{Command, LeaseJob, LoseJob},
     event::{Fact, RunEvent},
-    ids::{Actor, JobName, RunId, WorkerName},
-    job::JobState,
+    ids::{Actor, RunId, WorkerName},
     run::Job,
 };
 use towpath_proto::v1;
@@ -280,7 +279,7 @@ impl Dispatch {
     pub(crate) fn miss<'a>(&self, leased: impl Iterator<Item = &'a Job>) {
         let mut gone = locked(&self.gone);
         for job in leased {
-            if let JobState::Leased(_, worker) = &job.state {
+            if let Some((_, worker)) = job.state.lease() {
                 gone.insert(worker.clone(), Instant::now());
             }
         }
@@ -363,12 +362,10 @@ impl Dispatch {
     ) -> Result<Vec<Key>, crate::CommandError> {
         let cell = self.runs.cell(run).await?;
         let loaded = cell.lock().await;
-        let leased = loaded.run.leased().filter_map(|job| match &job.state {
-            JobState::Leased(attempt, by) if by == worker => {
-                let job = JobName::clone(&job.plan.name);
-                Some(Key { run: run.clone(), job, attempt: *attempt })
-            }
-            _ => None,
+        let leased = loaded.run.leased().filter_map(|job| {
+            let (attempt, by) = job.state.lease()?;
+            let key = || Key { run: run.clone(), job: job.plan.name.clone(), attempt };
+            (by == worker).then(key)
         });
         Ok(leased.collect())
     }

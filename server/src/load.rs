@@ -64,27 +64,6 @@ pub(crate) async fn run(
     }
 }
 
-/// Replays run `id` from its first record, without any snapshot.
-pub(crate) async fn run_from_log(
-    store: &dyn EventStore,
-    id: &RunId,
-    upto: Version,
-) -> Result<Run, CommandError> {
-    let mut run = Run::default();
-    let mut version = 0;
-    while version < upto {
-        let page = store.read(&stream(id), version, PAGE).await?;
-        if page.is_empty() {
-            break;
-        }
-        for record in page.iter().take_while(|record| record.version <= upto) {
-            evolve(&mut run, id, record)?;
-        }
-        version = page.last().map_or(upto, |record| record.version);
-    }
-    Ok(run)
-}
-
 fn evolve(run: &mut Run, id: &RunId, record: &Record) -> Result<(), CommandError> {
     let unreplayable =
         |why: String| CommandError::Unreplayable { run: id.clone(), version: record.version, why };
@@ -120,10 +99,7 @@ pub(crate) async fn list(
     store: &dyn EventStore,
     snapshots: &Path,
 ) -> Result<RunList, CommandError> {
-    let mut list = match list_from_snapshot(store, snapshots).await {
-        Some(list) => list,
-        None => RunList::default(),
-    };
+    let mut list = list_from_snapshot(store, snapshots).await.unwrap_or_default();
     read_on(store, &mut list).await?;
     Ok(list)
 }

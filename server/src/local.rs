@@ -82,7 +82,7 @@ impl House {
                 }
             };
             let (health, health_service) = tonic_health::server::health_reporter();
-            health.set_serving::<RunsServer<House>>().await;
+            health.set_serving::<RunsServer<Self>>().await;
             let stopping = house.stopping().clone();
             let served = Server::builder()
                 .max_concurrent_streams(STREAMS_MAX)

@@ -114,11 +114,6 @@ impl Outputs {
         }
     }
 
-    /// Removes whatever run `id` had growing.
-    pub(crate) fn forget_run(&self, id: &RunId) {
-        drop(fs::remove_dir_all(self.spool.join(id.as_str())));
-    }
-
     /// At most 64 KiB of a growing output after byte `offset`.
     pub(crate) fn read(&self, key: &Key, offset: u64) -> io::Result<Vec<u8>> {
         let mut file = match File::open(self.path(key, "output")) {

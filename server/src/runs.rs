@@ -56,6 +56,15 @@ pub enum CommandError {
         /// How many runs it fits.
         count: usize,
     },
+    /// More waits to be written than may wait.
+    #[error("more waits to be written than may wait")]
+    StoreBusy,
+    /// The command means more events than one append may hold.
+    #[error("too much at once: {what}")]
+    TooMuch {
+        /// Which bound it passes.
+        what: String,
+    },
     /// Another process wrote first, again and again.
     #[error("the run is being changed by somebody else")]
     Contended,
@@ -432,6 +441,9 @@ pub(crate) fn store_error(error: AppendError) -> CommandError {
     match error {
         AppendError::Conflict { .. } => CommandError::Contended,
         AppendError::Store(error) => CommandError::Store(error),
-        other => CommandError::MessageInvalid { what: other.to_string() },
+        AppendError::Busy { .. } => CommandError::StoreBusy,
+        error @ (AppendError::TooLarge { .. } | AppendError::Empty) => {
+            CommandError::TooMuch { what: error.to_string() }
+        }
     }
 }

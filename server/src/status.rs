@@ -13,7 +13,7 @@ use crate::runs::CommandError;
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 9] = [
+pub const FAILURE_CODES: [&str; 10] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -23,6 +23,7 @@ pub const FAILURE_CODES: [&str; 9] = [
     "ARTIFACT_UNKNOWN",
     "ENGINE_BUG",
     "STORE_BUSY",
+    "APPEND_TOO_LARGE",
 ];
 
 impl CommandError {
@@ -32,6 +33,8 @@ impl CommandError {
             Self::Refused(refusal) => refusal.code(),
             Self::FileInvalid { .. } => "FILE_INVALID",
             Self::RunAmbiguous { .. } => "RUN_AMBIGUOUS",
+            Self::StoreBusy => "STORE_BUSY",
+            Self::TooMuch { .. } => "APPEND_TOO_LARGE",
             Self::Contended => "RUN_CONTENDED",
             Self::Store(error) => error.code(),
             Self::Unreplayable { .. } => "LOG_DAMAGED",
@@ -54,6 +57,8 @@ impl CommandError {
             | Self::MessageInvalid { .. }
             | Self::ImportInvalid { .. } => Code::InvalidArgument,
             Self::ArtifactUnknown { .. } => Code::NotFound,
+            Self::StoreBusy => Code::ResourceExhausted,
+            Self::TooMuch { .. } => Code::InvalidArgument,
             Self::Contended => Code::Aborted,
             Self::Unreplayable { .. } => Code::DataLoss,
             Self::Bug(_) => Code::Internal,
@@ -82,7 +87,8 @@ impl CommandError {
             Self::Refused(refusal) => refusal.advice(),
             Self::FileInvalid { .. } => "Correct the file; `tow validate` shows every problem.",
             Self::RunAmbiguous { .. } => "Give more characters of the id.",
-            Self::Contended => "Try again.",
+            Self::Contended | Self::StoreBusy => "Try again.",
+            Self::TooMuch { .. } => "Split the pipeline.",
             Self::Store(StoreError::Owned { .. }) => {
                 "Wait until that process has ended, or talk to it instead."
             }

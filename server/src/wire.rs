@@ -167,16 +167,7 @@ pub(crate) fn job_name(text: &str) -> JobName {
 }
 
 /// The output that `event` names, if it ends this try of this job.
-pub(crate) fn output_in(event: &RunEvent, name: &JobName, try_no: Attempt) -> Option<Blob> {
-    match event {
-        RunEvent::JobSucceeded { job, attempt, log, .. }
-        | RunEvent::JobAttemptFailed { job, attempt, log, .. }
-        | RunEvent::JobFailed { job, attempt, log, .. }
-        | RunEvent::JobCancelled { job, attempt, log, .. }
-            if job == name && *attempt == try_no =>
-        {
-            *log
-        }
-        _ => None,
-    }
+pub(crate) fn output_in(event: &RunEvent, job: &JobName, attempt: Attempt) -> Option<Blob> {
+    let (reported, log) = event.reported()?;
+    log.filter(|_| reported == attempt && event.job() == Some(job))
 }

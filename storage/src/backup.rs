@@ -101,9 +101,11 @@ pub async fn backup(
     let file = out_file.into_inner().map_err(std::io::IntoInnerError::into_error);
     let file = file.map_err(StoreError::while_doing(doing))?;
     file.as_file().sync_all().map_err(StoreError::while_doing(doing))?;
-    file.persist_noclobber(out).map_err(|error| match error.error.kind() {
-        ErrorKind::AlreadyExists => StoreError::BackupExists { path: out.to_owned() },
-        _ => StoreError::while_doing(doing)(error.error),
+    file.persist_noclobber(out).map_err(|error| {
+        if error.error.kind() == ErrorKind::AlreadyExists {
+            return StoreError::BackupExists { path: out.to_owned() };
+        }
+        StoreError::while_doing(doing)(error.error)
     })?;
     sync_directory(directory)?;
     let bytes = bytes + DIGEST_BYTES;
@@ -167,11 +169,13 @@ pub async fn restore(
     let opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
     let restored = fill(&opened, &mut source, &mut progress).await?;
     drop(opened);
-    fs::rename(unfinished.path(), &target).map_err(|error| match error.kind() {
-        ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
-            StoreError::RestoreTargetNotEmpty { path: target.clone() }
+    fs::rename(unfinished.path(), &target).map_err(|error| {
+        let in_the_way =
+            [ErrorKind::DirectoryNotEmpty, ErrorKind::AlreadyExists, ErrorKind::NotADirectory];
+        if in_the_way.contains(&error.kind()) {
+            return StoreError::RestoreTargetNotEmpty { path: target.clone() };
         }
-        _ => StoreError::while_doing(doing)(error),
+        StoreError::while_doing(doing)(error)
     })?;
     // It has its name now: nothing to remove.
     let _ = unfinished.keep();
@@ -402,9 +406,11 @@ impl Source {
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), StoreError> {
-        self.read_exact(bytes).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => self.damaged(BackupDamage::Cut),
-            _ => StoreError::while_doing("reading the backup")(error),
+        self.read_exact(bytes).map_err(|error| {
+            if error.kind() == ErrorKind::UnexpectedEof {
+                return self.damaged(BackupDamage::Cut);
+            }
+            StoreError::while_doing("reading the backup")(error)
         })
     }
 }

@@ -198,9 +198,11 @@ impl Blobs {
     }
 
     fn file(&self, sha256: &[u8; 32]) -> Result<File, StoreError> {
-        File::open(self.path(sha256)).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => StoreError::BlobMissing { sha256: *sha256 },
-            _ => StoreError::while_doing("opening a blob")(error),
+        File::open(self.path(sha256)).map_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                return StoreError::BlobMissing { sha256: *sha256 };
+            }
+            StoreError::while_doing("opening a blob")(error)
         })
     }
 

@@ -16,7 +16,8 @@ use crate::{
 
 /// Body size after which a block takes no further record.
 ///
-/// One record of the largest size still fits, which bounds a value at about twice this.
+/// A larger record has a block of its own, so a value is never larger than the largest record and
+/// its names.
 pub(crate) const BLOCK_BYTES_TARGET: usize = 48 * 1024;
 
 /// Layout of a block: the first byte of every value.

@@ -81,7 +81,7 @@ pub enum StoreError {
     Stopped {
         /// How that commit failed.
         #[source]
-        cause: Arc<StoreError>,
+        cause: Arc<Self>,
     },
     /// The store is being closed.
     #[error("the store is closed")]

@@ -650,7 +650,7 @@ mod tests {
         let before = rig.shelf.map.lock().unwrap().clone();
         let entries: Vec<_> = before.keys().filter(|key| key[0] == b's').cloned().collect();
         assert!(!entries.is_empty(), "the index was written");
-        let last = before.keys().filter(|key| key[0] == b'l').next_back().unwrap().clone();
+        let last = before.keys().rfind(|key| key[0] == b'l').unwrap().clone();
 
         for key in entries.iter().chain([&last]) {
             rig.shelf.map.lock().unwrap().remove(key);

@@ -121,7 +121,7 @@ impl Reader {
             let indexed = self.indexed_runs(stream, next)?;
             let at_end = indexed.is_empty();
             let runs = if at_end { &waiting } else { &indexed };
-            for run in runs.iter().filter(|run| run.last() >= after + 1) {
+            for run in runs.iter().filter(|run| run.last() > after) {
                 if run.last() < next {
                     continue;
                 }

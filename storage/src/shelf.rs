@@ -3,7 +3,7 @@
 //! Private. The promise of the crate is [`crate::EventStore`]; this is only the part of it in which
 //! sled and fjall differ.
 
-use std::{fmt::Debug, ops::RangeInclusive, sync::Arc};
+use std::{fmt::Debug, io::ErrorKind, ops::RangeInclusive, sync::Arc};
 
 use bytes::Bytes;
 
@@ -42,12 +42,20 @@ pub(crate) enum ShelfError {
 }
 
 impl ShelfError {
-    /// An error of the system; one that says the file ends too early or holds nonsense is damage.
+    /// An error of the system. Damage, when it says that a file of the database ends too early,
+    /// holds nonsense, is missing or in the way.
     pub(crate) fn of_io(error: std::io::Error) -> Self {
-        use std::io::ErrorKind;
-        let damaged = [ErrorKind::UnexpectedEof, ErrorKind::InvalidData, ErrorKind::InvalidInput]
-            .contains(&error.kind());
-        if damaged { Self::Damaged(error.to_string()) } else { Self::Unavailable(Arc::new(error)) }
+        const DAMAGE: [ErrorKind; 5] = [
+            ErrorKind::UnexpectedEof,
+            ErrorKind::InvalidData,
+            ErrorKind::InvalidInput,
+            ErrorKind::NotFound,
+            ErrorKind::AlreadyExists,
+        ];
+        if DAMAGE.contains(&error.kind()) {
+            return Self::Damaged(error.to_string());
+        }
+        Self::Unavailable(Arc::new(error))
     }
 
     /// The store's error for this one, met while `doing` something about `position`.

@@ -29,8 +29,7 @@ use crate::{
 };
 
 /// sled splits a leaf after sixteen keys, so a page holds at most seventeen values of at most
-/// about 113 KiB: a block that was nearly full when the largest record came. Two MiB, a quarter of
-/// this, hold them.
+/// 65 KiB, the largest record and its names. Two MiB, a quarter of this, hold them.
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
 /// Pages sled keeps in memory, in bytes.
@@ -160,9 +159,33 @@ fn shelf_error(error: Error) -> ShelfError {
 
 #[cfg(test)]
 mod tests {
-    use crate::open;
+    use crate::{NewRecord, open};
 
     crate::event_store_contract! {
         durable |directory| open(&format!("sled:{}", directory.display())).unwrap().store
+    }
+
+    /// What sled writes beside its file is synced by nobody.
+    #[tokio::test]
+    async fn no_page_is_ever_written_beside_the_file_that_is_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open(&format!("sled:{}", directory.path().display())).unwrap();
+        let store = &opened.store;
+        // Blocks as large as they get.
+        for n in 0..200_u64 {
+            let largest = NewRecord::new("k", vec![b'x'; crate::RECORD_BYTES_MAX]);
+            store.append("run/a", n, vec![largest]).await.unwrap();
+        }
+        // Many streams, so that the index grows and is consolidated too.
+        let long = "n".repeat(crate::STREAM_BYTES_MAX - 8);
+        let many = (0..3000_u64).map(|n| {
+            store.append(&format!("{long}{n:08}"), 0, vec![NewRecord::new("k", vec![b'x'; 500])])
+        });
+        for append in many.collect::<Vec<_>>() {
+            append.await.unwrap();
+        }
+
+        let beside = std::fs::read_dir(directory.path().join("sled/blobs")).unwrap();
+        assert_eq!(beside.count(), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! `kill -9` at any moment: what was acknowledged is there when the store is opened again.
 //!
 //! The writer is this test binary, started again for the one test below that only acts as a child.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{
     env,

@@ -1,8 +1,165 @@
-//! Being built.
-use super::{Desk, Finished};
-/// Being built.
+//! `tow backup`.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use towpath_server::safekeeping::{self, Kept};
+
+use super::{Desk, Finished, validate::counted};
+use crate::{
+    cli::Output,
+    connect::store_folder,
+    exit,
+    failure::Failure,
+    render::{Style, safe},
+};
+
+/// Write the whole store to one file
+///
+/// Every record and every blob is verified on the way, and the file appears whole or not at all.
+/// The store must not be in use: wait until `tow` has ended.
 #[derive(Debug, clap::Args)]
-pub(crate) struct BackupArgs {}
-pub(crate) async fn backup(_: &Desk, _: BackupArgs) -> Finished {
-    Ok(0)
+pub(crate) struct BackupArgs {
+    /// The file to write, which must not exist yet
+    file: PathBuf,
+}
+
+#[derive(Serialize)]
+struct KeptJson<'a> {
+    file: String,
+    store: &'a str,
+    records: u64,
+    blobs: u64,
+    bytes: u64,
+    hash: String,
+}
+
+/// Writes the store to a file.
+pub(crate) async fn backup(desk: &Desk, args: BackupArgs) -> Finished {
+    let url = desk.url();
+    match store_folder(&url) {
+        Some(folder) if folder.exists() => {}
+        Some(folder) => {
+            let message = format!("there is no store at `{}`", folder.display());
+            return Err(Failure::new("RUN_UNKNOWN", message, "Name a store with `--store`."));
+        }
+        None => {
+            let message = "a store in memory has nothing that could be kept";
+            let advice = "Name a store with `--store`.";
+            return Err(Failure::new("STORE_URL_INVALID", message, advice));
+        }
+    }
+    let mut progress = Progress::new(&desk.style);
+    let kept =
+        safekeeping::backup(&url, &args.file, |bytes| progress.show(|| size_words(bytes))).await;
+    progress.clear();
+    report(desk, &args.file, &url, "Backed up", &kept?)?;
+    Ok(exit::DONE)
+}
+
+/// Says what a backup holds, whichever way it went.
+pub(super) fn report(
+    desk: &Desk,
+    file: &std::path::Path,
+    store: &str,
+    done: &str,
+    kept: &Kept,
+) -> Result<(), Failure> {
+    let Kept { records, blobs, bytes, hash } = *kept;
+    let hash = hex_of(&hash);
+    let file = safe(&file.to_string_lossy());
+    if desk.output() != Output::Text {
+        return desk.json(&KeptJson { file, store, records, blobs, bytes, hash });
+    }
+    let numbers = format!(
+        "{}, {}, {}",
+        counted(usize::try_from(records).unwrap_or(usize::MAX), "record"),
+        counted(usize::try_from(blobs).unwrap_or(usize::MAX), "blob"),
+        size_words(bytes),
+    );
+    desk.print(&format!(
+        "{done}: {numbers}\n  file   {file}\n  store  {}\n  hash   {hash}\n",
+        safe(store)
+    ))
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number of bytes as people say it, such as `41.2 GB`.
+pub(super) fn size_words(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1_000 {
+        return format!("{bytes} bytes");
+    }
+    let (mut tenths, mut unit) = (bytes / 100, 0);
+    while tenths >= 10_000 && unit + 1 < UNITS.len() {
+        tenths /= 1_000;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// One line on standard error that says how far something has come: only for a person who watches,
+/// and only if it takes a while.
+pub(super) struct Progress {
+    watched: bool,
+    width: usize,
+    began: Instant,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    /// Before the first line.
+    const SILENT: Duration = Duration::from_secs(1);
+    /// Between two lines.
+    const EVERY: Duration = Duration::from_millis(100);
+
+    pub(super) fn new(style: &Style) -> Self {
+        let watched = io::stderr().is_terminal();
+        Self { watched, width: style.width, began: Instant::now(), shown: None }
+    }
+
+    /// Shows what `words` says, if it is time to.
+    pub(super) fn show(&mut self, words: impl FnOnce() -> String) {
+        let is_early = match self.shown {
+            Some(shown) => shown.elapsed() < Self::EVERY,
+            None => self.began.elapsed() < Self::SILENT,
+        };
+        if self.watched && !is_early {
+            let words: String = words().chars().take(self.width.saturating_sub(3)).collect();
+            drop(write!(io::stderr().lock(), "\r\u{1b}[K  {words}"));
+            self.shown = Some(Instant::now());
+        }
+    }
+
+    /// Takes the line away.
+    pub(super) fn clear(&mut self) {
+        if self.shown.take().is_some() {
+            drop(write!(io::stderr().lock(), "\r\u{1b}[K"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_said_in_three_digits() {
+        let words = [0, 999, 1_000, 12_345, 999_999, 41_234_567_890].map(size_words);
+        assert_eq!(words, ["0 bytes", "999 bytes", "1.0 kB", "12.3 kB", "999.9 kB", "41.2 GB"]);
+        assert_eq!(size_words(u64::MAX), "18446744.0 TB");
+    }
+
+    #[test]
+    fn a_digest_is_written_in_hexadecimal() {
+        assert_eq!(hex_of(&[0, 10, 255]), "000aff");
+    }
 }

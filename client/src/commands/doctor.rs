@@ -1,8 +1,221 @@
-//! Being built.
-use super::{Desk, Finished};
-/// Being built.
+//! `tow doctor`.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use nix::sys::statvfs::statvfs;
+use serde::Serialize;
+use tokio_stream::StreamExt as _;
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    backup::{Progress, hex_of, size_words},
+};
+use crate::{
+    cli::Output,
+    connect::{Server, store_folder},
+    exit,
+    failure::Failure,
+    render::{Mark, safe},
+};
+
+/// Less free space than this is worth a warning, in bytes. Source: a day of a busy store.
+const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// Others may not even look: records and output may hold what a script printed.
+const OTHERS_MODE: u32 = 0o077;
+
+/// Check the store: walk the log, rebuild every view, compare
+///
+/// Every record is read and its hash checked, every run is replayed and compared with what the
+/// server believes, every blob is read. Nothing is changed. Exit code 7 if anything differs; a
+/// remark about the machine is only said.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {}
-pub(crate) async fn doctor(_: &Desk, _: DoctorArgs) -> Finished {
-    Ok(0)
+
+/// One thing that was looked at.
+#[derive(Serialize)]
+struct Look {
+    name: &'static str,
+    ok: bool,
+    about: String,
+}
+
+#[derive(Serialize)]
+struct DoctorJson<'a> {
+    /// Whether the store is as it was written.
+    ok: bool,
+    checks: &'a [Look],
+    records: u64,
+    runs: u64,
+    findings: &'a [String],
+    hash: String,
+}
+
+/// Looks at everything.
+pub(crate) async fn doctor(desk: &Desk, _: DoctorArgs) -> Finished {
+    let url = desk.url();
+    let mut looks = vec![shell()];
+    if let Some(folder) = store_folder(&url).filter(|folder| folder.exists()) {
+        looks.extend([private(&folder), room(&folder)]);
+    }
+    if desk.output() == Output::Text {
+        for look in &looks {
+            show(desk, look)?;
+        }
+    }
+    let server = Server::reach_existing(&url).await?;
+    let examined = examine(desk, &server, &mut looks).await;
+    server.close().await;
+    let found = examined?;
+    if desk.output() != Output::Text {
+        desk.json(&DoctorJson {
+            ok: found.findings.is_empty(),
+            checks: &looks,
+            records: found.records,
+            runs: found.runs,
+            findings: &found.findings,
+            hash: hex_of(&found.hash),
+        })?;
+    }
+    Ok(if found.findings.is_empty() { exit::DONE } else { exit::DAMAGED })
+}
+
+async fn examine(
+    desk: &Desk,
+    server: &Server,
+    looks: &mut Vec<Look>,
+) -> Result<v1::CheckProgress, Failure> {
+    let is_text = desk.output() == Output::Text;
+    let server_look = owner(server).await?;
+    if is_text {
+        show(desk, &server_look)?;
+    }
+    looks.push(server_look);
+    let found = check(desk, server).await?;
+    if is_text {
+        let about = match found.findings.is_empty() {
+            true => format!(
+                "{} records, {} runs: every hash, view and blob agrees",
+                found.records, found.runs
+            ),
+            false => format!("{} records, {} runs", found.records, found.runs),
+        };
+        show(desk, &Look { name: "log", ok: found.findings.is_empty(), about })?;
+        for finding in &found.findings {
+            desk.print(&format!("  {}\n", safe(finding)))?;
+        }
+        desk.print(&format!("  hash {}\n", hex_of(&found.hash)))?;
+    }
+    Ok(found)
+}
+
+/// The server's own check, to its end.
+async fn check(desk: &Desk, server: &Server) -> Result<v1::CheckProgress, Failure> {
+    let mut reports = server.log().check(v1::CheckRequest {}).await?.into_inner();
+    let mut progress = Progress::new(&desk.style);
+    let mut last = None;
+    while let Some(report) = reports.next().await {
+        let report = report.inspect_err(|_| progress.clear())?;
+        if report.done {
+            last = Some(report);
+        } else {
+            progress.show(|| format!("{} records checked", report.records));
+        }
+    }
+    progress.clear();
+    last.ok_or_else(|| Failure::new("UNREACHABLE", "the check did not come to its end", "Again."))
+}
+
+fn show(desk: &Desk, look: &Look) -> Result<(), Failure> {
+    let mark = desk.style.mark(if look.ok { Mark::Done } else { Mark::Failed });
+    desk.print(&format!("{mark} {:<8} {}\n", look.name, safe(&look.about)))
+}
+
+/// Without a shell no job can run.
+fn shell() -> Look {
+    let answer = Command::new("sh")
+        .args(["-c", "exit 0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let (ok, about) = match answer {
+        Ok(status) if status.success() => (true, "sh answers".to_owned()),
+        Ok(status) => (false, format!("sh ends with {status}")),
+        Err(error) => (false, format!("sh cannot be started: {error}")),
+    };
+    Look { name: "shell", ok, about }
+}
+
+/// The folder of the store is for its owner alone.
+fn private(folder: &Path) -> Look {
+    let name = "folder";
+    let shown = folder.display();
+    let found = match fs::metadata(folder) {
+        Ok(found) => found,
+        Err(error) => return Look { name, ok: false, about: format!("{shown}: {error}") },
+    };
+    let mode = found.permissions().mode() & 0o777;
+    let ours = nix::unistd::geteuid().as_raw();
+    let about = if found.uid() != ours {
+        format!("{shown} belongs to user {}, and you are {ours}", found.uid())
+    } else if mode & OTHERS_MODE != 0 {
+        format!("{shown} is open to others (mode {mode:04o}); chmod 700 shuts it")
+    } else {
+        return Look { name, ok: true, about: format!("{shown} is yours alone (mode {mode:04o})") };
+    };
+    Look { name, ok: false, about }
+}
+
+/// A store that cannot grow stops.
+fn room(folder: &Path) -> Look {
+    let (ok, about) = match statvfs(folder) {
+        Ok(disk) => {
+            // The types differ from system to system.
+            #[expect(clippy::useless_conversion, reason = "blocks are 32 bits wide elsewhere")]
+            let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+            (free >= FREE_BYTES_MIN, format!("{} free", size_words(free)))
+        }
+        Err(error) => (false, format!("free space is unknown: {error}")),
+    };
+    Look { name: "disk", ok, about }
+}
+
+/// Who has the store open.
+async fn owner(server: &Server) -> Result<Look, Failure> {
+    let description = server.log().describe(v1::DescribeRequest {}).await?.into_inner();
+    let v1::Description { version, pid, position, .. } = description;
+    let who = if server.is_ours() { "this process" } else { "another process" };
+    let about = format!("{who}, pid {pid}, version {version}, at position {position}");
+    Ok(Look { name: "server", ok: version == env!("CARGO_PKG_VERSION"), about })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_can_enter_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let open = private(dir.path());
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let shut = private(dir.path());
+        assert!(!open.ok && open.about.contains("mode 0755"), "{}", open.about);
+        assert!(shut.ok, "{}", shut.about);
+    }
+
+    #[test]
+    fn the_machine_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(shell().ok);
+        assert!(room(dir.path()).about.ends_with(" free"));
+        assert!(!room(&dir.path().join("missing")).ok);
+        assert!(!private(&dir.path().join("missing")).ok);
+    }
 }

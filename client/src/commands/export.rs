@@ -96,7 +96,7 @@ fn line_of(run: &str, job: &Job) -> Option<SeedLine> {
         started_at: job.leased_at,
         finished_at: Some(job.since),
         exit_code: exit_code(job),
-        error: error(job),
+        error: board::note(job).trim_end().to_owned(),
     };
     // What another tool recorded goes out as it came in.
     Some(match &job.imported {
@@ -116,14 +116,6 @@ fn exit_code(job: &Job) -> Option<i32> {
         (JobState::Succeeded, _) => Some(0),
         (JobState::Failed, Some(FailureCause::ExitCode(code))) => Some(*code),
         (_, _) => None,
-    }
-}
-
-fn error(job: &Job) -> String {
-    match &job.state {
-        JobState::Succeeded => String::new(),
-        JobState::Cancelled => "cancelled".to_owned(),
-        _ => board::note(job),
     }
 }
 

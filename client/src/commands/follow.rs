@@ -307,20 +307,15 @@ impl<'a> Show<'a> {
             }
             return;
         };
-        let name = job.plan.name.clone();
-        match &fact.event {
-            RunEvent::JobLeased { .. } => self.listen(name),
-            RunEvent::JobAttemptFailed { .. } => {
-                self.lines.push(board::ended_line(job, &self.desk.style));
-            }
-            RunEvent::GateApproved { .. } => {
-                let line = format!("    Gate of {} opened by {}.", safe(name.as_str()), fact.by);
-                self.lines.push(self.desk.style.fit(&line, self.desk.style.width));
-            }
-            _ if job.state.is_over() => {
-                self.lines.push(board::ended_line(job, &self.desk.style));
-            }
-            _ => {}
+        let (name, style) = (job.plan.name.clone(), &self.desk.style);
+        let failed_try = matches!(fact.event, RunEvent::JobAttemptFailed { .. });
+        if matches!(fact.event, RunEvent::JobLeased { .. }) {
+            self.listen(name);
+        } else if matches!(fact.event, RunEvent::GateApproved { .. }) {
+            let line = format!("    Gate of {} opened by {}.", safe(name.as_str()), fact.by);
+            self.lines.push(style.fit(&line, style.width));
+        } else if failed_try || job.state.is_over() {
+            self.lines.push(board::ended_line(job, style));
         }
     }
 
@@ -344,7 +339,7 @@ impl<'a> Show<'a> {
                 if let Some(line) = newest {
                     let text = captured::printable(line.bytes, false);
                     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-                    last.insert(job.to_string(), text.trim().to_owned());
+                    last.insert(job.to_string(), text.trim().replace('\t', " "));
                 }
             }
             last.lock().unwrap_or_else(PoisonError::into_inner).remove(job.as_str());
@@ -439,28 +434,36 @@ impl<'a> Show<'a> {
 
     fn show_gate(&self, name: &JobName) {
         let Some(job) = self.run.job(name.as_str()) else { return };
+        let style = &self.desk.style;
         let quoted = towpath_engine::expression::quoted(name.as_str());
         let id = &self.short_id;
-        let sign = self.desk.style.mark(crate::render::Mark::Gate);
-        self.desk.say(&format!("{sign} {} waits at its gate.", safe(name.as_str())));
+        let mut lines = Vec::new();
         if job.plan.irreversible {
-            self.desk.say("  There is no way back after it.");
+            lines.push("There is no way back after it.".to_owned());
         }
         for need in &job.plan.needs {
             if let Some(need) = self.run.job(need.as_str()) {
-                let sign = self.desk.style.mark(board::mark_of(need));
-                let outputs: Vec<String> = need
-                    .outputs
-                    .iter()
-                    .map(|(key, value)| format!("{key}={}", safe(value)))
-                    .collect();
+                let told = need.outputs.iter();
+                let told: Vec<String> =
+                    told.map(|(key, value)| format!("{key}={}", safe(value))).collect();
                 let name = safe(need.plan.name.as_str());
-                self.desk.say(format!("  {sign} {name}  {}", outputs.join("  ")).trim_end());
+                let word = need.state.word().replace('_', " ");
+                lines.push(format!("{name} {word}  {}", told.join("  ")).trim_end().to_owned());
             }
         }
-        for line in job.plan.script.trim().lines().take(5) {
-            self.desk.say(&format!("  $ {}", safe(line)));
+        if let JobState::AtGate(binds) = &job.state {
+            lines.push(format!("An approval covers this, as {}.", binds.short()));
         }
+        for line in job.plan.script.trim().lines().take(5) {
+            lines.push(format!("$ {}", safe(line)));
+        }
+        let name = safe(name.as_str());
+        self.desk
+            .say(&format!("{} {name} waits at its gate.", style.mark(crate::render::Mark::Gate)));
+        for line in lines {
+            self.desk.say(&style.fit(&format!("  {line}"), style.width));
+        }
+        // Whole, however wide: these are there to be copied.
         self.desk.say(&format!("  tow approve {quoted} --run {id}"));
         self.desk.say(&format!("  tow reject {quoted} --run {id} --comment WHY"));
     }
@@ -500,6 +503,9 @@ async fn ask() -> Option<String> {
     });
     tokio::select! {
         line = receive => line.ok().flatten(),
-        _ = tokio::signal::ctrl_c() => None,
+        _ = tokio::signal::ctrl_c() => {
+            drop(writeln!(io::stderr().lock()));
+            None
+        }
     }
 }

@@ -1,8 +1,170 @@
-//! Being built.
-use super::{Desk, Finished};
-/// Being built.
+//! `tow import`.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use towpath_engine::{
+    event::ImportedResult,
+    seed_lines::{self, SeedRun},
+};
+use towpath_proto::v1;
+
+use super::{Desk, Finished, pipeline, validate::counted};
+use crate::{
+    cli::{Output, WhichFile},
+    connect::Server,
+    exit,
+    failure::Failure,
+    render::safe,
+};
+
+/// Largest record, in bytes: what one request carries.
+const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Problems that are shown of a record that cannot be used.
+const PROBLEMS_SHOWN_MAX: usize = 10;
+
+/// Take over the JSONL run file of another tool
+///
+/// The record becomes a run of the pipeline file: what is `DONE` counts as succeeded and does not
+/// run again, `tow resume` runs the rest. Of several lines about a job the last one counts. A last
+/// line that was cut off is left out, and said; any other damage refuses the whole record.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ImportArgs {}
-pub(crate) async fn import(_: &Desk, _: ImportArgs) -> Finished {
-    Ok(0)
+pub(crate) struct ImportArgs {
+    /// The record, one JSON object after the other; `-` is standard input
+    record: PathBuf,
+    #[command(flatten)]
+    file: WhichFile,
+}
+
+#[derive(Serialize)]
+struct ImportJson {
+    run: String,
+    short_id: String,
+    /// The run's id in the record.
+    recorded_run: String,
+    jobs: usize,
+    succeeded: usize,
+    failed: usize,
+    skipped: usize,
+    /// The line at which the record is cut off.
+    torn_tail: Option<usize>,
+}
+
+/// Makes a run out of a record.
+pub(crate) async fn import(desk: &Desk, args: ImportArgs) -> Finished {
+    let path = pipeline::locate(args.file.file.as_deref())?;
+    let bytes = record_of(&args.record)?;
+    let record = understood(&args.record, &bytes)?;
+    let pipeline = pipeline::read(desk, &path)?;
+    if let Some(line) = record.torn_tail {
+        desk.say(&format!("warning: line {line} of the record is cut off and was left out."));
+    }
+    let request = v1::ImportRunRequest {
+        file: Some(pipeline.message()),
+        record: bytes.into(),
+        actor: desk.actor(),
+    };
+    let server = Server::reach(&desk.url()).await?;
+    let imported = server.runs().import_run(request).await;
+    server.close().await;
+    let run = imported?.into_inner();
+    report(desk, &run, &record, pipeline.plan.jobs.len())?;
+    Ok(exit::DONE)
+}
+
+fn record_of(path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error: io::Error| Failure::file(path, &error);
+    let mut bytes = Vec::new();
+    let mut take = |from: &mut dyn Read| from.take(RECORD_BYTES_MAX + 1).read_to_end(&mut bytes);
+    if path == Path::new("-") {
+        take(&mut io::stdin().lock()).map_err(failed)?;
+    } else {
+        take(&mut fs::File::open(path).map_err(failed)?).map_err(failed)?;
+    }
+    if bytes.len() as u64 > RECORD_BYTES_MAX {
+        return Err(Failure::new(
+            "ARGUMENT_OUT_OF_BOUNDS",
+            format!("`{}` is larger than {RECORD_BYTES_MAX} bytes", path.display()),
+            "Keep only the last line of every job.",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// The record, if all of it can be used.
+fn understood(path: &Path, bytes: &[u8]) -> Result<SeedRun, Failure> {
+    let name = path.display();
+    let invalid = |message: String| {
+        Failure::new("IMPORT_INVALID", message, "Correct the record; nothing was imported.")
+    };
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| invalid(format!("`{name}` is not UTF-8: {error}")))?;
+    let record = seed_lines::parse(text);
+    if !record.problems.is_empty() {
+        let mut message =
+            format!("`{name}` has {}", counted(record.problems.len(), "unusable line"));
+        for (line, what) in record.problems.iter().take(PROBLEMS_SHOWN_MAX) {
+            message = format!("{message}; line {line}: {what}");
+        }
+        return Err(invalid(message));
+    }
+    if record.lines.is_empty() {
+        return Err(invalid(format!("`{name}` says nothing about any job")));
+    }
+    Ok(record)
+}
+
+fn report(desk: &Desk, run: &v1::Run, record: &SeedRun, jobs: usize) -> Result<(), Failure> {
+    let count = |result| record.lines.iter().filter(|line| line.status == result).count();
+    let succeeded = count(ImportedResult::Succeeded);
+    let failed = count(ImportedResult::Failed);
+    let skipped = count(ImportedResult::Skipped);
+    if desk.output() != Output::Text {
+        return desk.json(&ImportJson {
+            run: run.id.clone(),
+            short_id: run.short_id.clone(),
+            recorded_run: record.run_id.clone(),
+            jobs,
+            succeeded,
+            failed,
+            skipped,
+            torn_tail: record.torn_tail,
+        });
+    }
+    let dot = desk.style.dot();
+    desk.print(&format!(
+        "run {}  {} {dot} {succeeded} done {dot} {failed} failed {dot} {skipped} skipped\n",
+        run.id,
+        safe(&run.pipeline),
+    ))?;
+    let rest = jobs - succeeded;
+    if rest > 0 {
+        let rest = counted(rest, "job");
+        desk.say(&format!("`tow resume {}` runs the other {rest}.", run.short_id));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        understood(Path::new("runs.jsonl"), text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_record_is_used_whole_or_not_at_all() {
+        let line = r#"{"pipeline_run_id":"r","job":"a","stage":"s","status":"DONE"}"#;
+        let record = understood(Path::new("r"), format!("{line}\n{{\"pipe").as_bytes()).unwrap();
+        assert_eq!((record.lines.len(), record.torn_tail), (1, Some(2)));
+
+        let odd = refused(&format!("{}\n{line}\n", line.replace("DONE", "FINE")));
+        assert!(odd.contains("`runs.jsonl` has 1 unusable line; line 1: "), "{odd}");
+        assert!(refused("\n").contains("says nothing about any job"));
+    }
 }

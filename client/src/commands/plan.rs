@@ -1,8 +1,180 @@
-//! Being built.
-use super::{Desk, Finished};
-/// Being built.
+//! `tow plan`. What is looked at is in `plan/outlook.rs`, how it is shown in `plan/shown.rs`.
+
+mod outlook;
+mod shown;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use towpath_engine::{ids::JobName, job::JobState, plan::Plan, run::Run};
+use towpath_proto::v1;
+
+use super::{
+    Desk, Finished,
+    follow::snapshot,
+    pipeline::{self, Pipeline},
+    status,
+};
+use crate::{
+    cli::{Output, WhichFile},
+    connect::{Server, store_folder},
+    exit,
+    failure::Failure,
+};
+
+use outlook::{Outlook, Resume};
+
+/// Runs that are looked through for one to estimate by.
+const RUNS_SEARCHED: u32 = 50;
+
+/// Show what a run would do, without doing it
+///
+/// Jobs of one line can run at the same time; a line begins when the one above has ended. Times are
+/// those of the last run of this pipeline that succeeded, if the store has one. Exit code 4 if
+/// nothing would run.
 #[derive(Debug, clap::Args)]
-pub(crate) struct PlanArgs {}
-pub(crate) fn plan(_: &Desk, _: PlanArgs) -> Finished {
-    Ok(0)
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    file: WhichFile,
+    /// Show what `tow resume RUN` would do instead
+    #[arg(long, value_name = "RUN")]
+    resume: Option<String>,
+}
+
+/// What jobs took before, and in which run.
+#[derive(Default)]
+struct Estimates {
+    run: Option<String>,
+    ran_ms: BTreeMap<String, u64>,
+}
+
+/// Shows what would run.
+pub(crate) fn plan(desk: &Desk, args: PlanArgs) -> Finished {
+    let PlanArgs { file: WhichFile { file }, resume } = args;
+    let outlook = match resume {
+        Some(run) => wait(resumed(desk, &run, file.as_deref()))?,
+        None => {
+            let pipeline = pipeline::read(desk, &pipeline::locate(file.as_deref())?)?;
+            let estimates = wait(estimates(desk, &pipeline.plan.pipeline));
+            let everything = |_: &JobName| true;
+            let outlook = Outlook::of(&pipeline.plan, everything, |job| estimates.of(job));
+            outlook.in_file(&pipeline.name).estimated_from(estimates.run)
+        }
+    };
+    if desk.output() == Output::Text {
+        desk.print(&shown::text(&outlook, &desk.style))?;
+    } else {
+        desk.json(&outlook)?;
+    }
+    Ok(if outlook.would_run == 0 { exit::NOTHING_TO_DO } else { exit::DONE })
+}
+
+/// The result of `future`, for which this thread stands still.
+fn wait<F: Future>(future: F) -> F::Output {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))
+}
+
+impl Estimates {
+    /// Milliseconds; without an earlier run every job is as long as any other.
+    fn of(&self, job: &JobName) -> u64 {
+        let unknown = u64::from(self.run.is_none());
+        self.ran_ms.get(job.as_str()).copied().unwrap_or(unknown)
+    }
+}
+
+/// What the jobs of `pipeline` took the last time all went well. Only a help: whatever stands in
+/// the way, there is none.
+async fn estimates(desk: &Desk, pipeline: &str) -> Estimates {
+    let url = desk.url();
+    if store_folder(&url).is_none_or(|folder| !folder.exists()) {
+        return Estimates::default();
+    }
+    let Ok(server) = Server::reach_existing(&url).await else { return Estimates::default() };
+    let found = took_before(&server, pipeline).await;
+    server.close().await;
+    found.unwrap_or_default()
+}
+
+async fn took_before(server: &Server, pipeline: &str) -> Result<Estimates, Failure> {
+    let request = v1::ListRunsRequest {
+        before: String::new(),
+        limit: RUNS_SEARCHED,
+        phases: vec!["succeeded".to_owned()],
+    };
+    let runs = server.runs().list_runs(request).await?.into_inner().runs;
+    let Some(run) = runs.into_iter().find(|run| run.pipeline == pipeline) else {
+        return Ok(Estimates::default());
+    };
+    let jobs = status::jobs(server, &run.id).await?;
+    let ran_ms = jobs.into_iter().filter_map(|job| Some((job.name, job.ran_ms?))).collect();
+    Ok(Estimates { run: Some(run.short_id), ran_ms })
+}
+
+/// What a resume would do.
+async fn resumed(desk: &Desk, run: &str, file: Option<&Path>) -> Result<Outlook, Failure> {
+    let server = desk.server().await?;
+    let found = read_run(&server, run).await;
+    let estimates = match &found {
+        Ok((short, _)) => took_before(&server, &short.pipeline).await.unwrap_or_default(),
+        Err(_) => Estimates::default(),
+    };
+    server.close().await;
+    let (view, run) = found?;
+    let now = file_now(desk, &view, file)?;
+    Ok(outlook_of_resume(&view, &run, now.as_ref(), &estimates))
+}
+
+async fn read_run(server: &Server, run: &str) -> Result<(v1::Run, Run), Failure> {
+    let request = v1::GetRunRequest { run: run.to_owned() };
+    let view = server.runs().get_run(request).await?.into_inner();
+    let (run, _) = snapshot(server, &view.id).await?;
+    Ok((view, run))
+}
+
+/// The pipeline file as it is now: the one that was named, or the run's own if it is still there.
+fn file_now(desk: &Desk, run: &v1::Run, file: Option<&Path>) -> Result<Option<Pipeline>, Failure> {
+    let own = || Path::new(&run.folder).join(Path::new(&run.file).file_name().unwrap_or_default());
+    let path: PathBuf = match file {
+        Some(file) => file.to_owned(),
+        None if own().is_file() => own(),
+        None => return Ok(None),
+    };
+    pipeline::read(desk, &path).map(Some)
+}
+
+fn outlook_of_resume(
+    view: &v1::Run,
+    run: &Run,
+    now: Option<&Pipeline>,
+    estimates: &Estimates,
+) -> Outlook {
+    let frozen = Plan {
+        pipeline: view.pipeline.clone(),
+        stages: view.stages.iter().map(|stage| stage.as_str().into()).collect(),
+        jobs: run.jobs().iter().map(|job| (*job.plan).clone()).collect(),
+        timeout_ms: None,
+    };
+    let digest_now = now.map(|now| now.plan.digest().to_string());
+    let changed = digest_now.as_ref().is_some_and(|now| *now != view.plan_sha256);
+    let plan = now.filter(|_| changed).map_or(&frozen, |now| &now.plan);
+    let kept: BTreeSet<&JobName> = run
+        .jobs()
+        .iter()
+        .filter(|job| job.state == JobState::Succeeded)
+        .map(|job| &job.plan.name)
+        .collect();
+    let outlook = Outlook::of(plan, |job| !kept.contains(job), |job| estimates.of(job));
+    let kept = plan.jobs.iter().filter(|job| kept.contains(&job.name));
+    let resume = Resume {
+        run: view.id.clone(),
+        short_id: view.short_id.clone(),
+        kept: kept.map(|job| job.name.to_string()).collect(),
+        plan_changed: changed,
+        plan_sha256_frozen: view.plan_sha256.clone(),
+        plan_sha256_now: digest_now,
+    };
+    let name = now.map_or(view.file.as_str(), |now| now.name.as_str());
+    outlook.in_file(name).estimated_from(estimates.run.clone()).resuming(resume)
 }

@@ -1,8 +1,37 @@
-//! Being built.
-use super::{Desk, Finished};
-/// Being built.
+//! `tow restore`.
+
+use std::{fs, path::PathBuf};
+
+use towpath_server::safekeeping;
+
+use super::{
+    Desk, Finished,
+    backup::{Progress, report, size_words},
+};
+use crate::{exit, failure::Failure};
+
+/// Make a store out of a backup
+///
+/// The whole file is verified first. The new store appears only when it is complete and its log
+/// has the hash of the backup; a store that is there already is never touched.
 #[derive(Debug, clap::Args)]
-pub(crate) struct RestoreArgs {}
-pub(crate) async fn restore(_: &Desk, _: RestoreArgs) -> Finished {
-    Ok(0)
+pub(crate) struct RestoreArgs {
+    /// The backup
+    file: PathBuf,
+    /// Where the store shall be, as `sled:PATH` or `fjall:PATH` [default: as `--store`]
+    #[arg(long, value_name = "URL")]
+    to: Option<String>,
+}
+
+/// Makes a store out of a file.
+pub(crate) async fn restore(desk: &Desk, args: RestoreArgs) -> Finished {
+    let RestoreArgs { file, to } = args;
+    // Whether it can be read at all is said in the words of the file, not of the store.
+    fs::File::open(&file).map_err(|error| Failure::file(&file, &error))?;
+    let url = to.unwrap_or_else(|| desk.url());
+    let mut progress = Progress::new(&desk.style);
+    let kept = safekeeping::restore(&file, &url, |bytes| progress.show(|| size_words(bytes))).await;
+    progress.clear();
+    report(desk, &file, &url, "Restored", &kept?)?;
+    Ok(exit::DONE)
 }

@@ -116,10 +116,10 @@ fn failure(cause: &FailureCause) -> String {
 
 fn row(mark: Mark, job: &Job, took: &str, note: &str, style: &Style) -> String {
     let fixed = 4 + style.mark_width();
-    let name_columns = NAME_COLUMNS.min(style.width.saturating_sub(fixed + 10));
+    let name_columns = NAME_COLUMNS.min(style.width.saturating_sub(fixed + 11));
     let name = style.pad(&safe(job.plan.name.as_str()), name_columns);
     let took = format!("{took:>7}");
-    let room = style.width.saturating_sub(fixed + name_columns + 9);
+    let room = style.width.saturating_sub(fixed + name_columns + 11);
     let note = style.fit(note, room);
     let line = format!("    {} {name} {took}  {}", style.mark(mark), style.dim(&note));
     line.trim_end().to_owned()
@@ -159,7 +159,8 @@ fn stage_line(run: &Run, stage: &str, style: &Style) -> String {
     }
     let columns = 14.min(style.width.saturating_sub(20)).max(8);
     let name = style.pad(&safe(stage), columns);
-    format!("  {name} {} {}", style.mark(mark), facts.join("  "))
+    let room = style.width.saturating_sub(columns + style.mark_width() + 4);
+    format!("  {name} {} {}", style.mark(mark), style.fit(&facts.join("  "), room))
 }
 
 /// The picture of a run at rest: every stage with every job.
@@ -181,11 +182,11 @@ pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) ->
 }
 
 fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
-    let took = match &job.state {
-        JobState::Leased(..) => duration_words(now.ms_since(job.since)),
-        _ if job.state.is_over() => job.ran_ms.map(duration_words).unwrap_or_default(),
-        _ => String::new(),
+    let took = match job.state.lease() {
+        Some(_) => Some(now.ms_since(job.since)),
+        None => job.ran_ms.filter(|_| job.state.is_over()),
     };
+    let took = took.map(duration_words).unwrap_or_default();
     let mut about = note(job);
     if let JobState::Leased(attempt, worker) = &job.state {
         about =
@@ -256,10 +257,8 @@ pub(crate) fn foot(run: &Run, now: Timestamp, style: &Style) -> String {
         }
     }
     facts.push(duration_words(took));
-    let word = match run.phase() {
-        Phase::Running if counts.at_gate > 0 && !run.can_move() => "waiting at a gate",
-        phase => phase.word(),
-    };
+    let at_gate = *run.phase() == Phase::Running && counts.at_gate > 0 && !run.can_move();
+    let word = if at_gate { "waiting at a gate" } else { run.phase().word() };
     let word = word.replace('_', " ");
     let dot = style.dot();
     let numbers = facts.join(&format!(" {dot} "));
@@ -337,7 +336,8 @@ mod tests {
             for line in picture.lines() {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }
-            for line in moving(&some_run(), &LastLines::new(), Timestamp(8_300), &style) {
+            let wordy = LastLines::from([("customers".to_owned(), "many words ".repeat(30))]);
+            for line in moving(&some_run(), &wordy, Timestamp(8_300), &style) {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }
         }

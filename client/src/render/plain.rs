@@ -35,7 +35,9 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
         RunEvent::GateApproved { comment, .. } | RunEvent::GateRejected { comment, .. } => {
             format!("by={}{}", fact.by, said(comment))
         }
-        RunEvent::JobLeased { attempt, worker, .. } => format!("attempt={attempt} worker={worker}"),
+        RunEvent::JobLeased { attempt, worker, .. } => {
+            format!("attempt={attempt} worker={}", safe(worker.as_str()))
+        }
         RunEvent::JobSucceeded { attempt, ran_ms, .. } => {
             format!("attempt={attempt} dur={}", duration_words(*ran_ms))
         }

@@ -142,7 +142,7 @@ impl<'t> Reader<'t> {
             Some(Within::Arithmetic(open)) => self.arithmetic(c, open),
             Some(Within::Backtick) if c == '`' => self.leave(),
             Some(Within::Double) => self.double(c),
-            Some(Within::Evaluated) if ";&|)\n".contains(c) => {
+            Some(Within::Evaluated) if ";)\n".contains(c) => {
                 self.within.pop();
             }
             Some(Within::Test) if self.rest().starts_with("]]") => {

@@ -62,6 +62,13 @@ fn answer(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
         ),
         JobState::Leased(attempt, worker) => {
             let since = duration_words(around.now.ms_since(job.since));
+            if !around.has_worker {
+                let sentence = format!(
+                    "`{name}` was given to {worker} (attempt {attempt}, {since} ago), which is not \
+                     here. The job may still be running; what it does is not lost."
+                );
+                return ("paused", sentence, format!("tow resume {id}"));
+            }
             let doing = if run.phase().is_ending() { "is being ended" } else { "runs" };
             let sentence = format!("`{name}` {doing} on {worker} (attempt {attempt}, {since}).");
             ("running", sentence, format!("tow logs {} --run {id} -f", quoted(name.as_str())))

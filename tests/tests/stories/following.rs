@@ -62,7 +62,7 @@ async fn what_is_followed_is_what_was_decided() {
     let mut worker = house.worker("w", 1).await;
     worker.succeed("a").await;
     worker.fail("b", 1).await;
-    assert_eq!(house.ended(&run).await, "partial");
+    assert_eq!(house.ended(&run).await, "failed");
 
     let facts: Vec<_> = house
         .records(&run, 0)

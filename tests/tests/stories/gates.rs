@@ -124,8 +124,8 @@ jobs:
     assert_ne!(of_x, of_y);
 }
 
-#[tokio::test]
-async fn a_gate_waits_through_a_restart_and_is_opened_by_another_connection() {
+#[test]
+fn a_gate_waits_through_a_restart_and_is_opened_by_another_connection() {
     let folder = tempfile::tempdir().expect("a folder");
     let (run, binds) = on_a_runtime(async {
         let house = TestHouse::in_folder(folder.path()).await;

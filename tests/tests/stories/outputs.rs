@@ -63,7 +63,7 @@ jobs:
     assert_eq!(house.ended(&run).await, "failed");
     let b = house.job(&run, "b").await;
     assert_eq!((b.state.as_str(), b.attempt), ("failed", 0));
-    assert!(b.reason.contains("rows"), "{}", b.reason);
+    assert!(b.reason.starts_with("could not start: `command`: "), "{}", b.reason);
 }
 
 #[tokio::test]

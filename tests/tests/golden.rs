@@ -1,0 +1,98 @@
+//! The bytes of every kind of event, for ever: what this version writes, and what any version to
+//! come must still read. The files were written once; nothing here writes them.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use towpath_engine::{
+    codec::{decode, encode},
+    event::Fact,
+    ids::Actor,
+    specimens::one_of_each_kind,
+    time::Timestamp,
+};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/v1")
+}
+
+/// The specimens as facts, by kind.
+fn specimens() -> BTreeMap<String, Fact> {
+    let fact = |event| Fact { at: Timestamp(1_763_715_723_007), by: Actor::human("ana"), event };
+    let facts = one_of_each_kind().into_iter().map(fact);
+    facts.map(|fact| (fact.event.kind().to_owned(), fact)).collect()
+}
+
+/// The golden files by kind. Each ends with a line end that is not part of the record.
+fn golden() -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder()).expect("the golden files are there");
+    let files = entries.map(|entry| entry.expect("a folder can be listed").path());
+    files
+        .map(|path| {
+            let kind = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
+            assert_eq!(path.extension().and_then(|end| end.to_str()), Some("json"), "{path:?}");
+            let mut bytes = fs::read(&path).expect("a golden file can be read");
+            assert_eq!(bytes.pop(), Some(b'\n'), "{path:?} ends with a line end");
+            (kind, bytes)
+        })
+        .collect()
+}
+
+#[test]
+fn every_kind_has_its_bytes_and_every_file_its_kind() {
+    let (specimens, golden) = (specimens(), golden());
+
+    let kinds: Vec<&String> = specimens.keys().collect();
+    let files: Vec<&String> = golden.keys().collect();
+
+    assert_eq!(kinds, files);
+}
+
+#[test]
+fn every_kind_is_written_as_ever() {
+    let golden = golden();
+    for (kind, fact) in specimens() {
+        let Some(expected) = golden.get(&kind) else { continue };
+        let written = String::from_utf8(encode(&fact).expect("it fits a record")).expect("text");
+        assert_eq!(written, String::from_utf8_lossy(expected), "the bytes of `{kind}` differ");
+    }
+}
+
+#[test]
+fn old_bytes_mean_what_they_meant() {
+    let specimens = specimens();
+    for (kind, bytes) in golden() {
+        let fact = decode(&bytes).unwrap_or_else(|error| panic!("`{kind}`: {error}"));
+        assert_eq!(Some(&fact), specimens.get(&kind), "`{kind}` means something else now");
+    }
+}
+
+#[test]
+fn a_run_of_old_bytes_replays_to_the_same_state() {
+    // One stream, as an early version wrote it: a gate, a retry, a skip, a resume.
+    let text = fs::read(folder().with_file_name("v1-run.jsonl")).expect("the golden run");
+    let facts: Vec<Fact> = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| decode(line).expect("an event"))
+        .collect();
+
+    let run = towpath_engine::run::Run::replay(&facts).expect("it can still be replayed");
+
+    assert_eq!(facts.len(), 23);
+    assert_eq!(run.phase().word(), "succeeded");
+    let states: Vec<String> = run
+        .jobs()
+        .iter()
+        .map(|job| format!("{} {} {}", job.plan.name, job.state.word(), job.attempt))
+        .collect();
+    assert_eq!(states, ["a succeeded 3", "b succeeded 1", "c skipped 0", "switch succeeded 1"]);
+    let again: Vec<u8> = facts
+        .iter()
+        .flat_map(|fact| {
+            let mut line = encode(fact).expect("it fits a record");
+            line.push(b'\n');
+            line
+        })
+        .collect();
+    assert_eq!(String::from_utf8(again), String::from_utf8(text), "every byte is as it was");
+}

@@ -1,0 +1,10 @@
+//! The house rules that no compiler checks. Each test names every file that breaks its rule.
+
+mod codes;
+mod manifests;
+mod texts;
+
+/// Fails with all of `broken`, if there is anything.
+fn none(rule: &str, broken: Vec<String>) {
+    assert!(broken.is_empty(), "{rule}:\n  {}", broken.join("\n  "));
+}
