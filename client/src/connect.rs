@@ -3,12 +3,12 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tonic::transport::Channel;
 use towpath_proto::v1::{
-    gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
+    self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
 };
 use towpath_server::{House, SystemClock, dial_socket};
 
@@ -19,7 +19,9 @@ const STORE_FOLDER: &str = ".towpath";
 /// Largest message that is read.
 const MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
 /// How often a store is tried that somebody is just opening or closing.
-const TRIES: u32 = 40;
+const TRY_FOR: Duration = Duration::from_secs(3);
+/// How long an owner may take to say that it is there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const TRY_EVERY: Duration = Duration::from_millis(50);
 
 /// A server that answers.
@@ -54,10 +56,10 @@ impl Server {
     /// The server of the store at `url`.
     pub(crate) async fn reach(url: &str) -> Result<Self, Failure> {
         let mut owned = None;
-        for _ in 0..TRIES {
+        let until = Instant::now() + TRY_FOR;
+        while owned.is_none() || Instant::now() < until {
             match House::open(url, Arc::new(SystemClock)).await {
                 Ok(house) => {
-                    house.listen_locally()?;
                     let (channel, folder) = (house.connect(), house.folder());
                     return Ok(Self { channel, house: Some(house), folder });
                 }
@@ -71,7 +73,12 @@ impl Server {
             }
             let folder = store_folder(url).unwrap_or_default();
             if let Ok(channel) = dial_socket(folder.join("tow.sock")).await {
-                return Ok(Self { channel, house: None, folder });
+                // Whoever owns the store may be stopped: it takes the call and says nothing.
+                let mut log = LogClient::new(channel.clone());
+                let answer = log.describe(v1::DescribeRequest {});
+                if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
+                    return Ok(Self { channel, house: None, folder });
+                }
             }
             tokio::time::sleep(TRY_EVERY).await;
         }
@@ -105,6 +112,16 @@ impl Server {
     /// The connection, for a worker's session.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Lets the other programs of this machine reach a server of our own, for as long as we stay.
+    pub(crate) fn listen(&self) {
+        if let Some(house) = &self.house {
+            // Without it the others wait until we have gone, and no harm is done.
+            if let Err(error) = house.listen_locally() {
+                tracing::warn!(%error, "other programs cannot reach this one");
+            }
+        }
     }
 
     /// Whether the server lives in this process.

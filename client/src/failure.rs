@@ -49,6 +49,11 @@ impl Failure {
         self.code == "BROKEN_PIPE"
     }
 
+    /// Whether the server went away.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.code == "UNREACHABLE"
+    }
+
     /// Whether somebody else has the store open.
     pub(crate) fn is_owned(&self) -> bool {
         self.code == "STORE_OWNED"

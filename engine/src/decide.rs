@@ -90,7 +90,7 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Vec<RunEve
         Command::Cancel(reason) => cancel::decide(run, reason),
         Command::Resume(resume) => resume::decide(run, resume),
         Command::Retry(job) => retry_job::decide(run, job),
-        Command::Import(import) => import::decide(run, import),
+        Command::Import(import) => import::decide(run, import, now),
         Command::PassTime => pass_time::decide(run, now),
     }
 }

@@ -291,6 +291,9 @@ pub enum RunEvent {
         stages: Vec<StageName>,
         /// How many jobs the new plan has.
         jobs: u32,
+        /// How long the whole run may take from here on, in milliseconds. `None`: no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<u64>,
     },
     /// A result was taken over from another tool's record.
     JobImported {

@@ -51,6 +51,8 @@ pub struct Header {
     pub parallelism: u32,
     /// Gates are approved by the requester as soon as they are reached.
     pub gates_preapproved: bool,
+    /// How long the whole run may take, in milliseconds, from its beginning or its last resume.
+    pub timeout_ms: Option<u64>,
     /// When the whole run has taken too long.
     pub due: Option<Timestamp>,
     /// W3C trace context of the request.
@@ -295,7 +297,7 @@ impl Run {
             pipeline: header.pipeline.clone(),
             stages: header.stages.clone(),
             jobs: self.jobs.iter().map(|job| (*job.plan).clone()).collect(),
-            timeout_ms: header.due.map(|due| due.ms_since(header.created_at)),
+            timeout_ms: header.timeout_ms,
         })
     }
 

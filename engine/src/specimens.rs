@@ -94,6 +94,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             plan_sha256: Digest::of(b"new plan"),
             stages: vec!["copy".into()],
             jobs: 2,
+            timeout_ms: Some(3_600_000),
         },
         RunEvent::JobImported {
             job: job(),

@@ -24,7 +24,7 @@ use towpath_engine::{
 use towpath_proto::v1;
 
 use crate::{
-    LEASE_MS,
+    LEASE_MS, LOCAL_WORKER_PREFIX,
     outputs::Key,
     runs::{Recorded, Runs, locked},
     wire,
@@ -50,6 +50,8 @@ struct Session {
     held: HashSet<Key>,
     /// Leases that were queued and are not durable yet.
     coming: u32,
+    /// When it last said anything.
+    heard: Instant,
     send: mpsc::Sender<Outgoing>,
 }
 
@@ -86,6 +88,7 @@ impl Dispatch {
 
     /// Gives out jobs whenever something changed, until told to stop.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut looked = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -93,6 +96,12 @@ impl Dispatch {
                 () = tokio::time::sleep(Duration::from_millis(LEASE_MS / 4)) => {}
             }
             self.cancel_ending();
+            if looked.elapsed() > Duration::from_millis(LEASE_MS / 2) {
+                // It was us who slept: nobody could have been heard.
+                self.forgive_silence();
+            }
+            looked = Instant::now();
+            self.end_the_silent();
             self.lose_the_gone().await;
             self.give_out().await;
         }
@@ -118,29 +127,18 @@ impl Dispatch {
     async fn lease_one(self: &Arc<Self>, session: u64, run: &RunId) -> bool {
         let Some((lease, by)) = self.reserve(session, 1) else { return false };
         let queued = self.runs.queue(run, &[lease], &by).await;
-        let finished = match queued {
-            Ok(finished) => finished,
+        let queued = match queued {
+            Ok(queued) => queued,
             Err(error) => {
                 self.release(session, 1);
                 tracing::warn!(%run, %error, "no lease");
                 return false;
             }
         };
-        // Asking again is right only if something was recorded; that is known in memory already.
-        let cell = self.runs.cell(run).await;
-        let more = match cell {
-            Ok(cell) => {
-                let loaded = cell.lock().await;
-                loaded
-                    .run
-                    .next_for(&self.tags(session), &BTreeMap::new(), self.runs.now())
-                    .is_some()
-            }
-            Err(_) => false,
-        };
+        let recorded = queued.facts > 0;
         let (dispatch, run) = (Arc::clone(self), run.clone());
         tokio::spawn(async move {
-            match finished.await {
+            match queued.done.await {
                 Ok(recorded) => dispatch.assign(session, &run, &recorded, 1).await,
                 Err(error) => {
                     dispatch.release(session, 1);
@@ -148,7 +146,7 @@ impl Dispatch {
                 }
             }
         });
-        more
+        recorded
     }
 
     /// Takes `count` free slots of `session` for leases that are being decided.
@@ -172,10 +170,6 @@ impl Dispatch {
         if let Some(session) = locked(&self.sessions).get_mut(&session) {
             session.coming = session.coming.saturating_sub(count);
         }
-    }
-
-    fn tags(&self, session: u64) -> Vec<String> {
-        locked(&self.sessions).get(&session).map(|found| found.tags.clone()).unwrap_or_default()
     }
 
     /// Gives back `reserved` slots, and sends the leases among what was recorded, which is durable
@@ -256,6 +250,7 @@ impl Dispatch {
             draining: false,
             held: held.iter().cloned().collect(),
             coming: 0,
+            heard: Instant::now(),
             send,
         };
         locked(&self.sessions).insert(id, session);
@@ -277,11 +272,8 @@ impl Dispatch {
 
     /// Begins to wait for the workers that hold `leased`: the server has only just begun.
     pub(crate) fn miss<'a>(&self, leased: impl Iterator<Item = &'a Job>) {
-        let mut gone = locked(&self.gone);
-        for job in leased {
-            if let Some((_, worker)) = job.state.lease() {
-                gone.insert(worker.clone(), Instant::now());
-            }
+        for (_, worker) in leased.filter_map(|job| job.state.lease()) {
+            self.await_return(worker.clone(), Instant::now());
         }
     }
 
@@ -309,11 +301,47 @@ impl Dispatch {
         locked(&self.sessions).get(&session).map(|session| session.worker.clone())
     }
 
+    /// The worker of `session` said something.
+    pub(crate) fn hear(&self, session: u64) {
+        if let Some(session) = locked(&self.sessions).get_mut(&session) {
+            session.heard = Instant::now();
+        }
+    }
+
+    fn forgive_silence(&self) {
+        let now = Instant::now();
+        locked(&self.sessions).values_mut().for_each(|session| session.heard = now);
+        locked(&self.gone).values_mut().for_each(|since| *since = now);
+    }
+
+    /// Ends the sessions of workers that have been silent for as long as a lease lasts.
+    fn end_the_silent(&self) {
+        let silent: Vec<u64> = locked(&self.sessions)
+            .iter()
+            .filter(|(_, session)| session.heard.elapsed() >= Duration::from_millis(LEASE_MS))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in silent {
+            if let Some(session) = locked(&self.sessions).remove(&id) {
+                tracing::warn!(worker = %session.worker, "silent for too long");
+                self.await_return(session.worker, session.heard);
+            }
+        }
+    }
+
+    /// Begins to wait for a worker that is not there. Its leases lapse unless it comes back; those
+    /// of a worker of this machine do not: whoever resumes its run finds what became of its jobs.
+    fn await_return(&self, worker: WorkerName, since: Instant) {
+        if !worker.as_str().starts_with(LOCAL_WORKER_PREFIX) {
+            locked(&self.gone).insert(worker, since);
+        }
+    }
+
     /// Closes a session. Its leases lapse after a while, unless the worker comes back.
     pub(crate) fn close(&self, session: u64) {
         let closed = locked(&self.sessions).remove(&session);
         if let Some(session) = closed {
-            locked(&self.gone).insert(session.worker, Instant::now());
+            self.await_return(session.worker, Instant::now());
         }
     }
 

@@ -24,5 +24,8 @@ pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
 pub use status::{ERROR_DOMAIN, FAILURE_CODES};
 
+/// How the names of workers begin that live in a `tow` on the store's own machine, one for each run.
+pub const LOCAL_WORKER_PREFIX: &str = "local/";
+
 /// How long a worker may be silent before its leases lapse, in milliseconds.
 pub const LEASE_MS: u64 = 30_000;

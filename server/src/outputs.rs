@@ -16,7 +16,7 @@ use crate::runs::locked;
 
 /// Longest output or artifact of one attempt that is taken, in bytes. Workers bound themselves to
 /// less; this bounds a worker that does not.
-pub(crate) const BYTES_MAX: u64 = 256 * 1024 * 1024;
+pub(crate) const BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// One attempt of one job of one run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,19 +53,32 @@ impl Outputs {
     /// Takes in `content`, whose first byte is number `offset` of the output. What is there
     /// already is passed over, so that a worker may say it again.
     pub(crate) fn write(&self, key: &Key, offset: u64, content: &[u8]) -> io::Result<()> {
-        self.append(key, "output", Some(offset), content)?;
+        self.append(key, "output", offset, content)?;
         let length = self.length(key);
         let mut growing = locked(&self.growing);
         growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).send_replace(length);
         Ok(())
     }
 
-    /// Takes in the next piece of a file that the attempt left behind.
-    pub(crate) fn write_artifact(&self, key: &Key, path: &str, content: &[u8]) -> io::Result<()> {
-        self.append(key, path, None, content)
+    /// Takes in a piece of a file that the attempt left behind. A piece at the beginning begins the
+    /// file anew.
+    pub(crate) fn write_artifact(
+        &self,
+        key: &Key,
+        path: &str,
+        offset: u64,
+        content: &[u8],
+    ) -> io::Result<()> {
+        if offset == 0 {
+            match fs::remove_file(self.path(key, path)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.append(key, path, offset, content)
     }
 
-    fn append(&self, key: &Key, part: &str, offset: Option<u64>, content: &[u8]) -> io::Result<()> {
+    fn append(&self, key: &Key, part: &str, offset: u64, content: &[u8]) -> io::Result<()> {
         let path = self.path(key, part);
         let mut options = OpenOptions::new();
         options.append(true).create(true);
@@ -77,7 +90,6 @@ impl Outputs {
             opened => opened?,
         };
         let there = file.seek(SeekFrom::End(0))?;
-        let offset = offset.unwrap_or(there);
         let known = there.saturating_sub(offset);
         if offset > there || offset + content.len() as u64 > BYTES_MAX {
             return Err(io::Error::other("output with a hole in it, or too much of it"));

@@ -35,6 +35,9 @@ pub(crate) struct RunList {
     /// In the order in which they were created.
     runs: Vec<Listed>,
     place: BTreeMap<RunId, usize>,
+    /// Appends taken in ahead of an earlier one: first position to last. Empty at rest.
+    #[serde(skip)]
+    ahead: BTreeMap<Position, Position>,
 }
 
 impl RunList {
@@ -110,12 +113,16 @@ impl RunList {
         Ok(())
     }
 
-    /// Takes in facts of run `id` that end at `position`.
-    pub(crate) fn apply_all(&mut self, id: &RunId, position: Position, facts: &[Fact]) {
+    /// Takes in facts of run `id`, which stand from `first` on. Appends of different runs may come
+    /// in any order: the position is that up to which none is missing.
+    pub(crate) fn apply_all(&mut self, id: &RunId, first: Position, facts: &[Fact]) {
         for fact in facts {
             self.apply(id, fact);
         }
-        self.position = self.position.max(position);
+        self.ahead.insert(first, first + facts.len() as Position - 1);
+        while let Some(last) = self.ahead.remove(&(self.position + 1)) {
+            self.position = last;
+        }
     }
 
     fn apply(&mut self, id: &RunId, fact: &Fact) {
@@ -172,7 +179,20 @@ mod tests {
     fn created(list: &mut RunList, id: &str) {
         let event = towpath_engine::specimens::one_of_each_kind().swap_remove(0);
         let fact = Fact { at: Timestamp(1), by: Actor::human("ana"), event };
-        list.apply_all(&id.into(), 1, &[fact]);
+        let first = list.position() + 1;
+        list.apply_all(&id.into(), first, &[fact]);
+    }
+
+    #[test]
+    fn the_position_waits_for_the_append_that_is_missing() {
+        let mut list = RunList::default();
+        let event = towpath_engine::specimens::one_of_each_kind().swap_remove(2);
+        let fact = Fact { at: Timestamp(1), by: Actor::human("ana"), event };
+
+        list.apply_all(&"b".into(), 2, &[fact.clone(), fact.clone()]);
+        assert_eq!(list.position(), 0);
+        list.apply_all(&"a".into(), 1, &[fact]);
+        assert_eq!(list.position(), 3);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify, watch};
 use towpath_engine::{
     decide::{CarryOutError, Command, Written, carry_out},
@@ -126,6 +127,14 @@ pub(crate) struct Recorded {
     pub(crate) first: Position,
 }
 
+/// A command that is decided, and whose append has its place in the queue.
+pub(crate) struct Queued {
+    /// How many facts it records.
+    pub(crate) facts: Version,
+    /// Resolves when they are durable.
+    pub(crate) done: BoxFuture<'static, Result<Recorded, AppendError>>,
+}
+
 type Cell = Arc<Mutex<Loaded>>;
 
 /// The runs of a store.
@@ -142,6 +151,8 @@ pub(crate) struct Runs {
     pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
     /// Runs that may have something to lease.
     pub(crate) movable: SyncMutex<HashSet<RunId>>,
+    /// Held while a lease is decided, so that no two runs take the last place of one lock.
+    leasing: Mutex<()>,
     /// Runs that began to end, for the dispatcher to tell their workers.
     pub(crate) ending: SyncMutex<HashSet<RunId>>,
     newest_at: AtomicI64,
@@ -178,6 +189,7 @@ impl Runs {
             held: SyncMutex::default(),
             due: SyncMutex::default(),
             movable: SyncMutex::default(),
+            leasing: Mutex::default(),
             ending: SyncMutex::default(),
             newest_at,
             changed: Notify::new(),
@@ -225,7 +237,7 @@ impl Runs {
         let span = tracing::debug_span!("command", run = %id);
         async {
             for _ in 0..TRIES_MAX {
-                match self.queue(id, std::slice::from_ref(&command), by).await?.await {
+                match self.queue(id, std::slice::from_ref(&command), by).await?.done.await {
                     Err(AppendError::Conflict { .. }) => {}
                     Err(error) => return Err(store_error(error)),
                     Ok(recorded) => return Ok(recorded),
@@ -245,10 +257,11 @@ impl Runs {
         id: &RunId,
         commands: &[Command],
         by: &Actor,
-    ) -> Result<impl Future<Output = Result<Recorded, AppendError>> + Send + use<>, CommandError>
-    {
+    ) -> Result<Queued, CommandError> {
         let cell = self.cell(id).await?;
         let mut loaded = cell.lock().await;
+        let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
+        let leasing = if leases { Some(self.leasing.lock().await) } else { None };
         let mut written = Vec::new();
         for (command, nth) in commands.iter().zip(0..) {
             let command = self.with_busy(id, command);
@@ -263,6 +276,7 @@ impl Runs {
             }
         }
         self.note(id, &loaded.run);
+        drop(leasing);
         let expected = loaded.version;
         loaded.version += written.len() as Version;
         let (facts, records) = split(written);
@@ -278,7 +292,7 @@ impl Runs {
             // A task of its own: what is queued is finished even if the caller goes away.
             tokio::spawn(async move { runs.finish(&id, &cell, facts, append.await).await })
         });
-        Ok(async move {
+        let done = async move {
             match finished {
                 Some(task) => task.await.unwrap_or_else(|_| Err(AppendError::Store(gone()))),
                 // Nothing new: but what this answer rests on must be durable too.
@@ -287,7 +301,8 @@ impl Runs {
                     Err(_) => Err(AppendError::Store(gone())),
                 },
             }
-        })
+        };
+        Ok(Queued { facts: version - expected, done: Box::pin(done) })
     }
 
     async fn finish(
@@ -314,7 +329,7 @@ impl Runs {
         for fact in &facts {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
-        locked(&self.list).apply_all(id, appended.last, &facts);
+        locked(&self.list).apply_all(id, appended.first, &facts);
         let mut loaded = cell.lock().await;
         loaded.position = loaded.position.max(appended.last);
         loaded.durable.send_if_modified(|durable| {

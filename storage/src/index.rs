@@ -68,7 +68,7 @@ pub(crate) fn stream_key(stream: &str, version: Version) -> Vec<u8> {
     let len = u16::try_from(stream.len()).expect("BUG: stream names are bounded");
     let mut key = Vec::with_capacity(1 + 2 + stream.len() + 8);
     key.push(STREAM_PREFIX);
-    let _ = len;
+    key.extend_from_slice(&len.to_be_bytes());
     key.extend_from_slice(stream.as_bytes());
     key.extend_from_slice(&version.to_be_bytes());
     key

@@ -18,7 +18,10 @@ const ROUNDS: usize = 3;
 
 fn main() {
     let tow = binary();
-    println!("{:28} {:>9} {:>9} {:>9} {:>8} {:>8}", "jobs", "tow", "spawn", "make", "/spawn", "/make");
+    println!(
+        "{:28} {:>9} {:>9} {:>9} {:>8} {:>8}",
+        "jobs", "tow", "spawn", "make", "/spawn", "/make"
+    );
     for (jobs, chained) in
         [(100, false), (100, true), (1_000, false), (1_000, true), (10_000, false)]
     {
@@ -60,7 +63,8 @@ fn binary() -> PathBuf {
         Some(name) => name,
     };
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let built = Command::new(cargo).args(["build", "-q", "-p", "towpath", "--profile", profile]).status();
+    let built =
+        Command::new(cargo).args(["build", "-q", "-p", "towpath", "--profile", profile]).status();
     assert!(built.expect("cargo runs").success(), "`tow` does not build");
     folder.join("tow")
 }
@@ -70,7 +74,8 @@ fn run_tow(tow: &Path, jobs: usize, chained: bool) -> (Duration, Duration, u64) 
     let folder = tempfile::tempdir().expect("a folder");
     let mut file = String::from("version: \"1.0\"\nstages: [all]\njobs:\n");
     for job in 0..jobs {
-        let needs = if chained && job > 0 { format!(", needs: [j{}]", job - 1) } else { String::new() };
+        let needs =
+            if chained && job > 0 { format!(", needs: [j{}]", job - 1) } else { String::new() };
         let command = if jobs == 1 { "touch first" } else { "true" };
         file.push_str(&format!("  j{job}: {{stage: all, command: \"{command}\"{needs}}}\n"));
     }

@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 use towpath_engine::{
     event::FailureCause,
@@ -90,7 +90,7 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Resul
         attempts: Arc::new(attempts),
         send,
         running: HashMap::new(),
-        tasks: TaskTracker::new(),
+        tasks: JoinSet::new(),
         kill: stop.kill.clone(),
     };
     let mut draining = false;
@@ -114,11 +114,11 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Resul
             message = incoming.next() => match message {
                 Some(Ok(v1::ServerMessage { message: Some(message) })) => {
                     welcomed |= matches!(message, FromServer::Welcome(_));
-                    worker.hear(message, &found);
+                    worker.hear(message, &found).await;
                 }
                 Some(Ok(v1::ServerMessage { message: None })) => {}
-                Some(Err(status)) => return Err(Box::new(status).into()),
-                None => return Err(Box::new(Status::unavailable("the session ended")).into()),
+                Some(Err(status)) => return worker.leave(status).await,
+                None => return worker.leave(Status::unavailable("the session ended")).await,
             },
         }
     }
@@ -131,14 +131,21 @@ struct Worker {
     send: mpsc::Sender<v1::WorkerMessage>,
     /// What is held, with how to end it.
     running: HashMap<Key, CancellationToken>,
-    tasks: TaskTracker,
+    /// What watches over the jobs. Without it they go on, and can be taken up again.
+    tasks: JoinSet<()>,
     kill: CancellationToken,
 }
 
 impl Worker {
-    fn hear(&mut self, message: FromServer, found: &[FoundAttempt]) {
+    /// Lets go of everything: the jobs go on, and the next session takes them up.
+    async fn leave(mut self, status: Status) -> Result<(), WorkerError> {
+        self.tasks.shutdown().await;
+        Err(Box::new(status).into())
+    }
+
+    async fn hear(&mut self, message: FromServer, found: &[FoundAttempt]) {
         match message {
-            FromServer::Welcome(v1::Welcome { held }) => self.take_up(held, found),
+            FromServer::Welcome(v1::Welcome { held }) => self.take_up(held, found).await,
             FromServer::Assignment(assignment) => self.begin(assignment),
             FromServer::Cancel(v1::Cancel { of }) => {
                 if let Some(token) = of.and_then(|of| self.running.get(&key(of))) {
@@ -154,9 +161,10 @@ impl Worker {
     }
 
     /// Goes on with what still counts of the attempts on disk, and ends the rest.
-    fn take_up(&mut self, held: Vec<v1::Held>, found: &[FoundAttempt]) {
+    async fn take_up(&mut self, held: Vec<v1::Held>, found: &[FoundAttempt]) {
         let mut counts: HashMap<Key, u64> =
             held.into_iter().filter_map(|held| Some((key(held.of?), held.output_bytes))).collect();
+        let mut void = JoinSet::new();
         for attempt in found {
             let key = (attempt.run.clone(), attempt.job.clone(), attempt.attempt);
             let (attempts, send) = (Arc::clone(&self.attempts), self.send.clone());
@@ -170,10 +178,12 @@ impl Worker {
                     });
                 }
                 None => {
-                    self.tasks.spawn(async move { end_void(&attempts, &attempt).await });
+                    void.spawn(async move { end_void(&attempts, &attempt).await });
                 }
             }
         }
+        // Before anything new begins: a job never runs beside its own past.
+        void.join_all().await;
     }
 
     fn begin(&mut self, assignment: v1::Assignment) {
@@ -296,18 +306,19 @@ async fn upload(
     send: &mpsc::Sender<v1::WorkerMessage>,
 ) -> io::Result<()> {
     let mut file = File::open(absolute)?;
+    let mut offset = 0;
     loop {
         let mut part = Vec::with_capacity(PART_BYTES);
         let read = (&mut file).take(PART_BYTES as u64).read_to_end(&mut part)?;
-        let last = read < PART_BYTES;
         let part = v1::ArtifactPart {
             of: Some(of.clone()),
             path: path.to_owned(),
             content: part.into(),
-            last,
+            offset,
         };
         say(send, ToServer::Artifact(part)).await;
-        if last {
+        offset += read as u64;
+        if read < PART_BYTES {
             return Ok(());
         }
     }

@@ -37,7 +37,7 @@ pub(crate) async fn cancel(desk: &Desk, args: CancelArgs) -> Finished {
             wait: false,
             tags: Vec::new(),
         };
-        follow(desk, &server, following).await?;
+        follow(desk, &server, &following).await?;
         phase = "cancelled".to_owned();
     }
     desk.say(&format!("Run {} is {phase}.", run.short_id));

@@ -15,6 +15,7 @@ use towpath_proto::v1;
 use super::{
     Desk, Finished,
     backup::{Progress, hex_of, size_words},
+    validate::counted,
 };
 use crate::{
     cli::Output,
@@ -98,13 +99,13 @@ async fn examine(
     looks.push(server_look);
     let found = check(desk, server).await?;
     if is_text {
-        let about = match found.findings.is_empty() {
-            true => format!(
-                "{} records, {} runs: every hash, view and blob agrees",
-                found.records, found.runs
-            ),
-            false => format!("{} records, {} runs", found.records, found.runs),
-        };
+        let counted =
+            |count: u64, thing| counted(usize::try_from(count).unwrap_or(usize::MAX), thing);
+        let mut about =
+            format!("{}, {}", counted(found.records, "record"), counted(found.runs, "run"));
+        if found.findings.is_empty() {
+            about.push_str(": every hash, view and blob agrees");
+        }
         show(desk, &Look { name: "log", ok: found.findings.is_empty(), about })?;
         for finding in &found.findings {
             desk.print(&format!("  {}\n", safe(finding)))?;
@@ -128,7 +129,9 @@ async fn check(desk: &Desk, server: &Server) -> Result<v1::CheckProgress, Failur
         }
     }
     progress.clear();
-    last.ok_or_else(|| Failure::new("UNREACHABLE", "the check did not come to its end", "Again."))
+    last.ok_or_else(|| {
+        Failure::new("UNREACHABLE", "the check did not come to its end", "Try again.")
+    })
 }
 
 fn show(desk: &Desk, look: &Look) -> Result<(), Failure> {
@@ -155,7 +158,7 @@ fn shell() -> Look {
 /// The folder of the store is for its owner alone.
 fn private(folder: &Path) -> Look {
     let name = "folder";
-    let shown = folder.display();
+    let shown = format!("`{}`", folder.display());
     let found = match fs::metadata(folder) {
         Ok(found) => found,
         Err(error) => return Look { name, ok: false, about: format!("{shown}: {error}") },

@@ -18,6 +18,7 @@ use towpath_engine::{
     time::Timestamp,
 };
 use towpath_proto::v1;
+use towpath_server::LOCAL_WORKER_PREFIX;
 use towpath_worker::{AttemptsError, Stop, WorkerError, WorkerOptions, work};
 
 use super::{Desk, Finished, events};
@@ -80,10 +81,27 @@ pub(crate) async fn snapshot(server: &Server, id: &str) -> Result<(Run, u64), Fa
     Ok((run, version))
 }
 
+/// Works on a run to its end. When the process that keeps the store goes away, this one keeps it.
+pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -> Finished {
+    loop {
+        let finished = follow(desk, &server, &what).await;
+        let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();
+        server.close().await;
+        if !lost {
+            return finished;
+        }
+        desk.say("The process that kept the store has ended; this one goes on.");
+        server = Server::reach(&desk.url()).await?;
+        let request = v1::GetRunRequest { run: what.run.to_string() };
+        what.known = server.runs().get_run(request).await?.into_inner().version;
+    }
+}
+
 /// Follows a run until it has ended, waits for a person, or is left alone.
-pub(crate) async fn follow(desk: &Desk, server: &Server, follow: Follow) -> Finished {
+pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Finished {
+    server.listen();
     let stop = Stop::default();
-    let mut worker = follow.slots.map(|slots| begin_work(server, &follow, slots, stop.clone()));
+    let mut worker = follow.slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
     let (run, known) = if follow.known == 0 {
         (Run::default(), 0)
     } else {
@@ -91,7 +109,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: Follow) -> Fini
     };
     let request = v1::FollowRequest { run: follow.run.to_string(), after: known, follow: true };
     let mut records = server.log().follow(request).await?.into_inner();
-    let mut show = Show::new(desk, server, run, &follow);
+    let mut show = Show::new(desk, server, run, follow);
     show.begin()?;
     let mut signals = Signals::new()?;
     let mut interrupted = false;
@@ -166,7 +184,7 @@ fn begin_work(
     stop: Stop,
 ) -> JoinHandle<Result<(), WorkerError>> {
     let options = WorkerOptions {
-        name: format!("local/{}", follow.run),
+        name: format!("{LOCAL_WORKER_PREFIX}{}", follow.run),
         slots,
         tags: follow.tags.clone(),
         run: Some(follow.run.to_string()),

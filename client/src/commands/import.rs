@@ -144,7 +144,7 @@ fn report(desk: &Desk, run: &v1::Run, record: &SeedRun, jobs: usize) -> Result<(
     let rest = jobs - succeeded;
     if rest > 0 {
         let rest = counted(rest, "job");
-        desk.say(&format!("`tow resume {}` runs the other {rest}.", run.short_id));
+        desk.say(&format!("`tow resume {}` runs the rest ({rest}).", run.short_id));
     }
     Ok(())
 }

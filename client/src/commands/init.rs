@@ -14,10 +14,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use towpath_engine::pipeline_file::{Parsed, parse};
 
-use super::{
-    Desk, Finished, pipeline,
-    validate::{contents, counted},
-};
+use super::{Desk, Finished, pipeline, validate::contents};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 
 use found::Found;
@@ -129,9 +126,7 @@ fn next_steps(plan: &towpath_engine::plan::Plan) -> String {
     secrets.dedup();
     let mut steps = String::from("Next:\n");
     if !secrets.is_empty() {
-        let what = counted(secrets.len(), "variable");
-        steps
-            .push_str(&format!("  export {}=…   the {what} that jobs need\n", secrets.join("=… ")));
+        steps.push_str(&format!("  export {}=…   jobs need it\n", secrets.join("=… ")));
     }
     steps.push_str("  tow plan        see what would run, and in what order\n");
     steps.push_str("  tow run         run it\n");

@@ -6,7 +6,7 @@ use towpath_proto::v1;
 
 use super::{
     Desk, Finished,
-    follow::{Follow, follow},
+    follow::{Follow, work_on},
     pipeline,
 };
 use crate::{cli::WhichRun, connect::Server, failure::Failure};
@@ -36,12 +36,16 @@ pub(crate) struct ResumeArgs {
 /// Lets a run go on and works on it.
 pub(crate) async fn resume(desk: &Desk, args: ResumeArgs) -> Finished {
     let server = desk.server().await?;
-    let finished = go_on(desk, &server, args).await;
-    server.close().await;
-    finished
+    match ask(desk, &server, args).await {
+        Ok(following) => work_on(desk, server, following).await,
+        Err(failure) => {
+            server.close().await;
+            Err(failure)
+        }
+    }
 }
 
-async fn go_on(desk: &Desk, server: &Server, args: ResumeArgs) -> Finished {
+async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, Failure> {
     let ResumeArgs { run, from, accept_changes, wait, tags } = args;
     let run = server.runs().get_run(v1::GetRunRequest { run: run.run }).await?.into_inner();
     let request = v1::ResumeRunRequest {
@@ -52,15 +56,14 @@ async fn go_on(desk: &Desk, server: &Server, args: ResumeArgs) -> Finished {
         actor: desk.actor(),
     };
     let resumed = server.runs().resume_run(request).await?.into_inner();
-    let following = Follow {
+    Ok(Follow {
         run: resumed.id.as_str().into(),
         short_id: resumed.short_id,
         known: resumed.version,
         slots: Some(resumed.parallelism),
         wait,
         tags,
-    };
-    follow(desk, server, following).await
+    })
 }
 
 /// The pipeline file as it is now, if it is still where it was.

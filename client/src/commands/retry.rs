@@ -4,7 +4,7 @@ use towpath_proto::v1;
 
 use super::{
     Desk, Finished,
-    follow::{Follow, follow},
+    follow::{Follow, work_on},
 };
 use crate::cli::OfRun;
 
@@ -38,7 +38,5 @@ pub(crate) async fn retry(desk: &Desk, args: RetryArgs) -> Finished {
         wait: args.wait,
         tags: args.tags,
     };
-    let finished = follow(desk, &server, following).await;
-    server.close().await;
-    finished
+    work_on(desk, server, following).await
 }

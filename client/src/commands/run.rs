@@ -2,7 +2,7 @@
 
 use super::{
     Desk, Finished,
-    follow::{Follow, follow},
+    follow::{Follow, work_on},
     pipeline,
 };
 use crate::{cli::WhichFile, connect::Server};
@@ -54,7 +54,5 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
         wait: args.wait,
         tags: args.tags,
     };
-    let finished = follow(desk, &server, following).await;
-    server.close().await;
-    finished
+    work_on(desk, server, following).await
 }

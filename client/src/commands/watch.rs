@@ -45,5 +45,5 @@ pub(crate) async fn watch(desk: &Desk, args: WatchArgs) -> Finished {
         wait: args.wait,
         tags: Vec::new(),
     };
-    follow(desk, &server, following).await
+    follow(desk, &server, &following).await
 }

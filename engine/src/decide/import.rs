@@ -35,9 +35,13 @@ pub struct ImportRun {
     pub jobs: Vec<ImportedJob>,
 }
 
-pub(super) fn decide(run: &Run, import: &ImportRun) -> Result<Vec<RunEvent>, Refusal> {
+pub(super) fn decide(
+    run: &Run,
+    import: &ImportRun,
+    now: Timestamp,
+) -> Result<Vec<RunEvent>, Refusal> {
     let plan = &import.create.plan;
-    let mut events = create::decide(run, &import.create, run.newest_at())?;
+    let mut events = create::decide(run, &import.create, now)?;
     let names: std::collections::HashSet<_> = plan.jobs.iter().map(|job| &job.name).collect();
     for imported in &import.jobs {
         if !names.contains(&imported.job) {
@@ -82,6 +86,17 @@ mod tests {
         house.carries_out(&Command::Import(ImportRun { create, jobs }));
 
         assert_eq!(house.leases().as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn an_imported_run_has_the_time_that_a_new_one_has() {
+        let mut create = creation(vec![job("a")]);
+        create.plan.timeout_ms = Some(60_000);
+        let mut house = Stage::empty();
+
+        house.carries_out(&Command::Import(ImportRun { create, jobs: Vec::new() }));
+
+        assert_eq!(house.run.next_due(), Some(house.now.plus_ms(60_000)));
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crate::{
     event::{Artifact, FailureCause, RunEvent},
     ids::{Attempt, Blob, JobName, WorkerName},
-    job::JobState,
     refusal::Refusal,
     retry::{backoff_ms, retries},
     run::{Job, Run},
@@ -51,14 +50,13 @@ pub(super) fn decide(
     now: Timestamp,
 ) -> Result<Vec<RunEvent>, Refusal> {
     let job = super::known(run, &report.job)?;
-    match &job.state {
-        JobState::Leased(held, by) if *held == report.attempt && *by == report.worker => {}
+    if job.state.lease() != Some((report.attempt, &report.worker)) {
         // Heard twice: the first time counted.
-        state if state.is_over() && job.attempt == report.attempt => return Ok(Vec::new()),
-        _ => {
-            let ReportJob { job, attempt, worker, .. } = report.clone();
-            return Err(Refusal::AttemptStale { job, attempt, worker });
+        if job.state.is_over() && job.attempt == report.attempt {
+            return Ok(Vec::new());
         }
+        let ReportJob { job, attempt, worker, .. } = report.clone();
+        return Err(Refusal::AttemptStale { job, attempt, worker });
     }
     let ReportJob { job: name, attempt, ended, ran_ms, log, worker } = report.clone();
     Ok(vec![match ended {
@@ -98,6 +96,7 @@ mod tests {
     use crate::{
         decide::{Command, stage_set::*},
         event::{RunOutcome, SkipCause},
+        job::JobState,
         plan::{OnFailure, RetryPolicy, When},
         run::Phase,
     };

@@ -52,6 +52,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
                 plan_sha256: now,
                 stages: plan.stages.clone(),
                 jobs: u32::try_from(plan.jobs.len()).unwrap_or(u32::MAX),
+                timeout_ms: plan.timeout_ms,
             });
             events.extend(plan_chunks(&plan.jobs));
             events.push(RunEvent::RunStarted {});
@@ -172,6 +173,30 @@ mod tests {
 
         assert_eq!(house.kinds().last(), Some(&"gate_reached"));
         assert_eq!(house.leases(), None);
+    }
+
+    #[test]
+    fn every_resume_gives_the_same_time_and_an_edit_may_change_it() {
+        let mut house = Stage::begin_with(vec![job("a"), job("b")], |create| {
+            create.plan.timeout_ms = Some(60_000);
+        });
+        for _ in 0..3 {
+            house.passes(10_000);
+            house.leases();
+            house.leases();
+            house.fails("a", 1);
+            house.fails("b", 1);
+            house.carries_out(&resume());
+            assert_eq!(house.run.next_due(), Some(house.now.plus_ms(60_000)));
+        }
+        let mut plan = creation(vec![job("a")]).plan;
+        plan.timeout_ms = Some(5_000);
+        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: plan.clone() };
+        let edited = ResumeRun { file: Some(file), accept_changes: true, from: None };
+        house.carries_out(&Command::Resume(edited));
+
+        assert_eq!(house.run.next_due(), Some(house.now.plus_ms(5_000)));
+        assert_eq!(house.run.plan().unwrap().digest(), plan.digest());
     }
 
     #[test]

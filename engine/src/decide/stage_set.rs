@@ -160,10 +160,8 @@ impl Stage {
     }
 
     pub(crate) fn approval(&self, job: &str) -> Command {
-        let binds = match self.run.job(job).unwrap().state {
-            JobState::AtGate(binds) => binds,
-            _ => Digest([0; 32]),
-        };
+        let state = &self.run.job(job).unwrap().state;
+        let binds = if let JobState::AtGate(binds) = state { *binds } else { Digest([0; 32]) };
         Command::Approve(ApproveGate { job: job.into(), binds, comment: "go".to_owned() })
     }
 

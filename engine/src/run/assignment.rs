@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Busy, Job, Run};
-use crate::{
-    expression::{fill, fill_shell},
-    time::Timestamp,
-};
+use crate::{expression::fill_shell, time::Timestamp};
 
 /// A job, ready to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +36,7 @@ impl Run {
         if !has_placeholder(&job.plan.script) && !job.plan.env.values().any(has_placeholder) {
             return Ok(Assignment { script: job.plan.script.clone(), env: job.plan.env.clone() });
         }
-        let context = self.context(job);
-        let mut env = BTreeMap::new();
-        for (name, value) in &job.plan.env {
-            let value = fill(value, &context).map_err(|error| format!("`env.{name}`: {error}"))?;
-            env.insert(name.clone(), value);
-        }
-        let context = crate::expression::Context { env: env.clone(), ..context };
+        let (context, env) = self.filled_context(job).map_err(|error| format!("`env`: {error}"))?;
         let script = fill_shell(&job.plan.script, &context)
             .map_err(|error| format!("`command`: {error}"))?;
         Ok(Assignment { script, env })

@@ -3,10 +3,12 @@
 //! Each answer is one event; the caller walks it and asks again, until nothing follows. The
 //! indexes of the agenda make each answer cost the same in a run of ten jobs or of a million.
 
+use std::collections::{BTreeMap, btree_map::Entry};
+
 use super::{Phase, Run};
 use crate::{
     event::{FailureCause, RunEvent, RunOutcome, SkipCause},
-    expression::{Context, NeedFacts, evaluate_condition},
+    expression::{Context, ExprError, NeedFacts, evaluate_condition, fill_env},
     job::JobState,
 };
 
@@ -51,7 +53,10 @@ impl Run {
                 RunEvent::JobSkipped { job: name, because: SkipCause::ConditionFalse }
             }
             (JobState::Waiting, Some(condition)) => {
-                match evaluate_condition(condition, &self.context(job)) {
+                let decided = self
+                    .filled_context(job)
+                    .and_then(|(context, _)| evaluate_condition(condition, &context));
+                match decided {
                     Ok((holds, inputs)) => {
                         RunEvent::ConditionEvaluated { job: name, holds, inputs }
                     }
@@ -116,8 +121,18 @@ impl Run {
         }
     }
 
+    /// What expressions of `job` may read once its environment is filled in, and that environment.
+    pub(super) fn filled_context(
+        &self,
+        job: &super::Job,
+    ) -> Result<(Context, BTreeMap<String, String>), ExprError> {
+        let context = self.context(job);
+        let env = fill_env(&job.plan.env, &context)?;
+        Ok((Context { env: env.clone(), ..context }, env))
+    }
+
     /// What expressions of `job` may read.
-    pub(super) fn context(&self, job: &super::Job) -> Context {
+    fn context(&self, job: &super::Job) -> Context {
         let mut context = Context {
             matrix: job.plan.matrix.clone(),
             env: job.plan.env.clone(),
@@ -132,12 +147,11 @@ impl Run {
             for need in self.agenda.needs(index) {
                 let need_job = &self.jobs[*need as usize];
                 let name = need_job.plan.name.clone();
-                if !context.needs.contains_key(&name) {
-                    let facts = NeedFacts {
+                if let Entry::Vacant(free) = context.needs.entry(name) {
+                    free.insert(NeedFacts {
                         outcome: need_job.state.word().to_owned(),
                         outputs: need_job.outputs.clone(),
-                    };
-                    context.needs.insert(name, facts);
+                    });
                     open.push(*need);
                 }
             }

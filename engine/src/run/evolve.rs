@@ -27,11 +27,13 @@ impl Run {
                 }
             }
             RunEvent::RunStarted {} => self.start(fact)?,
-            RunEvent::PlanReplaced { file_sha256, plan_sha256, stages, jobs } => {
+            RunEvent::PlanReplaced { file_sha256, plan_sha256, stages, jobs, timeout_ms } => {
                 if let Some(header) = &mut self.header {
                     header.file_sha256 = *file_sha256;
                     header.plan_sha256 = *plan_sha256;
                     header.stages.clone_from(stages);
+                    header.timeout_ms = *timeout_ms;
+                    header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
                 }
                 let old = std::mem::take(&mut self.jobs);
                 self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
@@ -104,6 +106,7 @@ impl Run {
             stages: stages.clone(),
             parallelism: *parallelism,
             gates_preapproved: *gates_preapproved,
+            timeout_ms: due.map(|due| due.ms_since(fact.at)),
             due: *due,
             traceparent: traceparent.clone(),
             requested_by: fact.by.clone(),
@@ -170,8 +173,7 @@ impl Run {
         self.finished_at = None;
         if let Some(header) = &mut self.header {
             // A resumed run has the time that a new one would have.
-            let allowed = header.due.map(|due| due.ms_since(header.created_at));
-            header.due = allowed.map(|allowed| fact.at.plus_ms(allowed));
+            header.due = header.timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
         }
         self.reindex();
     }

@@ -10,6 +10,8 @@ use towpath_engine::{
 };
 use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
+use towpath_storage::StoreError;
+
 use super::Streamed;
 use crate::{
     House,
@@ -66,6 +68,7 @@ impl House {
                 message = incoming.next() => message,
             };
             let Some(Ok(v1::WorkerMessage { message })) = message else { break Ok(()) };
+            self.dispatch().hear(session);
             if let Err(error) = self.worker_says(session, message, &send).await {
                 break Err(error);
             }
@@ -85,9 +88,9 @@ impl House {
                 let key = self.own(session, of)?;
                 self.outputs().write(&key, offset, &content).map_err(disk)
             }
-            Some(Message::Artifact(v1::ArtifactPart { of, path, content, last: _ })) => {
+            Some(Message::Artifact(v1::ArtifactPart { of, path, content, offset })) => {
                 let key = self.own(session, of)?;
-                self.outputs().write_artifact(&key, &path, &content).map_err(disk)
+                self.outputs().write_artifact(&key, &path, offset, &content).map_err(disk)
             }
             Some(Message::Report(report)) => self.take_report(session, report, send).await,
             Some(Message::Drain(v1::Drain {})) => {
@@ -178,7 +181,7 @@ impl House {
         let count = u32::from(reserved.is_some());
         commands.extend(reserved.map(|(lease, _)| lease));
         let recorded = match self.runs().queue(&key.run, &commands, &by).await {
-            Ok(finished) => finished.await.map_err(crate::runs::store_error),
+            Ok(queued) => queued.done.await.map_err(crate::runs::store_error),
             Err(error) => Err(error),
         };
         match recorded {
@@ -201,7 +204,7 @@ impl House {
     ) -> Result<T, CommandError> {
         let (house, key) = (self.clone(), key.clone());
         let done = tokio::task::spawn_blocking(move || work(&house, &key)).await;
-        done.unwrap_or(Err(CommandError::Store(towpath_storage::StoreError::Closed)))
+        done.unwrap_or(Err(CommandError::Store(StoreError::Closed)))
     }
 
     fn keep_output(&self, key: &Key) -> Result<Option<towpath_engine::ids::Blob>, CommandError> {
@@ -231,5 +234,6 @@ impl House {
 }
 
 fn disk(error: std::io::Error) -> CommandError {
-    CommandError::MessageInvalid { what: format!("output could not be kept: {error}") }
+    let doing = "keeping what a job printed";
+    CommandError::Store(StoreError::Unavailable { doing, cause: std::sync::Arc::new(error) })
 }

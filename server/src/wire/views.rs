@@ -125,7 +125,9 @@ pub(super) fn reason(run: &Run, job: &Job) -> String {
             }
             Some(SkipCause::ConditionFalse) => "its `if` is false".to_owned(),
             None => match run.abort_root() {
-                Some(root) => format!("the run was aborted: {root} failed"),
+                Some(root) => {
+                    format!("the run was aborted: {root} {}", end_of(run, root.as_str()))
+                }
                 None => "recorded as skipped".to_owned(),
             },
         },

@@ -227,9 +227,10 @@ fn sql(found: &Found) -> Vec<Job> {
         }
     }
     if found.sql_left_out > 0 {
-        let note =
-            format!("{} more have names that a shell would read otherwise.", found.sql_left_out);
-        jobs[1].comment.push(note);
+        let count = found.sql_left_out;
+        jobs[1]
+            .comment
+            .push(format!("Left out, for characters that a shell reads otherwise: {count}."));
     }
     if let Some(database) = &found.sqlite {
         let last = jobs[jobs.len() - 1].name.clone();

@@ -154,7 +154,8 @@ impl Outlook {
 
     /// Which run the estimates are from; without one they were no times at all.
     pub(super) fn estimated_from(mut self, run: Option<String>) -> Self {
-        self.critical_path.total_ms = self.critical_path.total_ms.filter(|_| run.is_some());
+        self.critical_path.total_ms =
+            self.critical_path.total_ms.filter(|ms| run.is_some() && *ms > 0);
         self.critical_path.estimated_from = run;
         self
     }

@@ -85,7 +85,7 @@ impl Page<'_> {
     fn facts(&mut self, outlook: &Outlook) {
         let arrow = if self.style.ascii { " -> " } else { " → " };
         let chain = &outlook.critical_path;
-        if chain.jobs.len() > 1 {
+        if chain.jobs.len() > 1 || chain.total_ms.is_some() {
             let names = chain.jobs.iter().map(|job| safe(job)).collect();
             self.list(&label("longest chain"), names, arrow);
         }
@@ -93,10 +93,10 @@ impl Page<'_> {
             let about = format!("{} along that chain, by run {run}", duration_words(total));
             self.fact("takes about", vec![about]);
         }
-        self.fact(
-            "side by side",
-            vec![format!("{} at most in one line above", outlook.widest_wave)],
-        );
+        if outlook.resume.is_none() {
+            let widest = counted(outlook.widest_wave, "job");
+            self.prose("side by side", &format!("up to {widest} (-p {PARALLELISM} by default)"));
+        }
         self.names("gates", &outlook.gates);
         self.names("no way back", &outlook.points_of_no_return);
         self.names("failure aborts", &outlook.aborting);
