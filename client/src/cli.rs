@@ -23,10 +23,10 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Global {
     /// Where runs are kept: `sled:PATH`, `fjall:PATH` or `memory:` [default: the nearest .towpath]
-    #[arg(long, global = true, env = "TOW_STORE", value_name = "URL")]
+    #[arg(long, global = true, env = "TOW_STORE", hide_env_values = true, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Who you are, as `human:NAME`, `agent:NAME` or `service:NAME` [default: human:$USER]
-    #[arg(long, global = true, env = "TOW_ACTOR", value_name = "ACTOR")]
+    #[arg(long, global = true, env = "TOW_ACTOR", hide_env_values = true, value_name = "ACTOR")]
     pub(crate) actor: Option<String>,
     /// What goes to standard output
     #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORM")]

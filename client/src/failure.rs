@@ -128,6 +128,9 @@ impl From<OpenError> for Failure {
             "LOG_DAMAGED" | "LOG_ROLLBACK" => {
                 "Nothing was skipped or guessed. docs/errors/ says how to go on."
             }
+            "BACKUP_EXISTS" => "Name another file; a backup overwrites nothing.",
+            "BACKUP_DAMAGED" => "Use another backup. Nothing was restored.",
+            "RESTORE_TARGET_NOT_EMPTY" => "Restore to a folder that does not exist yet.",
             "STORE_URL_INVALID" => "Give `sled:PATH`, `fjall:PATH` or `memory:`.",
             _ => "docs/errors/ has a page for this code.",
         };

@@ -138,6 +138,12 @@ pub(crate) fn safe(text: &str) -> String {
     towpath_engine::captured::printable(text.as_bytes(), false)
 }
 
+/// A worker as people see it: `local/<run>` is this machine, whoever reads it.
+pub(crate) fn worker_word(worker: &str) -> String {
+    let own = worker.starts_with(towpath_server::LOCAL_WORKER_PREFIX);
+    safe(if own { "local" } else { worker })
+}
+
 fn width() -> usize {
     let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     if let Some(columns) = asked("TOW_FORCE_TTY").filter(|columns| *columns > 1) {

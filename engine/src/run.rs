@@ -266,14 +266,14 @@ impl Run {
         self.agenda.has_work()
     }
 
-    /// The earliest moment at which time itself changes what may happen.
-    pub fn next_due(&self) -> Option<Timestamp> {
+    /// The earliest moment from `now` on at which time itself changes what may happen.
+    pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         if !self.phase.is_live() {
             return None;
         }
         let due = self.header.as_ref().and_then(|header| header.due);
         let due = due.filter(|_| self.phase == Phase::Running);
-        match (due, self.agenda.first_backoff()) {
+        match (due, self.agenda.next_backoff(now)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }

@@ -135,7 +135,10 @@ impl Dispatch {
                 return false;
             }
         };
-        let recorded = queued.facts > 0;
+        if queued.facts == 0 {
+            self.release(session, 1);
+            return false;
+        }
         let (dispatch, run) = (Arc::clone(self), run.clone());
         tokio::spawn(async move {
             match queued.done.await {
@@ -146,7 +149,7 @@ impl Dispatch {
                 }
             }
         });
-        recorded
+        true
     }
 
     /// Takes `count` free slots of `session` for leases that are being decided.
@@ -340,6 +343,11 @@ impl Dispatch {
     /// Closes a session. Its leases lapse after a while, unless the worker comes back.
     pub(crate) fn close(&self, session: u64) {
         let closed = locked(&self.sessions).remove(&session);
+        let named = |session: &Session, worker: &WorkerName| session.worker == *worker;
+        // Not if it is back already, under a newer session.
+        let closed = closed.filter(|closed| {
+            !locked(&self.sessions).values().any(|session| named(session, &closed.worker))
+        });
         if let Some(session) = closed {
             self.await_return(session.worker, Instant::now());
         }

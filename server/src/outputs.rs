@@ -92,7 +92,8 @@ impl Outputs {
         let there = file.seek(SeekFrom::End(0))?;
         let known = there.saturating_sub(offset);
         if offset > there || offset + content.len() as u64 > BYTES_MAX {
-            return Err(io::Error::other("output with a hole in it, or too much of it"));
+            let what = "output with a hole in it, or too much of it";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         let new = usize::try_from(known).ok().and_then(|known| content.get(known..));
         file.write_all(new.unwrap_or_default())

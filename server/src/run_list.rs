@@ -25,6 +25,10 @@ pub(crate) struct Listed {
     pub(crate) requested_by: Actor,
     /// How it ended, if it has.
     pub(crate) outcome: Option<RunOutcome>,
+    /// The position of its first record.
+    created: Position,
+    /// The position of the record that says how it stands.
+    changed: Position,
 }
 
 /// All runs of a log.
@@ -107,7 +111,7 @@ impl RunList {
                     version: record.version,
                     why: error.to_string(),
                 })?;
-            self.apply(&id, &fact);
+            self.apply(&id, &fact, record.position);
         }
         self.position = record.position;
         Ok(())
@@ -116,8 +120,8 @@ impl RunList {
     /// Takes in facts of run `id`, which stand from `first` on. Appends of different runs may come
     /// in any order: the position is that up to which none is missing.
     pub(crate) fn apply_all(&mut self, id: &RunId, first: Position, facts: &[Fact]) {
-        for fact in facts {
-            self.apply(id, fact);
+        for (fact, position) in facts.iter().zip(first..) {
+            self.apply(id, fact, position);
         }
         self.ahead.insert(first, first + facts.len() as Position - 1);
         while let Some(last) = self.ahead.remove(&(self.position + 1)) {
@@ -125,26 +129,37 @@ impl RunList {
         }
     }
 
-    fn apply(&mut self, id: &RunId, fact: &Fact) {
+    fn apply(&mut self, id: &RunId, fact: &Fact, position: Position) {
         self.newest_at = self.newest_at.max(fact.at);
         match &fact.event {
             RunEvent::RunCreated { pipeline, .. } => {
                 if !self.place.contains_key(id) {
-                    self.place.insert(id.clone(), self.runs.len());
-                    self.runs.push(Listed {
-                        run: id.clone(),
-                        pipeline: pipeline.clone(),
-                        created_at: fact.at,
-                        requested_by: fact.by.clone(),
-                        outcome: None,
-                    });
+                    let at = self.runs.partition_point(|listed| listed.created < position);
+                    for later in &self.runs[at..] {
+                        if let Some(place) = self.place.get_mut(&later.run) {
+                            *place += 1;
+                        }
+                    }
+                    self.place.insert(id.clone(), at);
+                    self.runs.insert(
+                        at,
+                        Listed {
+                            run: id.clone(),
+                            pipeline: pipeline.clone(),
+                            created_at: fact.at,
+                            requested_by: fact.by.clone(),
+                            outcome: None,
+                            created: position,
+                            changed: position,
+                        },
+                    );
                 }
             }
-            RunEvent::RunFinished { outcome, .. } => self.ended(id, Some(*outcome)),
+            RunEvent::RunFinished { outcome, .. } => self.ended(id, Some(*outcome), position),
             RunEvent::RunResumed {}
             | RunEvent::JobsInvalidated { .. }
             | RunEvent::JobRetried { .. }
-            | RunEvent::PlanReplaced { .. } => self.ended(id, None),
+            | RunEvent::PlanReplaced { .. } => self.ended(id, None, position),
             RunEvent::JobsPlanned { .. }
             | RunEvent::RunStarted {}
             | RunEvent::ConditionEvaluated { .. }
@@ -165,9 +180,10 @@ impl RunList {
         }
     }
 
-    fn ended(&mut self, id: &RunId, outcome: Option<RunOutcome>) {
-        if let Some(listed) = self.place.get(id).and_then(|place| self.runs.get_mut(*place)) {
-            listed.outcome = outcome;
+    fn ended(&mut self, id: &RunId, outcome: Option<RunOutcome>, position: Position) {
+        let listed = self.place.get(id).and_then(|place| self.runs.get_mut(*place));
+        if let Some(listed) = listed.filter(|listed| listed.changed < position) {
+            (listed.outcome, listed.changed) = (outcome, position);
         }
     }
 }

@@ -13,7 +13,6 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify, watch};
 use towpath_engine::{
     decide::{CarryOutError, Command, Written, carry_out},
-    diagnostics::Diagnostics,
     event::{Fact, RunEvent},
     ids::{Actor, RunId},
     job::IllegalEvent,
@@ -46,8 +45,8 @@ pub enum CommandError {
     FileInvalid {
         /// The file, as the client named it.
         name: String,
-        /// All of them.
-        diagnostics: Box<Diagnostics>,
+        /// The first of them, one on each line, with line and column.
+        problems: String,
     },
     /// More than one run answers to the prefix.
     #[error("`{prefix}` fits {count} runs")]
@@ -419,7 +418,7 @@ impl Runs {
         }
         drop(movable);
         let mut due = locked(&self.due);
-        let changed = match run.next_due() {
+        let changed = match run.next_due(self.now()) {
             Some(next) => due.insert(id.clone(), next) != Some(next),
             None => due.remove(id).is_some(),
         };

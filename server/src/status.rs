@@ -109,8 +109,8 @@ pub(crate) fn of(error: CommandError) -> Status {
     if let CommandError::Refused(Refusal::ApprovalStale { waiting, .. }) = &error {
         metadata.insert("waiting".to_owned(), waiting.to_string());
     }
-    if let CommandError::FileInvalid { diagnostics, .. } = &error {
-        metadata.insert("problems".to_owned(), diagnostics.to_string());
+    if let CommandError::FileInvalid { problems, .. } = &error {
+        metadata.insert("problems".to_owned(), problems.clone());
     }
     let mut details = ErrorDetails::new();
     details.set_error_info(error.code(), ERROR_DOMAIN, metadata);

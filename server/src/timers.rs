@@ -39,9 +39,5 @@ pub(crate) async fn tick(runs: &Arc<Runs>) {
         }
         // A try in back-off is due without an event: the dispatcher only has to look.
         runs.changed.notify_one();
-        let mut waiting = locked(&runs.due);
-        if waiting.get(&run).is_some_and(|due| *due <= now) {
-            waiting.remove(&run);
-        }
     }
 }

@@ -5,6 +5,7 @@ mod views;
 
 use towpath_engine::{
     decide::Ended,
+    diagnostics::Diagnostics,
     event::{Artifact, Fact, FailureCause, RunEvent},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
     pipeline_file,
@@ -45,9 +46,25 @@ pub(crate) fn pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, 
     let v1::PipelineFile { name, folder, content } =
         file.ok_or_else(|| invalid("the pipeline file is missing"))?;
     let parsed = pipeline_file::parse_bytes(&name, &content).map_err(|diagnostics| {
-        CommandError::FileInvalid { name: name.clone(), diagnostics: Box::new(diagnostics) }
+        let text = String::from_utf8_lossy(&content);
+        CommandError::FileInvalid { name: name.clone(), problems: problems(&diagnostics, &text) }
     })?;
     Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder })
+}
+
+/// The first problems of a file, one on each line: as many as fit the head of a message.
+fn problems(diagnostics: &Diagnostics, text: &str) -> String {
+    const SHOWN_MAX: usize = 20;
+    let all = diagnostics.json(text);
+    let shown = all.iter().take(SHOWN_MAX).map(|problem| {
+        let (line, column) = (problem.line, problem.column);
+        bounded(format!("{line}:{column} {} {}", problem.code, problem.message), 200)
+    });
+    let mut lines: Vec<String> = shown.collect();
+    if all.len() > SHOWN_MAX {
+        lines.push(format!("… and {} more", all.len() - SHOWN_MAX));
+    }
+    lines.join("\n")
 }
 
 /// The attempt that a message is about.
@@ -132,20 +149,28 @@ pub(crate) fn reported(ended: Option<report::Ended>) -> Result<Reported, Command
                 Cause::ExitCode(code) => FailureCause::ExitCode(code),
                 Cause::Signal(signal) => FailureCause::Signal(signal),
                 Cause::TimedOutMs(ms) => FailureCause::TimedOut(ms),
-                Cause::NotStarted(why) => FailureCause::NotStarted(bounded(why)),
-                Cause::OutputUnusable(why) => FailureCause::OutputUnusable(bounded(why)),
+                Cause::NotStarted(why) => {
+                    FailureCause::NotStarted(bounded(why, EXPLANATION_BYTES_MAX))
+                }
+                Cause::OutputUnusable(why) => {
+                    FailureCause::OutputUnusable(bounded(why, EXPLANATION_BYTES_MAX))
+                }
             })
         }
         report::Ended::Cancelled(v1::Cancelled {}) => Ended::Cancelled,
-        report::Ended::Lost(v1::Lost { reason }) => return Ok(Reported::Lost(bounded(reason))),
+        report::Ended::Lost(v1::Lost { reason }) => {
+            return Ok(Reported::Lost(bounded(reason, EXPLANATION_BYTES_MAX)));
+        }
     }))
 }
 
-/// An explanation that fits an event beside everything else: at most 4 KiB.
-fn bounded(mut text: String) -> String {
-    const BYTES_MAX: usize = 4 * 1024;
-    if text.len() > BYTES_MAX {
-        let end = (0..=BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+/// Longest explanation of a worker, in bytes: it must fit an event beside everything else.
+const EXPLANATION_BYTES_MAX: usize = 4 * 1024;
+
+/// `text`, cut to at most `bytes_max` bytes.
+fn bounded(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
         text.push('…');
     }

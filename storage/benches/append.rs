@@ -8,6 +8,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -99,6 +100,19 @@ async fn appends(store: &Arc<dyn EventStore>, clients: u32, slice: u32) -> f64 {
     f64::from(u32::try_from(total).expect("few")) / since.elapsed().as_secs_f64()
 }
 
+/// Bytes that the files below `directory` take on the disk.
+fn bytes_in(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    let sizes = entries.map(|entry| {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            return bytes_in(&path);
+        }
+        path.metadata().expect("a file").blocks() * 512
+    });
+    sizes.sum()
+}
+
 /// Records per second: the log, one stream of many, and the whole audit, all after reopening.
 async fn replays(url: &str) {
     let opened = open(url).expect("a store");
@@ -126,6 +140,8 @@ async fn replays(url: &str) {
         let count = f64::from(u32::try_from(count).expect("few"));
         println!("{what:8} {:>9.0}", count / since.elapsed().as_secs_f64());
     };
+    let bytes = bytes_in(opened.home.path());
+    println!("disk     {:>9} bytes per record", bytes / REPLAY_RECORDS);
     let (since, mut position) = (Instant::now(), 0);
     loop {
         let page = opened.store.read_all(position, 4096).await.expect("a page");

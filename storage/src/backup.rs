@@ -16,6 +16,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{BufWriter, ErrorKind, Read, Seek as _, Write},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -164,7 +165,10 @@ pub async fn restore(
     let mut source = Source::verified(file)?;
     let directory = parent_of(&target);
     fs::create_dir_all(directory).map_err(StoreError::while_doing(doing))?;
-    let unfinished = tempfile::Builder::new().prefix(".tow-restore-").tempdir_in(directory);
+    let unfinished = tempfile::Builder::new()
+        .prefix(".tow-restore-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(directory);
     let unfinished = unfinished.map_err(StoreError::while_doing(doing))?;
     let opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
     let restored = fill(&opened, &mut source, &mut progress).await?;

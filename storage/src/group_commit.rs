@@ -163,7 +163,7 @@ impl EventStore for Log {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
         self.reading(move |shared| {
-            let tail = Position::MAX - 1;
+            let tail = *shared.tail.borrow();
             shared.reader.read_all(after, limit, tail)
         })
     }

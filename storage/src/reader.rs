@@ -120,17 +120,20 @@ impl Reader {
         loop {
             let indexed = self.indexed_runs(stream, next)?;
             let at_end = indexed.is_empty();
+            let before = next;
             let runs = if at_end { &waiting } else { &indexed };
-            for run in runs.iter().filter(|run| run.last() > after) {
-                if run.last() < next {
-                    continue;
-                }
-                if !self.run_into(&mut page, stream, *run, &mut next)? {
+            for run in runs {
+                if run.last() >= next && !self.run_into(&mut page, stream, *run, &mut next)? {
                     return Ok(page.records);
                 }
             }
             if at_end {
                 return Ok(page.records);
+            }
+            if next == before {
+                // Entries that lead nowhere; without this they would be followed for ever.
+                let what = Damage::IndexDiffers { stream: stream.to_owned() };
+                return Err(StoreError::Damaged { position: 0, what });
             }
         }
     }

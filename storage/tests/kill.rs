@@ -16,6 +16,8 @@ use towpath_storage::{NewRecord, open, verify};
 /// Names the store for the child; unset for everyone else.
 const CHILD_URL: &str = "TOWPATH_STORAGE_TEST_URL";
 const KILLS: u64 = 20;
+/// Records of a large append.
+const PLANNED: u64 = 1500;
 
 #[test]
 fn the_child_appends_until_it_is_killed() {
@@ -30,6 +32,9 @@ fn the_child_appends_until_it_is_killed() {
             version += opened.store.read("run/0", version, usize::MAX).await.unwrap().len() as u64;
         }
         for round in version.. {
+            // Several blocks, which must come or go together.
+            let many = (0..PLANNED).map(|_| NewRecord::new("planned", "x".repeat(100))).collect();
+            let planned = opened.store.append(&format!("plan/{round}"), 0, many);
             let appends: Vec<_> = (0..5)
                 .map(|stream| {
                     let record = NewRecord::new("fact", format!("{round}-{}", "x".repeat(100)));
@@ -42,6 +47,10 @@ fn the_child_appends_until_it_is_killed() {
                     // A killed predecessor may have written some streams of the round.
                     Err(error) => assert_eq!(error.code(), "APPEND_CONFLICT", "{error}"),
                 }
+            }
+            match planned.await {
+                Ok(appended) => writeln!(out, "ACK {}", appended.last).unwrap(),
+                Err(error) => assert_eq!(error.code(), "APPEND_CONFLICT", "{error}"),
             }
         }
     });
@@ -85,7 +94,13 @@ fn nothing_acknowledged_is_lost(backend: &str) {
         acknowledged = acknowledged.max(write_and_kill(&url, n * n * 37 % 90));
 
         let opened = open(&url).unwrap();
-        let verified = runtime.block_on(verify(opened.store.as_ref(), |_| {})).unwrap();
+        let store = opened.store.as_ref();
+        let verified = runtime.block_on(verify(store, |_| {})).unwrap();
+        let newest =
+            runtime.block_on(store.read_all(verified.records.saturating_sub(1), 1)).unwrap();
+        if let Some(newest) = newest.first().filter(|newest| newest.stream.starts_with("plan/")) {
+            assert_eq!(newest.version, PLANNED, "half an append");
+        }
         assert!(
             verified.records >= acknowledged,
             "{acknowledged} were acknowledged and {} are there after kill {n}",

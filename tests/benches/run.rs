@@ -3,6 +3,8 @@
 //!
 //! `cargo bench -p towpath-tests --bench run` (needs `tow` of the same profile: it is built first).
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
+
 use std::{
     fs,
     io::Write as _,

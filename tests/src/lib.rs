@@ -4,11 +4,13 @@
 //! Everything goes through real gRPC over a pipe. Nothing here decides anything.
 
 mod house;
+mod program;
 mod real;
 mod repository;
 mod scripted;
 
 pub use house::{ANA, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime};
+pub use program::program;
 pub use real::RealWorker;
 pub use repository::{Source, root, sources};
 pub use scripted::{ScriptedWorker, failed, succeeded, succeeded_with};

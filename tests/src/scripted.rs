@@ -16,6 +16,8 @@ use crate::house::bounded;
 
 /// Messages that may wait on the way to the server.
 const QUEUE: usize = 64;
+/// Bytes of a file in one message.
+const PART_BYTES: usize = 60_000;
 
 /// The end of a job that did what it should.
 pub fn succeeded() -> Ended {
@@ -65,10 +67,11 @@ impl ScriptedWorker {
             cancels: VecDeque::new(),
             recorded: BTreeSet::new(),
         };
-        match worker.hear("a welcome").await? {
-            FromServer::Welcome(welcome) => worker.welcome = welcome,
-            other => panic!("a session begins with a welcome, not with {other:?}"),
-        }
+        let first = worker.hear("a welcome").await?;
+        let FromServer::Welcome(welcome) = first else {
+            panic!("a session begins with a welcome, not with {first:?}");
+        };
+        worker.welcome = welcome;
         Ok(worker)
     }
 
@@ -139,13 +142,12 @@ impl ScriptedWorker {
         path: &str,
         content: &[u8],
     ) -> v1::ArtifactRef {
-        let parts: Vec<&[u8]> = content.chunks(60_000).collect();
-        for (part, left) in parts.iter().zip((0..parts.len()).rev()) {
+        for (part, offset) in content.chunks(PART_BYTES).zip((0..).step_by(PART_BYTES)) {
             let part = v1::ArtifactPart {
                 of: Some(of(assignment)),
                 path: path.to_owned(),
                 content: part.to_vec().into(),
-                last: left == 0,
+                offset,
             };
             self.say(ToServer::Artifact(part)).await;
         }

@@ -58,7 +58,7 @@ pub enum ArtifactsUnusable {
     /// More than [`ARTIFACTS_MAX`], or too many long paths.
     #[error("there are more artifacts than an event can list")]
     TooMany,
-    /// More than [`ENTRIES_MAX`].
+    /// More than `ENTRIES_MAX`.
     #[error("the artifact `{pattern}` searches more than {ENTRIES_MAX} files")]
     TooWide {
         /// As the job has it.

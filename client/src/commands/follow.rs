@@ -1,13 +1,16 @@
 //! Following a run until it comes to rest, and drawing it on the way: what `run`, `resume` and
 //! `watch` share.
 
+mod gate;
+
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{sync::oneshot, task::JoinHandle};
+use gate::AtGate;
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use towpath_engine::{
     captured, codec,
@@ -36,6 +39,8 @@ use crate::{
 
 /// How often a moving picture is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// Records that belong together come together: a pause of this length means that there are no more.
+const MORE_WITHIN: Duration = Duration::from_millis(50);
 /// Lines of a failed job's output that are shown.
 const TAIL_LINES: usize = 10;
 /// Failed jobs whose output is shown.
@@ -119,6 +124,15 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
             break Ok(code);
         }
         if show.waits_for_a_person() && !interrupted && (worker.is_some() || !follow.wait) {
+            // An approval may be on its way already, with `--yes` even in the same append.
+            if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
+                match record {
+                    Some(Ok(record)) => show.take(&record)?,
+                    Some(Err(status)) => break Err(status.into()),
+                    None => break Err(gone()),
+                }
+                continue;
+            }
             match show.at_gate(follow.wait).await? {
                 AtGate::Leave => break Ok(exit::AT_GATE),
                 AtGate::Decided | AtGate::Wait => {}
@@ -129,11 +143,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
             record = records.next() => match record {
                 Some(Ok(record)) => show.take(&record)?,
                 Some(Err(status)) => break Err(status.into()),
-                None => break Err(Failure::new(
-                    "UNREACHABLE",
-                    "the server went away",
-                    "Nothing that was acknowledged is lost; `tow resume` goes on.",
-                )),
+                None => break Err(gone()),
             },
             () = signals.next() => {
                 if follow.slots.is_none() {
@@ -175,6 +185,11 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
         desk.say(&format!("Stopped. `tow resume {}` goes on.", follow.short_id));
     }
     finished
+}
+
+fn gone() -> Failure {
+    let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
+    Failure::new("UNREACHABLE", "the server went away", advice)
 }
 
 fn begin_work(
@@ -241,13 +256,6 @@ impl Signals {
             _ = self.hangup.recv() => {}
         }
     }
-}
-
-/// What became of a gate.
-enum AtGate {
-    Decided,
-    Wait,
-    Leave,
 }
 
 /// What is shown of a run.
@@ -420,110 +428,5 @@ impl<'a> Show<'a> {
             self.desk.say(&format!("… and {} more failed.", jobs.len() - TAILS_MAX));
         }
         Ok(())
-    }
-
-    /// Only people can go on: asks the one at this terminal, or says how to.
-    async fn at_gate(&mut self, wait: bool) -> Result<AtGate, Failure> {
-        let new: Vec<JobName> = self
-            .run
-            .gates()
-            .map(|job| job.plan.name.clone())
-            .filter(|job| !self.asked.contains(job))
-            .collect();
-        let Some(job) = new.first().cloned() else {
-            return Ok(if wait { AtGate::Wait } else { AtGate::Leave });
-        };
-        self.asked.push(job.clone());
-        self.draw()?;
-        self.screen.clear(&mut io::stdout().lock())?;
-        self.show_gate(&job);
-        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let asks =
-            self.live && io::stdin().is_terminal() && !set("CI") && !set("TOW_PROMPT_DISABLED");
-        if !asks {
-            return Ok(if wait { AtGate::Wait } else { AtGate::Leave });
-        }
-        match ask().await.as_deref() {
-            Some("y" | "yes") => self.decide(&job, true).await,
-            Some("n" | "no") => self.decide(&job, false).await,
-            Some(_) | None => Ok(AtGate::Leave),
-        }
-    }
-
-    fn show_gate(&self, name: &JobName) {
-        let Some(job) = self.run.job(name.as_str()) else { return };
-        let style = &self.desk.style;
-        let quoted = towpath_engine::expression::quoted(name.as_str());
-        let id = &self.short_id;
-        let mut lines = Vec::new();
-        if job.plan.irreversible {
-            lines.push("There is no way back after it.".to_owned());
-        }
-        for need in &job.plan.needs {
-            if let Some(need) = self.run.job(need.as_str()) {
-                let told = need.outputs.iter();
-                let told: Vec<String> =
-                    told.map(|(key, value)| format!("{key}={}", safe(value))).collect();
-                let name = safe(need.plan.name.as_str());
-                let word = need.state.word().replace('_', " ");
-                lines.push(format!("{name} {word}  {}", told.join("  ")).trim_end().to_owned());
-            }
-        }
-        if let JobState::AtGate(binds) = &job.state {
-            lines.push(format!("An approval covers this, as {}.", binds.short()));
-        }
-        for line in job.plan.script.trim().lines().take(5) {
-            lines.push(format!("$ {}", safe(line)));
-        }
-        let name = safe(name.as_str());
-        self.desk
-            .say(&format!("{} {name} waits at its gate.", style.mark(crate::render::Mark::Gate)));
-        for line in lines {
-            self.desk.say(&style.fit(&format!("  {line}"), style.width));
-        }
-        // Whole, however wide: these are there to be copied.
-        self.desk.say(&format!("  tow approve {quoted} --run {id}"));
-        self.desk.say(&format!("  tow reject {quoted} --run {id} --comment WHY"));
-    }
-
-    async fn decide(&mut self, job: &JobName, approve: bool) -> Result<AtGate, Failure> {
-        let state = self.run.job(job.as_str()).map(|job| job.state.clone());
-        let Some(JobState::AtGate(binds)) = state else { return Ok(AtGate::Wait) };
-        let request = v1::DecideGateRequest {
-            run: self.short_id.clone(),
-            job: job.to_string(),
-            binds: binds.to_string(),
-            comment: String::new(),
-            actor: self.desk.actor(),
-        };
-        let mut gates = self.server.gates();
-        if approve {
-            gates.approve_gate(request).await?;
-        } else {
-            gates.reject_gate(request).await?;
-        }
-        Ok(AtGate::Decided)
-    }
-}
-
-/// One line from the person at the terminal. A thread of its own: nothing can call off a read, and
-/// the process need not wait for it.
-async fn ask() -> Option<String> {
-    let mut err = io::stderr().lock();
-    drop(write!(err, "Open the gate? [y]es, [n]o, or Enter to leave it: "));
-    drop(err.flush());
-    drop(err);
-    let (send, receive) = oneshot::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = io::stdin().read_line(&mut line);
-        drop(send.send(read.ok().map(|_| line.trim().to_lowercase())));
-    });
-    tokio::select! {
-        line = receive => line.ok().flatten(),
-        _ = tokio::signal::ctrl_c() => {
-            drop(writeln!(io::stderr().lock()));
-            None
-        }
     }
 }

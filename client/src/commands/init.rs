@@ -113,9 +113,9 @@ fn exists(there: &Path) -> Failure {
 fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
     let opened = fs::OpenOptions::new().write(true).create_new(true).open(path);
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => exists(path),
-        _ => Failure::file(path, &error),
+    written.map_err(|error| {
+        let is_there = error.kind() == io::ErrorKind::AlreadyExists;
+        if is_there { exists(path) } else { Failure::file(path, &error) }
     })
 }
 

@@ -54,10 +54,10 @@ struct Estimates {
 pub(crate) fn plan(desk: &Desk, args: PlanArgs) -> Finished {
     let PlanArgs { file: WhichFile { file }, resume } = args;
     let outlook = match resume {
-        Some(run) => wait(resumed(desk, &run, file.as_deref()))?,
+        Some(run) => wait(|| resumed(desk, &run, file.as_deref()))?,
         None => {
             let pipeline = pipeline::read(desk, &pipeline::locate(file.as_deref())?)?;
-            let estimates = wait(estimates(desk, &pipeline.plan.pipeline));
+            let estimates = estimates(desk, &pipeline.plan.pipeline);
             let everything = |_: &JobName| true;
             let outlook = Outlook::of(&pipeline.plan, everything, |job| estimates.of(job));
             outlook.in_file(&pipeline.name).estimated_from(estimates.run)
@@ -71,9 +71,20 @@ pub(crate) fn plan(desk: &Desk, args: PlanArgs) -> Finished {
     Ok(if outlook.would_run == 0 { exit::NOTHING_TO_DO } else { exit::DONE })
 }
 
-/// The result of `future`, for which this thread stands still.
-fn wait<F: Future>(future: F) -> F::Output {
-    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))
+/// The result of what `begin` begins. It gets a thread and a runtime of its own, because the
+/// caller's runtime may have no other thread that could go on while this one waits.
+fn wait<T: Send, F>(begin: impl FnOnce() -> F + Send) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let on_its_own = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(begin())
+    };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(on_its_own);
+        waiting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Estimates {
@@ -86,14 +97,17 @@ impl Estimates {
 
 /// What the jobs of `pipeline` took the last time all went well. Only a help: whatever stands in
 /// the way, there is none.
-async fn estimates(desk: &Desk, pipeline: &str) -> Estimates {
+fn estimates(desk: &Desk, pipeline: &str) -> Estimates {
     let url = desk.url();
     if store_folder(&url).is_none_or(|folder| !folder.exists()) {
         return Estimates::default();
     }
-    let Ok(server) = Server::reach_existing(&url).await else { return Estimates::default() };
-    let found = took_before(&server, pipeline).await;
-    server.close().await;
+    let found = wait(|| async {
+        let server = Server::reach_existing(&url).await?;
+        let found = took_before(&server, pipeline).await;
+        server.close().await;
+        found
+    });
     found.unwrap_or_default()
 }
 

@@ -8,7 +8,7 @@ use towpath_engine::{
     time::{Timestamp, duration_words},
 };
 
-use super::{Mark, Style, safe};
+use super::{Mark, Style, safe, worker_word};
 
 /// Most running jobs that are shown one by one while the picture moves.
 const RUNNING_MAX: usize = 8;
@@ -89,7 +89,8 @@ pub(crate) fn note(job: &Job) -> String {
         },
         JobState::Cancelled => "cancelled".to_owned(),
         JobState::Rejected => match &job.gate {
-            Some(gate) => format!("rejected by {} {}", gate.by, safe(&gate.comment)),
+            Some(gate) if gate.comment.is_empty() => format!("rejected by {}", gate.by),
+            Some(gate) => format!("rejected by {}: {}", gate.by, safe(&gate.comment)),
             None => "rejected".to_owned(),
         },
         JobState::AtGate(binds) => format!("gate, waits for a person ({})", binds.short()),
@@ -189,8 +190,8 @@ fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
     let took = took.map(duration_words).unwrap_or_default();
     let mut about = note(job);
     if let JobState::Leased(attempt, worker) = &job.state {
-        about =
-            if attempt.0 > 1 { format!("{worker}, attempt {attempt}") } else { worker.to_string() };
+        let worker = worker_word(worker.as_str());
+        about = if attempt.0 > 1 { format!("{worker}, attempt {attempt}") } else { worker };
     }
     if matches!(job.state, JobState::Waiting | JobState::Admitted) {
         let open: Vec<String> = job

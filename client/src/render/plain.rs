@@ -6,7 +6,7 @@ use towpath_engine::{
     time::duration_words,
 };
 
-use super::safe;
+use super::{safe, worker_word};
 
 /// The line for `fact` at `position`; `run` has taken it in. `None`: nothing a reader needs.
 pub(crate) fn line(position: u64, fact: &Fact, run: &Run) -> Option<String> {
@@ -36,7 +36,7 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
             format!("by={}{}", fact.by, said(comment))
         }
         RunEvent::JobLeased { attempt, worker, .. } => {
-            format!("attempt={attempt} worker={}", safe(worker.as_str()))
+            format!("attempt={attempt} worker={}", worker_word(worker.as_str()))
         }
         RunEvent::JobSucceeded { attempt, ran_ms, .. } => {
             format!("attempt={attempt} dur={}", duration_words(*ran_ms))

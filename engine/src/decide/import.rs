@@ -96,7 +96,7 @@ mod tests {
 
         house.carries_out(&Command::Import(ImportRun { create, jobs: Vec::new() }));
 
-        assert_eq!(house.run.next_due(), Some(house.now.plus_ms(60_000)));
+        assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(60_000)));
     }
 
     #[test]

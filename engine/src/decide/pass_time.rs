@@ -22,7 +22,7 @@ mod tests {
             create.plan.timeout_ms = Some(60_000);
         });
         house.leases();
-        assert_eq!(house.run.next_due().map(|due| due.ms_since(house.now)), Some(60_000));
+        assert_eq!(house.run.next_due(house.now).map(|due| due.ms_since(house.now)), Some(60_000));
 
         house.passes(59_999);
         house.carries_out(&Command::PassTime);

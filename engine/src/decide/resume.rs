@@ -187,7 +187,7 @@ mod tests {
             house.fails("a", 1);
             house.fails("b", 1);
             house.carries_out(&resume());
-            assert_eq!(house.run.next_due(), Some(house.now.plus_ms(60_000)));
+            assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(60_000)));
         }
         let mut plan = creation(vec![job("a")]).plan;
         plan.timeout_ms = Some(5_000);
@@ -195,7 +195,7 @@ mod tests {
         let edited = ResumeRun { file: Some(file), accept_changes: true, from: None };
         house.carries_out(&Command::Resume(edited));
 
-        assert_eq!(house.run.next_due(), Some(house.now.plus_ms(5_000)));
+        assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(5_000)));
         assert_eq!(house.run.plan().unwrap().digest(), plan.digest());
     }
 

@@ -38,6 +38,20 @@ mod tests {
     }
 
     #[test]
+    fn a_requeued_job_waits_for_a_stage_that_was_opened_again() {
+        let mut house = Stage::begin(vec![staged(job("z"), "late"), job("a")]);
+        house.leases();
+        house.fails("a", 1);
+        house.leases();
+        house.loses("z");
+
+        house.carries_out(&Command::Retry("a".into()));
+
+        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(house.leases(), None);
+    }
+
+    #[test]
     fn a_job_that_has_not_failed_is_not_retried() {
         let mut house = Stage::begin(vec![job("a"), job("b")]);
         house.runs("a");

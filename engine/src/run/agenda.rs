@@ -261,7 +261,17 @@ impl Agenda {
         }
         let open = self.unmet[at] == 0 && self.stage_of[at] as usize <= self.open_stage;
         let place = match &job.state {
-            JobState::Waiting if !open => Place::Nowhere,
+            // What has begun goes on; whatever has not waits for its needs and its stage, also when
+            // they were opened again behind its back.
+            JobState::Waiting
+            | JobState::Admitted
+            | JobState::Approved
+            | JobState::Requeued
+            | JobState::BackingOff(_)
+                if !open =>
+            {
+                Place::Nowhere
+            }
             JobState::Waiting if job.plan.condition.is_some() => Place::Undecided,
             JobState::Waiting | JobState::Admitted if job.plan.when == When::Manual => {
                 Place::Undecided
@@ -333,8 +343,15 @@ impl Agenda {
         self.abort_due
     }
 
-    pub(super) fn first_backoff(&self) -> Option<Timestamp> {
-        self.backoff.first().map(|(due, _)| *due)
+    /// The first moment after `now` at which a try in back-off is due.
+    pub(super) fn next_backoff(&self, now: Timestamp) -> Option<Timestamp> {
+        let after = std::ops::Bound::Excluded((now, u32::MAX));
+        self.backoff.range((after, std::ops::Bound::Unbounded)).next().map(|(due, _)| *due)
+    }
+
+    /// Whether a try in back-off may begin at `now`.
+    pub(super) fn is_due(&self, index: u32, now: Timestamp) -> bool {
+        matches!(self.place[index as usize], Place::Backoff(due) if due <= now)
     }
 
     pub(super) fn leased(&self) -> impl Iterator<Item = u32> {
@@ -384,7 +401,8 @@ impl Agenda {
             .backoff
             .range(..=(now, u32::MAX))
             .map(|(_, index)| *index)
-            .find(|index| fitting(&(self.class_of[*index as usize] as usize)));
+            .filter(|index| fitting(&(self.class_of[*index as usize] as usize)))
+            .min();
         match (ready, due) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -225,8 +225,7 @@ impl Run {
                     let state = format!("attempt {} is next", job.attempt.next());
                     return Err(IllegalEvent::new(&fact.event, state));
                 }
-                let due = matches!(&job.state, JobState::BackingOff(due) if *due <= fact.at);
-                if !due && !self.agenda.is_ready(index) {
+                if !self.agenda.is_due(index, fact.at) && !self.agenda.is_ready(index) {
                     return Err(IllegalEvent::new(&fact.event, "the job is not ready"));
                 }
                 if self.counts().running >= self.header().map_or(1, |header| header.parallelism) {

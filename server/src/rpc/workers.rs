@@ -125,6 +125,10 @@ impl House {
         let key = self.own(session, of)?;
         let (house, send) = (self.clone(), send.clone());
         let reported = wire::reported(ended)?;
+        if output_bytes > self.outputs().length(&key) {
+            let what = "a report of more output than has arrived".to_owned();
+            return Err(CommandError::MessageInvalid { what });
+        }
         // Beside the session: the disk of one job does not hold up the messages of another.
         let finished = async move {
             let answer = match house.record(session, &key, ran_ms, reported, output_bytes).await {
@@ -234,6 +238,9 @@ impl House {
 }
 
 fn disk(error: std::io::Error) -> CommandError {
+    if error.kind() == std::io::ErrorKind::InvalidInput {
+        return CommandError::MessageInvalid { what: error.to_string() };
+    }
     let doing = "keeping what a job printed";
     CommandError::Store(StoreError::Unavailable { doing, cause: std::sync::Arc::new(error) })
 }

@@ -61,6 +61,8 @@ fn answer(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
             format!("tow resume {id}"),
         ),
         JobState::Leased(attempt, worker) => {
+            let own = worker.as_str().starts_with(crate::LOCAL_WORKER_PREFIX);
+            let worker = if own { "this machine" } else { worker.as_str() };
             let since = duration_words(around.now.ms_since(job.since));
             if !around.has_worker {
                 let sentence = format!(

@@ -99,9 +99,10 @@ impl Both {
     }
 
     fn compare(&self) -> Result<(), TestCaseError> {
-        let words = |job: &towpath_engine::run::Job| match job.state {
-            JobState::Admitted => "waiting",
-            _ => job.state.word(),
+        let words = |job: &towpath_engine::run::Job| {
+            // That its `if` held is no state of its own in the model.
+            let admitted = job.state == JobState::Admitted;
+            if admitted { "waiting" } else { job.state.word() }
         };
         let engine: Vec<_> =
             self.run.jobs().iter().map(|job| (words(job), job.attempt.0)).collect();
@@ -201,10 +202,10 @@ impl Both {
 
     fn decide(&mut self, pick: u8, approve: bool, stale: bool) -> Result<(), TestCaseError> {
         let Some(job) = self.model.at_gate(pick) else { return Ok(()) };
-        let binds = match &self.run.jobs()[job].state {
-            JobState::AtGate(binds) if !stale => *binds,
-            _ => Digest([9; 32]),
+        let JobState::AtGate(waiting) = self.run.jobs()[job].state else {
+            return Err(TestCaseError::fail(format!("j{job} waits at no gate")));
         };
+        let binds = if stale { Digest([9; 32]) } else { waiting };
         let comment = String::new();
         if !stale {
             self.model.decide(job, approve);

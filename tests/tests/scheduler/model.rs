@@ -1,7 +1,7 @@
 //! A run as a page of the design would describe it: no events, no indexes, no shortcuts. Every
 //! question is answered by looking at all jobs.
 
-use proptest::{prelude::*, test_runner::TestCaseError};
+use proptest::prelude::*;
 use towpath_engine::{plan::When, retry::LOSSES_MAX, time::Timestamp};
 
 use crate::plans::{Asks, Scenario, Spec, job_name, wait_ms};
@@ -129,11 +129,8 @@ impl Model {
 
     /// Whether the job could be leased as far as its own run goes.
     fn is_ready(&self, job: &Job) -> bool {
-        let state = match job.state {
-            State::Waiting => job.spec.when != When::Manual,
-            State::Approved | State::Requeued => true,
-            _ => false,
-        };
+        let state = (job.state == State::Waiting && job.spec.when != When::Manual)
+            || [State::Approved, State::Requeued].contains(&job.state);
         state && self.is_open(job)
     }
 
@@ -348,15 +345,16 @@ impl Model {
         let rejected = self.count(State::Rejected);
         let last = self.jobs.iter().map(|job| job.spec.stage).max();
         let mut last = self.jobs.iter().filter(|job| Some(job.spec.stage) == last);
-        match self.phase {
-            Phase::Cancelling => "cancelled",
-            Phase::TimingOut => "timed_out",
-            _ if failed == 0 && rejected == 0 => "succeeded",
-            _ if failed == 0 => "rejected",
-            _ if rejected > 0 => "failed",
-            Phase::Running if last.all(|job| job.state == State::Succeeded) => "partial",
-            _ if failed == self.count(State::TimedOut) => "timed_out",
-            _ => "failed",
+        let partial = self.phase == Phase::Running && last.all(|job| job.state == State::Succeeded);
+        match (failed, rejected) {
+            (_, _) if self.phase == Phase::Cancelling => "cancelled",
+            (_, _) if self.phase == Phase::TimingOut => "timed_out",
+            (0, 0) => "succeeded",
+            (0, _) => "rejected",
+            (_, 1..) => "failed",
+            (_, 0) if partial => "partial",
+            (_, 0) if failed == self.count(State::TimedOut) => "timed_out",
+            (_, 0) => "failed",
         }
     }
 

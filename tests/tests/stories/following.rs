@@ -56,6 +56,27 @@ async fn the_log_of_one_run_holds_that_run_alone() {
 }
 
 #[tokio::test]
+async fn the_log_of_one_run_is_followed_by_its_own_versions() {
+    let house = TestHouse::in_memory().await;
+    house.start(&file(TWO)).await;
+    let second = house.start(&file(TWO)).await;
+    let request = v1::FollowRequest { run: second.clone(), after: 0, follow: true };
+    let mut stream = house.log().follow(request).await.expect("a log").into_inner();
+    for _ in 0..3 {
+        stream.next().await.expect("the log goes on").expect("a record");
+    }
+
+    let only = v1::Hello { worker: "w".to_owned(), slots: 1, run: second, ..Default::default() };
+    let mut worker = house.worker_like(only).await;
+    worker.succeed("a").await;
+
+    let next = tokio::time::timeout(towpath_tests::WAIT_MAX, stream.next()).await;
+    let next = next.expect("the reader hears of it").expect("the log goes on").expect("a record");
+    assert_eq!((next.version, next.kind.as_str()), (4, "job_leased"));
+    assert!(next.position > next.version, "places in the log are other numbers");
+}
+
+#[tokio::test]
 async fn what_is_followed_is_what_was_decided() {
     let house = TestHouse::in_memory().await;
     let run = house.start(&file(TWO)).await;

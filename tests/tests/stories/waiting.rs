@@ -185,6 +185,27 @@ jobs:
 }
 
 #[tokio::test]
+async fn runs_with_nothing_to_give_out_do_not_use_up_the_last_slot() {
+    let house = TestHouse::in_memory().await;
+    let yaml = file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n");
+    let mut busy = house.worker("busy", 8).await;
+    for _ in 0..8 {
+        house.start(&yaml).await;
+    }
+    for _ in 0..8 {
+        busy.take_job("a").await;
+    }
+
+    // All of those are under way; one slot is left for the run that has something to do.
+    let mut free = house.worker("free", 1).await;
+    for _ in 0..4 {
+        let run = house.start(&yaml).await;
+        free.succeed("a").await;
+        assert_eq!(house.ended(&run).await, "succeeded");
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_drains_is_given_nothing_more() {
     let house = TestHouse::in_memory().await;
     let yaml = "stages: [s]

@@ -11,6 +11,8 @@ use crate::{
 
 /// Where the facts below the stages begin.
 const LABEL_COLUMNS: usize = 16;
+/// With less room than this beside its label, a list begins below it.
+const ITEM_COLUMNS_MIN: usize = 16;
 /// Most jobs that are listed of one wave, one chain or one fact.
 const NAMES_MAX: usize = 40;
 /// Most waves that are listed of one stage.
@@ -167,8 +169,13 @@ impl Page<'_> {
     }
 
     fn wrap(&mut self, head: &str, items: Vec<String>, between: &str) {
+        let mut head = head;
+        if self.room(head.width()) < ITEM_COLUMNS_MIN {
+            self.line(head.trim_end());
+            head = "    ";
+        }
         let indent = head.width();
-        let room = self.room(indent).max(8);
+        let room = self.room(indent);
         let count = items.len();
         let (mut line, mut used) = (head.to_owned(), 0);
         for (at, item) in items.into_iter().enumerate() {
@@ -176,7 +183,7 @@ impl Page<'_> {
             if at + 1 < count {
                 item.push_str(between);
             }
-            let item = self.style.fit(&item, room.max(between.width()));
+            let item = self.style.fit(&item, room);
             if used > 0 && used + item.trim_end().width() > room {
                 self.line(line.trim_end());
                 line = " ".repeat(indent);
@@ -255,12 +262,12 @@ mod tests {
             plan_sha256_frozen: "0011223344556677".into(),
             plan_sha256_now: now.map(str::to_owned),
         };
-        let rest = Outlook::of(&plan, |job| job.as_str() == "switch", |_| 0);
+        let rest = Outlook::of(&plan, |job| job.as_str() == "switch", |_| 1).estimated_from(None);
         let shown =
             text(&rest.resuming(resume(&["customers", "products"], Some("cafe"))), &bare(60));
         assert!(shown.starts_with("▲ shop  run 7f3ca1: 1 of 4 jobs would run\n"), "{shown}");
         assert!(shown.contains("  done, kept      customers, products\n"), "{shown}");
-        assert!(shown.contains("  plan            CHANGED since the run began\n"), "{shown}");
+        assert!(shown.contains("  plan            CHANGED since the run began ("), "{shown}");
 
         let none = Outlook::of(&plan, |_| false, |_| 0).resuming(resume(&["switch"], None));
         assert_eq!(
