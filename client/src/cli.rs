@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, parser::ValueSource,
+};
 
 use crate::commands;
 
@@ -19,12 +21,35 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+impl Cli {
+    /// What the command line says. Of a store and a server, the one that is spelt out counts more
+    /// than one from the environment.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches()?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let spelt = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        match (spelt("store"), spelt("server")) {
+            (true, true) => {
+                let both = "`--store` and `--server` cannot be used together";
+                let error = clap::error::ErrorKind::ArgumentConflict;
+                return Err(Self::command().error(error, both));
+            }
+            (true, false) => cli.global.server = None,
+            (false, _) => {}
+        }
+        Ok(cli)
+    }
+}
+
 /// What every command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Global {
     /// Where runs are kept: `sled:PATH`, `fjall:PATH` or `memory:` [default: the nearest .towpath]
     #[arg(long, global = true, env = "TOW_STORE", hide_env_values = true, value_name = "URL")]
     pub(crate) store: Option<String>,
+    /// The server that keeps the runs, as HOST:PORT, instead of a store
+    #[arg(long, global = true, env = "TOW_SERVER", hide_env_values = true, value_name = "ADDR")]
+    pub(crate) server: Option<String>,
     /// Who you are, as `human:NAME`, `agent:NAME` or `service:NAME` [default: human:$USER]
     #[arg(long, global = true, env = "TOW_ACTOR", hide_env_values = true, value_name = "ACTOR")]
     pub(crate) actor: Option<String>,
@@ -83,6 +108,12 @@ pub(crate) enum Command {
     Cancel(commands::cancel::CancelArgs),
     /// Show the log as it is stored, one JSON object a line
     Events(commands::events::EventsArgs),
+    /// Keep a store and serve it to other machines
+    Serve(commands::serve::ServeArgs),
+    /// Run jobs for a server
+    Worker(commands::worker::WorkerArgs),
+    /// Show who runs jobs, and let workers finish
+    Workers(commands::workers::WorkersArgs),
     /// Take over the JSONL run file of another tool
     Import(commands::import::ImportArgs),
     /// Write a run as a JSONL run file

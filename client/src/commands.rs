@@ -22,11 +22,14 @@ pub(crate) mod resume;
 pub(crate) mod retry;
 pub(crate) mod run;
 pub(crate) mod schema;
+pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod validate;
 pub(crate) mod version;
 pub(crate) mod watch;
 pub(crate) mod why;
+pub(crate) mod worker;
+pub(crate) mod workers;
 
 use std::io::{self, Write};
 
@@ -34,7 +37,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{Cli, Command, Global, Output},
-    connect::{Server, store_url},
+    connect::{SERVER_SCHEME, Server, store_url},
     failure::Failure,
     render::Style,
 };
@@ -54,7 +57,16 @@ impl Desk {
         Server::reach_existing(&self.url()).await
     }
 
+    /// Where runs are kept: a server, or a store.
     pub(crate) fn url(&self) -> String {
+        match &self.global.server {
+            Some(address) => format!("{SERVER_SCHEME}:{address}"),
+            None => self.store_url(),
+        }
+    }
+
+    /// The store of this machine.
+    pub(crate) fn store_url(&self) -> String {
         store_url(self.global.store.as_deref())
     }
 
@@ -106,6 +118,14 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
     let Cli { global, command } = cli;
     let style = Style::of_stdout(global.ascii);
     let desk = Desk { global, style };
+    if let (Some(name), Some(_)) = (of_a_store(&command), &desk.global.server) {
+        let message = format!("`tow {name}` works on a store, not through a server");
+        return Err(Failure::new(
+            "USAGE",
+            message,
+            "Name the store with `--store` on its machine.",
+        ));
+    }
     match command {
         Command::Init(args) => init::init(&desk, args),
         Command::Validate(args) => validate::validate(&desk, args),
@@ -123,6 +143,9 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
         Command::Retry(args) => retry::retry(&desk, args).await,
         Command::Cancel(args) => cancel::cancel(&desk, args).await,
         Command::Events(args) => events::events(&desk, args).await,
+        Command::Serve(args) => serve::serve(&desk, args).await,
+        Command::Worker(args) => worker::worker(&desk, args).await,
+        Command::Workers(args) => workers::workers(&desk, args).await,
         Command::Import(args) => import::import(&desk, args).await,
         Command::Export(args) => export::export(&desk, args).await,
         Command::Schema(args) => schema::schema(&desk, &args),
@@ -133,6 +156,16 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
         Command::Completions(args) => completions::completions(&desk, &args),
         Command::Version(args) => version::version(&desk, args).await,
     }
+}
+
+/// The name of a command that needs the store itself.
+fn of_a_store(command: &Command) -> Option<&'static str> {
+    let named = [
+        (matches!(command, Command::Doctor(_)), "doctor"),
+        (matches!(command, Command::Backup(_)), "backup"),
+        (matches!(command, Command::Restore(_)), "restore"),
+    ];
+    named.into_iter().find(|(is, _)| *is).map(|(_, name)| name)
 }
 
 /// What the program notes about itself goes to standard error, and only when asked for.

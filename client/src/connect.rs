@@ -9,8 +9,9 @@ use std::{
 use tonic::transport::Channel;
 use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
+    workers_client::WorkersClient,
 };
-use towpath_server::{House, SystemClock, dial_socket};
+use towpath_server::{House, SystemClock, dial_socket, dial_tcp};
 
 use crate::failure::Failure;
 
@@ -19,10 +20,20 @@ const STORE_FOLDER: &str = ".towpath";
 /// Largest message that is read.
 const MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
 /// How often a store is tried that somebody is just opening or closing.
-const TRY_FOR: Duration = Duration::from_secs(3);
+pub(crate) const TRY_FOR: Duration = Duration::from_secs(3);
 /// How long an owner may take to say that it is there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-const TRY_EVERY: Duration = Duration::from_millis(50);
+pub(crate) const TRY_EVERY: Duration = Duration::from_millis(50);
+/// How a server is named where a store could be.
+pub(crate) const SERVER_SCHEME: &str = "tcp";
+/// Where a server listens if nobody says otherwise.
+pub(crate) const DEFAULT_PORT: u16 = 7433;
+/// How long a server on another machine may take to answer.
+const DIAL_WITHIN: Duration = Duration::from_secs(5);
+/// How long a server that went away is waited for.
+const RETURN_WITHIN: Duration = Duration::from_secs(60);
+/// Longest pause between two tries to reach it again.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// A server that answers.
 #[derive(Clone, Debug)]
@@ -31,6 +42,34 @@ pub(crate) struct Server {
     /// The server itself, if it lives in this process.
     house: Option<House>,
     folder: PathBuf,
+    /// It was named as a server: its machine may be another.
+    remote: bool,
+}
+
+/// `address` with the default port, if it names none.
+pub(crate) fn with_port(address: &str) -> String {
+    let bare = address.rsplit(']').next().unwrap_or(address);
+    let is_v6 = address.matches(':').count() > 1 && !address.starts_with('[');
+    match (is_v6, bare.contains(':')) {
+        (true, _) => format!("[{address}]:{DEFAULT_PORT}"),
+        (false, true) => address.to_owned(),
+        (false, false) => format!("{address}:{DEFAULT_PORT}"),
+    }
+}
+
+/// A connection to the server at `address`, made when it is first used; and the address in full.
+pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
+    let bare = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+    let full = with_port(bare);
+    let unusable = || {
+        let message = format!("`{address}` is no address of a server");
+        Failure::new("USAGE", message, "Write it as HOST:PORT; TLS is not supported yet.")
+    };
+    if bare.is_empty() || bare.contains("://") || bare.contains('/') {
+        return Err(unusable());
+    }
+    let channel = dial_tcp(&full).map_err(|_| unusable())?;
+    Ok((channel, full))
 }
 
 /// Where the store is: as asked, or `.towpath` here or in the nearest folder above that has one.
@@ -46,7 +85,7 @@ pub(crate) fn store_url(asked: Option<&str>) -> String {
 /// The folder that a URL names. `None`: the store has none of its own.
 pub(crate) fn store_folder(url: &str) -> Option<PathBuf> {
     match url.split_once(':') {
-        Some(("memory", _)) => None,
+        Some(("memory" | SERVER_SCHEME, _)) => None,
         Some(("sled" | "fjall", path)) => Some(path.into()),
         Some(_) | None => Some(url.into()),
     }
@@ -55,13 +94,16 @@ pub(crate) fn store_folder(url: &str) -> Option<PathBuf> {
 impl Server {
     /// The server of the store at `url`.
     pub(crate) async fn reach(url: &str) -> Result<Self, Failure> {
+        if let Some((SERVER_SCHEME, address)) = url.split_once(':') {
+            return Self::reach_remote(address).await;
+        }
         let mut owned = None;
         let until = Instant::now() + TRY_FOR;
         while owned.is_none() || Instant::now() < until {
             match House::open(url, Arc::new(SystemClock)).await {
                 Ok(house) => {
                     let (channel, folder) = (house.connect(), house.folder());
-                    return Ok(Self { channel, house: Some(house), folder });
+                    return Ok(Self { channel, house: Some(house), folder, remote: false });
                 }
                 Err(error) => {
                     let failure = Failure::from(error);
@@ -77,12 +119,53 @@ impl Server {
                 let mut log = LogClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});
                 if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
-                    return Ok(Self { channel, house: None, folder });
+                    return Ok(Self { channel, house: None, folder, remote: false });
                 }
             }
             tokio::time::sleep(TRY_EVERY).await;
         }
         Err(owned.unwrap_or_else(|| Failure::new("UNREACHABLE", "no server answers", "Try again.")))
+    }
+
+    /// The server at `address`, if it answers in time and speaks our version.
+    async fn reach_remote(address: &str) -> Result<Self, Failure> {
+        let (channel, full) = dial(address)?;
+        let unreachable = |why: String| {
+            let advice = "Check the address, and that `tow serve` runs there.";
+            Failure::new("UNREACHABLE", format!("`{full}` does not answer{why}"), advice)
+        };
+        let mut log = LogClient::new(channel.clone());
+        let answer = tokio::time::timeout(DIAL_WITHIN, log.describe(v1::DescribeRequest {})).await;
+        let described = match answer {
+            Ok(Ok(described)) => described.into_inner(),
+            Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+                return Err(status.into());
+            }
+            Ok(Err(status)) => return Err(unreachable(format!(": {}", causes(&status)))),
+            Err(_) => return Err(unreachable(String::new())),
+        };
+        let ours = env!("CARGO_PKG_VERSION");
+        if !same_series(ours, &described.version) {
+            let theirs = described.version;
+            let message = format!("this is tow {ours}, and the server is tow {theirs}");
+            let advice = "Use the same version of `tow` on both sides; `tow version` shows both.";
+            return Err(Failure::new("VERSION_MISMATCH", message, advice));
+        }
+        Ok(Self { channel, house: None, folder: PathBuf::new(), remote: true })
+    }
+
+    /// As [`Server::reach`], for a server that was there before and may need a while to return.
+    pub(crate) async fn reach_again(url: &str) -> Result<Self, Failure> {
+        let until = Instant::now() + RETURN_WITHIN;
+        let mut pause = TRY_EVERY;
+        loop {
+            match Self::reach(url).await {
+                Err(failure) if failure.is_unreachable() && Instant::now() < until => {}
+                reached => return reached,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
     }
 
     /// As [`Server::reach`], but never makes a store where there is none.
@@ -109,6 +192,10 @@ impl Server {
         LogClient::new(self.channel.clone())
     }
 
+    pub(crate) fn workers(&self) -> WorkersClient<Channel> {
+        WorkersClient::new(self.channel.clone())
+    }
+
     /// The connection, for a worker's session.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
@@ -129,6 +216,11 @@ impl Server {
         self.house.is_some()
     }
 
+    /// Whether it was named as a server: then it has workers of its own, and its files are not ours.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.remote
+    }
+
     /// The store's folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
@@ -139,5 +231,49 @@ impl Server {
         if let Some(house) = self.house {
             house.close().await;
         }
+    }
+}
+
+/// Whether two versions have the same major and minor number.
+fn same_series(a: &str, b: &str) -> bool {
+    a.split('.').take(2).eq(b.split('.').take(2))
+}
+
+/// Why a request did not come through, down to the first cause.
+fn causes(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause {
+        text = deeper.to_string();
+        cause = deeper.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_port_gets_the_default() {
+        assert_eq!(with_port("127.0.0.1"), "127.0.0.1:7433");
+        assert_eq!(with_port("db.example:9"), "db.example:9");
+        assert_eq!(with_port("::1"), "[::1]:7433");
+        assert_eq!(with_port("[::1]"), "[::1]:7433");
+        assert_eq!(with_port("[::1]:9"), "[::1]:9");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_refused_at_once() {
+        for address in ["", "https://a:1", "a b:1", "a:1/x"] {
+            assert_eq!(dial(address).unwrap_err().code, "USAGE", "{address}");
+        }
+        assert_eq!(dial("http://127.0.0.1:9/").unwrap().1, "127.0.0.1:9");
+    }
+
+    #[test]
+    fn versions_of_one_series_understand_each_other() {
+        assert!(same_series("0.1.0", "0.1.9"));
+        assert!(!same_series("0.1.0", "0.2.0"));
     }
 }

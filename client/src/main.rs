@@ -12,13 +12,11 @@ mod render;
 
 use std::{io::Write as _, process::ExitCode};
 
-use clap::Parser as _;
-
 /// Threads that move messages. Jobs are processes of their own.
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { exit::USAGE } else { exit::DONE };

@@ -19,7 +19,7 @@ mod retry_job;
 mod stage_set;
 
 pub use approve::ApproveGate;
-pub use create::{CreateRun, PARALLELISM_MAX, plan_chunks};
+pub use create::{CreateRun, IDEMPOTENCY_KEY_BYTES_MAX, PARALLELISM_MAX, plan_chunks};
 pub use import::{ImportRun, ImportedJob};
 pub use lease::LeaseJob;
 pub use lose::LoseJob;

@@ -108,6 +108,9 @@ pub enum RunEvent {
         /// The folder the scripts run in, as the client named it.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         folder: String,
+        /// What the client called its request: asked again under this name, the answer is this run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        idempotency_key: Option<String>,
     },
     /// Part of the plan, in file order. Large plans need several.
     JobsPlanned {

@@ -30,6 +30,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             due: Some(Timestamp(1_700_000_600_000)),
             traceparent: Some(text("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
             folder: text("/srv/shop"),
+            idempotency_key: Some(text("ci-4711")),
         },
         RunEvent::JobsPlanned { jobs: vec![full_job()] },
         RunEvent::RunStarted {},

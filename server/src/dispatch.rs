@@ -3,8 +3,11 @@
 //! Nothing here is state that matters: a session that ends takes its entry with it, and what it
 //! held is in the log.
 
+mod connected;
+
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
     sync::{
         Arc, Mutex as SyncMutex,
         atomic::{AtomicU64, Ordering},
@@ -12,9 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use towpath_engine::{
     decide::{Command, LeaseJob, LoseJob},
     event::{Fact, RunEvent},
@@ -24,66 +26,48 @@ use towpath_engine::{
 use towpath_proto::v1;
 
 use crate::{
-    LEASE_MS, LOCAL_WORKER_PREFIX,
+    LOCAL_WORKER_PREFIX,
     outputs::Key,
-    runs::{Recorded, Runs, locked},
+    runs::{CommandError, Recorded, Runs, locked},
+    sessions::{self, Outgoing, Session},
     wire,
 };
-
-/// Messages that may wait for one worker. More than its slots could ever cause.
-pub(crate) const SESSION_QUEUE: usize = 4_096;
-/// Most slots of one worker.
-pub(crate) const SLOTS_MAX: u32 = 4_096;
-
-/// A message on its way to a worker.
-pub(crate) type Outgoing = Result<v1::ServerMessage, Status>;
-
-/// A worker that is connected.
-#[derive(Debug)]
-struct Session {
-    worker: WorkerName,
-    slots: u32,
-    tags: Vec<String>,
-    /// Only jobs of this run.
-    only: Option<RunId>,
-    draining: bool,
-    held: HashSet<Key>,
-    /// Leases that were queued and are not durable yet.
-    coming: u32,
-    /// When it last said anything.
-    heard: Instant,
-    send: mpsc::Sender<Outgoing>,
-}
-
-impl Session {
-    fn free(&self) -> u32 {
-        let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
-        if self.draining { 0 } else { self.slots.saturating_sub(held).saturating_sub(self.coming) }
-    }
-
-    fn takes(&self, run: &RunId) -> bool {
-        self.only.as_ref().is_none_or(|only| only == run)
-    }
-}
 
 /// The sessions, and the loop that serves them.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     runs: Arc<Runs>,
+    /// How long a worker may be silent before its leases lapse.
+    lease: Duration,
     sessions: SyncMutex<BTreeMap<u64, Session>>,
     next_session: AtomicU64,
+    /// Held while a session is opened or leases lapse: a worker is either back or it is not.
+    opening: Mutex<()>,
     /// Workers whose session ended, and when, until their leases lapse.
     gone: SyncMutex<BTreeMap<WorkerName, Instant>>,
+    /// Workers that are given nothing new, because somebody said so.
+    drained: SyncMutex<BTreeSet<WorkerName>>,
+    /// The run that was last given a slot: others come first.
+    turn: SyncMutex<RunId>,
 }
 
 impl Dispatch {
-    pub(crate) fn new(runs: Arc<Runs>) -> Self {
+    pub(crate) fn new(runs: Arc<Runs>, lease_ms: u64) -> Self {
         Self {
             runs,
+            lease: Duration::from_millis(lease_ms),
             sessions: SyncMutex::default(),
             next_session: AtomicU64::new(1),
+            opening: Mutex::default(),
             gone: SyncMutex::default(),
+            drained: SyncMutex::default(),
+            turn: SyncMutex::new("".into()),
         }
+    }
+
+    /// How long a worker may be silent, in milliseconds.
+    pub(crate) fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Gives out jobs whenever something changed, until told to stop.
@@ -93,10 +77,10 @@ impl Dispatch {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.runs.changed.notified() => {}
-                () = tokio::time::sleep(Duration::from_millis(LEASE_MS / 4)) => {}
+                () = tokio::time::sleep(self.lease / 4) => {}
             }
             self.cancel_ending();
-            if looked.elapsed() > Duration::from_millis(LEASE_MS / 2) {
+            if looked.elapsed() > self.lease / 2 {
                 // It was us who slept: nobody could have been heard.
                 self.forgive_silence();
             }
@@ -107,23 +91,55 @@ impl Dispatch {
         }
     }
 
-    /// Gives out what can be given out now.
+    /// Gives out what can be given out now, in turn: one job of each run, and again from the
+    /// beginning, so that a long run does not keep a short one waiting.
     pub(crate) async fn give_out(self: &Arc<Self>) {
-        let mut movable: Vec<RunId> = locked(&self.runs.movable).iter().cloned().collect();
-        movable.sort();
-        for run in movable {
-            let sessions: Vec<u64> = locked(&self.sessions)
+        let last = locked(&self.turn).clone();
+        let mut turns: std::collections::VecDeque<RunId> = {
+            let movable = locked(&self.runs.movable);
+            in_turn(&movable, &last).cloned().collect()
+        };
+        while let Some(run) = turns.pop_front() {
+            let mut free: Vec<(u32, u64)> = locked(&self.sessions)
                 .iter()
-                .filter(|(_, session)| session.free() > 0 && session.takes(&run))
-                .map(|(id, _)| *id)
+                .filter(|(_, session)| session.takes(&run))
+                .map(|(id, session)| (self.free(session), *id))
+                .filter(|(free, _)| *free > 0)
                 .collect();
-            for session in sessions {
-                while self.lease_one(session, &run).await {}
+            // The least busy first; among equals, the one that came first.
+            free.sort_by_key(|(free, id)| (std::cmp::Reverse(*free), *id));
+            for (_, session) in free {
+                if self.lease_one(session, &run).await {
+                    *locked(&self.turn) = run.clone();
+                    turns.push_back(run);
+                    break;
+                }
             }
         }
     }
 
-    /// Leases one job of `run` to `session`; says whether to ask again.
+    /// Whether the next job for `session` should be one of `run`, and then notes that it is.
+    pub(crate) fn take_turn(&self, session: u64, run: &RunId) -> bool {
+        let last = locked(&self.turn).clone();
+        let next = {
+            let movable = locked(&self.runs.movable);
+            let sessions = locked(&self.sessions);
+            let Some(session) = sessions.get(&session) else { return false };
+            in_turn(&movable, &last).find(|run| session.takes(run)).cloned()
+        };
+        let taken = next.as_ref().is_none_or(|next| next == run);
+        if taken {
+            *locked(&self.turn) = run.clone();
+        }
+        taken
+    }
+
+    /// How many jobs more `session` can be given.
+    fn free(&self, session: &Session) -> u32 {
+        if locked(&self.drained).contains(&session.worker) { 0 } else { session.free() }
+    }
+
+    /// Leases one job of `run` to `session`; says whether there was one.
     async fn lease_one(self: &Arc<Self>, session: u64, run: &RunId) -> bool {
         let Some((lease, by)) = self.reserve(session, 1) else { return false };
         let queued = self.runs.queue(run, &[lease], &by).await;
@@ -136,6 +152,7 @@ impl Dispatch {
             }
         };
         if queued.facts == 0 {
+            // At once, so that the slot is there for the next run.
             self.release(session, 1);
             return false;
         }
@@ -156,14 +173,14 @@ impl Dispatch {
     pub(crate) fn reserve(&self, session: u64, count: u32) -> Option<(Command, Actor)> {
         let mut sessions = locked(&self.sessions);
         let session = sessions.get_mut(&session)?;
-        if session.free() < count {
+        if self.free(session) < count {
             return None;
         }
         session.coming += count;
         let lease = Command::Lease(LeaseJob {
             worker: session.worker.clone(),
             tags: session.tags.clone(),
-            lease_ms: LEASE_MS,
+            lease_ms: self.lease_ms(),
             busy: BTreeMap::new(),
         });
         Some((lease, Actor::worker(session.worker.as_str())))
@@ -199,16 +216,36 @@ impl Dispatch {
                 }));
             }
         }
+        for key in self.send(session, messages, reserved) {
+            // Nobody was told, so nobody runs it. A refusal says that it is lost already.
+            drop(self.lose(&key, "its worker had gone").await);
+        }
+    }
+
+    /// Gives back `reserved` slots and sends assignments; answers those that nobody is there for.
+    fn send(
+        &self,
+        session: u64,
+        messages: Vec<(Key, v1::ServerMessage, Option<v1::ServerMessage>)>,
+        reserved: u32,
+    ) -> Vec<Key> {
         let mut sessions = locked(&self.sessions);
-        let Some(session) = sessions.get_mut(&session) else { return };
+        let Some(session) = sessions.get_mut(&session).filter(|session| !session.replaced) else {
+            return messages.into_iter().map(|(key, ..)| key).collect();
+        };
         session.coming = session.coming.saturating_sub(reserved);
+        if reserved > 0 && messages.is_empty() {
+            // A slot was kept for a run that had nothing for it: others may have.
+            self.runs.changed.notify_one();
+        }
         for (key, message, cancel) in messages {
-            session.held.insert(key);
+            session.hold(key);
             for message in std::iter::once(message).chain(cancel) {
                 // The queue is longer than the slots: full means that the session is dead.
                 drop(session.send.try_send(Ok(message)));
             }
         }
+        Vec::new()
     }
 
     /// Tells workers to end what runs of the runs that are ending.
@@ -221,18 +258,29 @@ impl Dispatch {
         }
     }
 
-    /// Opens a session. What the worker held before and does not name any more is lost.
+    /// Opens a session. What the worker held before and does not name any more is lost. A worker
+    /// whose name belongs to another process that is connected is refused.
     pub(crate) async fn open(
         self: &Arc<Self>,
-        hello: v1::Hello,
+        mut hello: v1::Hello,
         send: mpsc::Sender<Outgoing>,
-    ) -> Result<(u64, Vec<Key>), crate::CommandError> {
-        let worker = WorkerName::from(hello.worker);
+    ) -> Result<(u64, Vec<Key>), CommandError> {
+        sessions::check(&hello)?;
+        let _opening = self.opening.lock().await;
+        if locked(&self.sessions).values().any(|session| session.keeps_out(&hello)) {
+            return Err(CommandError::WorkerNameTaken { name: hello.worker });
+        }
         let only = match hello.run.as_str() {
             "" => None,
             asked => Some(locked(&self.runs.list).find(asked)?),
         };
-        let holding: Vec<Key> = hello.holding.into_iter().map(wire::key).collect();
+        let worker = WorkerName::from(hello.worker.as_str());
+        // From here on nothing is leased to what went before.
+        for session in locked(&self.sessions).values_mut() {
+            session.replaced |= session.worker == worker;
+        }
+        let holding: Vec<Key> =
+            std::mem::take(&mut hello.holding).into_iter().map(wire::key).collect();
         let mut held = Vec::new();
         for run in self.runs_of(only.as_ref()) {
             for key in self.leased_by(&run, &worker).await? {
@@ -245,23 +293,17 @@ impl Dispatch {
         }
         locked(&self.gone).remove(&worker);
         let id = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let session = Session {
-            worker,
-            slots: hello.slots.clamp(1, SLOTS_MAX),
-            tags: hello.tags,
-            only,
-            draining: false,
-            held: held.iter().cloned().collect(),
-            coming: 0,
-            heard: Instant::now(),
-            send,
-        };
+        let mut session = Session::new(hello, only, self.runs.now(), send);
+        session.held.extend(held.iter().cloned());
         locked(&self.sessions).insert(id, session);
         Ok((id, held))
     }
 
     /// Lets a session begin: until then it is given nothing, so that its welcome comes first.
     pub(crate) async fn begin(&self, session: u64, keys: &[Key]) {
+        if let Some(session) = locked(&self.sessions).get_mut(&session) {
+            session.begun = true;
+        }
         for key in keys {
             if let Ok(cell) = self.runs.cell(&key.run).await
                 && cell.lock().await.run.phase().is_ending()
@@ -304,11 +346,11 @@ impl Dispatch {
         locked(&self.sessions).get(&session).map(|session| session.worker.clone())
     }
 
-    /// The worker of `session` said something.
-    pub(crate) fn hear(&self, session: u64) {
-        if let Some(session) = locked(&self.sessions).get_mut(&session) {
-            session.heard = Instant::now();
-        }
+    /// The worker of `session` said something; says whether the session still stands.
+    pub(crate) fn hear(&self, session: u64) -> bool {
+        let mut sessions = locked(&self.sessions);
+        let session = sessions.get_mut(&session);
+        session.map(|session| session.heard = Instant::now()).is_some()
     }
 
     fn forgive_silence(&self) {
@@ -321,13 +363,13 @@ impl Dispatch {
     fn end_the_silent(&self) {
         let silent: Vec<u64> = locked(&self.sessions)
             .iter()
-            .filter(|(_, session)| session.heard.elapsed() >= Duration::from_millis(LEASE_MS))
+            .filter(|(_, session)| session.heard.elapsed() >= self.lease)
             .map(|(id, _)| *id)
             .collect();
         for id in silent {
             if let Some(session) = locked(&self.sessions).remove(&id) {
                 tracing::warn!(worker = %session.worker, "silent for too long");
-                self.await_return(session.worker, session.heard);
+                self.miss_session(session);
             }
         }
     }
@@ -343,14 +385,31 @@ impl Dispatch {
     /// Closes a session. Its leases lapse after a while, unless the worker comes back.
     pub(crate) fn close(&self, session: u64) {
         let closed = locked(&self.sessions).remove(&session);
-        let named = |session: &Session, worker: &WorkerName| session.worker == *worker;
-        // Not if it is back already, under a newer session.
-        let closed = closed.filter(|closed| {
-            !locked(&self.sessions).values().any(|session| named(session, &closed.worker))
-        });
-        if let Some(session) = closed {
-            self.await_return(session.worker, Instant::now());
+        if let Some(mut session) = closed {
+            session.heard = Instant::now();
+            self.miss_session(session);
         }
+    }
+
+    fn miss_session(&self, session: Session) {
+        if !session.replaced {
+            self.await_return(session.worker, session.heard);
+        }
+    }
+
+    /// The worker of `session` goes and holds nothing: what was on its way to it is lost.
+    pub(crate) async fn leave(&self, session: u64) -> Result<(), CommandError> {
+        let _opening = self.opening.lock().await;
+        let Some(session) = locked(&self.sessions).remove(&session) else { return Ok(()) };
+        if session.replaced {
+            return Ok(());
+        }
+        for run in self.runs_of(None).into_iter().filter(|run| session.takes(run)) {
+            for key in self.leased_by(&run, &session.worker).await? {
+                self.lose(&key, "its worker left").await?;
+            }
+        }
+        Ok(())
     }
 
     /// What a job waits for in a worker, if nobody connected offers it.
@@ -368,10 +427,14 @@ impl Dispatch {
     async fn lose_the_gone(&self) {
         let lapsed: Vec<WorkerName> = locked(&self.gone)
             .iter()
-            .filter(|(_, since)| since.elapsed() >= Duration::from_millis(LEASE_MS))
+            .filter(|(_, since)| since.elapsed() >= self.lease)
             .map(|(worker, _)| worker.clone())
             .collect();
         for worker in lapsed {
+            let _opening = self.opening.lock().await;
+            if !locked(&self.gone).contains_key(&worker) {
+                continue;
+            }
             for run in self.runs_of(None) {
                 let Ok(keys) = self.leased_by(&run, &worker).await else { continue };
                 for key in keys {
@@ -391,11 +454,7 @@ impl Dispatch {
         }
     }
 
-    async fn leased_by(
-        &self,
-        run: &RunId,
-        worker: &WorkerName,
-    ) -> Result<Vec<Key>, crate::CommandError> {
+    async fn leased_by(&self, run: &RunId, worker: &WorkerName) -> Result<Vec<Key>, CommandError> {
         let cell = self.runs.cell(run).await?;
         let loaded = cell.lock().await;
         let leased = loaded.run.leased().filter_map(|job| {
@@ -407,9 +466,15 @@ impl Dispatch {
     }
 
     /// Takes in that the holder of `key` is gone.
-    pub(crate) async fn lose(&self, key: &Key, reason: &str) -> Result<(), crate::CommandError> {
+    pub(crate) async fn lose(&self, key: &Key, reason: &str) -> Result<(), CommandError> {
         let (job, attempt, reason) = (key.job.clone(), key.attempt, reason.to_owned());
         let lose = Command::Lose(LoseJob { job, attempt, reason });
         self.runs.execute(&key.run, lose, &Actor::timer()).await.map(drop)
     }
+}
+
+/// The runs from the one after `last` on, and then from the beginning.
+fn in_turn<'a>(runs: &'a BTreeSet<RunId>, last: &'a RunId) -> impl Iterator<Item = &'a RunId> {
+    let after = runs.range::<RunId, _>((Excluded(last), Unbounded));
+    after.chain(runs.range::<RunId, _>(..=last))
 }

@@ -1,12 +1,13 @@
 //! Everything the server owns, opened and closed as one.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic_health::server::HealthReporter;
 use towpath_storage::{Blobs, Home, StoreError, open};
 
 use crate::{
-    Clock, CommandError,
+    Clock, CommandError, LEASE_MS,
     dispatch::Dispatch,
     load,
     outputs::Outputs,
@@ -47,16 +48,32 @@ struct Inner {
     runs: Arc<Runs>,
     dispatch: Arc<Dispatch>,
     outputs: Outputs,
+    health: HealthReporter,
     stop: CancellationToken,
+    /// Ends connections that do not end by themselves.
+    cut: CancellationToken,
     tasks: TaskTracker,
     /// Last, so that the owner's lock outlives everything that writes.
     home: Home,
 }
 
+/// How long connections may take to end when a house closes.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
 impl House {
     /// Opens the store at `url` and begins to serve it: what is due is done, and workers that
     /// connect are given what is ready.
     pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        Self::open_with_lease(url, clock, LEASE_MS).await
+    }
+
+    /// As [`House::open`], with leases that lapse after a worker was silent for `lease_ms`
+    /// milliseconds.
+    pub async fn open_with_lease(
+        url: &str,
+        clock: Arc<dyn Clock>,
+        lease_ms: u64,
+    ) -> Result<Self, OpenError> {
         let owned = url.to_owned();
         let opened = tokio::task::spawn_blocking(move || {
             let opened = open(&owned)?;
@@ -67,9 +84,10 @@ impl House {
         let snapshots = opened.home.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
         let runs = Arc::new(Runs::new(opened.store, clock, snapshots, list));
-        let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs)));
+        let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs), lease_ms));
         let outputs = Outputs::new(opened.home.spool(), blobs);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
         tasks.spawn(Arc::clone(&dispatch).run(stop.clone()));
         let live: Vec<_> = locked(&runs.list).live().cloned().collect();
@@ -81,15 +99,28 @@ impl House {
         }
         let url = url.to_owned();
         let home = opened.home;
-        Ok(Self { inner: Arc::new(Inner { url, runs, dispatch, outputs, stop, tasks, home }) })
+        let inner = Inner { url, runs, dispatch, outputs, health, stop, cut, tasks, home };
+        let house = Self { inner: Arc::new(inner) };
+        house.set_health(true).await;
+        Ok(house)
     }
 
     /// Ends every stream and task, and keeps what makes the next start quick.
     pub async fn close(&self) {
+        self.drain(CLOSE_WITHIN).await;
+    }
+
+    /// Closes in good order: nobody new is sent here, streams end, what was asked is answered. What
+    /// is not done after `within` is cut off. Answers whether all of it was done.
+    pub async fn drain(&self, within: Duration) -> bool {
+        self.set_health(false).await;
         self.inner.stop.cancel();
         self.inner.tasks.close();
+        let ended = tokio::time::timeout(within, self.inner.tasks.wait()).await;
+        self.inner.cut.cancel();
         self.inner.tasks.wait().await;
         self.inner.runs.close().await;
+        ended.is_ok()
     }
 
     /// Does what is due now; for tests whose clock stands still.
@@ -124,6 +155,16 @@ impl House {
         &self.inner.outputs
     }
 
+    pub(crate) fn health(&self) -> &HealthReporter {
+        &self.inner.health
+    }
+
+    /// Cancelled when connections are cut off.
+    pub(crate) fn cutting(&self) -> &CancellationToken {
+        &self.inner.cut
+    }
+
+    /// Cancelled when everything is to come to its end.
     pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.inner.stop
     }

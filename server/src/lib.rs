@@ -14,6 +14,8 @@ mod rpc;
 mod run_list;
 mod runs;
 pub mod safekeeping;
+mod serve;
+mod sessions;
 mod status;
 mod timers;
 mod wire;
@@ -22,6 +24,7 @@ pub use clock::{Clock, SetClock, SystemClock};
 pub use house::{House, OpenError};
 pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
+pub use serve::dial_tcp;
 pub use status::{ERROR_DOMAIN, FAILURE_CODES};
 
 /// How the names of workers begin that live in a `tow` on the store's own machine, one for each run.

@@ -39,6 +39,9 @@ pub(crate) struct RunList {
     /// In the order in which they were created.
     runs: Vec<Listed>,
     place: BTreeMap<RunId, usize>,
+    /// The runs whose clients gave their request a name, by that name.
+    #[serde(default)]
+    requests: BTreeMap<String, RunId>,
     /// Appends taken in ahead of an earlier one: first position to last. Empty at rest.
     #[serde(skip)]
     ahead: BTreeMap<Position, Position>,
@@ -85,6 +88,11 @@ impl RunList {
         }
     }
 
+    /// The run that was begun by the request of this name.
+    pub(crate) fn begun_by(&self, idempotency_key: &str) -> Option<&RunId> {
+        self.requests.get(idempotency_key)
+    }
+
     /// The shortest prefix of `run` that names no other.
     pub(crate) fn short<'a>(&self, run: &'a RunId) -> &'a str {
         let text = run.as_str();
@@ -111,7 +119,7 @@ impl RunList {
                     version: record.version,
                     why: error.to_string(),
                 })?;
-            self.apply(&id, &fact, record.position);
+            self.apply(&id, record.position, &fact);
         }
         self.position = record.position;
         Ok(())
@@ -121,7 +129,7 @@ impl RunList {
     /// in any order: the position is that up to which none is missing.
     pub(crate) fn apply_all(&mut self, id: &RunId, first: Position, facts: &[Fact]) {
         for (fact, position) in facts.iter().zip(first..) {
-            self.apply(id, fact, position);
+            self.apply(id, position, fact);
         }
         self.ahead.insert(first, first + facts.len() as Position - 1);
         while let Some(last) = self.ahead.remove(&(self.position + 1)) {
@@ -129,30 +137,23 @@ impl RunList {
         }
     }
 
-    fn apply(&mut self, id: &RunId, fact: &Fact, position: Position) {
+    fn apply(&mut self, id: &RunId, position: Position, fact: &Fact) {
         self.newest_at = self.newest_at.max(fact.at);
         match &fact.event {
-            RunEvent::RunCreated { pipeline, .. } => {
+            RunEvent::RunCreated { pipeline, idempotency_key, .. } => {
+                if let Some(key) = idempotency_key {
+                    self.requests.insert(key.clone(), id.clone());
+                }
                 if !self.place.contains_key(id) {
-                    let at = self.runs.partition_point(|listed| listed.created < position);
-                    for later in &self.runs[at..] {
-                        if let Some(place) = self.place.get_mut(&later.run) {
-                            *place += 1;
-                        }
-                    }
-                    self.place.insert(id.clone(), at);
-                    self.runs.insert(
-                        at,
-                        Listed {
-                            run: id.clone(),
-                            pipeline: pipeline.clone(),
-                            created_at: fact.at,
-                            requested_by: fact.by.clone(),
-                            outcome: None,
-                            created: position,
-                            changed: position,
-                        },
-                    );
+                    self.insert(Listed {
+                        run: id.clone(),
+                        pipeline: pipeline.clone(),
+                        created_at: fact.at,
+                        requested_by: fact.by.clone(),
+                        created: position,
+                        changed: position,
+                        outcome: None,
+                    });
                 }
             }
             RunEvent::RunFinished { outcome, .. } => self.ended(id, Some(*outcome), position),
@@ -177,6 +178,16 @@ impl RunList {
             | RunEvent::RunCancelRequested { .. }
             | RunEvent::RunTimedOut {}
             | RunEvent::JobImported { .. } => {}
+        }
+    }
+
+    /// Puts a run where it stands in the log: of runs that begin together, any may come first.
+    fn insert(&mut self, listed: Listed) {
+        let before = self.runs.iter().rposition(|other| other.created < listed.created);
+        let at = before.map_or(0, |before| before + 1);
+        self.runs.insert(at, listed);
+        for (listed, place) in self.runs.iter().zip(0..).skip(at) {
+            self.place.insert(listed.run.clone(), place);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Load, decide, append: the only way into the log.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::{
         Arc, Mutex as SyncMutex, MutexGuard, PoisonError,
@@ -101,6 +101,29 @@ pub enum CommandError {
         /// The file asked for.
         path: String,
     },
+    /// The request of another run went by this name.
+    #[error("a request of this idempotency key began a run of another file")]
+    KeyReused,
+    /// Another worker goes by this name, and is there.
+    #[error("a worker named `{name}` is connected already")]
+    WorkerNameTaken {
+        /// The name.
+        name: String,
+    },
+    /// No worker goes by this name.
+    #[error("no worker named `{name}` is connected")]
+    WorkerUnknown {
+        /// The name.
+        name: String,
+    },
+    /// The other side speaks another version.
+    #[error("this server is tow {server}, and the worker is tow {worker}")]
+    VersionMismatch {
+        /// Our own.
+        server: &'static str,
+        /// Theirs.
+        worker: String,
+    },
     /// The engine decided on something that cannot be replayed.
     #[error("a bug in the engine: {0}")]
     Bug(#[from] IllegalEvent),
@@ -149,7 +172,7 @@ pub(crate) struct Runs {
     /// When time itself next changes something, by run.
     pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
     /// Runs that may have something to lease.
-    pub(crate) movable: SyncMutex<HashSet<RunId>>,
+    pub(crate) movable: SyncMutex<BTreeSet<RunId>>,
     /// Held while a lease is decided, so that no two runs take the last place of one lock.
     leasing: Mutex<()>,
     /// Runs that began to end, for the dispatcher to tell their workers.

@@ -13,7 +13,7 @@ use crate::runs::CommandError;
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 10] = [
+pub const FAILURE_CODES: [&str; 14] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -24,6 +24,10 @@ pub const FAILURE_CODES: [&str; 10] = [
     "ENGINE_BUG",
     "STORE_BUSY",
     "APPEND_TOO_LARGE",
+    "IDEMPOTENCY_KEY_REUSED",
+    "WORKER_NAME_TAKEN",
+    "WORKER_UNKNOWN",
+    "VERSION_MISMATCH",
 ];
 
 impl CommandError {
@@ -41,6 +45,10 @@ impl CommandError {
             Self::MessageInvalid { .. } => "MESSAGE_INVALID",
             Self::ImportInvalid { .. } => "IMPORT_INVALID",
             Self::ArtifactUnknown { .. } => "ARTIFACT_UNKNOWN",
+            Self::KeyReused => "IDEMPOTENCY_KEY_REUSED",
+            Self::WorkerNameTaken { .. } => "WORKER_NAME_TAKEN",
+            Self::WorkerUnknown { .. } => "WORKER_UNKNOWN",
+            Self::VersionMismatch { .. } => "VERSION_MISMATCH",
             Self::Bug(_) => "ENGINE_BUG",
         }
     }
@@ -56,7 +64,9 @@ impl CommandError {
             | Self::RunAmbiguous { .. }
             | Self::MessageInvalid { .. }
             | Self::ImportInvalid { .. } => Code::InvalidArgument,
-            Self::ArtifactUnknown { .. } => Code::NotFound,
+            Self::ArtifactUnknown { .. } | Self::WorkerUnknown { .. } => Code::NotFound,
+            Self::KeyReused | Self::VersionMismatch { .. } => Code::FailedPrecondition,
+            Self::WorkerNameTaken { .. } => Code::AlreadyExists,
             Self::StoreBusy => Code::ResourceExhausted,
             Self::TooMuch { .. } => Code::InvalidArgument,
             Self::Contended => Code::Aborted,
@@ -98,6 +108,14 @@ impl CommandError {
             Self::MessageInvalid { .. } => "This is a bug of the client; please report it.",
             Self::ImportInvalid { .. } => "Correct the record; nothing was imported.",
             Self::ArtifactUnknown { .. } => "See `tow status --output json` for the files it left.",
+            Self::KeyReused => "Give every request a key of its own.",
+            Self::WorkerNameTaken { .. } => {
+                "Give every worker a name of its own; `tow workers list` shows who is connected."
+            }
+            Self::WorkerUnknown { .. } => "See `tow workers list` for who is connected.",
+            Self::VersionMismatch { .. } => {
+                "Use the same version of `tow` on both sides; `tow version` shows both."
+            }
             Self::Bug(_) => "This is a bug of ours; please report it.",
         }
     }

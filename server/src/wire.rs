@@ -94,11 +94,11 @@ pub(crate) fn recorded(key: &Key) -> v1::ServerMessage {
 }
 
 /// Tells a worker what still counts of what it said it holds.
-pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>) -> v1::ServerMessage {
+pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>, lease_ms: u64) -> v1::ServerMessage {
     let held = held
         .map(|(key, output_bytes)| v1::Held { of: Some(holding(&key)), output_bytes })
         .collect();
-    outgoing(Message::Welcome(v1::Welcome { held }))
+    outgoing(Message::Welcome(v1::Welcome { held, lease_ms }))
 }
 
 /// What a worker is told to do because of `fact`, if that is a lease that still stands.

@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 use tonic::{
     Status, Streaming,
@@ -11,6 +12,7 @@ use tonic_types::StatusExt as _;
 use towpath_engine::time::Timestamp;
 use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
+    workers_client::WorkersClient,
 };
 use towpath_server::{Clock, ERROR_DOMAIN, House, SetClock, SystemClock, dial_socket};
 
@@ -87,6 +89,25 @@ impl TestHouse {
     /// A house in memory with the clock of the machine, for jobs that are real processes.
     pub async fn with_system_clock() -> Self {
         Self::open("memory:", Arc::new(SystemClock)).await
+    }
+
+    /// A house at `url` whose leases lapse after `lease_ms` milliseconds of silence.
+    pub async fn with_lease(url: &str, lease_ms: u64) -> Self {
+        let clock = Arc::new(SystemClock);
+        let house = House::open_with_lease(url, clock, lease_ms).await.expect("the house opens");
+        let channel = house.connect();
+        Self { house, clock: None, channel }
+    }
+
+    /// Serves other machines at `address`, with any free port for port 0; answers where.
+    pub async fn serve(&self, address: &str) -> String {
+        let listener = TcpListener::bind(address).await.expect("the address is free");
+        self.house.serve(listener).expect("a listener can be served").to_string()
+    }
+
+    /// The client of workers.
+    pub fn workers(&self) -> WorkersClient<Channel> {
+        WorkersClient::new(self.channel())
     }
 
     async fn open(url: &str, clock: Arc<dyn Clock>) -> Self {
@@ -351,7 +372,8 @@ impl TestHouse {
     }
 }
 
-fn start_request(yaml: &str) -> v1::StartRunRequest {
+/// The request for a run of the pipeline file `yaml`.
+pub fn start_request(yaml: &str) -> v1::StartRunRequest {
     v1::StartRunRequest {
         file: Some(pipeline(yaml)),
         parallelism: 4,

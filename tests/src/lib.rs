@@ -9,7 +9,7 @@ mod real;
 mod repository;
 mod scripted;
 
-pub use house::{ANA, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime};
+pub use house::{ANA, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime, start_request};
 pub use program::program;
 pub use real::RealWorker;
 pub use repository::{Source, root, sources};

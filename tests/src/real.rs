@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use tokio::task::JoinHandle;
-use towpath_worker::{Stop, WorkerError, WorkerOptions, work};
+use tonic::transport::Channel;
+use towpath_worker::{Stay, Stop, WorkerError, WorkerOptions, work};
 
 use crate::{TestHouse, house::bounded};
 
@@ -17,21 +18,38 @@ pub struct RealWorker {
 impl RealWorker {
     /// Begins to work for `house`. Its own files lie below `folder`.
     pub fn begin(house: &TestHouse, name: &str, slots: u32, folder: &Path) -> Self {
+        Self::begin_at(house.channel(), name, slots, folder, Stay::default())
+    }
+
+    /// Begins to work for the server at the end of `channel`, for as long as `stay` says.
+    pub fn begin_at(channel: Channel, name: &str, slots: u32, folder: &Path, stay: Stay) -> Self {
         let options = WorkerOptions {
             name: name.to_owned(),
             slots,
             tags: Vec::new(),
             run: None,
             attempts: folder.join("attempts"),
+            stay,
         };
         let stop = Stop::default();
-        let work = tokio::spawn(work(house.channel(), options, stop.clone()));
+        let work = tokio::spawn(work(channel, options, stop.clone()));
         Self { stop, work }
     }
 
     /// Tells it to take nothing new.
     pub fn drain(&self) {
         self.stop.drain.cancel();
+    }
+
+    /// Lets it die on the spot, like a killed process: what it ran goes on.
+    pub async fn kill(self) {
+        self.work.abort();
+        drop(self.work.await);
+    }
+
+    /// Waits until it has ended by itself; answers how.
+    pub async fn ended(self) -> Result<(), WorkerError> {
+        bounded("the end of the worker", self.work).await.expect("the worker does not panic")
     }
 
     /// Tells it to take nothing new, and waits until what runs has ended and is recorded.

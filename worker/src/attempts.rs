@@ -124,6 +124,7 @@ impl AttemptsDir {
         let lock = File::create(folder.join("lock")).map_err(unusable)?;
         lock_within(&lock, &folder)?;
         make_private(&folder.join("outputs")).map_err(unusable)?;
+        make_private(&folder.join("spool")).map_err(unusable)?;
         make_pipe(&folder.join("hold")).map_err(unusable)?;
         let berths = Berths::found_in(&folder).map_err(unusable)?;
         Ok(Self { folder, environment, berths: Mutex::new(berths), _lock: lock })
@@ -155,7 +156,9 @@ impl AttemptsDir {
         let key = (run.clone(), job.clone(), attempt);
         let folder = self.berths().taken.remove(&key);
         let Some(folder) = folder else { return };
-        let _ = fs::remove_file(self.output(run, job, attempt));
+        for file in [self.output(run, job, attempt), self.spool(run, job, attempt)] {
+            let _ = fs::remove_file(file);
+        }
         let written = journal::forget(&folder);
         let mut berths = self.berths();
         berths.bury();
@@ -173,6 +176,11 @@ impl AttemptsDir {
     /// The file that `$TOW_OUTPUT` names.
     pub(crate) fn output(&self, run: &RunId, job: &JobName, attempt: Attempt) -> PathBuf {
         self.folder.join("outputs").join(format!("{}.{attempt}", stem(run, job)))
+    }
+
+    /// The file where what an attempt printed waits for the server.
+    pub(crate) fn spool(&self, run: &RunId, job: &JobName, attempt: Attempt) -> PathBuf {
+        self.folder.join("spool").join(format!("{}.{attempt}", stem(run, job)))
     }
 
     /// A berth for the attempt `kept`, with its journal begun. `AlreadyExists`: it has one.
@@ -289,10 +297,13 @@ impl Berths {
                 Some(_) | None => fs::remove_dir_all(&path)?,
             }
         }
-        for entry in fs::read_dir(folder.join("outputs"))? {
-            let path = entry?.path();
-            if !outputs.contains(&path) {
-                fs::remove_file(&path)?;
+        let names: Vec<_> = outputs.iter().filter_map(|output| output.file_name()).collect();
+        for kind in ["outputs", "spool"] {
+            for entry in fs::read_dir(folder.join(kind))? {
+                let entry = entry?;
+                if !names.contains(&entry.file_name().as_os_str()) {
+                    fs::remove_file(entry.path())?;
+                }
             }
         }
         Ok(berths)
@@ -395,11 +406,13 @@ mod tests {
         fs::create_dir(folder.path().join("8")).unwrap();
         fs::write(folder.path().join("8/journal"), "attempt {\"ru").unwrap();
         fs::write(folder.path().join("outputs/stray.1"), "x=1").unwrap();
+        fs::write(folder.path().join("spool/stray.1"), "1 o x\n").unwrap();
 
         let attempts = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
         assert_eq!(attempts.found(), []);
         assert!(!folder.path().join("7").exists() && !folder.path().join("8").exists());
         assert!(!folder.path().join("outputs/stray.1").exists());
+        assert!(!folder.path().join("spool/stray.1").exists());
         assert_eq!(attempts.berths().last, 8);
     }
 }

@@ -254,7 +254,7 @@ fn spawn_failed(folder: &Path, error: &std::io::Error) -> String {
     if folder.is_dir() {
         format!("the script cannot be started: {error}")
     } else {
-        format!("the folder `{}` does not exist", folder.display())
+        format!("the folder `{}` does not exist on the machine of this worker", folder.display())
     }
 }
 
@@ -607,7 +607,8 @@ mod tests {
         let mut script = yard.script("true");
         script.folder = "/no/such/folder".into();
         let done = yard.execute(&script, &CancellationToken::new()).await;
-        let reason = "the folder `/no/such/folder` does not exist".to_owned();
+        let reason =
+            "the folder `/no/such/folder` does not exist on the machine of this worker".to_owned();
         assert_eq!(done.cause(), &FailureCause::NotStarted(reason));
         assert_eq!(yard.attempts.found(), []);
 

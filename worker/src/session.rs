@@ -1,39 +1,34 @@
 //! The session with a server: takes assignments, runs them, and reports. A job that outlived an
-//! earlier worker process is taken up again where it is.
+//! earlier worker process, or an earlier session, is taken up again where it is.
 
 use std::{
-    collections::HashMap,
-    fs::File,
-    io::{self, Read as _},
     path::PathBuf,
-    sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Channel};
-use towpath_engine::{
-    event::FailureCause,
-    ids::{Attempt, JobName, RunId},
-};
+use tonic::{Code, Status, Streaming, transport::Channel};
 use towpath_proto::v1::{
-    self, failed::Cause, report, server_message::Message as FromServer,
-    worker_message::Message as ToServer, workers_client::WorkersClient,
+    self, server_message::Message as FromServer, worker_message::Message as ToServer,
+    workers_client::WorkersClient,
 };
 
-use crate::{
-    Adopted, AttemptsDir, AttemptsError, Ended, Environment, FoundAttempt, OutputChunk, Script,
-    adopt, execute,
-};
+use crate::{AttemptsDir, AttemptsError, Environment, jobs::Jobs, tell::say};
 
-/// Messages to the server that may wait; beyond that jobs wait before they print more.
+/// Messages to the server that may wait; beyond that what is told waits on disk.
 const QUEUE: usize = 256;
-/// Chunks of one job that may wait.
-const CHUNKS: usize = 16;
-/// Bytes of a file in one message.
-const PART_BYTES: usize = 64 * 1024;
+/// Longest time between two signs of life.
+const BEAT_EVERY_MAX: Duration = Duration::from_secs(10);
+/// Pause before the first new try to reach a server; it doubles with every try.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long the server may take to take leave.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a server that is away is waited for by a worker that was told to end its jobs.
+const KILLED_WAIT_MAX: Duration = Duration::from_secs(15);
 
 /// Who a worker is and what it takes.
 #[derive(Clone, Debug)]
@@ -48,6 +43,33 @@ pub struct WorkerOptions {
     pub run: Option<String>,
     /// Where the attempts' own files are kept.
     pub attempts: PathBuf,
+    /// How long it stays.
+    pub stay: Stay,
+}
+
+/// How long a worker stays, beside what it is told.
+#[derive(Clone, Debug, Default)]
+pub struct Stay {
+    /// When a session ends, go on with what runs and open another; else the work ends there.
+    pub reconnect: bool,
+    /// Take so many jobs and no more.
+    pub jobs_max: Option<u32>,
+    /// Go when there was nothing to do for so long.
+    pub idle: Option<Duration>,
+    /// Told about every change of the session.
+    pub link: watch::Sender<Link>,
+}
+
+/// How a worker stands to its server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Link {
+    /// There has been no session yet.
+    #[default]
+    New,
+    /// There is a session; how many attempts of before it still counts.
+    Open(usize),
+    /// There is none; why.
+    Lost(String),
 }
 
 /// How a worker is told to stop.
@@ -73,304 +95,233 @@ pub enum WorkerError {
 /// Works until told to stop, and then until everything that ran is reported and recorded.
 pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Result<(), WorkerError> {
     let attempts = AttemptsDir::open(&options.attempts, Environment::of_process())?;
-    let found = attempts.found();
-    let (send, receive) = mpsc::channel(QUEUE);
-    let hello = v1::Hello {
-        worker: options.name,
-        slots: options.slots,
-        tags: options.tags,
-        run: options.run.unwrap_or_default(),
-        holding: found.iter().map(holding_of_found).collect(),
-    };
-    say(&send, ToServer::Hello(hello)).await;
-    let mut client = WorkersClient::new(channel);
-    let mut incoming =
-        client.session(ReceiverStream::new(receive)).await.map_err(Box::new)?.into_inner();
     let mut worker = Worker {
-        attempts: Arc::new(attempts),
-        send,
-        running: HashMap::new(),
-        tasks: JoinSet::new(),
-        kill: stop.kill.clone(),
+        jobs: Jobs::new(attempts, stop.kill.clone()),
+        client: WorkersClient::new(channel),
+        instance: uuid::Uuid::now_v7().to_string(),
+        options,
+        stop,
+        idle_since: Instant::now(),
     };
-    let mut draining = false;
-    let mut welcomed = false;
-    loop {
-        if draining && welcomed && worker.running.is_empty() {
-            return Ok(());
-        }
-        tokio::select! {
-            () = stop.drain.cancelled(), if !draining => {
-                draining = true;
-                say(&worker.send, ToServer::Drain(v1::Drain {})).await;
-            }
-            () = stop.kill.cancelled(), if !draining => {
-                draining = true;
-                say(&worker.send, ToServer::Drain(v1::Drain {})).await;
-            }
-            () = tokio::time::sleep(Duration::from_secs(10)) => {
-                say(&worker.send, ToServer::Beat(v1::Beat {})).await;
-            }
-            message = incoming.next() => match message {
-                Some(Ok(v1::ServerMessage { message: Some(message) })) => {
-                    welcomed |= matches!(message, FromServer::Welcome(_));
-                    worker.hear(message, &found).await;
-                }
-                Some(Ok(v1::ServerMessage { message: None })) => {}
-                Some(Err(status)) => return worker.leave(status).await,
-                None => return worker.leave(Status::unavailable("the session ended")).await,
-            },
-        }
-    }
+    let worked = worker.work().await;
+    // Whoever watches over the jobs lets go: they go on, and the next worker takes them up.
+    worker.jobs.let_go().await;
+    worked
 }
 
-type Key = (RunId, JobName, Attempt);
+/// How a session ended.
+enum End {
+    /// Everything is done.
+    Done,
+    /// The server did not want this worker.
+    Refused(Status),
+    /// The server cannot be heard any more.
+    Lost(Status),
+}
 
 struct Worker {
-    attempts: Arc<AttemptsDir>,
-    send: mpsc::Sender<v1::WorkerMessage>,
-    /// What is held, with how to end it.
-    running: HashMap<Key, CancellationToken>,
-    /// What watches over the jobs. Without it they go on, and can be taken up again.
-    tasks: JoinSet<()>,
-    kill: CancellationToken,
+    jobs: Jobs,
+    client: WorkersClient<Channel>,
+    instance: String,
+    options: WorkerOptions,
+    stop: Stop,
+    /// Since when there is nothing to do.
+    idle_since: Instant,
 }
 
 impl Worker {
-    /// Lets go of everything: the jobs go on, and the next session takes them up.
-    async fn leave(mut self, status: Status) -> Result<(), WorkerError> {
-        self.tasks.shutdown().await;
-        Err(Box::new(status).into())
-    }
-
-    async fn hear(&mut self, message: FromServer, found: &[FoundAttempt]) {
-        match message {
-            FromServer::Welcome(v1::Welcome { held }) => self.take_up(held, found).await,
-            FromServer::Assignment(assignment) => self.begin(assignment),
-            FromServer::Cancel(v1::Cancel { of }) => {
-                if let Some(token) = of.and_then(|of| self.running.get(&key(of))) {
-                    token.cancel();
+    async fn work(&mut self) -> Result<(), WorkerError> {
+        let (mut tries, mut was_welcome) = (0, false);
+        let mut killed: Option<Instant> = None;
+        loop {
+            let began = Instant::now();
+            let (end, welcomed) = self.session().await;
+            was_welcome |= welcomed;
+            let status = match end {
+                End::Done => return Ok(()),
+                End::Refused(status) => {
+                    if was_welcome && status.code() == Code::AlreadyExists {
+                        // Somebody took our place, and with it what we held.
+                        self.jobs.end_all().await;
+                    }
+                    return Err(Box::new(status).into());
                 }
-            }
-            FromServer::Recorded(of) => {
-                let key = key(of);
-                self.attempts.forget(&key.0, &key.1, key.2);
-                self.running.remove(&key);
-            }
-        }
-    }
-
-    /// Goes on with what still counts of the attempts on disk, and ends the rest.
-    async fn take_up(&mut self, held: Vec<v1::Held>, found: &[FoundAttempt]) {
-        let mut counts: HashMap<Key, u64> =
-            held.into_iter().filter_map(|held| Some((key(held.of?), held.output_bytes))).collect();
-        let mut void = JoinSet::new();
-        for attempt in found {
-            let key = (attempt.run.clone(), attempt.job.clone(), attempt.attempt);
-            let (attempts, send) = (Arc::clone(&self.attempts), self.send.clone());
-            let attempt = attempt.clone();
-            match counts.remove(&key) {
-                Some(output_bytes) => {
-                    let token = self.kill.child_token();
-                    self.running.insert(key, token.clone());
-                    self.tasks.spawn(async move {
-                        go_on(&attempts, &attempt, output_bytes, &send, token).await;
-                    });
-                }
-                None => {
-                    void.spawn(async move { end_void(&attempts, &attempt).await });
-                }
-            }
-        }
-        // Before anything new begins: a job never runs beside its own past.
-        void.join_all().await;
-    }
-
-    fn begin(&mut self, assignment: v1::Assignment) {
-        let Some(script) = script_of(assignment) else { return };
-        let key = (script.run.clone(), script.job.clone(), script.attempt);
-        let token = self.kill.child_token();
-        self.running.insert(key, token.clone());
-        let (attempts, send) = (Arc::clone(&self.attempts), self.send.clone());
-        self.tasks.spawn(async move {
-            let of = holding(&script.run, &script.job, script.attempt);
-            let (lines, chunks) = mpsc::channel(CHUNKS);
-            let (ended, output_bytes) = tokio::join!(
-                execute(&attempts, &script, lines, token),
-                forward(&of, 0, chunks, &send),
-            );
-            report(of, ended, output_bytes, &send).await;
-        });
-    }
-}
-
-async fn go_on(
-    attempts: &AttemptsDir,
-    found: &FoundAttempt,
-    output_bytes: u64,
-    send: &mpsc::Sender<v1::WorkerMessage>,
-    token: CancellationToken,
-) {
-    let of = holding_of_found(found);
-    let (lines, chunks) = mpsc::channel(CHUNKS);
-    let (adopted, output_bytes) = tokio::join!(
-        adopt(attempts, found, lines, token),
-        forward(&of, output_bytes, chunks, send),
-    );
-    match adopted {
-        Adopted::Ended(ended) => report(of, ended, output_bytes, send).await,
-        Adopted::Lost(reason) => lost(of, reason, send).await,
-        Adopted::NeverStarted => lost(of, "it was never started".to_owned(), send).await,
-    }
-}
-
-/// Ends an attempt that no longer counts, so that nothing of it runs beside its successor.
-async fn end_void(attempts: &AttemptsDir, found: &FoundAttempt) {
-    let (lines, chunks) = mpsc::channel(CHUNKS);
-    drop(chunks);
-    let token = CancellationToken::new();
-    token.cancel();
-    adopt(attempts, found, lines, token).await;
-    attempts.forget(&found.run, &found.job, found.attempt);
-}
-
-/// Sends what a job prints; says how long its output is in the end.
-async fn forward(
-    of: &v1::Holding,
-    mut offset: u64,
-    mut chunks: mpsc::Receiver<OutputChunk>,
-    send: &mpsc::Sender<v1::WorkerMessage>,
-) -> u64 {
-    while let Some(OutputChunk { records }) = chunks.recv().await {
-        let length = records.len() as u64;
-        let output = v1::Output { of: Some(of.clone()), offset, content: records };
-        say(send, ToServer::Output(output)).await;
-        offset += length;
-    }
-    offset
-}
-
-async fn report(
-    of: v1::Holding,
-    ended: Ended,
-    output_bytes: u64,
-    send: &mpsc::Sender<v1::WorkerMessage>,
-) {
-    let (ran_ms, ended) = match ended {
-        Ended::Succeeded { ran_ms, outputs, artifacts } => {
-            let mut references = Vec::new();
-            let mut unusable = None;
-            for file in artifacts {
-                if let Err(error) = upload(&of, &file.path, &file.absolute, send).await {
-                    unusable = Some(format!("artifact `{}`: {error}", file.path));
-                    break;
-                }
-                let (size, sha256) = (file.size, file.sha256.to_string());
-                references.push(v1::ArtifactRef { path: file.path, size, sha256 });
-            }
-            let ended = match unusable {
-                Some(why) => failed(FailureCause::OutputUnusable(why)),
-                None => report::Ended::Succeeded(v1::Succeeded { outputs, artifacts: references }),
+                End::Lost(status) => status,
             };
-            (ran_ms, ended)
+            if self.stop.kill.is_cancelled() {
+                killed.get_or_insert_with(Instant::now);
+            }
+            let in_vain = killed.is_some_and(|since| since.elapsed() >= KILLED_WAIT_MAX);
+            if !self.options.stay.reconnect || in_vain {
+                return Err(Box::new(status).into());
+            }
+            if self.may_go() {
+                return Ok(());
+            }
+            self.options.stay.link.send_replace(Link::Lost(told(&status)));
+            tracing::warn!(status = told(&status), "no session");
+            tries = if began.elapsed() > PAUSE_MAX { 0 } else { tries + 1 };
+            self.pause(tries).await;
         }
-        Ended::Failed { cause, ran_ms } => (ran_ms, failed(cause)),
-        Ended::Cancelled { ran_ms } => (ran_ms, report::Ended::Cancelled(v1::Cancelled {})),
-    };
-    let report = v1::Report { of: Some(of), ran_ms, ended: Some(ended), output_bytes };
-    say(send, ToServer::Report(report)).await;
-}
+    }
 
-async fn lost(of: v1::Holding, reason: String, send: &mpsc::Sender<v1::WorkerMessage>) {
-    let ended = Some(report::Ended::Lost(v1::Lost { reason }));
-    let report = v1::Report { of: Some(of), ran_ms: 0, ended, output_bytes: 0 };
-    say(send, ToServer::Report(report)).await;
-}
+    /// Waits before the next try: somewhere between at once and a bound that grows.
+    async fn pause(&self, tries: u32) {
+        let bound = PAUSE_MIN.saturating_mul(1 << tries.min(16)).min(PAUSE_MAX);
+        let share = uuid::Uuid::now_v7().as_u128() as u32;
+        let pause = bound.mul_f64(f64::from(share) / f64::from(u32::MAX));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.stop.drain.cancelled(), if !self.stop.drain.is_cancelled() => {}
+            () = self.stop.kill.cancelled(), if !self.stop.kill.is_cancelled() => {}
+        }
+    }
 
-fn failed(cause: FailureCause) -> report::Ended {
-    let cause = match cause {
-        FailureCause::ExitCode(code) => Cause::ExitCode(code),
-        FailureCause::Signal(signal) => Cause::Signal(signal),
-        FailureCause::TimedOut(ms) => Cause::TimedOutMs(ms),
-        FailureCause::NotStarted(why) => Cause::NotStarted(why),
-        FailureCause::OutputUnusable(why) => Cause::OutputUnusable(why),
-        FailureCause::Lost(_) => Cause::NotStarted("lost".to_owned()),
-    };
-    report::Ended::Failed(v1::Failed { cause: Some(cause) })
-}
+    /// Nothing is to be taken any more.
+    fn is_leaving(&self) -> bool {
+        let enough = self.options.stay.jobs_max.is_some_and(|max| self.jobs.begun() >= max);
+        self.stop.drain.is_cancelled() || self.stop.kill.is_cancelled() || enough
+    }
 
-async fn upload(
-    of: &v1::Holding,
-    path: &str,
-    absolute: &std::path::Path,
-    send: &mpsc::Sender<v1::WorkerMessage>,
-) -> io::Result<()> {
-    let mut file = File::open(absolute)?;
-    let mut offset = 0;
-    loop {
-        let mut part = Vec::with_capacity(PART_BYTES);
-        let read = (&mut file).take(PART_BYTES as u64).read_to_end(&mut part)?;
-        let part = v1::ArtifactPart {
-            of: Some(of.clone()),
-            path: path.to_owned(),
-            content: part.into(),
-            offset,
+    /// Nothing is held, and nothing more is wanted.
+    fn may_go(&self) -> bool {
+        let bored = self.options.stay.idle.is_some_and(|idle| self.idle_since.elapsed() >= idle);
+        self.jobs.is_empty() && (self.is_leaving() || bored)
+    }
+
+    fn hello(&self) -> v1::Hello {
+        let left = |max: u32| max.saturating_sub(self.jobs.begun()).max(1);
+        v1::Hello {
+            worker: self.options.name.clone(),
+            slots: self.options.slots,
+            tags: self.options.tags.clone(),
+            run: self.options.run.clone().unwrap_or_default(),
+            holding: self.jobs.holding(),
+            instance: self.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            jobs_max: self.options.stay.jobs_max.map(left).unwrap_or_default(),
+            draining: self.is_leaving(),
+        }
+    }
+
+    /// One session, from hello to its end; and whether the worker was welcome.
+    async fn session(&mut self) -> (End, bool) {
+        let (send, receive) = mpsc::channel(QUEUE);
+        say(&send, ToServer::Hello(self.hello())).await;
+        let opened = self.client.session(ReceiverStream::new(receive)).await;
+        let mut incoming = match opened {
+            Ok(opened) => opened.into_inner(),
+            Err(status) => return (refused_or_lost(status), false),
         };
-        say(send, ToServer::Artifact(part)).await;
-        offset += read as u64;
-        if read < PART_BYTES {
-            return Ok(());
+        // Before the welcome nothing is to be done but to wait for it, whoever says stop.
+        let welcome = loop {
+            match incoming.next().await {
+                Some(Ok(v1::ServerMessage { message: Some(FromServer::Welcome(welcome)) })) => {
+                    break welcome;
+                }
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return (refused_or_lost(status), false),
+                None => return (End::Lost(Status::unavailable("the session ended")), false),
+            }
+        };
+        let lease = Duration::from_millis(welcome.lease_ms);
+        let beat = if lease.is_zero() { BEAT_EVERY_MAX } else { (lease / 3).min(BEAT_EVERY_MAX) };
+        let counts = self.jobs.take_up(welcome.held, &send);
+        self.options.stay.link.send_replace(Link::Open(counts));
+        let end = self.listen(&mut incoming, &send, beat).await;
+        self.jobs.fall_silent().await;
+        (end, true)
+    }
+
+    /// Hears what the server says, until the session ends.
+    async fn listen(
+        &mut self,
+        incoming: &mut Streaming<v1::ServerMessage>,
+        send: &mpsc::Sender<v1::WorkerMessage>,
+        beat: Duration,
+    ) -> End {
+        let mut beats = tokio::time::interval(beat);
+        let mut draining = self.is_leaving();
+        loop {
+            if !self.jobs.is_empty() {
+                self.idle_since = Instant::now();
+            }
+            if self.may_go() {
+                say(send, ToServer::Leave(v1::Leave {})).await;
+                let goodbye = async { while let Some(Ok(_)) = incoming.next().await {} };
+                drop(tokio::time::timeout(LEAVE_WITHIN, goodbye).await);
+                return End::Done;
+            }
+            if self.is_leaving() && !draining {
+                draining = true;
+                say(send, ToServer::Drain(v1::Drain {})).await;
+            }
+            let idle = self.options.stay.idle.unwrap_or(Duration::MAX);
+            let bored = idle.saturating_sub(self.idle_since.elapsed());
+            tokio::select! {
+                () = self.stop.drain.cancelled(), if !draining => {}
+                () = self.stop.kill.cancelled(), if !draining => {}
+                () = tokio::time::sleep(bored), if self.jobs.is_empty() && idle < Duration::MAX => {}
+                // A full queue is a sign of life itself.
+                _ = beats.tick() => drop(send.try_send(v1::WorkerMessage {
+                    message: Some(ToServer::Beat(v1::Beat {})),
+                })),
+                () = self.jobs.watched() => {}
+                message = incoming.next() => match message {
+                    Some(Ok(v1::ServerMessage { message: Some(message) })) => {
+                        self.hear(message, send);
+                    }
+                    Some(Ok(v1::ServerMessage { message: None })) => {}
+                    Some(Err(status)) => return End::Lost(status),
+                    None => return End::Lost(Status::unavailable("the session ended")),
+                },
+            }
+        }
+    }
+
+    fn hear(&mut self, message: FromServer, send: &mpsc::Sender<v1::WorkerMessage>) {
+        match message {
+            FromServer::Welcome(v1::Welcome { .. }) => {}
+            FromServer::Assignment(assignment) => self.jobs.begin(assignment, send),
+            FromServer::Cancel(v1::Cancel { of }) => self.jobs.cancel(of),
+            FromServer::Recorded(of) => self.jobs.forget(of),
         }
     }
 }
 
-/// Sends a message. Without a session nobody hears it; the session's end is noticed elsewhere.
-async fn say(send: &mpsc::Sender<v1::WorkerMessage>, message: ToServer) {
-    drop(send.send(v1::WorkerMessage { message: Some(message) }).await);
+/// Whether a server that answers so will ever answer otherwise.
+fn refused_or_lost(status: Status) -> End {
+    match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Unimplemented
+        | Code::Unauthenticated => End::Refused(status),
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => End::Lost(status),
+    }
 }
 
-fn holding(run: &RunId, job: &JobName, attempt: Attempt) -> v1::Holding {
-    v1::Holding { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
-}
-
-fn holding_of_found(found: &FoundAttempt) -> v1::Holding {
-    holding(&found.run, &found.job, found.attempt)
-}
-
-fn key(of: v1::Holding) -> Key {
-    let v1::Holding { run, job, attempt } = of;
-    (run.into(), job.into(), Attempt(attempt))
-}
-
-fn script_of(assignment: v1::Assignment) -> Option<Script> {
-    let v1::Assignment {
-        of,
-        fence,
-        script,
-        shell,
-        env,
-        secrets,
-        folder,
-        timeout_ms,
-        grace_ms,
-        artifacts,
-        traceparent,
-        stage: _,
-    } = assignment;
-    let (run, job, attempt) = key(of?);
-    Some(Script {
-        run,
-        job,
-        attempt,
-        fence,
-        script,
-        shell,
-        env,
-        secrets,
-        folder: folder.into(),
-        timeout: timeout_ms.map(Duration::from_millis),
-        grace: grace_ms.map(Duration::from_millis),
-        artifacts,
-        traceparent: (!traceparent.is_empty()).then_some(traceparent),
-    })
+/// What a status says, with the cause that people want to know.
+fn told(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause {
+        let said = deeper.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = deeper.source();
+    }
+    text
 }

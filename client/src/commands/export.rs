@@ -149,6 +149,7 @@ mod tests {
             parallelism: 1,
             gates_preapproved: false,
             traceparent: None,
+            idempotency_key: None,
         };
         let job = |line: SeedLine| ImportedJob {
             job: line.job,

@@ -22,7 +22,7 @@ use towpath_engine::{
 };
 use towpath_proto::v1;
 use towpath_server::LOCAL_WORKER_PREFIX;
-use towpath_worker::{AttemptsError, Stop, WorkerError, WorkerOptions, work};
+use towpath_worker::{AttemptsError, Stay, Stop, WorkerError, WorkerOptions, work};
 
 use super::{Desk, Finished, events};
 use crate::{
@@ -91,12 +91,18 @@ pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -
     loop {
         let finished = follow(desk, &server, &what).await;
         let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();
+        let server_is_remote = server.is_remote();
         server.close().await;
         if !lost {
             return finished;
         }
-        desk.say("The process that kept the store has ended; this one goes on.");
-        server = Server::reach(&desk.url()).await?;
+        server = if server_is_remote {
+            desk.say("The server went away; the run goes on when it is back.");
+            Server::reach_again(&desk.url()).await?
+        } else {
+            desk.say("The process that kept the store has ended; this one goes on.");
+            Server::reach(&desk.url()).await?
+        };
         let request = v1::GetRunRequest { run: what.run.to_string() };
         what.known = server.runs().get_run(request).await?.into_inner().version;
     }
@@ -106,7 +112,9 @@ pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -
 pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Finished {
     server.listen();
     let stop = Stop::default();
-    let mut worker = follow.slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
+    // A server that was named as one has workers of its own.
+    let slots = follow.slots.filter(|_| !server.is_remote());
+    let mut worker = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
     let (run, known) = if follow.known == 0 {
         (Run::default(), 0)
     } else {
@@ -146,7 +154,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
                 None => break Err(gone()),
             },
             () = signals.next() => {
-                if follow.slots.is_none() {
+                if slots.is_none() {
                     break Ok(exit::INTERRUPTED);
                 }
                 if interrupted {
@@ -181,7 +189,10 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
         drop(tokio::time::timeout(Duration::from_secs(30), &mut worker).await);
     }
     show.end().await?;
-    if matches!(finished, Ok(exit::INTERRUPTED)) && follow.slots.is_some() {
+    if matches!(finished, Ok(exit::INTERRUPTED)) && server.is_remote() {
+        desk.say(&format!("The run goes on. `tow watch {}` follows it.", follow.short_id));
+    }
+    if matches!(finished, Ok(exit::INTERRUPTED)) && slots.is_some() {
         desk.say(&format!("Stopped. `tow resume {}` goes on.", follow.short_id));
     }
     finished
@@ -204,6 +215,7 @@ fn begin_work(
         tags: follow.tags.clone(),
         run: Some(follow.run.to_string()),
         attempts: server.folder().join("attempts").join(follow.run.as_str()),
+        stay: Stay::default(),
     };
     tokio::spawn(work(server.channel(), options, stop))
 }
@@ -233,14 +245,14 @@ fn worker_failure(error: &WorkerError) -> Failure {
 }
 
 /// Ctrl-C and its relatives.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -249,7 +261,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

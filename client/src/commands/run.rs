@@ -1,11 +1,20 @@
 //! `tow run`.
 
+use towpath_proto::v1;
+use uuid::Uuid;
+
 use super::{
     Desk, Finished,
     follow::{Follow, work_on},
     pipeline,
+    status::RunJson,
 };
-use crate::{cli::WhichFile, connect::Server};
+use crate::{
+    cli::{Output, WhichFile},
+    connect::Server,
+    exit,
+    failure::Failure,
+};
 
 /// Jobs at once when nobody says how many. Source: the file-driven pipeline format.
 pub(crate) const PARALLELISM: u32 = 4;
@@ -31,21 +40,36 @@ pub(crate) struct RunArgs {
     /// What this machine offers to jobs with `tags`
     #[arg(long, value_delimiter = ',', value_name = "TAG")]
     tags: Vec<String>,
+    /// Print the run's id once it has begun, and leave it to the workers of the server
+    #[arg(long, conflicts_with = "wait")]
+    detach: bool,
+    /// A name for this request: asked again under it, the same run is meant [default: a new one]
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
 }
 
 /// Begins a run and works on it.
 pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let pipeline = pipeline::read(desk, &path)?;
-    let server = Server::reach(&desk.url()).await?;
-    let request = towpath_proto::v1::StartRunRequest {
+    let mut server = Server::reach(&desk.url()).await?;
+    let request = v1::StartRunRequest {
         file: Some(pipeline.message()),
         parallelism: args.parallelism,
         gates_preapproved: args.yes,
         traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         actor: desk.actor(),
+        idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };
-    let run = server.runs().start_run(request).await?.into_inner();
+    let run = begin(desk, &mut server, request).await?;
+    if args.detach {
+        let gone = server.is_ours();
+        server.close().await;
+        if gone {
+            desk.say(&format!("Nobody works on it yet. `tow resume {}` does.", run.short_id));
+        }
+        return shown(desk, run);
+    }
     let following = Follow {
         run: run.id.as_str().into(),
         short_id: run.short_id,
@@ -55,4 +79,32 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
         tags: args.tags,
     };
     work_on(desk, server, following).await
+}
+
+/// Begins the run. A server that goes away meanwhile is asked again: the request has a name, so the
+/// run begins once.
+async fn begin(
+    desk: &Desk,
+    server: &mut Server,
+    request: v1::StartRunRequest,
+) -> Result<v1::Run, Failure> {
+    loop {
+        let failure = match server.runs().start_run(request.clone()).await {
+            Ok(run) => return Ok(run.into_inner()),
+            Err(status) => Failure::from(status),
+        };
+        if !failure.is_unreachable() || !server.is_remote() {
+            return Err(failure);
+        }
+        desk.say("The server went away; asking again.");
+        *server = Server::reach_again(&desk.url()).await?;
+    }
+}
+
+fn shown(desk: &Desk, run: v1::Run) -> Finished {
+    match desk.output() {
+        Output::Text => desk.print(&format!("{}\n", run.id))?,
+        Output::Json | Output::Jsonl => desk.json(&RunJson::from(run))?,
+    }
+    Ok(exit::DONE)
 }

@@ -4,7 +4,7 @@ use towpath_proto::v1;
 
 use super::{
     Desk, Finished,
-    follow::{Follow, follow, now, snapshot},
+    follow::{Follow, follow, now, snapshot, work_on},
 };
 use crate::{cli::WhichRun, exit, render::board};
 
@@ -45,5 +45,8 @@ pub(crate) async fn watch(desk: &Desk, args: WatchArgs) -> Finished {
         wait: args.wait,
         tags: Vec::new(),
     };
+    if server.is_remote() {
+        return work_on(desk, server, following).await;
+    }
     follow(desk, &server, &following).await
 }

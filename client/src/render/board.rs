@@ -297,6 +297,7 @@ mod tests {
             parallelism: 4,
             gates_preapproved: false,
             traceparent: None,
+            idempotency_key: None,
         };
         let mut run = Run::default();
         let ana = Actor::human("ana");

@@ -13,6 +13,9 @@ use crate::{
 /// Most jobs of one run that may run at once.
 pub const PARALLELISM_MAX: u32 = 1_024;
 
+/// Longest name that a client may give its request, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+
 /// Room for the envelope of a fact beside its jobs, in bytes.
 const ENVELOPE_BYTES: usize = 1_024;
 
@@ -35,6 +38,8 @@ pub struct CreateRun {
     pub gates_preapproved: bool,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// What the client called its request.
+    pub idempotency_key: Option<String>,
 }
 
 pub(super) fn decide(
@@ -49,6 +54,11 @@ pub(super) fn decide(
         let bounds = format!("1 to {PARALLELISM_MAX}");
         return Err(Refusal::ArgumentOutOfBounds { what: "the parallelism", bounds });
     }
+    let key_fits = |key: &String| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
+    if !create.idempotency_key.as_ref().is_none_or(key_fits) {
+        let bounds = format!("1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+        return Err(Refusal::ArgumentOutOfBounds { what: "the idempotency key", bounds });
+    }
     let mut events = vec![RunEvent::RunCreated {
         run: create.run.clone(),
         pipeline: create.plan.pipeline.clone(),
@@ -62,6 +72,7 @@ pub(super) fn decide(
         due: create.plan.timeout_ms.map(|limit| now.plus_ms(limit)),
         traceparent: create.traceparent.clone(),
         folder: create.folder.clone(),
+        idempotency_key: create.idempotency_key.clone(),
     }];
     events.extend(plan_chunks(&create.plan.jobs));
     events.push(RunEvent::RunStarted {});

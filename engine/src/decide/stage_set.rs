@@ -47,6 +47,7 @@ pub(crate) fn creation(jobs: Vec<JobPlan>) -> CreateRun {
         parallelism: 2,
         gates_preapproved: false,
         traceparent: None,
+        idempotency_key: None,
     }
 }
 

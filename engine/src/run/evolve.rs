@@ -91,6 +91,7 @@ impl Run {
             due,
             traceparent,
             folder,
+            idempotency_key: _,
         } = &fact.event
         else {
             return;

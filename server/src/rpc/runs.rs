@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
-    ids::{Attempt, Digest, RunId},
+    ids::{Actor, Attempt, Digest, RunId},
     job::JobState,
     refusal::Refusal,
     seed_lines,
@@ -181,15 +181,47 @@ impl House {
     }
 
     async fn start(&self, request: v1::StartRunRequest) -> Result<v1::Run, CommandError> {
-        let v1::StartRunRequest { file, parallelism, gates_preapproved, traceparent, actor } =
-            request;
+        let v1::StartRunRequest {
+            file,
+            parallelism,
+            gates_preapproved,
+            traceparent,
+            actor,
+            idempotency_key: key,
+        } = request;
         let (file, by) = (wire::pipeline_file(file)?, wire::actor(&actor)?);
         let mut create = creation(file, parallelism);
         create.gates_preapproved = gates_preapproved;
         create.traceparent = (!traceparent.is_empty()).then_some(traceparent);
+        if key.is_empty() {
+            let id = create.run.clone();
+            self.runs().execute(&id, Command::Create(create), &by).await?;
+            return self.view(&id).await;
+        }
+        let begun = locked(&self.runs().list).begun_by(&key).cloned();
+        if let Some(id) = begun {
+            return self.begun(&id, &create).await;
+        }
+        // An id that follows from the key: of two requests at once, one finds that the run exists.
+        create.run = id_of(&Digest::of(format!("request {key}").as_bytes()));
+        create.idempotency_key = Some(key);
         let id = create.run.clone();
-        self.runs().execute(&id, Command::Create(create), &by).await?;
-        self.view(&id).await
+        match self.runs().execute(&id, Command::Create(create.clone()), &by).await {
+            Ok(_) => self.view(&id).await,
+            Err(CommandError::Refused(Refusal::RunExists)) => self.begun(&id, &create).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The run that an earlier request of the same name began, once that is durable.
+    async fn begun(&self, id: &RunId, again: &CreateRun) -> Result<v1::Run, CommandError> {
+        self.runs().execute(id, Command::PassTime, &Actor::timer()).await?;
+        let cell = self.runs().cell(id).await?;
+        let file = cell.lock().await.run.header().map(|header| header.file_sha256);
+        if file != Some(again.file_sha256) {
+            return Err(CommandError::KeyReused);
+        }
+        self.view(id).await
     }
 
     async fn resume(&self, request: v1::ResumeRunRequest) -> Result<v1::Run, CommandError> {
@@ -420,15 +452,20 @@ fn creation(file: wire::ReadFile, parallelism: u32) -> CreateRun {
         parallelism,
         gates_preapproved: false,
         traceparent: None,
+        idempotency_key: None,
     }
 }
 
-/// 80 random bits in lower-case Crockford base32.
 fn new_id() -> RunId {
-    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     // Version 7 keeps the time in front; the rest is random but for two fixed bits.
-    let bytes = Digest::of(uuid::Uuid::now_v7().as_bytes()).0;
-    let mut bits = bytes.iter().take(10).fold(0_u128, |all, byte| (all << 8) | u128::from(*byte));
+    id_of(&Digest::of(uuid::Uuid::now_v7().as_bytes()))
+}
+
+/// 80 bits of `digest` in lower-case Crockford base32.
+fn id_of(digest: &Digest) -> RunId {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut bits =
+        digest.0.iter().take(10).fold(0_u128, |all, byte| (all << 8) | u128::from(*byte));
     let mut text = String::new();
     for _ in 0..16 {
         text.push(char::from(DIGITS[(bits & 31) as usize]));

@@ -5,7 +5,7 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use towpath_engine::{
     decide::{Command, Ended, ReportJob},
-    ids::Actor,
+    ids::{Actor, WorkerName},
     refusal::Refusal,
 };
 use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
@@ -15,9 +15,9 @@ use towpath_storage::StoreError;
 use super::Streamed;
 use crate::{
     House,
-    dispatch::{Outgoing, SESSION_QUEUE},
     outputs::Key,
     runs::CommandError,
+    sessions::{Outgoing, SESSION_QUEUE},
     status,
     wire::{self, Reported},
 };
@@ -47,6 +47,21 @@ impl Workers for House {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
+
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersReply>, Status> {
+        Ok(Response::new(v1::ListWorkersReply { workers: self.dispatch().workers() }))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::Worker>, Status> {
+        let v1::DrainWorkerRequest { name, drain } = request.into_inner();
+        self.dispatch().drain_worker(&name, drain).map(Response::new).map_err(status::of)
+    }
 }
 
 impl House {
@@ -59,7 +74,8 @@ impl House {
         let (session, held) = self.dispatch().open(hello, send.clone()).await?;
         let lengths =
             held.iter().map(|key| (key.clone(), self.outputs().length(key))).collect::<Vec<_>>();
-        drop(send.try_send(Ok(wire::welcome(lengths.into_iter()))));
+        let welcome = wire::welcome(lengths.into_iter(), self.dispatch().lease_ms());
+        drop(send.try_send(Ok(welcome)));
         self.dispatch().begin(session, &held).await;
         let served = loop {
             let message = tokio::select! {
@@ -68,7 +84,13 @@ impl House {
                 message = incoming.next() => message,
             };
             let Some(Ok(v1::WorkerMessage { message })) = message else { break Ok(()) };
-            self.dispatch().hear(session);
+            if !self.dispatch().hear(session) {
+                // It was silent for too long: it must say anew what it holds.
+                break Ok(());
+            }
+            if matches!(message, Some(Message::Leave(_))) {
+                break self.dispatch().leave(session).await;
+            }
             if let Err(error) = self.worker_says(session, message, &send).await {
                 break Err(error);
             }
@@ -97,7 +119,7 @@ impl House {
                 self.dispatch().drain(session);
                 Ok(())
             }
-            Some(Message::Beat(v1::Beat {})) | None => Ok(()),
+            Some(Message::Beat(v1::Beat {}) | Message::Leave(v1::Leave {})) | None => Ok(()),
             Some(Message::Hello(_)) => {
                 Err(CommandError::MessageInvalid { what: "a second hello".to_owned() })
             }
@@ -123,6 +145,7 @@ impl House {
     ) -> Result<(), CommandError> {
         let v1::Report { of, ran_ms, ended, output_bytes } = report;
         let key = self.own(session, of)?;
+        let Some(worker) = self.dispatch().worker(session) else { return Ok(()) };
         let (house, send) = (self.clone(), send.clone());
         let reported = wire::reported(ended)?;
         if output_bytes > self.outputs().length(&key) {
@@ -131,11 +154,12 @@ impl House {
         }
         // Beside the session: the disk of one job does not hold up the messages of another.
         let finished = async move {
-            let answer = match house.record(session, &key, ran_ms, reported, output_bytes).await {
-                // A report of what no longer counts is answered like any other: forget it.
-                Ok(()) | Err(CommandError::Refused(_)) => Ok(wire::recorded(&key)),
-                Err(error) => Err(status::of(error)),
-            };
+            let answer =
+                match house.record((session, worker), &key, ran_ms, reported, output_bytes).await {
+                    // A report of what no longer counts is answered like any other: forget it.
+                    Ok(()) | Err(CommandError::Refused(_)) => Ok(wire::recorded(&key)),
+                    Err(error) => Err(status::of(error)),
+                };
             drop(send.send(answer).await);
         };
         tokio::spawn(finished);
@@ -146,7 +170,7 @@ impl House {
     /// in the same append.
     async fn record(
         &self,
-        session: u64,
+        (session, worker): (u64, WorkerName),
         key: &Key,
         ran_ms: u64,
         reported: Reported,
@@ -175,13 +199,14 @@ impl House {
             }
             Ended::Failed(_) | Ended::Cancelled => Vec::new(),
         };
-        let worker = self.dispatch().worker(session).unwrap_or_else(|| "".into());
         let by = Actor::worker(worker.as_str());
         let (job, attempt) = (key.job.clone(), key.attempt);
         let report = ReportJob { job, attempt, worker, ended, ran_ms, log };
         let mut commands = vec![Command::Report(report)];
         self.dispatch().free_slot(session, key);
-        let reserved = self.dispatch().reserve(session, 1);
+        // Unless another run is to be served first.
+        let again = self.dispatch().take_turn(session, &key.run);
+        let reserved = if again { self.dispatch().reserve(session, 1) } else { None };
         let count = u32::from(reserved.is_some());
         commands.extend(reserved.map(|(lease, _)| lease));
         let recorded = match self.runs().queue(&key.run, &commands, &by).await {

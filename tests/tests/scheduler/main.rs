@@ -60,6 +60,7 @@ impl Both {
             parallelism: scenario.parallelism,
             gates_preapproved: scenario.preapproved,
             traceparent: None,
+            idempotency_key: None,
         });
         both.carry_out(&create, true)?;
         Ok(both)

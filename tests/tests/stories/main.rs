@@ -5,6 +5,7 @@ mod cancelling;
 mod durability;
 mod following;
 mod gates;
+mod machines;
 mod many;
 mod outputs;
 mod processes;

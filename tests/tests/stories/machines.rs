@@ -1,0 +1,417 @@
+//! Many machines: workers over TCP, servers that restart, workers that die, sleep and come back.
+
+use std::{fs, path::Path, time::Duration};
+
+use futures_util::future::join_all;
+use tokio_stream::StreamExt as _;
+use tonic::transport::Channel;
+use towpath_proto::v1::{self, report::Ended};
+use towpath_server::dial_tcp;
+use towpath_tests::{
+    RealWorker, ScriptedWorker, TestHouse, code, eventually, file, on_a_runtime, start_request,
+    succeeded,
+};
+use towpath_worker::{Stay, WorkerError};
+
+const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
+const ANYWHERE: &str = "127.0.0.1:0";
+
+fn hello(worker: &str, instance: &str, holding: Vec<v1::Holding>) -> v1::Hello {
+    let (worker, instance) = (worker.to_owned(), instance.to_owned());
+    v1::Hello { worker, instance, slots: 1, holding, ..Default::default() }
+}
+
+fn staying() -> Stay {
+    Stay { reconnect: true, ..Stay::default() }
+}
+
+fn dial(address: &str) -> Channel {
+    dial_tcp(address).expect("an address")
+}
+
+/// A run of jobs that are real processes, in `folder`.
+async fn start_in(house: &TestHouse, folder: &Path, yaml: &str) -> String {
+    let mut request = start_request(&file(yaml));
+    request.file.as_mut().expect("a file").folder = folder.display().to_string();
+    house.try_start(request).await.expect("the run begins").id
+}
+
+async fn until_there(path: &Path) {
+    eventually(&format!("the file {}", path.display()), || path.exists()).await;
+}
+
+#[tokio::test]
+async fn workers_on_other_machines_run_every_job_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::with_system_clock().await;
+    let address = house.serve(ANYWHERE).await;
+    let begin = |name: &str| {
+        RealWorker::begin_at(dial(&address), name, 2, &folder.path().join(name), staying())
+    };
+    let workers = [begin("one"), begin("two")];
+    let jobs: String =
+        (0..12).map(|n| format!("  j{n}: {{stage: s, command: 'echo ran >>{n}'}}\n")).collect();
+
+    let run = start_in(&house, folder.path(), &format!("stages: [s]\njobs:\n{jobs}")).await;
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    for n in 0..12 {
+        let ran = fs::read_to_string(folder.path().join(n.to_string())).expect("it ran");
+        assert_eq!(ran, "ran\n");
+    }
+    for worker in workers {
+        worker.stop().await;
+    }
+    assert_eq!(house.count(&run, "job_leased").await, 12);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_on_the_workers_machine_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::with_system_clock().await;
+    let worker = RealWorker::begin(&house, "w", 1, folder.path());
+
+    let run = start_in(&house, &folder.path().join("elsewhere"), ONE).await;
+
+    assert_eq!(house.ended(&run).await, "failed");
+    let reason = house.job(&run, "a").await.reason;
+    assert!(reason.contains("elsewhere` does not exist on the machine of this worker"), "{reason}");
+    worker.stop().await;
+    house.close().await;
+}
+
+#[test]
+fn a_job_outlives_a_restart_of_the_server_with_all_it_prints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = folder.path().join("store");
+    let at = |name: &str| folder.path().join(name);
+    let yaml = "stages: [s]\njobs:\n  a:\n    stage: s\n    command: |\n      echo before; echo x >>began\n      until [ -e away ]; do sleep 0.01; done; echo during; echo x >said\n      until [ -e back ]; do sleep 0.01; done; echo after\n";
+    on_a_runtime(async {
+        let house = TestHouse::in_folder(&store).await;
+        let address = house.serve(ANYWHERE).await;
+        let worker =
+            RealWorker::begin_at(dial(&address), "w", 1, &folder.path().join("w"), staying());
+        let run = start_in(&house, folder.path(), yaml).await;
+        until_there(&at("began")).await;
+        house.close().await;
+
+        fs::write(at("away"), "").expect("a file");
+        until_there(&at("said")).await;
+        let house = TestHouse::in_folder(&store).await;
+        house.serve(&address).await;
+        fs::write(at("back"), "").expect("a file");
+
+        assert_eq!(house.ended(&run).await, "succeeded");
+        let output = house.output(&run, "a", 0, false).await;
+        let lines: Vec<_> = towpath_engine::captured::lines(&output)
+            .map(|line| String::from_utf8_lossy(line.expect("a line").bytes).into_owned())
+            .collect();
+        assert_eq!(lines, ["before", "during", "after"]);
+        assert_eq!(house.count(&run, "job_leased").await, 1);
+        assert_eq!(fs::read_to_string(at("began")).expect("it ran"), "x\n");
+        worker.stop().await;
+        assert_eq!(house.findings().await, Vec::<String>::new());
+        house.close().await;
+    });
+}
+
+#[test]
+fn a_job_that_ends_while_the_server_is_away_is_reported_when_it_is_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = folder.path().join("store");
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: 'echo x >>began; until [ -e go ]; do sleep 0.01; done; echo done; echo x >over'}\n";
+    on_a_runtime(async {
+        let house = TestHouse::in_folder(&store).await;
+        let address = house.serve(ANYWHERE).await;
+        let own = folder.path().join("w");
+        let worker = RealWorker::begin_at(dial(&address), "w", 1, &own, staying());
+        let run = start_in(&house, folder.path(), yaml).await;
+        until_there(&folder.path().join("began")).await;
+        house.close().await;
+        fs::write(folder.path().join("go"), "").expect("a file");
+        until_there(&folder.path().join("over")).await;
+        // The worker is killed on top of it, and another takes its place before the server is back.
+        worker.kill().await;
+        let worker = RealWorker::begin_at(dial(&address), "w", 1, &own, staying());
+
+        let house = TestHouse::in_folder(&store).await;
+        house.serve(&address).await;
+
+        assert_eq!(house.ended(&run).await, "succeeded");
+        assert_eq!(house.count(&run, "job_leased").await, 1);
+        worker.stop().await;
+        house.close().await;
+    });
+}
+
+#[tokio::test]
+async fn a_lease_lapses_when_its_worker_stays_away_and_its_late_report_changes_nothing() {
+    let house = TestHouse::with_lease("memory:", 1_000).await;
+    let run = house.start(&file(ONE)).await;
+    let mut first = house.worker_like(hello("first", "1", Vec::new())).await;
+    let of = first.take_job("a").await.of.expect("an attempt");
+    drop(first);
+
+    house.until(&run, "job_lost", 1).await;
+    let mut second = house.worker("second", 1).await;
+    let again = second.take_job("a").await;
+    assert_eq!(again.of.as_ref().map(|of| of.attempt), Some(2));
+
+    let kinds = house.kinds(&run).await;
+    let mut late = house.worker_like(hello("first", "1", vec![of.clone()])).await;
+    assert_eq!(late.held(), [], "the attempt is void");
+    late.send_report(&of, succeeded(), 0).await;
+    assert_eq!(code(&late.refusal().await), "ATTEMPT_STALE");
+    assert_eq!(house.kinds(&run).await, kinds);
+    second.report(&again, succeeded()).await;
+    assert_eq!(house.ended(&run).await, "succeeded");
+}
+
+#[tokio::test]
+async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::with_lease("memory:", 200).await;
+    let run = house.start(&file(ONE)).await;
+    let mut sleeper = house.worker("sleeper", 1).await;
+    let of = sleeper.take_job("a").await.of.expect("an attempt");
+
+    // It says nothing, and yet its connection stands.
+    house.until(&run, "job_lost", 1).await;
+    let worker = RealWorker::begin(&house, "awake", 1, folder.path());
+    house.ended(&run).await;
+    let kinds = house.kinds(&run).await;
+    sleeper.send_report(&of, succeeded(), 0).await;
+    // The session is over; whoever woke up has to say anew what it holds.
+    sleeper.refusal().await;
+
+    assert_eq!(house.kinds(&run).await, kinds);
+    let woken = house.worker_like(hello("sleeper", "", vec![of])).await;
+    assert_eq!(woken.held(), []);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_void_attempt_is_ended_before_its_job_begins_again_on_the_same_machine() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::with_system_clock().await;
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, grace: 5s, command: 'echo + >>log; trap \"echo - >>log; exit 1\" TERM; [ $TOW_ATTEMPT = 2 ] && exit 0; touch began; while :; do sleep 0.01; done'}\n";
+    let worker = RealWorker::begin(&house, "w", 1, folder.path());
+    let run = start_in(&house, folder.path(), yaml).await;
+    until_there(&folder.path().join("began")).await;
+    worker.kill().await;
+    // Somebody says in its name that it holds nothing: the attempt is void.
+    let impostor = house.worker_like(v1::Hello { draining: true, ..hello("w", "", Vec::new()) });
+    drop(impostor.await);
+    assert_eq!(house.count(&run, "job_lost").await, 1);
+
+    let worker = RealWorker::begin(&house, "w", 1, folder.path());
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    let log = fs::read_to_string(folder.path().join("log")).expect("it ran");
+    assert_eq!(log, "+\n-\n+\n");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_one_process_as_long_as_it_is_connected() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut first = house.worker_like(hello("w", "1", Vec::new())).await;
+    let a = first.take_job("a").await;
+
+    let taken = ScriptedWorker::connect(house.channel(), hello("w", "2", Vec::new())).await;
+    assert_eq!(code(&taken.expect_err("the name is taken")), "WORKER_NAME_TAKEN");
+    first.report(&a, succeeded()).await;
+    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(house.count(&run, "job_lost").await, 0);
+
+    drop(first);
+    let mut next = ScriptedWorker::connect(house.channel(), hello("w", "2", Vec::new())).await;
+    while next.is_err() {
+        tokio::task::yield_now().await;
+        next = ScriptedWorker::connect(house.channel(), hello("w", "2", Vec::new())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_a_proper_name_or_of_another_version_is_refused() {
+    let house = TestHouse::in_memory().await;
+    let refused = async |hello| {
+        let refused = ScriptedWorker::connect(house.channel(), hello).await;
+        code(&refused.expect_err("it is refused"))
+    };
+
+    assert_eq!(refused(hello("", "", Vec::new())).await, "ARGUMENT_OUT_OF_BOUNDS");
+    assert_eq!(refused(hello("a\nb", "", Vec::new())).await, "ARGUMENT_OUT_OF_BOUNDS");
+    let future = v1::Hello { version: "99.0.0".to_owned(), ..hello("w", "", Vec::new()) };
+    assert_eq!(refused(future).await, "VERSION_MISMATCH");
+}
+
+#[tokio::test]
+async fn a_report_after_a_cancel_ends_the_job_and_the_run_once() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file(ONE)).await;
+    let mut worker = house.worker("w", 1).await;
+    let a = worker.take_job("a").await;
+
+    house.cancel(&run).await.expect("the run is ending");
+    assert_eq!(worker.cancelled_job().await.job, "a");
+    worker.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
+    worker.say(v1::worker_message::Message::Beat(v1::Beat {})).await;
+
+    assert_eq!(house.ended(&run).await, "cancelled");
+    assert_eq!(house.count(&run, "job_cancelled").await, 1);
+    assert_eq!(house.count(&run, "run_finished").await, 1);
+}
+
+#[tokio::test]
+async fn a_long_run_does_not_keep_a_short_one_waiting() {
+    let house = TestHouse::in_memory().await;
+    let jobs = |count: usize| {
+        let jobs = (0..count).map(|n| format!("  j{n}: {{stage: s, command: x}}\n"));
+        file(&format!("stages: [s]\njobs:\n{}", jobs.collect::<String>()))
+    };
+    let long = house.start_with(&jobs(500), 100).await;
+    let mut worker = house.worker("w", 1).await;
+    let first = worker.take().await;
+    let short = house.start_with(&jobs(5), 100).await;
+    worker.report(&first, succeeded()).await;
+
+    let mut others = 0;
+    let mut left = 5;
+    while left > 0 {
+        let next = worker.take().await;
+        let is_short = next.of.as_ref().is_some_and(|of| of.run == short);
+        left -= usize::from(is_short);
+        others += usize::from(!is_short);
+        worker.report(&next, succeeded()).await;
+    }
+
+    assert!(others <= 6, "{others} jobs of the long run went before five of the short one");
+    assert_eq!(house.ended(&short).await, "succeeded");
+    assert_eq!(house.phase(&long).await, "running");
+}
+
+#[tokio::test]
+async fn the_same_request_begins_one_run_however_often_it_is_made() {
+    let house = TestHouse::in_memory().await;
+    let request = |yaml: &str, key: &str| v1::StartRunRequest {
+        idempotency_key: key.to_owned(),
+        ..start_request(&file(yaml))
+    };
+
+    let all = join_all((0..8).map(|_| house.try_start(request(ONE, "k")))).await;
+    let ids: std::collections::BTreeSet<String> =
+        all.into_iter().map(|run| run.expect("the run").id).collect();
+    assert_eq!(ids.len(), 1);
+    let other = house.try_start(request(ONE, "other")).await.expect("another run").id;
+    assert!(!ids.contains(&other));
+
+    let two = ONE.replace("a:", "b:");
+    let reused = house.try_start(request(&two, "k")).await.expect_err("another file");
+    assert_eq!(code(&reused), "IDEMPOTENCY_KEY_REUSED");
+    let long = house.try_start(request(ONE, &"k".repeat(129))).await.expect_err("too long");
+    assert_eq!(code(&long), "ARGUMENT_OUT_OF_BOUNDS");
+    assert_eq!(house.records("", 0).await.iter().filter(|r| r.kind == "run_created").count(), 2);
+}
+
+#[test]
+fn a_request_is_remembered_over_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let again = || {
+        on_a_runtime(async {
+            let house = TestHouse::in_folder(folder.path()).await;
+            let request = start_request(&file(ONE));
+            let request = v1::StartRunRequest { idempotency_key: "k".to_owned(), ..request };
+            let run = house.try_start(request).await.expect("the run").id;
+            assert_eq!(house.findings().await, Vec::<String>::new());
+            house.close().await;
+            run
+        })
+    };
+    assert_eq!(again(), again());
+}
+
+#[tokio::test]
+async fn a_worker_that_is_drained_finishes_and_is_given_nothing_new() {
+    let house = TestHouse::in_memory().await;
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n  b: {stage: s, command: x}\n";
+    let run = house.start(&file(yaml)).await;
+    let mut worker = house.worker("w", 1).await;
+    let a = worker.take_job("a").await;
+    let drain = |name: &str, drain| v1::DrainWorkerRequest { name: name.to_owned(), drain };
+
+    let view = house.workers().drain_worker(drain("w", true)).await.expect("a worker").into_inner();
+    assert_eq!((view.running, view.slots, view.draining), (1, 1, true));
+    worker.report(&a, succeeded()).await;
+    house.settle().await;
+    assert_eq!(house.states(&run).await, "a succeeded, b waiting");
+    house.workers().drain_worker(drain("w", false)).await.expect("a worker");
+    worker.succeed("b").await;
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    let unknown = house.workers().drain_worker(drain("x", true)).await.expect_err("nobody");
+    assert_eq!(code(&unknown), "WORKER_UNKNOWN");
+    let listed = house.workers().list_workers(v1::ListWorkersRequest {}).await.expect("a list");
+    let names: Vec<_> = listed.into_inner().workers.into_iter().map(|worker| worker.name).collect();
+    assert_eq!(names, ["w"]);
+}
+
+#[tokio::test]
+async fn a_worker_for_so_many_jobs_takes_no_more_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::with_system_clock().await;
+    let jobs: String = (0..6).map(|n| format!("  j{n}: {{stage: s, command: ':'}}\n")).collect();
+    let run = start_in(&house, folder.path(), &format!("stages: [s]\njobs:\n{jobs}")).await;
+    let stay = Stay { jobs_max: Some(2), ..staying() };
+
+    let worker = RealWorker::begin_at(house.channel(), "w", 4, folder.path(), stay);
+    worker.ended().await.expect("it ends well");
+
+    assert_eq!(house.count(&run, "job_leased").await, 2);
+    assert_eq!(house.counts(&run).await.succeeded, 2);
+    let idle = Stay { idle: Some(Duration::from_millis(100)), ..staying() };
+    let worker = RealWorker::begin_at(house.channel(), "w", 4, folder.path(), idle);
+    worker.ended().await.expect("it ends well");
+    assert_eq!(house.phase(&run).await, "succeeded");
+}
+
+#[tokio::test]
+async fn a_worker_whose_name_is_taken_says_so_and_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::in_memory().await;
+    let _first = house.worker_like(hello("w", "1", Vec::new())).await;
+
+    let worker = RealWorker::begin_at(house.channel(), "w", 1, folder.path(), staying());
+
+    match worker.ended().await {
+        Err(WorkerError::Session(status)) => assert_eq!(code(&status), "WORKER_NAME_TAKEN"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_nobody_up() {
+    on_a_runtime(async {
+        let house = TestHouse::in_memory().await;
+        let request = v1::FollowRequest { run: String::new(), after: 0, follow: true };
+        let mut slow = house.log().follow(request).await.expect("a log").into_inner();
+        let jobs: String =
+            (0..2_000).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
+        let run = house.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 64).await;
+
+        house.worker("w", 64).await.run_all(2_000).await;
+        assert_eq!(house.ended(&run).await, "succeeded");
+
+        let tail = house.run(&run).await.position;
+        let mut read = 0;
+        while read < tail {
+            read = slow.next().await.expect("the log goes on").expect("a record").position;
+        }
+        let following = house.log();
+        assert!(house.server().drain(Duration::from_secs(10)).await, "everything ended in time");
+        assert!(slow.next().await.is_none_or(|last| last.is_err()), "streams end with the house");
+        drop(following);
+    });
+}

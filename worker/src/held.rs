@@ -1,0 +1,198 @@
+//! What a worker holds: attempts that run, or have ended and are not known to be recorded. Their
+//! output waits on disk for as long as they are held, so that it can be said to any server, again.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use towpath_engine::ids::{Attempt, JobName, RunId};
+use towpath_proto::v1;
+
+use crate::{Adopted, AttemptsDir, OutputChunk, capture::LOG_BYTES_MAX};
+
+/// Most bytes of one attempt's output that wait on disk. An attempt has less, unless workers were
+/// killed over it: each begins to count anew.
+pub(crate) const SPOOL_BYTES_MAX: u64 = 4 * LOG_BYTES_MAX as u64;
+
+/// Which attempt.
+pub(crate) type Key = (RunId, JobName, Attempt);
+
+/// The attempt that a message is about.
+pub(crate) fn key(of: v1::Holding) -> Key {
+    let v1::Holding { run, job, attempt } = of;
+    (run.into(), job.into(), Attempt(attempt))
+}
+
+/// The attempt, as a message names it.
+pub(crate) fn holding((run, job, attempt): &Key) -> v1::Holding {
+    v1::Holding { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
+}
+
+/// What there is to say about an attempt.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// How long its output is by now.
+    pub(crate) length: u64,
+    /// What became of it, and whether all of its output was kept.
+    pub(crate) ended: Option<(Adopted, Result<(), String>)>,
+}
+
+/// An attempt that is held.
+#[derive(Debug)]
+pub(crate) struct HeldAttempt {
+    pub(crate) key: Key,
+    /// Ends it.
+    pub(crate) cancel: CancellationToken,
+    spool: PathBuf,
+    file: Mutex<Option<File>>,
+    progress: watch::Sender<Progress>,
+}
+
+impl HeldAttempt {
+    /// An attempt whose output waits in its file among `attempts`, if it has any yet.
+    pub(crate) fn new(attempts: &AttemptsDir, key: Key, cancel: CancellationToken) -> Self {
+        let spool = attempts.spool(&key.0, &key.1, key.2);
+        let length = fs::metadata(&spool).map_or(0, |found| found.len());
+        let progress = watch::Sender::new(Progress { length, ended: None });
+        Self { key, cancel, spool, file: Mutex::default(), progress }
+    }
+
+    /// How far it is, now and later.
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Makes room for what the server has heard of the output and this machine forgot.
+    pub(crate) fn begin_at(&self, length: u64) {
+        if length > self.progress.borrow().length
+            && self.append(|file| file.set_len(length)).is_ok()
+        {
+            self.progress.send_modify(|progress| progress.length = length);
+        }
+    }
+
+    /// Keeps what comes out of the attempt, to its end.
+    pub(crate) async fn keep(&self, mut chunks: mpsc::Receiver<OutputChunk>) -> Result<(), String> {
+        let mut kept = Ok(());
+        while let Some(OutputChunk { records }) = chunks.recv().await {
+            let length = self.progress.borrow().length + records.len() as u64;
+            if kept.is_err() {
+                continue;
+            }
+            if length > SPOOL_BYTES_MAX {
+                kept = Err(format!("there are more than {SPOOL_BYTES_MAX} bytes of it"));
+                continue;
+            }
+            match self.append(|file| file.write_all(&records)) {
+                Ok(()) => self.progress.send_modify(|progress| progress.length = length),
+                Err(error) => kept = Err(error.to_string()),
+            }
+        }
+        kept
+    }
+
+    /// Notes what became of the attempt.
+    pub(crate) fn end(&self, adopted: Adopted, kept: Result<(), String>) {
+        *self.file() = None;
+        self.progress.send_modify(|progress| progress.ended = Some((adopted, kept)));
+    }
+
+    /// Reads `length` bytes of the output from `offset` on.
+    pub(crate) fn read(&self, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+        let mut file = File::open(&self.spool)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut piece = Vec::new();
+        file.take(length).read_to_end(&mut piece)?;
+        if piece.len() as u64 == length {
+            Ok(piece)
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    /// Writes to the output's file, which is made when there is something to write.
+    fn append(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+        let mut file = self.file();
+        if file.is_none() {
+            *file = Some(OpenOptions::new().append(true).create(true).open(&self.spool)?);
+        }
+        file.as_mut().map_or(Ok(()), write)
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<File>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Environment;
+
+    fn attempts() -> (tempfile::TempDir, AttemptsDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let attempts = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
+        (folder, attempts)
+    }
+
+    fn held(attempts: &AttemptsDir) -> HeldAttempt {
+        let key = ("r".into(), "a: b/c".into(), Attempt(1));
+        HeldAttempt::new(attempts, key, CancellationToken::new())
+    }
+
+    async fn print(held: &HeldAttempt, texts: &[&'static str]) -> Result<(), String> {
+        let (send, chunks) = mpsc::channel(8);
+        for text in texts {
+            send.send(OutputChunk { records: text.as_bytes().into() }).await.unwrap();
+        }
+        drop(send);
+        held.keep(chunks).await
+    }
+
+    #[tokio::test]
+    async fn output_waits_and_can_be_read_from_anywhere() {
+        let (_folder, attempts) = attempts();
+        let held = held(&attempts);
+
+        print(&held, &["1 o one\n", "2 o two\n"]).await.unwrap();
+
+        assert_eq!(held.progress().borrow().length, 16);
+        assert_eq!(held.read(8, 8).unwrap(), b"2 o two\n");
+        assert!(held.read(8, 9).is_err(), "what is not there is not made up");
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_worker_kept_is_there_for_the_next() {
+        let (_folder, attempts) = attempts();
+        print(&held(&attempts), &["1 o one\n"]).await.unwrap();
+
+        let next = held(&attempts);
+        print(&next, &["2 o two\n"]).await.unwrap();
+
+        assert_eq!(next.read(0, 16).unwrap(), b"1 o one\n2 o two\n");
+    }
+
+    #[tokio::test]
+    async fn what_only_the_server_has_keeps_its_place() {
+        let (_folder, attempts) = attempts();
+        let held = held(&attempts);
+
+        held.begin_at(100);
+        print(&held, &["2 o two\n"]).await.unwrap();
+
+        assert_eq!(held.progress().borrow().length, 108);
+        assert_eq!(held.read(100, 8).unwrap(), b"2 o two\n");
+    }
+
+    #[tokio::test]
+    async fn a_job_without_output_leaves_no_file() {
+        let (folder, attempts) = attempts();
+        print(&held(&attempts), &[]).await.unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
+    }
+}

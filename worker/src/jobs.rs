@@ -1,0 +1,231 @@
+//! The jobs of a worker: begun, taken up again, told about, ended and forgotten, through any number
+//! of sessions.
+
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use towpath_engine::ids::{JobName, RunId};
+use towpath_proto::v1;
+
+use crate::{
+    Adopted, AttemptsDir, FoundAttempt, Script, adopt, execute,
+    held::{HeldAttempt, Key, holding, key},
+    tell::tell,
+};
+
+/// Chunks of one job that may wait for the disk.
+const CHUNKS: usize = 16;
+
+type Send = mpsc::Sender<v1::WorkerMessage>;
+
+/// What a worker holds, and who watches over it.
+pub(crate) struct Jobs {
+    attempts: Arc<AttemptsDir>,
+    held: HashMap<Key, Arc<HeldAttempt>>,
+    /// What an earlier process left, until a server says what of it counts.
+    found: Vec<FoundAttempt>,
+    /// Attempts that count no more and are being ended: nothing of their job begins before.
+    void: HashMap<(RunId, JobName), CancellationToken>,
+    /// Those who watch over the jobs. Without them the jobs go on, and can be taken up again.
+    watching: JoinSet<()>,
+    /// Those who tell the server of this session.
+    telling: JoinSet<()>,
+    kill: CancellationToken,
+    begun: u32,
+}
+
+impl Jobs {
+    pub(crate) fn new(attempts: AttemptsDir, kill: CancellationToken) -> Self {
+        Self {
+            found: attempts.found(),
+            attempts: Arc::new(attempts),
+            held: HashMap::new(),
+            void: HashMap::new(),
+            watching: JoinSet::new(),
+            telling: JoinSet::new(),
+            kill,
+            begun: 0,
+        }
+    }
+
+    /// How many assignments were taken.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun
+    }
+
+    /// Whether nothing is held and nothing is being ended.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.found.is_empty() && self.void.is_empty()
+    }
+
+    /// Everything that runs, or has ended and is not known to be recorded.
+    pub(crate) fn holding(&self) -> Vec<v1::Holding> {
+        let found = self.found.iter().map(|found| holding(&key_of(found)));
+        self.held.keys().map(holding).chain(found).collect()
+    }
+
+    /// Goes on with what still counts, tells it to the server from where that is, and ends the
+    /// rest. Answers how many count.
+    pub(crate) fn take_up(&mut self, held: Vec<v1::Held>, send: &Send) -> usize {
+        let counts: HashMap<Key, u64> =
+            held.into_iter().filter_map(|held| Some((key(held.of?), held.output_bytes))).collect();
+        for found in std::mem::take(&mut self.found) {
+            let attempt = self.hold(key_of(&found));
+            if let Some(output_bytes) = counts.get(&attempt.key) {
+                attempt.begin_at(*output_bytes);
+            }
+            let attempts = Arc::clone(&self.attempts);
+            self.watching.spawn(async move {
+                let (lines, chunks) = mpsc::channel(CHUNKS);
+                let cancel = attempt.cancel.clone();
+                let (adopted, kept) =
+                    tokio::join!(adopt(&attempts, &found, lines, cancel), attempt.keep(chunks));
+                attempt.end(adopted, kept);
+            });
+        }
+        let void: Vec<Key> =
+            self.held.keys().filter(|key| !counts.contains_key(key)).cloned().collect();
+        for key in void {
+            self.end_void(&key);
+        }
+        for (key, attempt) in &self.held {
+            let from = counts.get(key).copied().unwrap_or_default();
+            self.telling.spawn(tell(Arc::clone(attempt), from, send.clone()));
+        }
+        self.held.len()
+    }
+
+    fn hold(&mut self, key: Key) -> Arc<HeldAttempt> {
+        let cancel = self.kill.child_token();
+        let attempt = Arc::new(HeldAttempt::new(&self.attempts, key.clone(), cancel));
+        self.held.insert(key, Arc::clone(&attempt));
+        attempt
+    }
+
+    /// Ends an attempt that counts no more, so that nothing of it runs beside its successor.
+    fn end_void(&mut self, key: &Key) {
+        let Some(attempt) = self.held.remove(key) else { return };
+        attempt.cancel.cancel();
+        let gone = CancellationToken::new();
+        let before = self.void.insert((key.0.clone(), key.1.clone()), gone.clone());
+        let attempts = Arc::clone(&self.attempts);
+        self.watching.spawn(async move {
+            if let Some(before) = before {
+                before.cancelled().await;
+            }
+            ended(&attempt).await;
+            let (run, job, number) = &attempt.key;
+            attempts.forget(run, job, *number);
+            gone.cancel();
+        });
+    }
+
+    /// Begins what the server assigned.
+    pub(crate) fn begin(&mut self, assignment: v1::Assignment, send: &Send) {
+        let Some(script) = script_of(assignment) else { return };
+        let key = (script.run.clone(), script.job.clone(), script.attempt);
+        let past = self.void.get(&(key.0.clone(), key.1.clone())).cloned();
+        let attempt = self.hold(key);
+        self.begun += 1;
+        self.telling.spawn(tell(Arc::clone(&attempt), 0, send.clone()));
+        let attempts = Arc::clone(&self.attempts);
+        self.watching.spawn(async move {
+            if let Some(past) = past {
+                // A job never runs beside its own past.
+                past.cancelled().await;
+            }
+            let (lines, chunks) = mpsc::channel(CHUNKS);
+            let cancel = attempt.cancel.clone();
+            let (ended, kept) =
+                tokio::join!(execute(&attempts, &script, lines, cancel), attempt.keep(chunks));
+            attempt.end(Adopted::Ended(ended), kept);
+        });
+    }
+
+    /// Ends an attempt because its run is ending.
+    pub(crate) fn cancel(&self, of: Option<v1::Holding>) {
+        if let Some(attempt) = of.and_then(|of| self.held.get(&key(of))) {
+            attempt.cancel.cancel();
+        }
+    }
+
+    /// Lets go of an attempt whose end is recorded.
+    pub(crate) fn forget(&mut self, of: v1::Holding) {
+        let key = key(of);
+        self.attempts.forget(&key.0, &key.1, key.2);
+        self.held.remove(&key);
+    }
+
+    /// Waits until somebody who watches has nothing more to do; for ever, if nobody watches.
+    pub(crate) async fn watched(&mut self) {
+        if self.watching.join_next().await.is_none() {
+            pending::<()>().await;
+        }
+        while self.telling.try_join_next().is_some() {}
+        self.void.retain(|_, gone| !gone.is_cancelled());
+    }
+
+    /// Stops telling: there is nobody to be told.
+    pub(crate) async fn fall_silent(&mut self) {
+        self.telling.shutdown().await;
+    }
+
+    /// Ends everything that is held, because none of it counts any more.
+    pub(crate) async fn end_all(&mut self) {
+        let all: Vec<Key> = self.held.keys().cloned().collect();
+        for key in all {
+            self.end_void(&key);
+        }
+        while self.watching.join_next().await.is_some() {}
+    }
+
+    /// Stops watching. What runs goes on.
+    pub(crate) async fn let_go(&mut self) {
+        self.fall_silent().await;
+        self.watching.shutdown().await;
+    }
+}
+
+/// Waits for the end of an attempt.
+async fn ended(attempt: &HeldAttempt) {
+    let mut progress = attempt.progress();
+    drop(progress.wait_for(|progress| progress.ended.is_some()).await);
+}
+
+fn key_of(found: &FoundAttempt) -> Key {
+    (found.run.clone(), found.job.clone(), found.attempt)
+}
+
+fn script_of(assignment: v1::Assignment) -> Option<Script> {
+    let v1::Assignment {
+        of,
+        fence,
+        script,
+        shell,
+        env,
+        secrets,
+        folder,
+        timeout_ms,
+        grace_ms,
+        artifacts,
+        traceparent,
+        stage: _,
+    } = assignment;
+    let (run, job, attempt) = key(of?);
+    Some(Script {
+        run,
+        job,
+        attempt,
+        fence,
+        script,
+        shell,
+        env,
+        secrets,
+        folder: folder.into(),
+        timeout: timeout_ms.map(Duration::from_millis),
+        grace: grace_ms.map(Duration::from_millis),
+        artifacts,
+        traceparent: (!traceparent.is_empty()).then_some(traceparent),
+    })
+}
