@@ -2,6 +2,8 @@
 
 use std::{
     fmt::Debug,
+    fs::{self, File},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -90,11 +92,45 @@ fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
         // Before the backend creates an empty database in its place.
         return Err(StoreError::Rollback { mark: remembered, tail: 0 });
     }
-    create_directory(&directory)?;
+    if !directory.exists() {
+        create_whole(backend, &directory)?;
+    }
     let shelf = backend.shelf(&directory)?;
     sync_directory(&directory)?;
     let store = Log::open(shelf, home.mark(), home.owner())?;
     Ok(Opened { store: Arc::new(store), home })
+}
+
+/// Creates an empty database aside and moves it into place, so that a database under its own name
+/// was always created to the end. sled writes its configuration in two steps, and one that is
+/// killed between them leaves what it cannot open again.
+fn create_whole(backend: Backend, directory: &Path) -> Result<(), StoreError> {
+    let doing = "creating the database";
+    let aside = directory.with_extension("new");
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(StoreError::while_doing(doing)(error));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    create_directory(&aside)?;
+    drop(backend.shelf(&aside)?);
+    sync_files(&aside).map_err(StoreError::while_doing(doing))?;
+    fs::rename(&aside, directory).map_err(StoreError::while_doing(doing))?;
+    directory.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Makes every file below `directory` durable, and the names of them.
+fn sync_files(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_files(&path)?;
+        } else {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    File::open(directory)?.sync_all()
 }
 
 /// Where `url` points.
@@ -129,6 +165,24 @@ mod tests {
         assert_eq!(place_of("./odd:name").unwrap(), sled("./odd:name"));
         assert_eq!(place_of("fjall:x").unwrap(), Place::Directory(Backend::Fjall, "x".into()));
         assert_eq!(place_of("memory:").unwrap(), Place::Memory);
+    }
+
+    #[test]
+    fn a_database_whose_making_was_cut_off_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        for backend in [Backend::Sled, Backend::Fjall] {
+            let store = folder.path().join(backend.name());
+            drop(Home::open(&store, backend.name()).unwrap());
+            let aside = store.join(backend.name()).with_extension("new");
+            fs::create_dir(&aside).unwrap();
+            for half in ["conf", "version", "db"] {
+                fs::write(aside.join(half), "half of it").unwrap();
+            }
+
+            open(&format!("{}:{}", backend.name(), store.display())).unwrap();
+
+            assert!(!aside.exists());
+        }
     }
 
     #[test]
