@@ -15,8 +15,8 @@ use std::{
 
 /// Jobs at once, everywhere.
 const PARALLELISM: usize = 2;
-/// Rounds of each measurement; the median is printed.
-const ROUNDS: usize = 3;
+/// Rounds of each measurement; medians are printed.
+const ROUNDS: usize = 5;
 
 fn main() {
     let tow = binary();
@@ -28,17 +28,24 @@ fn main() {
         [(100, false), (100, true), (1_000, false), (1_000, true), (10_000, false)]
     {
         let shape = if chained { "chained" } else { "wide" };
-        let ours = median(|| run_tow(&tow, jobs, chained).0);
-        let spawned = median(|| spawn(jobs, if chained { 1 } else { PARALLELISM }));
-        let made = median(|| make(jobs, chained));
+        // Side by side in every round, so that a busy moment hits all of them.
+        let rounds: Vec<[Duration; 3]> = (0..ROUNDS)
+            .map(|_| {
+                let at_once = if chained { 1 } else { PARALLELISM };
+                [run_tow(&tow, jobs, chained).0, spawn(jobs, at_once), make(jobs, chained)]
+            })
+            .collect();
+        let times = |of: usize| median(rounds.iter().map(|round| round[of].as_secs_f64()));
+        let ratio =
+            |to: usize| median(rounds.iter().map(|r| r[0].as_secs_f64() / r[to].as_secs_f64()));
         println!(
-            "{:28} {:>9} {:>9} {:>9} {:>8.2} {:>8.2}",
-            format!("{jobs} {shape}"),
-            words(ours),
-            words(spawned),
-            words(made),
-            ratio(ours, spawned),
-            ratio(ours, made),
+            "{:28} {:>9.1} {:>9.1} {:>9.1} {:>8.2} {:>8.2}",
+            format!("{jobs} {shape}, ms"),
+            times(0) * 1e3,
+            times(1) * 1e3,
+            times(2) * 1e3,
+            ratio(1),
+            ratio(2),
         );
     }
     println!();
@@ -125,7 +132,7 @@ fn spawn(jobs: usize, at_once: usize) -> Duration {
     began.elapsed()
 }
 
-/// GNU make over the same jobs, each by a shell as ours are. Zero, if there is no make.
+/// GNU make over the same jobs, each by a shell as ours are. For ever, if there is no make.
 fn make(jobs: usize, chained: bool) -> Duration {
     let folder = tempfile::tempdir().expect("a folder");
     let mut file = String::from("all:");
@@ -145,7 +152,7 @@ fn make(jobs: usize, chained: bool) -> Duration {
         .current_dir(folder.path())
         .stdout(Stdio::null())
         .status();
-    if made.is_ok_and(|status| status.success()) { began.elapsed() } else { Duration::ZERO }
+    if made.is_ok_and(|status| status.success()) { began.elapsed() } else { Duration::MAX }
 }
 
 fn fdatasync() -> Duration {
@@ -158,14 +165,10 @@ fn fdatasync() -> Duration {
     began.elapsed() / 200
 }
 
-fn median(mut measure: impl FnMut() -> Duration) -> Duration {
-    let mut times: Vec<Duration> = (0..ROUNDS).map(|_| measure()).collect();
-    times.sort();
-    times[ROUNDS / 2]
-}
-
-fn ratio(ours: Duration, floor: Duration) -> f64 {
-    ours.as_secs_f64() / floor.as_secs_f64().max(1e-9)
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn words(time: Duration) -> String {
