@@ -6,8 +6,10 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=towpath/v1");
+    println!("cargo:rerun-if-changed=externalscaler");
     let files = ["runs", "gates", "log", "workers"].map(|file| format!("towpath/v1/{file}.proto"));
-    let descriptors = protox::compile(files, ["."])?;
+    let others = ["externalscaler/externalscaler.proto".to_owned()];
+    let descriptors = protox::compile(files.into_iter().chain(others), ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()

@@ -114,6 +114,8 @@ pub(crate) enum Command {
     Worker(commands::worker::WorkerArgs),
     /// Show who runs jobs, and let workers finish
     Workers(commands::workers::WorkersArgs),
+    /// Start a worker for every job that waits for one
+    Autoscale(commands::autoscale::AutoscaleArgs),
     /// Take over the JSONL run file of another tool
     Import(commands::import::ImportArgs),
     /// Write a run as a JSONL run file

@@ -1,6 +1,7 @@
 //! One file for each command, and what they share: who asks, which store, how to answer.
 
 pub(crate) mod approve;
+pub(crate) mod autoscale;
 pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod completions;
@@ -146,6 +147,7 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
         Command::Serve(args) => serve::serve(&desk, args).await,
         Command::Worker(args) => worker::worker(&desk, args).await,
         Command::Workers(args) => workers::workers(&desk, args).await,
+        Command::Autoscale(args) => autoscale::autoscale(&desk, args).await,
         Command::Import(args) => import::import(&desk, args).await,
         Command::Export(args) => export::export(&desk, args).await,
         Command::Schema(args) => schema::schema(&desk, &args),
@@ -170,7 +172,10 @@ fn of_a_store(command: &Command) -> Option<&'static str> {
 
 /// What the program notes about itself goes to standard error, and only when asked for.
 fn start_logging() {
-    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("TOW_LOG") {
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("TOW_LOG") else { return };
+    let notes = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match std::env::var("TOW_LOG_FORMAT").as_deref() {
+        Ok("json") => notes.json().init(),
+        Ok(_) | Err(_) => notes.init(),
     }
 }

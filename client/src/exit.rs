@@ -61,7 +61,7 @@ pub(crate) fn of_code(code: &str) -> u8 {
         "UNREACHABLE" => UNREACHABLE,
         "ENGINE_BUG" | "MESSAGE_INVALID" => BUG,
         "INTERRUPTED" => INTERRUPTED,
-        "UNEXPECTED" => UNEXPECTED,
+        "UNEXPECTED" | "LAUNCH_FAILED" => UNEXPECTED,
         _ => CONFLICT,
     }
 }

@@ -465,6 +465,16 @@ fn versions_of_both_ends_are_shown() {
 }
 
 #[test]
+fn notes_are_json_for_programs() {
+    let desk = Desk::with(&[("towpath.yml", TWO)]);
+    let mut command = desk.command(&["run", "--detach"]);
+    let said = said(command.env("TOW_LOG", "debug").env("TOW_LOG_FORMAT", "json"));
+    let notes = said.err.lines().filter(|line| line.contains("run_created"));
+    let notes: Vec<Value> = notes.map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(notes[0]["fields"]["kind"], "run_created", "{}", said.err);
+}
+
+#[test]
 fn the_demo_is_killed_and_nothing_runs_twice() {
     let desk = Desk::with(&[]);
     let demo = said(desk.command(&["demo"]).env("TMPDIR", desk.path()));

@@ -6,5 +6,10 @@ pub mod v1 {
     tonic::include_proto!("towpath.v1");
 }
 
+/// What KEDA, the autoscaler of Kubernetes, asks of an external scaler.
+pub mod externalscaler {
+    tonic::include_proto!("externalscaler");
+}
+
 /// The compiled contract, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

@@ -6,9 +6,11 @@
 mod check;
 mod clock;
 mod dispatch;
+mod figures;
 mod house;
 mod load;
 mod local;
+mod metrics;
 mod outputs;
 mod rpc;
 mod run_list;

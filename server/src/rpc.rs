@@ -1,6 +1,7 @@
 //! The gRPC face. Every handler reads the same way: wire in, execute, wire out.
 
 mod gates;
+mod keda;
 mod log;
 mod runs;
 mod workers;

@@ -68,6 +68,11 @@ impl RunList {
         self.runs.iter().filter(|listed| listed.outcome.is_none()).map(|listed| &listed.run)
     }
 
+    /// How the runs that have ended did so.
+    pub(crate) fn outcomes(&self) -> impl Iterator<Item = RunOutcome> {
+        self.runs.iter().filter_map(|listed| listed.outcome)
+    }
+
     /// The one run that `asked` names: an id, an unambiguous prefix, or `@latest`.
     pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
         let unknown = || towpath_engine::refusal::Refusal::RunUnknown;

@@ -25,7 +25,7 @@ use towpath_storage::{
 };
 use tracing::Instrument as _;
 
-use crate::{Clock, load, run_list::RunList};
+use crate::{Clock, figures::Tally, load, run_list::RunList};
 
 /// How often a lost race is decided again before the caller is told to come back.
 const TRIES_MAX: usize = 8;
@@ -178,6 +178,7 @@ pub(crate) struct Runs {
     /// Runs that began to end, for the dispatcher to tell their workers.
     pub(crate) ending: SyncMutex<HashSet<RunId>>,
     newest_at: AtomicI64,
+    pub(crate) tally: Tally,
     /// Something changed that a dispatcher or a timer may act on.
     pub(crate) changed: Notify,
     pub(crate) due_changed: Notify,
@@ -214,6 +215,7 @@ impl Runs {
             leasing: Mutex::default(),
             ending: SyncMutex::default(),
             newest_at,
+            tally: Tally::default(),
             changed: Notify::new(),
             due_changed: Notify::new(),
         }
@@ -351,6 +353,7 @@ impl Runs {
         for fact in &facts {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
+        self.tally.take(&facts);
         locked(&self.list).apply_all(id, appended.first, &facts);
         let mut loaded = cell.lock().await;
         loaded.position = loaded.position.max(appended.last);

@@ -12,13 +12,14 @@ use tonic::transport::{
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthService};
 use towpath_proto::{
     DESCRIPTORS,
+    externalscaler::external_scaler_server::ExternalScalerServer,
     v1::{
         gates_server::GatesServer, log_server::LogServer, runs_server::RunsServer,
         workers_server::WorkersServer,
     },
 };
 
-use crate::House;
+use crate::{House, metrics};
 
 /// Largest message that is read: a pipeline file and what surrounds it.
 const MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
@@ -69,6 +70,8 @@ impl House {
                 .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
                 .initial_stream_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
+                .accept_http1(true)
+                .add_routes(metrics::routes(house.clone()))
                 .add_service(HealthServer::new(health))
                 .add_service(reflection)
                 .add_service(
@@ -76,6 +79,7 @@ impl House {
                 )
                 .add_service(GatesServer::new(house.clone()))
                 .add_service(LogServer::new(house.clone()))
+                .add_service(ExternalScalerServer::new(house.clone()))
                 .add_service(WorkersServer::new(house))
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {

@@ -25,7 +25,13 @@ pub(crate) struct WorkerArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "N")]
     slots: u32,
     /// What this machine offers to jobs with `tags`
-    #[arg(long, value_delimiter = ',', value_name = "TAG")]
+    #[arg(
+        long,
+        env = "TOW_TAGS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "TAG"
+    )]
     tags: Vec<String>,
     /// Where running jobs are written down [default: ~/.local/state/towpath/attempts/NAME]
     #[arg(long, value_name = "DIR")]

@@ -126,6 +126,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wanted_is_what_could_be_leased_now() {
+        let mut tagged = job("a");
+        tagged.tags = vec!["eu".into()];
+        let mut locked = job("b");
+        locked.resource = Some(Resource { name: "target".into(), limit: 1 });
+        let mut second = locked.clone();
+        second.name = "c".into();
+        let mut house = Stage::begin(vec![tagged, locked, second, staged(job("z"), "late")]);
+        let now = house.now;
+
+        let mut busy = Busy::new();
+        let wanted = house.run.wanted(&mut busy, now);
+        assert_eq!(wanted.into_iter().collect::<Vec<_>>(), [(&[][..], 1), (&["eu".into()][..], 1)]);
+        assert_eq!(busy, Busy::from([("target".to_owned(), 1)]));
+        assert_eq!(house.run.wanted(&mut busy, now).len(), 1, "the lock is taken");
+        house.leases();
+        assert_eq!(house.run.wanted(&mut house.run.busy(), now).len(), 1);
+        house.leases_with(&["eu"], Busy::new());
+        assert!(house.run.wanted(&mut Busy::new(), now).is_empty(), "no more at once");
+
+        let mut three = vec![job("a"), job("b"), job("c")];
+        three[0].tags = vec!["eu".into()];
+        three[1].tags = vec!["us".into()];
+        let house = Stage::begin(three);
+        assert_eq!(house.run.wanted(&mut Busy::new(), now).values().sum::<u32>(), 2);
+    }
+
+    #[test]
     fn a_placeholder_that_names_nothing_fails_the_job_before_it_starts() {
         let mut broken = needing(job("b"), "a");
         broken.script = "echo ${{ needs.a.outputs.rows }}".into();

@@ -389,6 +389,34 @@ impl Agenda {
         self.stage_of[index as usize] as usize <= self.open_stage
     }
 
+    /// How many jobs could be leased at `now` to whatever worker they want, at most `room`, by
+    /// their tags. The locks that they would hold are added to `busy`.
+    pub(super) fn wanted(
+        &self,
+        busy: &mut Busy,
+        now: Timestamp,
+        mut room: u32,
+    ) -> BTreeMap<&[String], u32> {
+        let mut counts: Vec<u32> = self.ready.iter().map(|ready| ready.len() as u32).collect();
+        for (_, index) in self.backoff.range(..=(now, u32::MAX)) {
+            counts[self.class_of[*index as usize] as usize] += 1;
+        }
+        let mut wanted = BTreeMap::new();
+        for (class, count) in self.classes.iter().zip(counts) {
+            let mut count = count.min(room);
+            if let Some((name, limit)) = class.resource.as_ref().filter(|_| count > 0) {
+                let held = busy.entry(name.clone()).or_default();
+                count = count.min(limit.saturating_sub(*held));
+                *held += count;
+            }
+            if count > 0 {
+                room -= count;
+                *wanted.entry(&class.tags[..]).or_default() += count;
+            }
+        }
+        wanted
+    }
+
     /// The first job, in file order, that a worker with `tags` may be given at `now`.
     pub(super) fn next_for(&self, tags: &[String], busy: &Busy, now: Timestamp) -> Option<u32> {
         let fitting = |class: &usize| self.classes[*class].fits(tags, busy);

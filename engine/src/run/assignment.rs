@@ -30,6 +30,17 @@ impl Run {
         Some(&self.jobs[index as usize])
     }
 
+    /// How many jobs could be leased at `now` to whatever worker they want, by their tags, while
+    /// the locks in `busy` are held, this run's own among them. What these jobs would hold is added
+    /// to `busy`.
+    pub fn wanted(&self, busy: &mut Busy, now: Timestamp) -> BTreeMap<&[String], u32> {
+        let parallelism = self.header().map_or(0, |header| header.parallelism);
+        if !self.phase().is_running() {
+            return BTreeMap::new();
+        }
+        self.agenda.wanted(busy, now, parallelism.saturating_sub(self.counts().running))
+    }
+
     /// What the worker that leased `job` runs, or why it cannot be put together.
     pub fn assignment(&self, job: &Job) -> Result<Assignment, String> {
         let has_placeholder = |text: &String| text.contains("${{");

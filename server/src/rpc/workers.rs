@@ -1,5 +1,7 @@
 //! `towpath.v1.Workers`: one session for each worker.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -12,9 +14,10 @@ use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
 use towpath_storage::StoreError;
 
-use super::Streamed;
+use super::{Streamed, channel};
 use crate::{
     House,
+    figures::Figures,
     outputs::Key,
     runs::CommandError,
     sessions::{Outgoing, SESSION_QUEUE},
@@ -22,9 +25,15 @@ use crate::{
     wire::{self, Reported},
 };
 
+/// Shortest time between two looks at what wants a worker.
+const DEMAND_EVERY: Duration = Duration::from_millis(200);
+/// Longest time between two looks.
+const DEMAND_LOOK_EVERY: Duration = Duration::from_secs(2);
+
 #[tonic::async_trait]
 impl Workers for House {
     type SessionStream = Streamed<v1::ServerMessage>;
+    type WatchDemandStream = Streamed<v1::Demand>;
 
     async fn session(
         &self,
@@ -62,9 +71,58 @@ impl Workers for House {
         let v1::DrainWorkerRequest { name, drain } = request.into_inner();
         self.dispatch().drain_worker(&name, drain).map(Response::new).map_err(status::of)
     }
+
+    async fn watch_demand(
+        &self,
+        request: Request<v1::WatchDemandRequest>,
+    ) -> Result<Response<Self::WatchDemandStream>, Status> {
+        let (send, stream) = channel();
+        let (house, asked) = (self.clone(), request.into_inner());
+        let demand = move |figures: &Figures| figures.demand(&asked);
+        tokio::spawn(async move { house.tell(demand, send).await });
+        Ok(Response::new(stream))
+    }
 }
 
 impl House {
+    /// Tells what the figures mean, and again whenever that has changed.
+    pub(super) async fn tell<T: Clone + PartialEq>(
+        &self,
+        meaning: impl Fn(&Figures) -> T,
+        send: mpsc::Sender<Result<T, Status>>,
+    ) {
+        let mut tail = self.runs().store.watch();
+        let mut told = None;
+        loop {
+            // Seen before reading: what is recorded in between wakes the wait below.
+            tail.borrow_and_update();
+            let figures = self.figures().await.map_err(status::of);
+            match figures.map(|figures| meaning(&figures)) {
+                Ok(meant) if told.as_ref() == Some(&meant) => {}
+                Ok(meant) => {
+                    told = Some(meant.clone());
+                    if send.send(Ok(meant)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(status) => {
+                    drop(send.send(Err(status)).await);
+                    return;
+                }
+            }
+            let changed = async {
+                tokio::time::sleep(DEMAND_EVERY).await;
+                // A try in back-off is due without an event.
+                drop(tokio::time::timeout(DEMAND_LOOK_EVERY, tail.changed()).await);
+            };
+            tokio::select! {
+                () = send.closed() => return,
+                () = self.stopping().cancelled() => return,
+                () = changed => {}
+            }
+        }
+    }
+
     async fn serve_worker(
         &self,
         hello: v1::Hello,

@@ -14,3 +14,4 @@ mod retries;
 mod sessions;
 mod stages;
 mod waiting;
+mod watching;

@@ -1,0 +1,217 @@
+//! The whole house in numbers: what `/metrics` shows and what starts workers. Read from the views
+//! whenever somebody asks, so that a number survives a restart and cannot disagree with the log.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use towpath_engine::{
+    event::{Fact, RunEvent, RunOutcome},
+    ids::{RunId, WorkerName},
+    run::{Busy, Counts, Phase, Run},
+    time::Timestamp,
+};
+use towpath_proto::v1;
+
+use crate::{
+    House,
+    runs::{CommandError, locked},
+};
+
+/// Most sets of tags that are told at once.
+const TAG_SETS_MAX: usize = 256;
+
+/// Tags in alphabetical order.
+pub(crate) type Tags = Vec<String>;
+
+/// What was recorded since the server began.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    appends: AtomicU64,
+    events: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Tally {
+    /// Takes in one append that is durable.
+    pub(crate) fn take(&self, facts: &[Fact]) {
+        let lost = |fact: &&Fact| matches!(fact.event, RunEvent::JobLost { .. });
+        self.appends.fetch_add(1, Ordering::Relaxed);
+        self.events.fetch_add(facts.len() as u64, Ordering::Relaxed);
+        self.lost.fetch_add(facts.iter().filter(lost).count() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn appends(&self) -> u64 {
+        self.appends.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Leases that were lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// Jobs that ask for the same tags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// A worker could begin them at once.
+    pub(crate) pending: u64,
+    /// A worker holds them.
+    pub(crate) leased: u64,
+}
+
+/// The numbers of one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    /// Runs by phase; every phase is there.
+    pub(crate) runs: BTreeMap<&'static str, u64>,
+    /// Jobs of live runs by state; every state is there.
+    pub(crate) jobs: BTreeMap<&'static str, u64>,
+    pub(crate) gates: u64,
+    /// Since when the gate waits that has waited longest.
+    pub(crate) oldest_gate: Option<Timestamp>,
+    /// Jobs of live runs that want a worker or have one, by their tags.
+    pub(crate) demand: BTreeMap<Tags, Wanted>,
+    /// Leases by who holds them.
+    pub(crate) leases: BTreeMap<WorkerName, u64>,
+}
+
+impl House {
+    /// What the views say now.
+    pub(crate) async fn figures(&self) -> Result<Figures, CommandError> {
+        let mut figures = Figures::default();
+        let live: Vec<RunId> = {
+            let list = locked(&self.runs().list);
+            figures.count_ended(list.outcomes());
+            list.live().cloned().collect()
+        };
+        let now = self.runs().now();
+        // No run has this id, so these are the locks of all runs.
+        let mut busy = self.runs().busy_of_others(&"".into());
+        for id in live {
+            let cell = self.runs().cell(&id).await?;
+            let loaded = cell.lock().await;
+            figures.take(&loaded.run, &mut busy, now);
+        }
+        Ok(figures)
+    }
+}
+
+impl Figures {
+    fn count_ended(&mut self, outcomes: impl Iterator<Item = RunOutcome>) {
+        let live =
+            [Phase::Planning, Phase::Running, Phase::Aborting, Phase::Cancelling, Phase::TimingOut];
+        let ended = [
+            RunOutcome::Succeeded,
+            RunOutcome::Partial,
+            RunOutcome::Failed,
+            RunOutcome::Rejected,
+            RunOutcome::Cancelled,
+            RunOutcome::TimedOut,
+        ];
+        let words = live.iter().map(Phase::word).chain(ended.into_iter().map(RunOutcome::word));
+        self.runs = words.map(|word| (word, 0)).collect();
+        for (state, _) in by_state(&Counts::default()) {
+            self.jobs.insert(state, 0);
+        }
+        for outcome in outcomes {
+            *self.runs.entry(outcome.word()).or_default() += 1;
+        }
+    }
+
+    /// Takes in a run that has not ended.
+    fn take(&mut self, run: &Run, busy: &mut Busy, now: Timestamp) {
+        *self.runs.entry(run.phase().word()).or_default() += 1;
+        for (state, count) in by_state(run.counts()) {
+            *self.jobs.entry(state).or_default() += u64::from(count);
+        }
+        for gate in run.gates() {
+            self.gates += 1;
+            self.oldest_gate = Some(self.oldest_gate.map_or(gate.since, |at| at.min(gate.since)));
+        }
+        for (tags, count) in run.wanted(busy, now) {
+            self.demand.entry(tags.to_vec()).or_default().pending += u64::from(count);
+        }
+        for job in run.leased() {
+            let mut tags = job.plan.tags.clone();
+            tags.sort();
+            self.demand.entry(tags).or_default().leased += 1;
+            if let Some((_, worker)) = job.state.lease() {
+                *self.leases.entry(worker.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    /// What wants a worker that offers what `asked` says.
+    pub(crate) fn demand(&self, asked: &v1::WatchDemandRequest) -> v1::Demand {
+        let fits = |tags: &Tags| asked.all || tags.iter().all(|tag| asked.tags.contains(tag));
+        let fitting = self.demand.iter().filter(|(tags, _)| fits(tags));
+        let mut sets: Vec<v1::TagSet> = fitting
+            .map(|(tags, wanted)| v1::TagSet {
+                tags: tags.clone(),
+                pending: wanted.pending,
+                leased: wanted.leased,
+            })
+            .collect();
+        sets.sort_by_key(|set| std::cmp::Reverse((set.pending, set.leased)));
+        let left_out = u32::try_from(sets.len().saturating_sub(TAG_SETS_MAX)).unwrap_or(u32::MAX);
+        sets.truncate(TAG_SETS_MAX);
+        v1::Demand { sets, left_out }
+    }
+}
+
+/// How many jobs stand where, each in one state only.
+fn by_state(counts: &Counts) -> [(&'static str, u32); 10] {
+    [
+        ("waiting", counts.waiting),
+        ("at_gate", counts.at_gate),
+        ("running", counts.running),
+        ("backing_off", counts.backing_off),
+        ("succeeded", counts.succeeded),
+        ("failed", counts.failed.saturating_sub(counts.timed_out)),
+        ("timed_out", counts.timed_out),
+        ("skipped", counts.skipped),
+        ("cancelled", counts.cancelled),
+        ("rejected", counts.rejected),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets(asked: &[&str], all: bool) -> Vec<(String, u64)> {
+        let set = |tags: &[&str]| -> Tags { tags.iter().map(|tag| (*tag).to_owned()).collect() };
+        let wanted = |pending| Wanted { pending, leased: 0 };
+        let demand =
+            [(set(&[]), wanted(1)), (set(&["a"]), wanted(3)), (set(&["a", "b"]), wanted(2))];
+        let figures = Figures { demand: demand.into(), ..Figures::default() };
+        let told = figures.demand(&v1::WatchDemandRequest { tags: set(asked), all });
+        told.sets.into_iter().map(|set| (set.tags.join(","), set.pending)).collect()
+    }
+
+    #[test]
+    fn demand_is_what_a_worker_of_these_tags_could_take() {
+        assert_eq!(sets(&[], false), [("".into(), 1)]);
+        assert_eq!(sets(&["a"], false), [("a".into(), 3), ("".into(), 1)]);
+        assert_eq!(sets(&["b"], false), [("".into(), 1)]);
+        assert_eq!(sets(&[], true), [("a".into(), 3), ("a,b".into(), 2), ("".into(), 1)]);
+    }
+
+    #[test]
+    fn no_more_sets_of_tags_are_told_than_may_be() {
+        let each = |n: usize| (vec![format!("t{n:03}")], Wanted { pending: n as u64, leased: 0 });
+        let demand = (0..=TAG_SETS_MAX).map(each).collect();
+        let figures = Figures { demand, ..Figures::default() };
+
+        let told = figures.demand(&v1::WatchDemandRequest { all: true, ..Default::default() });
+
+        assert_eq!((told.sets.len(), told.left_out), (TAG_SETS_MAX, 1));
+        assert_eq!(told.sets[0].pending, TAG_SETS_MAX as u64, "the least wanted are left out");
+    }
+}

@@ -1,0 +1,71 @@
+//! What goes wrong, and when it stops.
+
+use crate::{
+    server::LEASE,
+    world::{Step, World},
+};
+
+impl World {
+    /// One thing more goes wrong.
+    pub(crate) fn chaos(&mut self) {
+        if self.calm {
+            return;
+        }
+        let wait = self.rng.between(100, 12_000);
+        self.after(wait, Step::Chaos);
+        let worker = self.rng.index(3);
+        let conn = self.workers[worker].conn;
+        match self.rng.below(20) {
+            0..4 => {
+                let down = self.rng.mostly(5_000, 2 * LEASE);
+                self.server_dies(down);
+            }
+            4..6 => self.worker_dies(worker, false),
+            6..8 => self.worker_dies(worker, true),
+            8..11 => {
+                let sleep = self.rng.mostly(LEASE / 3, 3 * LEASE);
+                let all = self.rng.chance(50);
+                let until = self.now + sleep;
+                let worker = &mut self.workers[worker];
+                (worker.asleep_until, worker.all_asleep) = (until, all);
+            }
+            11..13 => {
+                if let Some(conn) = conn {
+                    self.cut(conn);
+                }
+            }
+            13..15 => {
+                self.parted[worker] = self.now + self.rng.mostly(LEASE, 3 * LEASE);
+                if let Some(conn) = conn {
+                    self.cut(conn);
+                }
+            }
+            15 => self.stalled[worker] = self.now + self.rng.between(10, 2 * LEASE),
+            16 => self.server.slow_until = self.now + self.rng.between(500, 20_000),
+            17 => self.server.full_until = self.now + self.rng.between(100, 10_000),
+            18 => {
+                let step = i64::try_from(self.rng.below(120_000)).unwrap_or(0) - 60_000;
+                self.server.clock_off += step;
+            }
+            _ => {
+                if worker == 2 && self.rng.chance(40) {
+                    self.workers[2].buried = true;
+                    self.worker_dies(2, true);
+                }
+            }
+        }
+    }
+
+    /// Nothing goes wrong any more, and what is down comes up. Who is buried stays so.
+    pub(crate) fn calm_down(&mut self) {
+        self.calm = true;
+        (self.server.slow_until, self.server.full_until) = (0, 0);
+        self.parted.fill(0);
+        self.stalled.fill(0);
+        for worker in 0..3 {
+            self.workers[worker].asleep_until = 0;
+            self.after(1, Step::WorkerUp { worker });
+        }
+        self.after(1, Step::ServerUp);
+    }
+}

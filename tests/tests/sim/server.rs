@@ -1,0 +1,423 @@
+//! The server: real commands decided by the real engine, over a simulated disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use towpath_engine::{
+    codec,
+    decide::{CarryOutError, Command, carry_out},
+    event::{Fact, RunEvent},
+    ids::{Actor, RunId},
+    run::{Busy, Run},
+    time::Timestamp,
+};
+
+use crate::{
+    book::{Book, Key},
+    client::Ask,
+    disk::Disk,
+    random::Rng,
+    sessions::Session,
+    worker::Outcome,
+    world::{Ms, Plant, Step, World},
+};
+
+/// A worker may be silent for this long.
+pub(crate) const LEASE: Ms = 30_000;
+const LOOK_EVERY: Ms = LEASE / 4;
+/// A moment of the year 2025, as the server's clock has it at the beginning.
+const EPOCH: i64 = 1_763_715_723_007;
+
+pub(crate) struct Cell {
+    pub(crate) run: Run,
+    pub(crate) version: u64,
+}
+
+/// How an attempt ended, on its way into the log.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) conn: u64,
+    pub(crate) worker: usize,
+    pub(crate) key: Key,
+    pub(crate) outcome: Outcome,
+}
+
+/// What happens once enough is safe.
+pub(crate) enum Then {
+    Answer { ask: Box<Ask>, records: (usize, usize) },
+    Assign { conn: u64, leases: Vec<(Key, usize)>, reserved: u32 },
+    Welcome { conn: u64, worker: usize, life: u64, held: BTreeSet<Key> },
+    Recorded { conn: u64, key: Key },
+    Ending { run: RunId },
+}
+
+/// What a command recorded, and the position that must be safe before anybody is told.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) first: usize,
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) rests_on: usize,
+}
+
+/// Why a command recorded nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum No {
+    Refused(towpath_engine::refusal::Refusal),
+    /// The store has no room now, or somebody else wrote first.
+    Later,
+}
+
+pub(crate) struct Server {
+    pub(crate) up: bool,
+    pub(crate) life: u64,
+    pub(crate) disk: Disk,
+    pub(crate) cells: BTreeMap<RunId, Cell>,
+    pub(crate) held: BTreeMap<RunId, Busy>,
+    pub(crate) sessions: BTreeMap<u64, Session>,
+    /// Since when workers with leases are away.
+    pub(crate) gone: BTreeMap<usize, Ms>,
+    /// A worker whose welcome is being written.
+    pub(crate) opening: Option<usize>,
+    pub(crate) turn: RunId,
+    pub(crate) waiting: Vec<(usize, Then)>,
+    committing: Option<usize>,
+    newest_at: i64,
+    pub(crate) clock_off: i64,
+    pub(crate) slow_until: Ms,
+    pub(crate) full_until: Ms,
+    due_at: Option<Ms>,
+    /// Takes reports about attempts that the session was never given.
+    pub(crate) gullible: bool,
+}
+
+impl Server {
+    pub(crate) fn new(gullible: bool, rng: &mut Rng) -> Self {
+        Self {
+            up: false,
+            life: 0,
+            disk: Disk::default(),
+            cells: BTreeMap::new(),
+            held: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            opening: None,
+            turn: "".into(),
+            waiting: Vec::new(),
+            committing: None,
+            newest_at: 0,
+            clock_off: EPOCH + i64::try_from(rng.below(86_400_000)).unwrap_or(0),
+            slow_until: 0,
+            full_until: 0,
+            due_at: None,
+            gullible,
+        }
+    }
+
+    fn now(&mut self, at: Ms) -> Timestamp {
+        let now = self.clock_off + i64::try_from(at).unwrap_or(0);
+        self.newest_at = self.newest_at.max(now);
+        Timestamp(self.newest_at)
+    }
+}
+
+impl World {
+    pub(crate) fn load(&mut self, run: &RunId) {
+        if self.server.cells.contains_key(run) {
+            return;
+        }
+        let stale = self.plant == Plant::StaleReload;
+        let disk = &self.server.disk;
+        let upto = if stale { disk.durable } else { disk.records.len() };
+        let loaded = disk.read(run, upto).and_then(|(facts, version)| {
+            let run = Run::replay(&facts).map_err(|error| error.to_string())?;
+            Ok(Cell { run, version })
+        });
+        match loaded {
+            Ok(cell) => {
+                self.server.cells.insert(run.clone(), cell);
+                self.remember(run);
+            }
+            Err(broken) => self.fail(format!("{run} cannot be read: {broken}")),
+        }
+    }
+
+    /// Keeps the locks of a run where the others see them, and the timer in step.
+    fn remember(&mut self, run: &RunId) {
+        let now = self.server.now(self.now);
+        let Some(cell) = self.server.cells.get(run) else { return };
+        let due = cell.run.next_due(now);
+        self.server.held.insert(run.clone(), cell.run.busy());
+        if let Some(due) = due {
+            let at = self.now + due.ms_since(now).clamp(1, 5_000);
+            if self.server.due_at.is_none_or(|before| before > at || before <= self.now) {
+                self.server.due_at = Some(at);
+                let life = self.server.life;
+                self.after(at - self.now, Step::Due { life });
+            }
+        }
+    }
+
+    /// Decides `commands` one after the other and queues what they record as one append.
+    pub(crate) fn queue_up(
+        &mut self,
+        run: &RunId,
+        commands: &[Command],
+        by: &Actor,
+    ) -> Result<Queued, No> {
+        self.load(run);
+        let (mut facts, mut bytes) = (Vec::new(), Vec::new());
+        for (nth, command) in commands.iter().enumerate() {
+            let mut command = command.clone();
+            if let Command::Lease(lease) = &mut command {
+                lease.busy = self.busy_of_others(run);
+            }
+            let now = self.server.now(self.now);
+            let Some(cell) = self.server.cells.get_mut(run) else { return Err(No::Later) };
+            match carry_out(&mut cell.run, &command, by, now) {
+                Ok(written) => {
+                    for (fact, line) in written {
+                        facts.push(fact);
+                        bytes.push(line);
+                    }
+                }
+                Err(CarryOutError::Refused(refusal)) if nth == 0 => {
+                    return Err(No::Refused(refusal));
+                }
+                Err(CarryOutError::Refused(_)) => {}
+                Err(CarryOutError::Bug(bug)) => {
+                    self.fail(format!("{run}: {command:?}: {bug}"));
+                    return Err(No::Later);
+                }
+            }
+        }
+        self.remember(run);
+        self.append(run, facts, bytes)
+    }
+
+    fn append(&mut self, run: &RunId, facts: Vec<Fact>, bytes: Vec<Vec<u8>>) -> Result<Queued, No> {
+        if facts.is_empty() {
+            let records = &self.server.disk.records;
+            let newest = records.iter().rposition(|record| record.run == *run);
+            let rests_on = newest.map_or(0, |at| at + 1);
+            return Ok(Queued { first: rests_on + 1, facts, rests_on });
+        }
+        let Some(cell) = self.server.cells.get_mut(run) else { return Err(No::Later) };
+        let expected = cell.version;
+        cell.version += facts.len() as u64;
+        let full = self.now < self.server.full_until && self.rng.chance(50);
+        let last = if full { None } else { self.server.disk.append(run, expected, bytes) };
+        let Some(last) = last else {
+            // What memory holds was not written: forget it, read again.
+            self.server.cells.remove(run);
+            if self.plant != Plant::StaleLocks {
+                self.load(run);
+            }
+            return Err(No::Later);
+        };
+        let first = last + 1 - facts.len();
+        for (nth, fact) in facts.iter().enumerate() {
+            let bytes = &self.server.disk.records[first + nth - 1].bytes;
+            match codec::decode(bytes) {
+                Ok(read) if read == *fact => {}
+                other => {
+                    let other = format!("{other:?}");
+                    self.fail(format!("{fact:?} reads back as {other}"));
+                }
+            }
+            self.witness(run, expected + 1 + nth as u64, first + nth, fact);
+            let ends = matches!(
+                fact.event,
+                RunEvent::RunAborted { .. }
+                    | RunEvent::RunCancelRequested { .. }
+                    | RunEvent::RunTimedOut {}
+            );
+            if ends {
+                self.once_safe(last, Then::Ending { run: run.clone() });
+            }
+        }
+        let same = self.server.cells.get(run).map(|cell| &cell.run) == self.shadows.get(run);
+        if !same {
+            self.fail(format!("the state of {run} is not what its records say"));
+        }
+        self.begin_commit();
+        Ok(Queued { first, facts, rests_on: last })
+    }
+
+    fn busy_of_others(&self, run: &RunId) -> Busy {
+        let mut all = Busy::new();
+        if self.plant == Plant::NoLocks {
+            return all;
+        }
+        for (_, busy) in self.server.held.iter().filter(|(other, _)| *other != run) {
+            for (name, count) in busy {
+                *all.entry(name.clone()).or_default() += count;
+            }
+        }
+        all
+    }
+
+    fn begin_commit(&mut self) {
+        let (life, upto) = (self.server.life, self.server.disk.records.len());
+        if self.server.committing.is_some() || self.server.disk.durable >= upto {
+            return;
+        }
+        self.server.committing = Some(upto);
+        let slow = self.now < self.server.slow_until;
+        let wait = if slow { self.rng.between(200, 5_000) } else { self.rng.mostly(15, 400) };
+        self.after(wait, Step::Committed { life, upto });
+    }
+
+    pub(crate) fn committed(&mut self, life: u64, upto: usize) {
+        if life != self.server.life {
+            return;
+        }
+        self.server.committing = None;
+        self.settle(upto);
+        self.begin_commit();
+        self.release();
+        self.give_out();
+    }
+
+    /// Notes that the first `upto` records are safe.
+    fn settle(&mut self, upto: usize) {
+        let from = self.server.disk.durable;
+        for position in from + 1..=upto {
+            let record = self.server.disk.records[position - 1].clone();
+            let taken = match codec::decode(&record.bytes) {
+                Ok(fact) => self.settled.take(&record.run, record.version, position, &fact),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(broken) = taken {
+                self.fail(format!("safe record {position}: {broken}"));
+            }
+        }
+        self.server.disk.durable = upto.max(from);
+    }
+
+    /// Does `then` once the first `position` records are safe.
+    pub(crate) fn once_safe(&mut self, position: usize, then: Then) {
+        let early = self.plant == Plant::AnswerEarly;
+        let position = if early { 0 } else { position };
+        self.server.waiting.push((position, then));
+        if position <= self.server.disk.durable {
+            self.release();
+        }
+    }
+
+    pub(crate) fn release(&mut self) {
+        let durable = self.server.disk.durable;
+        let waiting = std::mem::take(&mut self.server.waiting);
+        let (ready, rest): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(position, _)| *position <= durable);
+        self.server.waiting = rest;
+        for (_, then) in ready {
+            match then {
+                Then::Answer { ask, records } => self.answer(&ask, records),
+                Then::Assign { conn, leases, reserved } => self.assign(conn, leases, reserved),
+                Then::Welcome { conn, worker, life, held } => {
+                    self.welcome(conn, worker, life, held);
+                }
+                Then::Recorded { conn, key } => {
+                    self.send_to_worker(conn, crate::worker::FromServer::Recorded(key));
+                }
+                Then::Ending { run } => self.cancel_ending(&run),
+            }
+        }
+    }
+
+    pub(crate) fn look(&mut self, life: u64) {
+        if life != self.server.life || !self.server.up {
+            return;
+        }
+        self.end_the_silent();
+        self.lose_the_gone();
+        self.release();
+        self.give_out();
+        self.after(LOOK_EVERY, Step::Look { life });
+    }
+
+    /// Does what is due by now.
+    pub(crate) fn due(&mut self, life: u64) {
+        // A look that was put forward has been had.
+        let current = life == self.server.life && self.server.due_at == Some(self.now);
+        if !current || !self.server.up {
+            return;
+        }
+        self.server.due_at = None;
+        for run in self.server.disk.runs() {
+            drop(self.queue_up(&run, &[Command::PassTime], &Actor::timer()));
+            self.remember(&run);
+        }
+        self.give_out();
+    }
+
+    /// The server dies. What was not safe is gone, but for what had just been written.
+    pub(crate) fn server_dies(&mut self, down: Ms) {
+        if !self.server.up {
+            return;
+        }
+        self.tally.crashes += 1;
+        let written = match self.server.committing.take() {
+            Some(upto) if self.rng.chance(50) => {
+                let from = self.server.disk.durable;
+                from + self.rng.index(upto - from + 1)
+            }
+            Some(_) | None => self.server.disk.durable,
+        };
+        let mut after = std::mem::take(&mut self.server.disk);
+        let safe_before = after.durable;
+        after.cut(written);
+        let kept = std::mem::replace(&mut after.durable, safe_before);
+        self.server.disk = after;
+        self.settle(kept);
+        self.server.up = false;
+        self.server.life += 1;
+        self.server.cells.clear();
+        self.server.held.clear();
+        self.server.sessions.clear();
+        self.server.gone.clear();
+        self.server.opening = None;
+        self.server.waiting.clear();
+        self.server.due_at = None;
+        self.ahead = self.settled.clone();
+        self.shadows.clear();
+        let lines: Vec<u64> = self.conns.keys().copied().collect();
+        for conn in lines {
+            self.cut(conn);
+        }
+        self.after(down, Step::ServerUp);
+    }
+
+    /// The server reads its log, and waits for the workers that the log speaks of.
+    pub(crate) fn server_up(&mut self) {
+        if self.server.up {
+            return;
+        }
+        self.server.up = true;
+        self.server.newest_at = 0;
+        let mut book = Book::default();
+        for position in 1..=self.server.disk.records.len() {
+            let record = self.server.disk.records[position - 1].clone();
+            match codec::decode(&record.bytes) {
+                Ok(fact) => {
+                    self.server.newest_at = self.server.newest_at.max(fact.at.0);
+                    if let Err(broken) = book.take(&record.run, record.version, position, &fact) {
+                        self.fail(broken);
+                    }
+                }
+                Err(error) => self.fail(error.to_string()),
+            }
+        }
+        for run in self.server.disk.runs() {
+            self.load(&run);
+            let Some(cell) = self.server.cells.get(&run) else { continue };
+            let leased = cell.run.leased().filter_map(|job| job.state.lease());
+            let away: Vec<usize> =
+                leased.filter_map(|(_, worker)| crate::worker::number(worker.as_str())).collect();
+            self.shadows.insert(run.clone(), cell.run.clone());
+            let now = self.now;
+            self.server.gone.extend(away.into_iter().map(|worker| (worker, now)));
+        }
+        let life = self.server.life;
+        self.after(LOOK_EVERY, Step::Look { life });
+    }
+}
