@@ -13,7 +13,7 @@ use crate::commands;
 #[command(name = "tow", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 done · 2 usage · 3 not found · 4 nothing to do · 5 invalid \
                         file · 6 conflict · 7 damaged\n10 failed · 11 partial · 12 at a gate · 13 \
-                        rejected · 14 cancelled · 15 timed out · 42 unreachable · 130 interrupted")]
+                        rejected · 14 cancelled · 15 timed out · 40 unauthenticated · 41 forbidden · 42 unreachable · 130 interrupted")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -50,6 +50,9 @@ pub(crate) struct Global {
     /// The server that keeps the runs, as HOST:PORT, instead of a store
     #[arg(long, global = true, env = "TOW_SERVER", hide_env_values = true, value_name = "ADDR")]
     pub(crate) server: Option<String>,
+    /// The certificate of the authority that the server's was issued by; makes connections use TLS
+    #[arg(long, global = true, env = "TOW_TLS_CA", hide_env_values = true, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Who you are, as `human:NAME`, `agent:NAME` or `service:NAME` [default: human:$USER]
     #[arg(long, global = true, env = "TOW_ACTOR", hide_env_values = true, value_name = "ACTOR")]
     pub(crate) actor: Option<String>,
@@ -114,6 +117,10 @@ pub(crate) enum Command {
     Worker(commands::worker::WorkerArgs),
     /// Show who runs jobs, and let workers finish
     Workers(commands::workers::WorkersArgs),
+    /// Say who may ask a server, and for what
+    Token(commands::token::TokenArgs),
+    /// Make the certificates of servers and workers
+    Pki(commands::pki::PkiArgs),
     /// Start a worker for every job that waits for one
     Autoscale(commands::autoscale::AutoscaleArgs),
     /// Take over the JSONL run file of another tool

@@ -16,6 +16,7 @@ pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pipeline;
+pub(crate) mod pki;
 pub(crate) mod plan;
 pub(crate) mod reject;
 pub(crate) mod restore;
@@ -25,6 +26,7 @@ pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub(crate) mod token;
 pub(crate) mod validate;
 pub(crate) mod version;
 pub(crate) mod watch;
@@ -38,7 +40,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{Cli, Command, Global, Output},
-    connect::{SERVER_SCHEME, Server, store_url},
+    connect::{SERVER_SCHEME, Server, bearer, equip, store_url},
     failure::Failure,
     render::Style,
 };
@@ -71,8 +73,9 @@ impl Desk {
         store_url(self.global.store.as_deref())
     }
 
-    /// Who asks.
+    /// Who asks. Nobody, if a token says it to the server.
     pub(crate) fn actor(&self) -> String {
+        let told = self.global.server.is_some() && bearer().is_some();
         let named = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
         let known = || {
             let user = nix::unistd::User::from_uid(nix::unistd::Uid::current()).ok().flatten();
@@ -80,6 +83,7 @@ impl Desk {
         };
         match &self.global.actor {
             Some(actor) => actor.clone(),
+            None if told => String::new(),
             None => {
                 let name = named().filter(|name| !name.is_empty()).or_else(known);
                 format!("human:{}", name.unwrap_or_else(|| "unknown".to_owned()))
@@ -127,6 +131,8 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
             "Name the store with `--store` on its machine.",
         ));
     }
+    let own = if let Command::Worker(args) = &command { args.certificate() } else { None };
+    equip(desk.global.tls_ca.as_deref(), own)?;
     match command {
         Command::Init(args) => init::init(&desk, args),
         Command::Validate(args) => validate::validate(&desk, args),
@@ -147,6 +153,8 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
         Command::Serve(args) => serve::serve(&desk, args).await,
         Command::Worker(args) => worker::worker(&desk, args).await,
         Command::Workers(args) => workers::workers(&desk, args).await,
+        Command::Token(args) => token::token(&desk, args),
+        Command::Pki(args) => pki::pki(&desk, args),
         Command::Autoscale(args) => autoscale::autoscale(&desk, args).await,
         Command::Import(args) => import::import(&desk, args).await,
         Command::Export(args) => export::export(&desk, args).await,
@@ -166,6 +174,7 @@ fn of_a_store(command: &Command) -> Option<&'static str> {
         (matches!(command, Command::Doctor(_)), "doctor"),
         (matches!(command, Command::Backup(_)), "backup"),
         (matches!(command, Command::Restore(_)), "restore"),
+        (matches!(command, Command::Token(_)), "token"),
     ];
     named.into_iter().find(|(is, _)| *is).map(|(_, name)| name)
 }

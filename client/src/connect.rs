@@ -2,16 +2,22 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use tonic::transport::Channel;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
+use tonic_types::StatusExt as _;
 use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
     workers_client::WorkersClient,
 };
-use towpath_server::{House, SystemClock, dial_socket, dial_tcp};
+use towpath_server::{DialTls, House, PemPair, SystemClock, dial_socket, dial_tcp, dial_tls};
 
 use crate::failure::Failure;
 
@@ -35,10 +41,77 @@ const RETURN_WITHIN: Duration = Duration::from_secs(60);
 /// Longest pause between two tries to reach it again.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// What servers are known by, and what they know us by, for all of this process.
+#[derive(Debug, Default)]
+struct Credentials {
+    bearer: Option<MetadataValue<Ascii>>,
+    tls: Option<DialTls>,
+}
+
+static CREDENTIALS: OnceLock<Credentials> = OnceLock::new();
+
+/// The token that this process was given.
+pub(crate) fn bearer() -> Option<MetadataValue<Ascii>> {
+    CREDENTIALS.get().and_then(|credentials| credentials.bearer.clone())
+}
+
+/// Takes the token of `TOW_TOKEN`, the authority in the file `ca`, and the worker's own files.
+pub(crate) fn equip(ca: Option<&Path>, own: Option<(&Path, &Path)>) -> Result<(), Failure> {
+    let unusable = || {
+        let advice = "Set it to what `tow token issue` printed, and nothing else.";
+        Failure::new("USAGE", "`TOW_TOKEN` cannot be a token", advice)
+    };
+    let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
+    let bearer = match std::env::var("TOW_TOKEN") {
+        Ok(token) if !token.is_empty() => {
+            let mut value: MetadataValue<Ascii> =
+                format!("Bearer {}", token.trim()).parse().map_err(|_| unusable())?;
+            value.set_sensitive(true);
+            Some(value)
+        }
+        Ok(_) | Err(std::env::VarError::NotPresent) => None,
+        Err(std::env::VarError::NotUnicode(_)) => return Err(unusable()),
+    };
+    let own = match own {
+        Some((certificate, key)) => {
+            Some(PemPair { certificate: read(certificate)?, key: read(key)? })
+        }
+        None => None,
+    };
+    let tls = match (ca, own) {
+        (Some(ca), own) => Some(DialTls { ca: read(ca)?, own }),
+        (None, None) => None,
+        (None, Some(_)) => {
+            let advice = "Name the authority of the server with `--tls-ca` or `TOW_TLS_CA`.";
+            return Err(Failure::new("USAGE", "a certificate needs an authority", advice));
+        }
+    };
+    // The first word counts: nobody says it twice.
+    drop(CREDENTIALS.set(Credentials { bearer, tls }));
+    Ok(())
+}
+
+/// Shows the token, if there is one, with every request.
+#[derive(Clone, Debug)]
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(bearer) = &self.0 {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// A connection, and who speaks over it.
+pub(crate) type Line = InterceptedService<Channel, Bearer>;
+
 /// A server that answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     channel: Channel,
+    bearer: Bearer,
     /// The server itself, if it lives in this process.
     house: Option<House>,
     folder: PathBuf,
@@ -59,16 +132,25 @@ pub(crate) fn with_port(address: &str) -> String {
 
 /// A connection to the server at `address`, made when it is first used; and the address in full.
 pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
-    let bare = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+    let tls = CREDENTIALS.get().and_then(|credentials| credentials.tls.as_ref());
+    let scheme = if tls.is_some() { "https://" } else { "http://" };
+    let bare = address.strip_prefix(scheme).unwrap_or(address).trim_end_matches('/');
     let full = with_port(bare);
     let unusable = || {
         let message = format!("`{address}` is no address of a server");
-        Failure::new("USAGE", message, "Write it as HOST:PORT; TLS is not supported yet.")
+        Failure::new("USAGE", message, "Write it as HOST:PORT; `--tls-ca` is for TLS.")
     };
     if bare.is_empty() || bare.contains("://") || bare.contains('/') {
         return Err(unusable());
     }
-    let channel = dial_tcp(&full).map_err(|_| unusable())?;
+    let channel = match tls {
+        None => dial_tcp(&full).map_err(|_| unusable())?,
+        Some(tls) => dial_tls(&full, tls).map_err(|error| {
+            let message = format!("the certificates cannot be used with `{full}`: {error}");
+            let advice = "Check the files of `--tls-ca`, `--tls-cert` and `--tls-key`.";
+            Failure::new("TLS_UNUSABLE", message, advice)
+        })?,
+    };
     Ok((channel, full))
 }
 
@@ -103,7 +185,8 @@ impl Server {
             match House::open(url, Arc::new(SystemClock)).await {
                 Ok(house) => {
                     let (channel, folder) = (house.connect(), house.folder());
-                    return Ok(Self { channel, house: Some(house), folder, remote: false });
+                    let (bearer, house) = (Bearer(None), Some(house));
+                    return Ok(Self { channel, bearer, house, folder, remote: false });
                 }
                 Err(error) => {
                     let failure = Failure::from(error);
@@ -119,7 +202,8 @@ impl Server {
                 let mut log = LogClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});
                 if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
-                    return Ok(Self { channel, house: None, folder, remote: false });
+                    let bearer = Bearer(None);
+                    return Ok(Self { channel, bearer, house: None, folder, remote: false });
                 }
             }
             tokio::time::sleep(TRY_EVERY).await;
@@ -131,14 +215,20 @@ impl Server {
     async fn reach_remote(address: &str) -> Result<Self, Failure> {
         let (channel, full) = dial(address)?;
         let unreachable = |why: String| {
-            let advice = "Check the address, and that `tow serve` runs there.";
+            let advice = "Check the address, that `tow serve` runs there, and that both sides or \
+                          neither use TLS (`--tls-ca`).";
             Failure::new("UNREACHABLE", format!("`{full}` does not answer{why}"), advice)
         };
-        let mut log = LogClient::new(channel.clone());
+        let bearer = Bearer(bearer());
+        let mut log = LogClient::with_interceptor(channel.clone(), bearer.clone());
         let answer = tokio::time::timeout(DIAL_WITHIN, log.describe(v1::DescribeRequest {})).await;
         let described = match answer {
             Ok(Ok(described)) => described.into_inner(),
             Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+                return Err(status.into());
+            }
+            // The server is there, and has said why not.
+            Ok(Err(status)) if status.get_error_details().error_info().is_some() => {
                 return Err(status.into());
             }
             Ok(Err(status)) => return Err(unreachable(format!(": {}", causes(&status)))),
@@ -151,7 +241,7 @@ impl Server {
             let advice = "Use the same version of `tow` on both sides; `tow version` shows both.";
             return Err(Failure::new("VERSION_MISMATCH", message, advice));
         }
-        Ok(Self { channel, house: None, folder: PathBuf::new(), remote: true })
+        Ok(Self { channel, bearer, house: None, folder: PathBuf::new(), remote: true })
     }
 
     /// As [`Server::reach`], for a server that was there before and may need a while to return.
@@ -180,20 +270,24 @@ impl Server {
         }
     }
 
-    pub(crate) fn runs(&self) -> RunsClient<Channel> {
-        RunsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    pub(crate) fn runs(&self) -> RunsClient<Line> {
+        RunsClient::new(self.line()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn gates(&self) -> GatesClient<Channel> {
-        GatesClient::new(self.channel.clone())
+    pub(crate) fn gates(&self) -> GatesClient<Line> {
+        GatesClient::new(self.line())
     }
 
-    pub(crate) fn log(&self) -> LogClient<Channel> {
-        LogClient::new(self.channel.clone())
+    pub(crate) fn log(&self) -> LogClient<Line> {
+        LogClient::new(self.line())
     }
 
-    pub(crate) fn workers(&self) -> WorkersClient<Channel> {
-        WorkersClient::new(self.channel.clone())
+    pub(crate) fn workers(&self) -> WorkersClient<Line> {
+        WorkersClient::new(self.line())
+    }
+
+    fn line(&self) -> Line {
+        InterceptedService::new(self.channel.clone(), self.bearer.clone())
     }
 
     /// The connection, for a worker's session.
@@ -240,7 +334,7 @@ fn same_series(a: &str, b: &str) -> bool {
 }
 
 /// Why a request did not come through, down to the first cause.
-fn causes(status: &tonic::Status) -> String {
+fn causes(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(deeper) = cause {

@@ -32,6 +32,10 @@ pub(crate) const REJECTED: u8 = 13;
 pub(crate) const CANCELLED: u8 = 14;
 /// The run took too long.
 pub(crate) const TIMED_OUT: u8 = 15;
+/// Nobody knows who asks.
+pub(crate) const UNAUTHENTICATED: u8 = 40;
+/// Whoever asks may not.
+pub(crate) const FORBIDDEN: u8 = 41;
 /// The server cannot be reached.
 pub(crate) const UNREACHABLE: u8 = 42;
 /// The two ends speak different versions.
@@ -45,9 +49,10 @@ pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) fn of_code(code: &str) -> u8 {
     match code {
         "RUN_UNKNOWN" | "JOB_UNKNOWN" | "STAGE_UNKNOWN" | "BLOB_MISSING" | "ARTIFACT_UNKNOWN"
-        | "FILE_UNREADABLE" | "WORKER_UNKNOWN" => NOT_FOUND,
+        | "FILE_UNREADABLE" | "WORKER_UNKNOWN" | "TOKEN_UNKNOWN" => NOT_FOUND,
         "NOTHING_TO_RESUME" => NOTHING_TO_DO,
-        "FILE_INVALID" | "CONFIG_INVALID" | "IMPORT_INVALID" | "IMPORT_MISMATCH" => INVALID_FILE,
+        "FILE_INVALID" | "CONFIG_INVALID" | "IMPORT_INVALID" | "IMPORT_MISMATCH"
+        | "TLS_UNUSABLE" | "TOKENS_INVALID" => INVALID_FILE,
         "USAGE"
         | "ARGUMENT_OUT_OF_BOUNDS"
         | "RUN_AMBIGUOUS"
@@ -58,6 +63,8 @@ pub(crate) fn of_code(code: &str) -> u8 {
         "LOG_DAMAGED" | "LOG_ROLLBACK" | "BLOB_DAMAGED" | "BACKUP_DAMAGED" => DAMAGED,
         "STORE_UNAVAILABLE" | "STORE_BUSY" => STORE,
         "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,
+        "UNAUTHENTICATED" => UNAUTHENTICATED,
+        "FORBIDDEN" | "ACTOR_MISMATCH" | "WORKER_IDENTITY_MISMATCH" => FORBIDDEN,
         "UNREACHABLE" => UNREACHABLE,
         "ENGINE_BUG" | "MESSAGE_INVALID" => BUG,
         "INTERRUPTED" => INTERRUPTED,

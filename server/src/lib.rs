@@ -3,8 +3,10 @@
 //! Start at `runs` (load, decide, append: the only way into the log), then `dispatch` (who is
 //! given which job), then any file of `rpc` (wire in, execute, wire out).
 
+pub mod auth;
 mod check;
 mod clock;
+mod command_error;
 mod dispatch;
 mod figures;
 mod house;
@@ -13,6 +15,7 @@ mod local;
 mod metrics;
 mod outputs;
 mod rpc;
+mod run_ids;
 mod run_list;
 mod runs;
 pub mod safekeeping;
@@ -26,7 +29,7 @@ pub use clock::{Clock, SetClock, SystemClock};
 pub use house::{House, OpenError};
 pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
-pub use serve::dial_tcp;
+pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
 pub use status::{ERROR_DOMAIN, FAILURE_CODES};
 
 /// How the names of workers begin that live in a `tow` on the store's own machine, one for each run.

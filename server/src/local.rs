@@ -11,7 +11,11 @@ use tokio::{
 use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{House, serve::STREAM_WINDOW_BYTES};
+use crate::{
+    House,
+    auth::guard::Door,
+    serve::{STREAM_WINDOW_BYTES, limited},
+};
 
 /// The address a local client seems to talk to.
 pub const LOCAL_URI: &str = "http://local";
@@ -26,7 +30,7 @@ impl House {
         // Never ends: the server closes its connections when there are no more to come.
         let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end))
             .chain(tokio_stream::pending());
-        self.spawn_serving(incoming);
+        self.spawn_serving(incoming, limited(), Door::Owner);
         let mut client_end = Some(client_end);
         let dial = tower::service_fn(move |_: Uri| {
             let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
@@ -43,7 +47,7 @@ impl House {
             fs::remove_file(&path)?;
         }
         let listener = UnixListener::bind(&path)?;
-        self.spawn_serving(UnixListenerStream::new(listener));
+        self.spawn_serving(UnixListenerStream::new(listener), limited(), Door::Owner);
         Ok(())
     }
 }

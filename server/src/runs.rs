@@ -15,8 +15,6 @@ use towpath_engine::{
     decide::{CarryOutError, Command, Written, carry_out},
     event::{Fact, RunEvent},
     ids::{Actor, RunId},
-    job::IllegalEvent,
-    refusal::Refusal,
     run::{Busy, Run},
     time::Timestamp,
 };
@@ -25,6 +23,7 @@ use towpath_storage::{
 };
 use tracing::Instrument as _;
 
+pub use crate::command_error::CommandError;
 use crate::{Clock, figures::Tally, load, run_list::RunList};
 
 /// How often a lost race is decided again before the caller is told to come back.
@@ -33,101 +32,6 @@ const TRIES_MAX: usize = 8;
 const SNAPSHOT_EVERY: Version = 20_000;
 /// How many finished runs stay in memory.
 const IDLE_RUNS_MAX: usize = 64;
-
-/// Why a command was not carried out.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    /// The engine said no.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The pipeline file has errors.
-    #[error("the pipeline file `{name}` has errors")]
-    FileInvalid {
-        /// The file, as the client named it.
-        name: String,
-        /// The first of them, one on each line, with line and column.
-        problems: String,
-    },
-    /// More than one run answers to the prefix.
-    #[error("`{prefix}` fits {count} runs")]
-    RunAmbiguous {
-        /// What was asked for.
-        prefix: String,
-        /// How many runs it fits.
-        count: usize,
-    },
-    /// More waits to be written than may wait.
-    #[error("more waits to be written than may wait")]
-    StoreBusy,
-    /// The command means more events than one append may hold.
-    #[error("too much at once: {what}")]
-    TooMuch {
-        /// Which bound it passes.
-        what: String,
-    },
-    /// Another process wrote first, again and again.
-    #[error("the run is being changed by somebody else")]
-    Contended,
-    /// The store could not do its part.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The log says something that cannot have happened.
-    #[error("the log of run `{run}` cannot be replayed at version {version}: {why}")]
-    Unreplayable {
-        /// The run.
-        run: RunId,
-        /// Where in its stream.
-        version: Version,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A message of the wire that no client of ours sends.
-    #[error("{what}")]
-    MessageInvalid {
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A record to import that cannot be read.
-    #[error("{what}")]
-    ImportInvalid {
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The job left no such file.
-    #[error("job `{job}` left no file `{path}`")]
-    ArtifactUnknown {
-        /// The job.
-        job: String,
-        /// The file asked for.
-        path: String,
-    },
-    /// The request of another run went by this name.
-    #[error("a request of this idempotency key began a run of another file")]
-    KeyReused,
-    /// Another worker goes by this name, and is there.
-    #[error("a worker named `{name}` is connected already")]
-    WorkerNameTaken {
-        /// The name.
-        name: String,
-    },
-    /// No worker goes by this name.
-    #[error("no worker named `{name}` is connected")]
-    WorkerUnknown {
-        /// The name.
-        name: String,
-    },
-    /// The other side speaks another version.
-    #[error("this server is tow {server}, and the worker is tow {worker}")]
-    VersionMismatch {
-        /// Our own.
-        server: &'static str,
-        /// Theirs.
-        worker: String,
-    },
-    /// The engine decided on something that cannot be replayed.
-    #[error("a bug in the engine: {0}")]
-    Bug(#[from] IllegalEvent),
-}
 
 /// A run in memory.
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! The services on one port: gRPC, health and reflection, over whatever carries bytes. Pipes and
 //! sockets of this machine are in `local`; here is the port for other machines.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
 use tonic::transport::{
-    Channel, Endpoint, Error, Server,
+    Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity, Server, ServerTlsConfig,
     server::{Connected, TcpIncoming},
 };
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthService};
@@ -19,7 +19,14 @@ use towpath_proto::{
     },
 };
 
-use crate::{House, metrics};
+use crate::{
+    House,
+    auth::{
+        guard::{Door, Port},
+        tokens::Tokens,
+    },
+    metrics,
+};
 
 /// Largest message that is read: a pipeline file and what surrounds it.
 const MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
@@ -31,20 +38,96 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// More often than leases lapse: a worker must notice in time that its server is gone.
 const DIALLED_KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// How long a client may take to agree on keys.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
+/// Who is let in at a port.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Nobody is let in without proof; else only once the store has tokens.
+    pub strict: bool,
+    /// Connections are encrypted, and the server proves who it is.
+    pub tls: Option<ServeTls>,
+}
+
+/// What a server proves itself with.
+#[derive(Clone, Debug)]
+pub struct ServeTls {
+    /// Its own certificate.
+    pub own: PemPair,
+    /// The authority of the workers, in PEM; `None`: certificates of clients are not asked for.
+    pub client_ca: Option<Vec<u8>>,
+}
+
+/// What a client knows servers by, and itself.
+#[derive(Clone, Debug)]
+pub struct DialTls {
+    /// The authority of the server, in PEM.
+    pub ca: Vec<u8>,
+    /// The client's own certificate, if it is a worker.
+    pub own: Option<PemPair>,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub struct PemPair {
+    /// The certificate.
+    pub certificate: Vec<u8>,
+    /// The key.
+    pub key: Vec<u8>,
+}
+
+impl PemPair {
+    fn identity(&self) -> Identity {
+        Identity::from_pem(&self.certificate, &self.key)
+    }
+}
+
+impl fmt::Debug for PemPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PemPair(..)")
+    }
+}
+
+/// Why a port cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The port itself.
+    #[error(transparent)]
+    Port(#[from] io::Error),
+    /// A certificate or key that cannot be used.
+    #[error("the certificates cannot be used")]
+    Tls(#[from] Error),
+}
+
 impl House {
-    /// Serves whoever connects to `listener`, in the clear, until the house closes. Answers the
-    /// address that it listens on.
-    pub fn serve(&self, listener: TcpListener) -> io::Result<SocketAddr> {
+    /// Serves whoever connects to `listener`, until the house closes. Answers the address that it
+    /// listens on.
+    pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
+        let Access { strict, tls } = access;
         let address = listener.local_addr()?;
-        self.spawn_serving(TcpIncoming::from(listener).with_nodelay(Some(true)));
+        let mut server = limited();
+        if let Some(ServeTls { own, client_ca }) = tls {
+            let mut config =
+                ServerTlsConfig::new().identity(own.identity()).timeout(HANDSHAKE_WITHIN);
+            if let Some(ca) = client_ca {
+                // People have tokens and no certificates.
+                config =
+                    config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
+            }
+            server = server.tls_config(config)?;
+        }
+        let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
+        let loopback = address.ip().is_loopback();
+        let door = Door::Port(Arc::new(Port { tokens, runs, strict, loopback }));
+        self.spawn_serving(TcpIncoming::from(listener).with_nodelay(Some(true)), server, door);
         Ok(address)
     }
 
     /// Serves the connections that come in, whatever they are made of.
-    pub(crate) fn spawn_serving<S, IO>(&self, incoming: S)
+    pub(crate) fn spawn_serving<S, IO>(&self, incoming: S, server: Server, door: Door)
     where
         S: Stream<Item = io::Result<IO>> + Send + 'static,
         IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Connected + Unpin + Send + 'static,
@@ -63,13 +146,8 @@ impl House {
                 }
             };
             let health = HealthService::from_health_reporter(house.health().clone());
-            let served = Server::builder()
-                .max_concurrent_streams(STREAMS_MAX)
-                .concurrency_limit_per_connection(REQUESTS_MAX)
-                .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-                .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
-                .initial_stream_window_size(STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
+            let served = server
+                .layer(door)
                 .accept_http1(true)
                 .add_routes(metrics::routes(house.clone()))
                 .add_service(HealthServer::new(health))
@@ -101,11 +179,35 @@ impl House {
     }
 }
 
-/// A client of the server at `address`, such as `127.0.0.1:7433`. It connects with the first
-/// request, and anew with the next whenever the connection was lost.
+/// A server with the bounds of every connection.
+pub(crate) fn limited() -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .concurrency_limit_per_connection(REQUESTS_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
+}
+
+/// A client of the server at `address`, such as `127.0.0.1:7433`, in the clear. It connects with
+/// the first request, and anew with the next whenever the connection was lost.
 pub fn dial_tcp(address: &str) -> Result<Channel, Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-    Ok(endpoint
+    Ok(lasting(Endpoint::from_shared(format!("http://{address}"))?))
+}
+
+/// As [`dial_tcp`], to a server that proves who it is.
+pub fn dial_tls(address: &str, tls: &DialTls) -> Result<Channel, Error> {
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
+    if let Some(own) = &tls.own {
+        config = config.identity(own.identity());
+    }
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))?;
+    Ok(lasting(endpoint.tls_config(config)?))
+}
+
+fn lasting(endpoint: Endpoint) -> Channel {
+    endpoint
         .connect_timeout(CONNECT_WITHIN)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(DIALLED_KEEPALIVE_EVERY)
@@ -113,5 +215,5 @@ pub fn dial_tcp(address: &str) -> Result<Channel, Error> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
-        .connect_lazy())
+        .connect_lazy()
 }

@@ -13,7 +13,7 @@ use crate::runs::CommandError;
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 14] = [
+pub const FAILURE_CODES: [&str; 18] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -28,6 +28,10 @@ pub const FAILURE_CODES: [&str; 14] = [
     "WORKER_NAME_TAKEN",
     "WORKER_UNKNOWN",
     "VERSION_MISMATCH",
+    "UNAUTHENTICATED",
+    "FORBIDDEN",
+    "ACTOR_MISMATCH",
+    "WORKER_IDENTITY_MISMATCH",
 ];
 
 impl CommandError {
@@ -49,6 +53,10 @@ impl CommandError {
             Self::WorkerNameTaken { .. } => "WORKER_NAME_TAKEN",
             Self::WorkerUnknown { .. } => "WORKER_UNKNOWN",
             Self::VersionMismatch { .. } => "VERSION_MISMATCH",
+            Self::Unauthenticated { .. } => "UNAUTHENTICATED",
+            Self::Forbidden { .. } => "FORBIDDEN",
+            Self::ActorMismatch { .. } => "ACTOR_MISMATCH",
+            Self::WorkerIdentityMismatch { .. } => "WORKER_IDENTITY_MISMATCH",
             Self::Bug(_) => "ENGINE_BUG",
         }
     }
@@ -67,6 +75,10 @@ impl CommandError {
             Self::ArtifactUnknown { .. } | Self::WorkerUnknown { .. } => Code::NotFound,
             Self::KeyReused | Self::VersionMismatch { .. } => Code::FailedPrecondition,
             Self::WorkerNameTaken { .. } => Code::AlreadyExists,
+            Self::Unauthenticated { .. } => Code::Unauthenticated,
+            Self::Forbidden { .. }
+            | Self::ActorMismatch { .. }
+            | Self::WorkerIdentityMismatch { .. } => Code::PermissionDenied,
             Self::StoreBusy => Code::ResourceExhausted,
             Self::TooMuch { .. } => Code::InvalidArgument,
             Self::Contended => Code::Aborted,
@@ -115,6 +127,16 @@ impl CommandError {
             Self::WorkerUnknown { .. } => "See `tow workers list` for who is connected.",
             Self::VersionMismatch { .. } => {
                 "Use the same version of `tow` on both sides; `tow version` shows both."
+            }
+            Self::Unauthenticated { .. } => {
+                "Put a token of `tow token issue` into `TOW_TOKEN`; workers may present a certificate."
+            }
+            Self::Forbidden { .. } => "Ask whoever issues tokens for the role that it needs.",
+            Self::ActorMismatch { .. } => {
+                "Leave `--actor` and `TOW_ACTOR` away; the token says it."
+            }
+            Self::WorkerIdentityMismatch { .. } => {
+                "Start the worker under the name that its certificate or token was issued for."
             }
             Self::Bug(_) => "This is a bug of ours; please report it.",
         }

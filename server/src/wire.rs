@@ -23,7 +23,7 @@ fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::MessageInvalid { what: what.into() }
 }
 
-/// Who issued a command. A name that the transport has proven takes precedence once it does.
+/// Who issued a command, by its own word.
 pub(crate) fn actor(text: &str) -> Result<Actor, CommandError> {
     text.parse().map_err(|error: towpath_engine::ids::ActorMalformed| invalid(error.to_string()))
 }

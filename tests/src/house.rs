@@ -14,7 +14,7 @@ use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
     workers_client::WorkersClient,
 };
-use towpath_server::{Clock, ERROR_DOMAIN, House, SetClock, SystemClock, dial_socket};
+use towpath_server::{Access, Clock, ERROR_DOMAIN, House, SetClock, SystemClock, dial_socket};
 
 use crate::ScriptedWorker;
 
@@ -102,7 +102,17 @@ impl TestHouse {
     /// Serves other machines at `address`, with any free port for port 0; answers where.
     pub async fn serve(&self, address: &str) -> String {
         let listener = TcpListener::bind(address).await.expect("the address is free");
-        self.house.serve(listener).expect("a listener can be served").to_string()
+        self.serve_with(listener, Access::default())
+    }
+
+    /// Serves other machines, as far as `access` lets them in, at any free port; answers where.
+    pub async fn serve_guarded(&self, access: Access) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the address is free");
+        self.serve_with(listener, access)
+    }
+
+    fn serve_with(&self, listener: TcpListener, access: Access) -> String {
+        self.house.serve(listener, access).expect("a listener can be served").to_string()
     }
 
     /// The client of workers.

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
+use tonic::{
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
 use towpath_worker::{Stay, Stop, WorkerError, WorkerOptions, work};
 
 use crate::{TestHouse, house::bounded};
@@ -23,12 +26,34 @@ impl RealWorker {
 
     /// Begins to work for the server at the end of `channel`, for as long as `stay` says.
     pub fn begin_at(channel: Channel, name: &str, slots: u32, folder: &Path, stay: Stay) -> Self {
+        Self::begin_with(channel, (name, slots), folder, stay, None)
+    }
+
+    /// Begins to work, with one slot, for a server that is shown `bearer`.
+    pub fn begin_as(
+        channel: Channel,
+        name: &str,
+        folder: &Path,
+        stay: Stay,
+        bearer: Option<MetadataValue<Ascii>>,
+    ) -> Self {
+        Self::begin_with(channel, (name, 1), folder, stay, bearer)
+    }
+
+    fn begin_with(
+        channel: Channel,
+        (name, slots): (&str, u32),
+        folder: &Path,
+        stay: Stay,
+        bearer: Option<MetadataValue<Ascii>>,
+    ) -> Self {
         let options = WorkerOptions {
             name: name.to_owned(),
             slots,
             tags: Vec::new(),
             run: None,
             attempts: folder.join("attempts"),
+            bearer,
             stay,
         };
         let stop = Stop::default();

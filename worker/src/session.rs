@@ -9,7 +9,11 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
 use towpath_proto::v1::{
     self, server_message::Message as FromServer, worker_message::Message as ToServer,
     workers_client::WorkersClient,
@@ -43,6 +47,8 @@ pub struct WorkerOptions {
     pub run: Option<String>,
     /// Where the attempts' own files are kept.
     pub attempts: PathBuf,
+    /// What it shows a server that asks who it is, as `Bearer TOKEN`.
+    pub bearer: Option<MetadataValue<Ascii>>,
     /// How long it stays.
     pub stay: Stay,
 }
@@ -208,7 +214,11 @@ impl Worker {
     async fn session(&mut self) -> (End, bool) {
         let (send, receive) = mpsc::channel(QUEUE);
         say(&send, ToServer::Hello(self.hello())).await;
-        let opened = self.client.session(ReceiverStream::new(receive)).await;
+        let mut request = Request::new(ReceiverStream::new(receive));
+        if let Some(bearer) = &self.options.bearer {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        let opened = self.client.session(request).await;
         let mut incoming = match opened {
             Ok(opened) => opened.into_inner(),
             Err(status) => return (refused_or_lost(status), false),

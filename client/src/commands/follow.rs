@@ -215,6 +215,7 @@ fn begin_work(
         tags: follow.tags.clone(),
         run: Some(follow.run.to_string()),
         attempts: server.folder().join("attempts").join(follow.run.as_str()),
+        bearer: None,
         stay: Stay::default(),
     };
     tokio::spawn(work(server.channel(), options, stop))

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use towpath_server::{House, SystemClock};
+use towpath_server::{Access, House, PemPair, ServeError, ServeTls, SystemClock};
 
 use super::{Desk, Finished, follow::Signals};
 use crate::{
@@ -39,7 +39,20 @@ pub(crate) struct ServeArgs {
     /// How long streams may take to end when the server stops, such as `10s` [default: 10s]
     #[arg(long, env = "TOW_DRAIN_TIMEOUT", hide_env_values = true, value_name = "DURATION")]
     drain_timeout: Option<String>,
-    /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`
+    /// Let nobody in who does not prove who it is [default: as soon as the store has tokens]
+    #[arg(long, env = "TOW_AUTH", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
+    auth: bool,
+    /// The server's certificate; connections then use TLS, and everybody proves who it is
+    #[arg(long, env = "TOW_TLS_CERT", hide_env_values = true, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// The key of the certificate
+    #[arg(long, env = "TOW_TLS_KEY", hide_env_values = true, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// The authority that certificates of workers must come from
+    #[arg(long, env = "TOW_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `auth`, `tls_cert`,
+    /// `tls_key`, `client_ca`
     #[arg(long, env = "TOW_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the settings as they would be used, as JSON, and do nothing
@@ -55,6 +68,10 @@ struct ConfigFile {
     store: Option<String>,
     insecure: Option<bool>,
     drain_timeout: Option<String>,
+    auth: Option<bool>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
 }
 
 /// The settings as they are used.
@@ -64,6 +81,17 @@ struct Config {
     store: String,
     insecure: bool,
     drain_timeout_ms: u64,
+    auth: bool,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+}
+
+impl Config {
+    /// Whether nobody is let in without proof, whatever the store has.
+    fn is_strict(&self) -> bool {
+        self.auth || self.tls_cert.is_some()
+    }
 }
 
 /// What is said once everything is ready.
@@ -85,9 +113,10 @@ pub(crate) async fn serve(desk: &Desk, args: ServeArgs) -> Finished {
         return Ok(exit::DONE);
     }
     let mut signals = Signals::new()?;
+    let access = access(&config)?;
     let listener = bind(&config).await?;
     let house = open(&config.store).await?;
-    let address = house.serve(listener)?;
+    let address = house.serve(listener, access).map_err(unserved)?;
     house.listen_locally()?;
     ready(desk, &config, &house, address)?;
     signals.next().await;
@@ -129,7 +158,42 @@ fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
         },
         insecure: args.insecure || file.insecure.unwrap_or_default(),
         drain_timeout_ms,
+        auth: args.auth || file.auth.unwrap_or_default(),
+        tls_cert: args.tls_cert.or(file.tls_cert),
+        tls_key: args.tls_key.or(file.tls_key),
+        client_ca: args.client_ca.or(file.client_ca),
     })
+}
+
+/// Who is let in, with the files read.
+fn access(config: &Config) -> Result<Access, Failure> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
+    let tls = match (&config.tls_cert, &config.tls_key, &config.client_ca) {
+        (Some(certificate), Some(key), ca) => Some(ServeTls {
+            own: PemPair { certificate: read(certificate)?, key: read(key)? },
+            client_ca: ca.as_deref().map(read).transpose()?,
+        }),
+        (None, None, None) => None,
+        (Some(_), None, _) | (None, Some(_), _) | (None, None, Some(_)) => {
+            let message = "`--client-ca`, `--tls-cert` and `--tls-key` go together";
+            let advice = "`tow pki issue --server HOST` makes a certificate and its key.";
+            return Err(Failure::new("USAGE", message, advice));
+        }
+    };
+    Ok(Access { strict: config.is_strict(), tls })
+}
+
+fn unserved(error: ServeError) -> Failure {
+    match error {
+        ServeError::Port(error) => error.into(),
+        ServeError::Tls(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let message = format!("the certificates cannot be used: {error}");
+            let message = cause.map_or(message.clone(), |cause| format!("{message}: {cause}"));
+            let advice = "Check the files of `--tls-cert`, `--tls-key` and `--client-ca`.";
+            Failure::new("TLS_UNUSABLE", message, advice)
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<ConfigFile, Failure> {
@@ -159,11 +223,11 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     let found = tokio::net::lookup_host(&config.listen).await.map_err(unusable)?;
     let addresses: Vec<SocketAddr> = found.collect();
     let open = addresses.iter().find(|address| !address.ip().is_loopback());
-    if let Some(address) = open.filter(|_| !config.insecure) {
+    if let Some(address) = open.filter(|_| !config.insecure && config.tls_cert.is_none()) {
         return Err(Failure::new(
             "INSECURE_LISTEN",
             format!("`{address}` can be heard by other machines, and nothing would be encrypted"),
-            "Listen on 127.0.0.1 behind a tunnel, or say `--insecure` if the network is trusted.",
+            "Use `--tls-cert` and `--tls-key`, or say `--insecure` if the network is trusted.",
         ));
     }
     TcpListener::bind(&addresses[..]).await.map_err(unusable)
@@ -204,6 +268,10 @@ mod tests {
             store: "memory:".to_owned(),
             insecure,
             drain_timeout_ms: 1,
+            auth: false,
+            tls_cert: None,
+            tls_key: None,
+            client_ca: None,
         };
         assert_eq!(bind(&config(false)).await.unwrap_err().code, "INSECURE_LISTEN");
         bind(&config(true)).await.unwrap();

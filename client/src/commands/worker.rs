@@ -1,6 +1,9 @@
 //! `tow worker`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use towpath_server::LOCAL_WORKER_PREFIX;
@@ -33,6 +36,24 @@ pub(crate) struct WorkerArgs {
         value_name = "TAG"
     )]
     tags: Vec<String>,
+    /// The worker's certificate, which proves its name; see `tow pki issue --worker`
+    #[arg(
+        long,
+        requires = "tls_key",
+        env = "TOW_TLS_CERT",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// The key of the certificate
+    #[arg(
+        long,
+        requires = "tls_cert",
+        env = "TOW_TLS_KEY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    tls_key: Option<PathBuf>,
     /// Where running jobs are written down [default: ~/.local/state/towpath/attempts/NAME]
     #[arg(long, value_name = "DIR")]
     attempts: Option<PathBuf>,
@@ -45,6 +66,13 @@ pub(crate) struct WorkerArgs {
     /// End when there was nothing to do for so long, such as `5m`
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<String>,
+}
+
+impl WorkerArgs {
+    /// The worker's own certificate and key.
+    pub(crate) fn certificate(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
 }
 
 /// Works until told to stop.
@@ -65,6 +93,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
         slots: args.slots,
         tags: args.tags,
         run: None,
+        bearer: connect::bearer(),
         stay: Stay {
             reconnect: true,
             jobs_max: if args.once { Some(1) } else { args.max_jobs },

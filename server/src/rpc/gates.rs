@@ -5,7 +5,7 @@ use towpath_engine::decide::{ApproveGate, Command, RejectGate};
 use towpath_proto::v1::{self, gates_server::Gates};
 
 use crate::{
-    House,
+    House, auth,
     runs::{CommandError, locked},
     status, wire,
 };
@@ -25,7 +25,6 @@ impl Gates for House {
         &self,
         request: Request<v1::DecideGateRequest>,
     ) -> Result<Response<v1::DecideGateReply>, Status> {
-        let request = request.into_inner();
         self.decide_gate(request, true).await.map(Response::new).map_err(status::of)
     }
 
@@ -33,7 +32,6 @@ impl Gates for House {
         &self,
         request: Request<v1::DecideGateRequest>,
     ) -> Result<Response<v1::DecideGateReply>, Status> {
-        let request = request.into_inner();
         self.decide_gate(request, false).await.map(Response::new).map_err(status::of)
     }
 }
@@ -56,11 +54,12 @@ impl House {
 
     async fn decide_gate(
         &self,
-        request: v1::DecideGateRequest,
+        request: Request<v1::DecideGateRequest>,
         approve: bool,
     ) -> Result<v1::DecideGateReply, CommandError> {
-        let v1::DecideGateRequest { run, job, binds, comment, actor } = request;
-        let (id, by, job) = (self.find(&run)?, wire::actor(&actor)?, wire::job_name(&job));
+        let by = auth::actor(&request)?;
+        let v1::DecideGateRequest { run, job, binds, comment, actor: _ } = request.into_inner();
+        let (id, job) = (self.find(&run)?, wire::job_name(&job));
         let command = if approve {
             Command::Approve(ApproveGate { job, binds: wire::digest(&binds)?, comment })
         } else {

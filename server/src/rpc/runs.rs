@@ -14,7 +14,9 @@ use towpath_proto::v1::{self, runs_server::Runs};
 use super::{Streamed, channel};
 use crate::{
     House,
+    auth::{self, roles::Role},
     outputs::Key,
+    run_ids::{id_of, new_id},
     runs::{CommandError, locked},
     status, wire,
 };
@@ -38,7 +40,7 @@ impl Runs for House {
         &self,
         request: Request<v1::StartRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
-        self.start(request.into_inner()).await.map(Response::new).map_err(status::of)
+        self.start(request).await.map(Response::new).map_err(status::of)
     }
 
     async fn get_run(
@@ -74,32 +76,34 @@ impl Runs for House {
         &self,
         request: Request<v1::ResumeRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
-        self.resume(request.into_inner()).await.map(Response::new).map_err(status::of)
+        self.resume(request).await.map(Response::new).map_err(status::of)
     }
 
     async fn retry_job(
         &self,
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::Run>, Status> {
-        let v1::RetryJobRequest { run, job, actor } = request.into_inner();
+        let by = auth::actor(&request).map_err(status::of)?;
+        let v1::RetryJobRequest { run, job, actor: _ } = request.into_inner();
         let command = Command::Retry(wire::job_name(&job));
-        self.command(&run, command, &actor).await.map(Response::new).map_err(status::of)
+        self.command(&run, command, &by).await.map(Response::new).map_err(status::of)
     }
 
     async fn cancel_run(
         &self,
         request: Request<v1::CancelRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
-        let v1::CancelRunRequest { run, reason, actor } = request.into_inner();
+        let by = auth::actor(&request).map_err(status::of)?;
+        let v1::CancelRunRequest { run, reason, actor: _ } = request.into_inner();
         let command = Command::Cancel(reason);
-        self.command(&run, command, &actor).await.map(Response::new).map_err(status::of)
+        self.command(&run, command, &by).await.map(Response::new).map_err(status::of)
     }
 
     async fn import_run(
         &self,
         request: Request<v1::ImportRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
-        self.import(request.into_inner()).await.map(Response::new).map_err(status::of)
+        self.import(request).await.map(Response::new).map_err(status::of)
     }
 
     async fn read_snapshot(
@@ -172,25 +176,28 @@ impl House {
         &self,
         run: &str,
         command: Command,
-        actor: &str,
+        by: &Actor,
     ) -> Result<v1::Run, CommandError> {
-        let (id, by) = (self.find(run)?, wire::actor(actor)?);
-        self.runs().execute(&id, command, &by).await?;
+        let id = self.find(run)?;
+        self.runs().execute(&id, command, by).await?;
         self.runs().changed.notify_one();
         self.view(&id).await
     }
 
-    async fn start(&self, request: v1::StartRunRequest) -> Result<v1::Run, CommandError> {
+    async fn start(&self, request: Request<v1::StartRunRequest>) -> Result<v1::Run, CommandError> {
+        let by = auth::actor(&request)?;
+        if request.get_ref().gates_preapproved {
+            auth::needs(&request, Role::Approver, "a run whose gates are open")?;
+        }
         let v1::StartRunRequest {
             file,
             parallelism,
             gates_preapproved,
             traceparent,
-            actor,
+            actor: _,
             idempotency_key: key,
-        } = request;
-        let (file, by) = (wire::pipeline_file(file)?, wire::actor(&actor)?);
-        let mut create = creation(file, parallelism);
+        } = request.into_inner();
+        let mut create = creation(wire::pipeline_file(file)?, parallelism);
         create.gates_preapproved = gates_preapproved;
         create.traceparent = (!traceparent.is_empty()).then_some(traceparent);
         if key.is_empty() {
@@ -224,22 +231,30 @@ impl House {
         self.view(id).await
     }
 
-    async fn resume(&self, request: v1::ResumeRunRequest) -> Result<v1::Run, CommandError> {
-        let v1::ResumeRunRequest { run, from_stage, file, accept_changes, actor } = request;
+    async fn resume(
+        &self,
+        request: Request<v1::ResumeRunRequest>,
+    ) -> Result<v1::Run, CommandError> {
+        let by = auth::actor(&request)?;
+        let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
+            request.into_inner();
         let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
         let resume = ResumeRun {
             from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
             file: file.map(|file| EditedPlan { file_sha256: file.sha256, plan: file.plan }),
             accept_changes,
         };
-        self.command(&run, Command::Resume(resume), &actor).await
+        self.command(&run, Command::Resume(resume), &by).await
     }
 
-    async fn import(&self, request: v1::ImportRunRequest) -> Result<v1::Run, CommandError> {
-        let v1::ImportRunRequest { file, record, actor } = request;
-        let (file, by) = (wire::pipeline_file(file)?, wire::actor(&actor)?);
+    async fn import(
+        &self,
+        request: Request<v1::ImportRunRequest>,
+    ) -> Result<v1::Run, CommandError> {
+        let by = auth::actor(&request)?;
+        let v1::ImportRunRequest { file, record, actor: _ } = request.into_inner();
+        let create = creation(wire::pipeline_file(file)?, 4);
         let jobs = imported(&record)?;
-        let create = creation(file, 4);
         let id = create.run.clone();
         self.runs().execute(&id, Command::Import(ImportRun { create, jobs }), &by).await?;
         self.view(&id).await
@@ -456,24 +471,6 @@ fn creation(file: wire::ReadFile, parallelism: u32) -> CreateRun {
     }
 }
 
-fn new_id() -> RunId {
-    // Version 7 keeps the time in front; the rest is random but for two fixed bits.
-    id_of(&Digest::of(uuid::Uuid::now_v7().as_bytes()))
-}
-
-/// 80 bits of `digest` in lower-case Crockford base32.
-fn id_of(digest: &Digest) -> RunId {
-    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-    let mut bits =
-        digest.0.iter().take(10).fold(0_u128, |all, byte| (all << 8) | u128::from(*byte));
-    let mut text = String::new();
-    for _ in 0..16 {
-        text.push(char::from(DIGITS[(bits & 31) as usize]));
-        bits >>= 5;
-    }
-    text.into()
-}
-
 fn imported(record: &[u8]) -> Result<Vec<ImportedJob>, CommandError> {
     let invalid = |what: String| CommandError::ImportInvalid { what };
     let text = std::str::from_utf8(record)
@@ -492,19 +489,4 @@ fn imported(record: &[u8]) -> Result<Vec<ImportedJob>, CommandError> {
         error: line.error,
     };
     Ok(run.lines.into_iter().map(job).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_sixteen_characters_and_never_the_same() {
-        let ids: std::collections::BTreeSet<RunId> = (0..1_000).map(|_| new_id()).collect();
-        assert_eq!(ids.len(), 1_000);
-        assert!(ids.iter().all(|id| id.as_str().len() == 16));
-        let firsts: std::collections::BTreeSet<_> =
-            ids.iter().map(|id| id.as_str().chars().next()).collect();
-        assert!(firsts.len() > 20, "a short prefix tells runs apart");
-    }
 }

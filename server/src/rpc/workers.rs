@@ -16,7 +16,7 @@ use towpath_storage::StoreError;
 
 use super::{Streamed, channel};
 use crate::{
-    House,
+    House, auth,
     figures::Figures,
     outputs::Key,
     runs::CommandError,
@@ -41,7 +41,7 @@ impl Workers for House {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (send, receive) = mpsc::channel(SESSION_QUEUE);
         let house = self.clone();
-        let mut incoming = request.into_inner();
+        let (_, extensions, mut incoming) = request.into_parts();
         tokio::spawn(async move {
             let Some(Ok(v1::WorkerMessage { message: Some(Message::Hello(hello)) })) =
                 incoming.next().await
@@ -50,6 +50,11 @@ impl Workers for House {
                 drop(send.send(Err(status::of(CommandError::MessageInvalid { what }))).await);
                 return;
             };
+            let named = auth::is_worker(&extensions, &hello.worker);
+            if let Err(error) = named {
+                drop(send.send(Err(status::of(error))).await);
+                return;
+            }
             if let Err(error) = house.serve_worker(hello, incoming, send.clone()).await {
                 drop(send.send(Err(status::of(error))).await);
             }

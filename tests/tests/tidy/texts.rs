@@ -148,8 +148,12 @@ fn no_type_is_named_after_nothing() {
     none("a type is named after what it is", broken);
 }
 
-/// The name of the struct, enum, trait or type that `line` declares.
+/// The name of the struct, enum, trait or type that `line` declares. An indented `type` belongs to
+/// a trait, which may be somebody else's.
 fn declared(line: &str) -> Option<&str> {
+    if line.starts_with(' ') && line.trim_start().starts_with("type ") {
+        return None;
+    }
     let line = line.trim_start();
     let line = match line.strip_prefix("pub") {
         Some(rest) if rest.starts_with('(') => rest.split_once(") ")?.1,

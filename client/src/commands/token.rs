@@ -1,0 +1,176 @@
+//! `tow token`.
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+use towpath_server::{
+    Clock as _, SystemClock,
+    auth::{
+        roles::Role,
+        tokens::{self, NewToken, Token, TokenKind, TokensError},
+    },
+};
+
+use super::{Desk, Finished, serve::duration};
+use crate::{cli::Output, connect::store_folder, exit, failure::Failure, render::safe};
+
+/// Say who may ask a server, and for what
+///
+/// Works on the store itself, whether or not a server has it open; a server knows at once. A store
+/// that has tokens lets nobody in at its port without one. Whoever was issued a token puts it into
+/// `TOW_TOKEN`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Issue a token and show its secret, once
+    Issue {
+        /// Whom it stands for; no two of one store
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// What goes by the name
+        #[arg(long, value_enum, default_value = "human", value_name = "KIND")]
+        kind: Kind,
+        /// What it may do: viewer, operator, approver, worker, auditor, admin
+        #[arg(long = "role", required = true, value_delimiter = ',', value_name = "ROLE")]
+        roles: Vec<Role>,
+        /// How long it counts, such as `30d` [default: until it is revoked]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<String>,
+    },
+    /// List the tokens; secrets are not kept
+    List,
+    /// Make a token count no more, from now on
+    Revoke {
+        /// Whom it stands for
+        name: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// A person
+    Human,
+    /// A program that decides by itself
+    Agent,
+    /// A program that does what it was set up to do
+    Service,
+}
+
+impl From<Kind> for TokenKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Human => Self::Human,
+            Kind::Agent => Self::Agent,
+            Kind::Service => Self::Service,
+        }
+    }
+}
+
+/// A token, as machines read it. Names are stable.
+#[derive(Serialize)]
+struct TokenJson {
+    actor: String,
+    roles: Vec<Role>,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+}
+
+impl From<Token> for TokenJson {
+    fn from(token: Token) -> Self {
+        Self {
+            actor: token.actor().to_string(),
+            created_at: token.created_at.to_string(),
+            expires_at: token.expires_at.map(|end| end.to_string()),
+            roles: token.roles,
+        }
+    }
+}
+
+/// Issues, lists or revokes.
+pub(crate) fn token(desk: &Desk, args: TokenArgs) -> Finished {
+    let folder = folder(desk)?;
+    match args.what {
+        What::Issue { name, kind, roles, expires } => {
+            let now = SystemClock.now();
+            let expires = expires.as_deref().map(duration).transpose()?;
+            let expires_at = expires.map(|ms| now.plus_ms(ms));
+            let new = NewToken { name: name.clone(), kind: kind.into(), roles, expires_at };
+            let secret = tokens::issue(&folder, new, now).map_err(failure)?;
+            desk.say(&format!("The token of {}; nobody can be shown it again.", safe(&name)));
+            desk.print(&format!("{}\n", secret.reveal()))?;
+        }
+        What::List => list(desk, tokens::list(&folder).map_err(failure)?)?,
+        What::Revoke { name } => {
+            tokens::revoke(&folder, &name).map_err(failure)?;
+            desk.say(&format!("The token of {} counts no more.", safe(&name)));
+        }
+    }
+    Ok(exit::DONE)
+}
+
+/// The folder of the store, which must exist.
+fn folder(desk: &Desk) -> Result<PathBuf, Failure> {
+    let url = desk.store_url();
+    let advice = "Begin with `tow serve` or `tow run`, or name a store with `--store`.";
+    match store_folder(&url) {
+        Some(folder) if folder.join("format").exists() => Ok(folder),
+        Some(folder) => {
+            let message = format!("there is no store at `{}`", folder.display());
+            Err(Failure::new("STORE_URL_INVALID", message, advice))
+        }
+        None => Err(Failure::new("STORE_URL_INVALID", "this store keeps no tokens", advice)),
+    }
+}
+
+fn list(desk: &Desk, tokens: Vec<Token>) -> Result<(), Failure> {
+    let shown: Vec<TokenJson> = tokens.into_iter().map(TokenJson::from).collect();
+    match desk.output() {
+        Output::Text if shown.is_empty() => desk.say("The store has no tokens."),
+        Output::Text => {
+            for token in &shown {
+                let roles: Vec<_> = token.roles.iter().map(|role| role.word()).collect();
+                let end = token.expires_at.as_deref().unwrap_or("never");
+                let actor = desk.style.pad(&safe(&token.actor), 24);
+                let roles = roles.join(",");
+                let line = format!("{actor} {roles:<24}  since {}  ends {end}", token.created_at);
+                desk.print(&(line + "\n"))?;
+            }
+        }
+        Output::Json => desk.json(&shown)?,
+        Output::Jsonl => {
+            for token in shown {
+                desk.json(&token)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn failure(error: TokensError) -> Failure {
+    let message = error.to_string();
+    match error {
+        TokensError::Exists { .. } => {
+            let advice = "Revoke it first with `tow token revoke`, or choose another name.";
+            Failure::new("TOKEN_EXISTS", message, advice)
+        }
+        TokensError::Unknown { .. } => {
+            Failure::new("TOKEN_UNKNOWN", message, "See `tow token list`.")
+        }
+        TokensError::NameMalformed { .. } => {
+            let advice = "Use 1 to 100 letters, digits and `._-@+`.";
+            Failure::new("USAGE", message, advice)
+        }
+        TokensError::Invalid { .. } => {
+            let advice = "Until it is put right, or removed and written anew, nobody is let in.";
+            Failure::new("TOKENS_INVALID", message, advice)
+        }
+        TokensError::Unusable { path, source } => Failure::file(&path, &source),
+    }
+}

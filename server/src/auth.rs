@@ -1,0 +1,97 @@
+//! Who asks, and whether they may. Identity is proven by a bearer token or by the certificate of a
+//! worker, on ports only: a pipe and the store's own socket belong to the owner of the store.
+
+pub(crate) mod guard;
+pub mod pki;
+pub mod roles;
+pub mod tokens;
+
+use tonic::{Extensions, Request};
+use towpath_engine::ids::Actor;
+use towpath_proto::v1;
+
+use self::{roles::Role, tokens::Token};
+use crate::{runs::CommandError, wire};
+
+/// Somebody whose identity is proven.
+#[derive(Clone, Debug)]
+pub(crate) struct Principal {
+    pub(crate) actor: Actor,
+    pub(crate) roles: Vec<Role>,
+    /// What proved it, if it can be revoked.
+    token: Option<Token>,
+}
+
+impl Principal {
+    fn of_token(token: Token) -> Self {
+        Self { actor: token.actor(), roles: token.roles.clone(), token: Some(token) }
+    }
+
+    fn of_worker(name: &str) -> Self {
+        Self { actor: Actor::worker(name), roles: vec![Role::Worker], token: None }
+    }
+}
+
+/// A request that says who makes it.
+pub(crate) trait Claims {
+    /// Who the sender says it is.
+    fn claimed(&self) -> &str;
+}
+
+macro_rules! claims {
+    ($($request:ident),*) => {
+        $(impl Claims for v1::$request {
+            fn claimed(&self) -> &str {
+                &self.actor
+            }
+        })*
+    };
+}
+
+claims!(
+    StartRunRequest,
+    ResumeRunRequest,
+    RetryJobRequest,
+    CancelRunRequest,
+    ImportRunRequest,
+    DecideGateRequest
+);
+
+/// Who makes `request`: whoever it was proven to be, else whoever it says.
+pub(crate) fn actor<T: Claims>(request: &Request<T>) -> Result<Actor, CommandError> {
+    let claimed = request.get_ref().claimed();
+    let Some(principal) = request.extensions().get::<Principal>() else {
+        if claimed.is_empty() && request.metadata().contains_key("authorization") {
+            let why = "this server knows no tokens, and the request names nobody";
+            return Err(CommandError::Unauthenticated { why });
+        }
+        return wire::actor(claimed);
+    };
+    let own = principal.actor.to_string();
+    if claimed.is_empty() || claimed == own {
+        return Ok(principal.actor.clone());
+    }
+    Err(CommandError::ActorMismatch { own, claimed: claimed.to_owned() })
+}
+
+/// Refuses whoever was proven to be somebody without `role`.
+pub(crate) fn needs<T>(request: &Request<T>, role: Role, what: &str) -> Result<(), CommandError> {
+    match request.extensions().get::<Principal>() {
+        Some(principal) if !principal.roles.contains(&role) => {
+            let (who, what) = (principal.actor.to_string(), what.to_owned());
+            Err(CommandError::Forbidden { who, what })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Refuses a worker that goes by another name than the one it was proven to have.
+pub(crate) fn is_worker(extensions: &Extensions, claimed: &str) -> Result<(), CommandError> {
+    match extensions.get::<Principal>() {
+        Some(principal) if principal.actor.name != claimed => {
+            let (own, claimed) = (principal.actor.name.clone(), claimed.to_owned());
+            Err(CommandError::WorkerIdentityMismatch { own, claimed })
+        }
+        Some(_) | None => Ok(()),
+    }
+}

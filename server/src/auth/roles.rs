@@ -1,0 +1,194 @@
+//! Who may ask for what: one table. What is not in it nobody may ask for.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// What somebody may do. Nobody has more than what was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Reads runs and what their jobs printed.
+    Viewer,
+    /// Starts, resumes, retries, cancels and imports runs.
+    Operator,
+    /// Opens gates and keeps them shut.
+    Approver,
+    /// Runs jobs.
+    Worker,
+    /// Reads everything and checks the log; changes nothing.
+    Auditor,
+    /// Looks after workers. Cannot approve, and cannot start runs.
+    Admin,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 6] =
+        [Self::Viewer, Self::Operator, Self::Approver, Self::Worker, Self::Auditor, Self::Admin];
+
+    /// The role in one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Approver => "approver",
+            Self::Worker => "worker",
+            Self::Auditor => "auditor",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A word that names no role.
+#[derive(Debug, thiserror::Error)]
+#[error("a role is one of viewer, operator, approver, worker, auditor, admin")]
+pub struct RoleUnknown;
+
+impl FromStr for Role {
+    type Err = RoleUnknown;
+
+    fn from_str(text: &str) -> Result<Self, RoleUnknown> {
+        Self::ALL.into_iter().find(|role| role.word() == text).ok_or(RoleUnknown)
+    }
+}
+
+/// Those who read runs.
+const READERS: &[Role] =
+    &[Role::Viewer, Role::Operator, Role::Approver, Role::Auditor, Role::Admin];
+
+/// Every request of the contract, and the roles that may make it: any one of them is enough.
+pub(crate) const TABLE: [(&str, &[Role]); 26] = [
+    ("/towpath.v1.Runs/StartRun", &[Role::Operator]),
+    ("/towpath.v1.Runs/GetRun", READERS),
+    ("/towpath.v1.Runs/ListRuns", READERS),
+    ("/towpath.v1.Runs/ListJobs", READERS),
+    ("/towpath.v1.Runs/ExplainJob", READERS),
+    ("/towpath.v1.Runs/ResumeRun", &[Role::Operator]),
+    ("/towpath.v1.Runs/RetryJob", &[Role::Operator]),
+    ("/towpath.v1.Runs/CancelRun", &[Role::Operator]),
+    ("/towpath.v1.Runs/ImportRun", &[Role::Operator]),
+    ("/towpath.v1.Runs/ReadSnapshot", READERS),
+    ("/towpath.v1.Runs/ReadOutput", READERS),
+    ("/towpath.v1.Runs/ReadArtifact", READERS),
+    ("/towpath.v1.Gates/ListGates", READERS),
+    ("/towpath.v1.Gates/ApproveGate", &[Role::Approver]),
+    ("/towpath.v1.Gates/RejectGate", &[Role::Approver]),
+    ("/towpath.v1.Log/Follow", READERS),
+    ("/towpath.v1.Log/Check", &[Role::Auditor, Role::Admin]),
+    ("/towpath.v1.Log/Describe", &Role::ALL),
+    ("/towpath.v1.Workers/Session", &[Role::Worker]),
+    ("/towpath.v1.Workers/ListWorkers", READERS),
+    ("/towpath.v1.Workers/DrainWorker", &[Role::Operator, Role::Admin]),
+    ("/towpath.v1.Workers/WatchDemand", READERS),
+    ("/externalscaler.ExternalScaler/IsActive", READERS),
+    ("/externalscaler.ExternalScaler/StreamIsActive", READERS),
+    ("/externalscaler.ExternalScaler/GetMetricSpec", READERS),
+    ("/externalscaler.ExternalScaler/GetMetrics", READERS),
+];
+
+/// Where the figures are, which are no gRPC.
+pub(crate) const FIGURES: &str = "/metrics";
+
+/// Whether somebody with `roles` may make the request at `path`.
+pub(crate) fn may(roles: &[Role], path: &str) -> bool {
+    if path == FIGURES {
+        return READERS.iter().any(|role| roles.contains(role));
+    }
+    let row = TABLE.iter().find(|(known, _)| *known == path);
+    row.is_some_and(|(_, allowed)| allowed.iter().any(|role| roles.contains(role)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+
+    use super::*;
+
+    /// Every method of the compiled contract.
+    fn contract() -> BTreeSet<String> {
+        let all = prost_types::FileDescriptorSet::decode(towpath_proto::DESCRIPTORS).unwrap();
+        let mut paths = BTreeSet::new();
+        for file in &all.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let (package, service) = (file.package(), service.name());
+                    paths.insert(format!("/{package}.{service}/{}", method.name()));
+                }
+            }
+        }
+        paths
+    }
+
+    #[test]
+    fn every_request_of_the_contract_has_one_row_and_every_row_a_request() {
+        let rows: BTreeSet<String> = TABLE.iter().map(|(path, _)| (*path).to_owned()).collect();
+        assert_eq!(rows.len(), TABLE.len(), "no path twice");
+        assert_eq!(rows, contract());
+    }
+
+    #[test]
+    fn every_role_may_do_what_is_written_here_and_nothing_else() {
+        // viewer, operator, approver, worker, auditor, admin
+        let expected = [
+            ("towpath.v1.Runs/StartRun", "-o----"),
+            ("towpath.v1.Runs/GetRun", "voa-ud"),
+            ("towpath.v1.Runs/ListRuns", "voa-ud"),
+            ("towpath.v1.Runs/ListJobs", "voa-ud"),
+            ("towpath.v1.Runs/ExplainJob", "voa-ud"),
+            ("towpath.v1.Runs/ResumeRun", "-o----"),
+            ("towpath.v1.Runs/RetryJob", "-o----"),
+            ("towpath.v1.Runs/CancelRun", "-o----"),
+            ("towpath.v1.Runs/ImportRun", "-o----"),
+            ("towpath.v1.Runs/ReadSnapshot", "voa-ud"),
+            ("towpath.v1.Runs/ReadOutput", "voa-ud"),
+            ("towpath.v1.Runs/ReadArtifact", "voa-ud"),
+            ("towpath.v1.Gates/ListGates", "voa-ud"),
+            ("towpath.v1.Gates/ApproveGate", "--a---"),
+            ("towpath.v1.Gates/RejectGate", "--a---"),
+            ("towpath.v1.Log/Follow", "voa-ud"),
+            ("towpath.v1.Log/Check", "----ud"),
+            ("towpath.v1.Log/Describe", "voawud"),
+            ("towpath.v1.Workers/Session", "---w--"),
+            ("towpath.v1.Workers/ListWorkers", "voa-ud"),
+            ("towpath.v1.Workers/DrainWorker", "-o---d"),
+            ("towpath.v1.Workers/WatchDemand", "voa-ud"),
+            ("externalscaler.ExternalScaler/IsActive", "voa-ud"),
+            ("externalscaler.ExternalScaler/StreamIsActive", "voa-ud"),
+            ("externalscaler.ExternalScaler/GetMetricSpec", "voa-ud"),
+            ("externalscaler.ExternalScaler/GetMetrics", "voa-ud"),
+        ];
+        assert_eq!(expected.len(), contract().len());
+        for (name, allowed) in expected {
+            let path = format!("/{name}");
+            for (role, letter) in Role::ALL.into_iter().zip(allowed.chars()) {
+                assert_eq!(may(&[role], &path), letter != '-', "{role} at {path}");
+            }
+            assert!(!may(&[], &path), "nobody at {path}");
+            assert!(may(&Role::ALL, &path), "everybody at {path}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_nobody_may() {
+        for path in ["", "/", "/towpath.v1.Runs/Nothing", "/towpath.v1.Runs/GetRun/", "/x.Y/Z"] {
+            assert!(!may(&Role::ALL, path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_role_is_read_as_it_is_written() {
+        for role in Role::ALL {
+            assert_eq!(role.word().parse::<Role>().unwrap(), role);
+        }
+        assert!("Admin".parse::<Role>().is_err());
+    }
+}

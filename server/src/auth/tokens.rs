@@ -1,0 +1,394 @@
+//! Bearer tokens: who they stand for is kept in the store's folder, the secrets themselves are not.
+
+use std::{
+    fmt, fs,
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use towpath_engine::{
+    ids::{Actor, ActorKind},
+    time::Timestamp,
+};
+
+use super::roles::Role;
+
+/// The file within the store's folder.
+pub const TOKENS_FILE: &str = "tokens.json";
+/// How every secret begins, so that scanners for leaked secrets know it.
+pub const TOKEN_PREFIX: &str = "towpath_";
+/// Random bytes of a secret.
+const SECRET_BYTES: usize = 32;
+/// The form of the file.
+const FORM: u32 = 1;
+
+/// The party that a token stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// A person.
+    Human,
+    /// A program that decides by itself.
+    Agent,
+    /// A program that does what it was set up to do.
+    Service,
+}
+
+impl TokenKind {
+    /// The kind of the actor in the log.
+    fn actor(self) -> ActorKind {
+        match self {
+            Self::Human => ActorKind::Human,
+            Self::Agent => ActorKind::Agent,
+            Self::Service => ActorKind::Service,
+        }
+    }
+}
+
+/// A token as it is kept: everything but the secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// Whom it stands for; one token for each name.
+    pub name: String,
+    /// The party that goes by the name.
+    pub kind: TokenKind,
+    /// What it may do.
+    pub roles: Vec<Role>,
+    /// SHA-256 of the secret, in hex.
+    sha256: String,
+    /// When it was issued.
+    pub created_at: Timestamp,
+    /// From when on it counts no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Token {
+    /// Who acts with it.
+    pub fn actor(&self) -> Actor {
+        Actor { kind: self.kind.actor(), name: self.name.clone() }
+    }
+}
+
+/// A token to be issued.
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// Whom it stands for.
+    pub name: String,
+    /// The party that goes by the name.
+    pub kind: TokenKind,
+    /// What it may do.
+    pub roles: Vec<Role>,
+    /// From when on it counts no more.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Why tokens could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// There is one of that name.
+    #[error("there is a token named `{name}` already")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// There is none of that name.
+    #[error("there is no token named `{name}`")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A name that cannot be one.
+    #[error("`{name}` cannot be the name of a token")]
+    NameMalformed {
+        /// The name.
+        name: String,
+    },
+    /// The file says something else than tokens.
+    #[error("`{}` holds no tokens: {why}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file cannot be read or written.
+    #[error("`{}`: {source}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl TokensError {
+    fn unusable(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Unusable { path: path.clone(), source }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    form: u32,
+    tokens: Vec<Token>,
+}
+
+/// A secret on its way to the one who will use it. Shows itself to nobody else.
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Issues a token for the store in `folder`. Nobody can be shown the secret again.
+pub fn issue(folder: &Path, new: NewToken, now: Timestamp) -> Result<Secret, TokensError> {
+    let NewToken { name, kind, roles, expires_at } = new;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
+    if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
+        return Err(TokensError::NameMalformed { name });
+    }
+    let path = folder.join(TOKENS_FILE);
+    let mut random = [0; SECRET_BYTES];
+    let no_chance = |error: getrandom::Error| io::Error::other(error.to_string());
+    getrandom::fill(&mut random).map_err(no_chance).map_err(TokensError::unusable(&path))?;
+    let secret = format!("{TOKEN_PREFIX}{}", hex::encode(random));
+    let sha256 = hex::encode(Sha256::digest(secret.as_bytes()));
+    change(folder, |tokens| {
+        if tokens.iter().any(|token| token.name == name) {
+            return Err(TokensError::Exists { name });
+        }
+        tokens.push(Token { name, kind, roles, sha256, created_at: now, expires_at });
+        Ok(())
+    })?;
+    Ok(Secret(secret))
+}
+
+/// Every token of the store in `folder`, oldest first.
+pub fn list(folder: &Path) -> Result<Vec<Token>, TokensError> {
+    read(&folder.join(TOKENS_FILE))
+}
+
+/// Makes the token of `name` count no more.
+pub fn revoke(folder: &Path, name: &str) -> Result<(), TokensError> {
+    change(folder, |tokens| {
+        let before = tokens.len();
+        tokens.retain(|token| token.name != name);
+        let gone = tokens.len() < before;
+        if gone { Ok(()) } else { Err(TokensError::Unknown { name: name.to_owned() }) }
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(TokensError::unusable(path)(error)),
+    };
+    let invalid = |why: String| TokensError::Invalid { path: path.to_owned(), why };
+    let file: File = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
+    if file.form != FORM {
+        return Err(invalid(format!("it has the form {}", file.form)));
+    }
+    Ok(file.tokens)
+}
+
+/// Changes the tokens of `folder`: whoever reads sees all of it or nothing, and of two who change
+/// them one waits for the other.
+fn change(
+    folder: &Path,
+    change: impl FnOnce(&mut Vec<Token>) -> Result<(), TokensError>,
+) -> Result<(), TokensError> {
+    let (path, beside) = (folder.join(TOKENS_FILE), folder.join("tokens.new"));
+    let unusable = TokensError::unusable(&path);
+    let mut owned = fs::OpenOptions::new();
+    owned.write(true).create(true).mode(0o600);
+    let lock = owned.open(folder.join("tokens.lock")).map_err(&unusable)?;
+    lock.lock().map_err(&unusable)?;
+    let mut tokens = read(&path)?;
+    change(&mut tokens)?;
+    let file = File { form: FORM, tokens };
+    let mut text = serde_json::to_vec_pretty(&file).map_err(io::Error::from).map_err(&unusable)?;
+    text.push(b'\n');
+    let write = || {
+        // What a writer left that was killed may have another mode.
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let mut new =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        new.write_all(&text)?;
+        new.sync_all()?;
+        fs::rename(&beside, &path)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(unusable)
+}
+
+/// What tells one state of the file from another.
+type Stamp = (u64, i64, i64, u64);
+
+/// The tokens of a store as its server knows them: what the file says, as soon as it says so.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    path: PathBuf,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    stamp: Option<Stamp>,
+    tokens: Arc<[Token]>,
+    /// There was a file once: without one nobody is let in.
+    seen: bool,
+}
+
+impl Tokens {
+    pub(crate) fn of(folder: &Path) -> Self {
+        Self { path: folder.join(TOKENS_FILE), known: Mutex::default() }
+    }
+
+    /// Whether there is, or was, a file of tokens.
+    pub(crate) fn exist(&self) -> bool {
+        self.fresh().1
+    }
+
+    /// The token of `secret`, if it counts at `now`.
+    pub(crate) fn find(&self, secret: &str, now: Timestamp) -> Option<Token> {
+        let asked = hex::encode(Sha256::digest(secret.as_bytes()));
+        self.find_digest(&asked, now)
+    }
+
+    /// Whether `token` still counts, and means the same, at `now`.
+    pub(crate) fn still_counts(&self, token: &Token, now: Timestamp) -> bool {
+        self.find_digest(&token.sha256, now).is_some_and(|found| found == *token)
+    }
+
+    fn find_digest(&self, asked: &str, now: Timestamp) -> Option<Token> {
+        let (tokens, _) = self.fresh();
+        let mut found = None;
+        // All of them, whichever it is: how long it takes says nothing.
+        for token in tokens.iter() {
+            if same(token.sha256.as_bytes(), asked.as_bytes()) {
+                found = Some(token);
+            }
+        }
+        found.filter(|token| token.expires_at.is_none_or(|end| now < end)).cloned()
+    }
+
+    /// The tokens as the file has them now. A file that cannot be read lets nobody in.
+    fn fresh(&self) -> (Arc<[Token]>, bool) {
+        let found = fs::metadata(&self.path);
+        let stamp =
+            found.ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if stamp != known.stamp {
+            known.seen |= stamp.is_some();
+            known.stamp = stamp;
+            known.tokens = match read(&self.path) {
+                Ok(tokens) => tokens.into(),
+                Err(error) => {
+                    tracing::error!(%error, "nobody is let in");
+                    Arc::default()
+                }
+            };
+        }
+        (Arc::clone(&known.tokens), known.seen)
+    }
+}
+
+/// Whether two digests are the same, in a time that does not depend on where they differ.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let differences = a.iter().zip(b).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
+    a.len() == b.len() && differences == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000);
+
+    fn new(name: &str) -> NewToken {
+        let roles = vec![Role::Viewer];
+        NewToken { name: name.to_owned(), kind: TokenKind::Human, roles, expires_at: None }
+    }
+
+    #[test]
+    fn a_token_counts_until_it_is_revoked_and_its_secret_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = Tokens::of(folder.path());
+        assert!(!known.exist());
+        let secret = issue(folder.path(), new("ana"), NOW).unwrap();
+        assert_eq!(secret.reveal().len(), TOKEN_PREFIX.len() + 64);
+        assert!(known.exist());
+        let found = known.find(secret.reveal(), NOW).unwrap();
+        assert_eq!(found.actor().to_string(), "human:ana");
+        assert!(known.find("towpath_00", NOW).is_none());
+        assert!(known.find("", NOW).is_none());
+        let path = folder.path().join(TOKENS_FILE);
+        assert!(!fs::read_to_string(&path).unwrap().contains(secret.reveal()));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+        revoke(folder.path(), "ana").unwrap();
+        assert!(known.find(secret.reveal(), NOW).is_none());
+        assert!(!known.still_counts(&found, NOW));
+        assert!(matches!(revoke(folder.path(), "ana"), Err(TokensError::Unknown { .. })));
+    }
+
+    #[test]
+    fn a_token_counts_until_it_expires() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = Tokens::of(folder.path());
+        let end = Some(NOW.plus_ms(10));
+        let secret = issue(folder.path(), NewToken { expires_at: end, ..new("ana") }, NOW).unwrap();
+        assert!(known.find(secret.reveal(), NOW.plus_ms(9)).is_some());
+        assert!(known.find(secret.reveal(), NOW.plus_ms(10)).is_none());
+    }
+
+    #[test]
+    fn names_are_taken_once_and_look_like_names() {
+        let folder = tempfile::tempdir().unwrap();
+        issue(folder.path(), new("ana"), NOW).unwrap();
+        let again = issue(folder.path(), new("ana"), NOW);
+        assert!(matches!(again, Err(TokensError::Exists { .. })));
+        for name in ["", "a b", "a:b", "\u{202e}a", &"a".repeat(101)] {
+            let refused = issue(folder.path(), new(name), NOW);
+            assert!(matches!(refused, Err(TokensError::NameMalformed { .. })), "{name}");
+        }
+        assert_eq!(list(folder.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_broken_or_gone_lets_nobody_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = Tokens::of(folder.path());
+        let secret = issue(folder.path(), new("ana"), NOW).unwrap();
+        assert!(known.find(secret.reveal(), NOW).is_some());
+        fs::write(folder.path().join(TOKENS_FILE), "{").unwrap();
+        assert!(known.find(secret.reveal(), NOW).is_none());
+        assert!(matches!(list(folder.path()), Err(TokensError::Invalid { .. })));
+        fs::remove_file(folder.path().join(TOKENS_FILE)).unwrap();
+        assert!(known.find(secret.reveal(), NOW).is_none());
+        assert!(known.exist(), "the door does not open by itself");
+    }
+}

@@ -1,0 +1,130 @@
+//! Why a command was not carried out, in one list: codes, gRPC statuses and advice follow from it in
+//! `status`.
+
+use towpath_engine::{ids::RunId, job::IllegalEvent, refusal::Refusal};
+use towpath_storage::{StoreError, Version};
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The engine said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The pipeline file has errors.
+    #[error("the pipeline file `{name}` has errors")]
+    FileInvalid {
+        /// The file, as the client named it.
+        name: String,
+        /// The first of them, one on each line, with line and column.
+        problems: String,
+    },
+    /// More than one run answers to the prefix.
+    #[error("`{prefix}` fits {count} runs")]
+    RunAmbiguous {
+        /// What was asked for.
+        prefix: String,
+        /// How many runs it fits.
+        count: usize,
+    },
+    /// More waits to be written than may wait.
+    #[error("more waits to be written than may wait")]
+    StoreBusy,
+    /// The command means more events than one append may hold.
+    #[error("too much at once: {what}")]
+    TooMuch {
+        /// Which bound it passes.
+        what: String,
+    },
+    /// Another process wrote first, again and again.
+    #[error("the run is being changed by somebody else")]
+    Contended,
+    /// The store could not do its part.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log says something that cannot have happened.
+    #[error("the log of run `{run}` cannot be replayed at version {version}: {why}")]
+    Unreplayable {
+        /// The run.
+        run: RunId,
+        /// Where in its stream.
+        version: Version,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A message of the wire that no client of ours sends.
+    #[error("{what}")]
+    MessageInvalid {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A record to import that cannot be read.
+    #[error("{what}")]
+    ImportInvalid {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The job left no such file.
+    #[error("job `{job}` left no file `{path}`")]
+    ArtifactUnknown {
+        /// The job.
+        job: String,
+        /// The file asked for.
+        path: String,
+    },
+    /// The request of another run went by this name.
+    #[error("a request of this idempotency key began a run of another file")]
+    KeyReused,
+    /// Another worker goes by this name, and is there.
+    #[error("a worker named `{name}` is connected already")]
+    WorkerNameTaken {
+        /// The name.
+        name: String,
+    },
+    /// No worker goes by this name.
+    #[error("no worker named `{name}` is connected")]
+    WorkerUnknown {
+        /// The name.
+        name: String,
+    },
+    /// The other side speaks another version.
+    #[error("this server is tow {server}, and the worker is tow {worker}")]
+    VersionMismatch {
+        /// Our own.
+        server: &'static str,
+        /// Theirs.
+        worker: String,
+    },
+    /// Nobody knows who asks.
+    #[error("{why}")]
+    Unauthenticated {
+        /// What is wrong with the proof.
+        why: &'static str,
+    },
+    /// Whoever asks may not.
+    #[error("`{who}` may not ask for {what}")]
+    Forbidden {
+        /// Who asks.
+        who: String,
+        /// For what.
+        what: String,
+    },
+    /// The request is made in the name of somebody else.
+    #[error("the token is that of `{own}`, and the request names `{claimed}`")]
+    ActorMismatch {
+        /// Who it was proven to be.
+        own: String,
+        /// Who the request names.
+        claimed: String,
+    },
+    /// The worker goes by the name of another.
+    #[error("this is the identity of worker `{own}`, and the session names `{claimed}`")]
+    WorkerIdentityMismatch {
+        /// Who it was proven to be.
+        own: String,
+        /// Who the session names.
+        claimed: String,
+    },
+    /// The engine decided on something that cannot be replayed.
+    #[error("a bug in the engine: {0}")]
+    Bug(#[from] IllegalEvent),
+}

@@ -1,0 +1,299 @@
+//! Who asks, and whether they may: tokens, roles, certificates, and two ends that do not agree
+//! whether they speak in the clear.
+
+use std::{fs, path::Path, time::Duration};
+
+use tokio_stream::StreamExt as _;
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
+use towpath_engine::time::Timestamp;
+use towpath_proto::v1::{
+    self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
+};
+use towpath_server::{
+    Access, Clock as _, DialTls, PemPair, ServeTls, SystemClock,
+    auth::{
+        pki::{self, Issued, Subject},
+        roles::Role,
+        tokens::{self, NewToken, TokenKind},
+    },
+    dial_tcp, dial_tls,
+};
+use towpath_tests::{RealWorker, ScriptedWorker, TestHouse, WAIT_MAX, code, file, start_request};
+use towpath_worker::{Stay, WorkerError};
+
+const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
+const GATED: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x, when: manual}\n";
+
+fn strict() -> Access {
+    Access { strict: true, tls: None }
+}
+
+/// Issues a token of `house` that counts from now on for ever; answers its secret.
+fn issue(house: &TestHouse, name: &str, roles: &[Role]) -> String {
+    issue_until(house, name, roles, None)
+}
+
+fn issue_until(
+    house: &TestHouse,
+    name: &str,
+    roles: &[Role],
+    expires_at: Option<Timestamp>,
+) -> String {
+    let (name, roles) = (name.to_owned(), roles.to_vec());
+    let new = NewToken { name, kind: TokenKind::Human, roles, expires_at };
+    let issued = tokens::issue(&house.server().folder(), new, SystemClock.now());
+    issued.expect("a token").reveal().to_owned()
+}
+
+/// `message` as a request of whoever holds `secret`.
+fn with<T>(message: T, secret: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    if !secret.is_empty() {
+        let value: MetadataValue<Ascii> = format!("Bearer {secret}").parse().expect("a header");
+        request.metadata_mut().insert("authorization", value);
+    }
+    request
+}
+
+async fn runs_of(channel: &Channel, secret: &str) -> Result<usize, Status> {
+    let request = with(v1::ListRunsRequest::default(), secret);
+    let reply = RunsClient::new(channel.clone()).list_runs(request).await?;
+    Ok(reply.into_inner().runs.len())
+}
+
+async fn start(channel: &Channel, secret: &str, actor: &str) -> Result<v1::Run, Status> {
+    let message = v1::StartRunRequest { actor: actor.to_owned(), ..start_request(&file(GATED)) };
+    let started = RunsClient::new(channel.clone()).start_run(with(message, secret)).await?;
+    Ok(started.into_inner())
+}
+
+async fn approve(channel: &Channel, secret: &str, gate: &v1::Gate) -> Result<(), Status> {
+    let v1::Gate { run, job, binds, .. } = gate.clone();
+    let message = v1::DecideGateRequest { run, job, binds, ..Default::default() };
+    GatesClient::new(channel.clone()).approve_gate(with(message, secret)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_proof_nobody_is_let_in() {
+    let house = TestHouse::with_system_clock().await;
+    let channel = dial_tcp(&house.serve_guarded(strict()).await).expect("an address");
+    let now = SystemClock.now();
+    let good = issue(&house, "ana", &[Role::Viewer]);
+    let expired = issue_until(&house, "eve", &[Role::Viewer], Some(Timestamp(now.0 - 1)));
+
+    assert_eq!(runs_of(&channel, &good).await.expect("she may"), 0);
+    let longer = format!("{good}0");
+    for wrong in ["", "towpath_", "x", &longer, &good[..good.len() - 1], &expired] {
+        let refused = runs_of(&channel, wrong).await.expect_err("nobody");
+        assert_eq!((refused.code(), &*code(&refused)), (Code::Unauthenticated, "UNAUTHENTICATED"));
+    }
+    // The owner of the store needs no proof.
+    house.start(&file(ONE)).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_port_asks_for_proof_as_soon_as_there_are_tokens() {
+    let house = TestHouse::with_system_clock().await;
+    let channel = dial_tcp(&house.serve("127.0.0.1:0").await).expect("an address");
+    assert_eq!(runs_of(&channel, "").await.expect("anybody may"), 0);
+
+    let good = issue(&house, "ana", &[Role::Viewer]);
+
+    assert_eq!(code(&runs_of(&channel, "").await.expect_err("nobody")), "UNAUTHENTICATED");
+    assert_eq!(runs_of(&channel, &good).await.expect("she may"), 0);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_what_it_opened() {
+    let house = TestHouse::with_system_clock().await;
+    let channel = dial_tcp(&house.serve_guarded(strict()).await).expect("an address");
+    let secret = issue(&house, "ana", &[Role::Viewer]);
+    let run = house.start(&file(ONE)).await;
+    let request = v1::FollowRequest { run, after: 0, follow: true };
+    let mut log = LogClient::new(channel.clone());
+    let mut stream = log.follow(with(request, &secret)).await.expect("she may").into_inner();
+    stream.next().await.expect("a record").expect("a record");
+
+    tokens::revoke(&house.server().folder(), "ana").expect("there is one");
+
+    let ended = tokio::time::timeout(WAIT_MAX, async {
+        loop {
+            match stream.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return status,
+                None => panic!("the stream ended without a word"),
+            }
+        }
+    });
+    assert_eq!(code(&ended.await.expect("it ends")), "UNAUTHENTICATED");
+    assert_eq!(code(&runs_of(&channel, &secret).await.expect_err("nobody")), "UNAUTHENTICATED");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn everybody_does_what_their_roles_say_and_nothing_else() {
+    let house = TestHouse::with_system_clock().await;
+    let channel = dial_tcp(&house.serve_guarded(strict()).await).expect("an address");
+    let operator = issue(&house, "olga", &[Role::Operator]);
+    let approver = issue(&house, "ana", &[Role::Approver]);
+    let auditor = issue(&house, "ada", &[Role::Auditor]);
+    let worker = issue(&house, "eu-1", &[Role::Worker]);
+    let run = start(&channel, &operator, "").await.expect("she may");
+    assert_eq!(run.requested_by, "human:olga", "the token says who it was");
+    let gates = house.gates().list_gates(v1::ListGatesRequest { run: run.id.clone() }).await;
+    let gate = gates.expect("gates").into_inner().gates.remove(0);
+
+    for (secret, who) in [(&auditor, "auditor"), (&approver, "approver"), (&worker, "worker")] {
+        let refused = start(&channel, secret, "").await.expect_err(who);
+        assert_eq!((refused.code(), &*code(&refused)), (Code::PermissionDenied, "FORBIDDEN"));
+    }
+    for (secret, who) in [(&auditor, "auditor"), (&operator, "operator"), (&worker, "worker")] {
+        let refused = approve(&channel, secret, &gate).await.expect_err(who);
+        assert_eq!(code(&refused), "FORBIDDEN", "{who}");
+    }
+    let message = v1::StartRunRequest {
+        gates_preapproved: true,
+        actor: String::new(),
+        ..start_request(&file(GATED))
+    };
+    let refused = RunsClient::new(channel.clone()).start_run(with(message, &operator)).await;
+    assert_eq!(code(&refused.expect_err("that is an approval")), "FORBIDDEN");
+    assert_eq!(runs_of(&channel, &auditor).await.expect("he reads"), 1);
+
+    approve(&channel, &approver, &gate).await.expect("she may");
+    assert_eq!(house.newest(&run.id, "gate_approved").await["by"], "human:ana");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_token_does_not_speak_for_somebody_else() {
+    let house = TestHouse::with_system_clock().await;
+    let address = house.serve_guarded(strict()).await;
+    let channel = dial_tcp(&address).expect("an address");
+    let operator = issue(&house, "olga", &[Role::Operator]);
+
+    let refused = start(&channel, &operator, "human:ana").await.expect_err("she is not Ana");
+    assert_eq!((refused.code(), &*code(&refused)), (Code::PermissionDenied, "ACTOR_MISMATCH"));
+    start(&channel, &operator, "human:olga").await.expect("she is Olga");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let worker = issue(&house, "eu-1", &[Role::Worker]);
+    let stay = Stay { reconnect: true, ..Stay::default() };
+    let begin = |name: &str| {
+        let bearer = format!("Bearer {worker}").parse().expect("a header");
+        RealWorker::begin_as(channel.clone(), name, folder.path(), stay.clone(), Some(bearer))
+    };
+    let Err(WorkerError::Session(refused)) = begin("eu-2").ended().await else {
+        panic!("a worker goes by its own name")
+    };
+    assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
+    house.close().await;
+}
+
+/// An authority in `folder`, and a certificate of it for a server here.
+fn authority(folder: &Path) -> ServeTls {
+    pki::init(folder, "test").expect("an authority");
+    let hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let issued = pki::issue(folder, &Subject::Server(hosts), 1).expect("a certificate");
+    ServeTls { own: pair(&issued), client_ca: Some(ca(folder)) }
+}
+
+fn ca(folder: &Path) -> Vec<u8> {
+    fs::read(folder.join(pki::CA_FILE)).expect("a certificate")
+}
+
+fn pair(issued: &Issued) -> PemPair {
+    let read = |path| fs::read(path).expect("a file of ours");
+    PemPair { certificate: read(&issued.certificate), key: read(&issued.key) }
+}
+
+/// What a worker called `name` proves itself with to the authority in `folder`.
+fn worker(folder: &Path, name: &str) -> PemPair {
+    let subject = Subject::Worker(name.to_owned());
+    pair(&pki::issue(folder, &subject, 1).expect("a certificate"))
+}
+
+async fn with_tls(folder: &Path) -> (TestHouse, String) {
+    let house = TestHouse::with_system_clock().await;
+    let access = Access { strict: true, tls: Some(authority(folder)) };
+    let address = house.serve_guarded(access).await;
+    (house, address)
+}
+
+fn dial(address: &str, ca: Vec<u8>, own: Option<PemPair>) -> Channel {
+    dial_tls(address, &DialTls { ca, own }).expect("an address")
+}
+
+async fn connect(channel: Channel, name: &str) -> Result<ScriptedWorker, Status> {
+    let hello = v1::Hello { worker: name.to_owned(), slots: 1, ..Default::default() };
+    ScriptedWorker::connect(channel, hello).await
+}
+
+#[tokio::test]
+async fn people_show_tokens_and_workers_certificates() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (house, address) = with_tls(folder.path()).await;
+    let person = dial(&address, ca(folder.path()), None);
+    let operator = issue(&house, "olga", &[Role::Operator]);
+    let one = worker(folder.path(), "eu-1");
+    let machine = dial(&address, ca(folder.path()), Some(one));
+
+    start(&person, &operator, "").await.expect("she may");
+    assert_eq!(code(&runs_of(&person, "").await.expect_err("nobody")), "UNAUTHENTICATED");
+    let refused = runs_of(&machine, "").await.expect_err("a worker works");
+    assert_eq!(code(&refused), "FORBIDDEN");
+    let Err(refused) = connect(machine.clone(), "eu-2").await else {
+        panic!("a worker goes by the name of its certificate")
+    };
+    assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
+    connect(machine, "eu-1").await.expect("that is its name");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_proves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = tempfile::tempdir().expect("a folder");
+    let (house, address) = with_tls(folder.path()).await;
+    authority(other.path());
+    let foreign = worker(other.path(), "eu-1");
+
+    // The worker is not known, or the server is not.
+    let own_ca = dial(&address, ca(folder.path()), Some(foreign));
+    let other_ca = dial(&address, ca(other.path()), None);
+
+    for channel in [own_ca, other_ca] {
+        let asked = tokio::time::timeout(WAIT_MAX, runs_of(&channel, ""));
+        let refused = asked.await.expect("in time").expect_err("no connection");
+        assert_ne!(refused.code(), Code::Unauthenticated, "it did not come so far");
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn two_ends_that_do_not_agree_on_tls_say_so_in_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (house, address) = with_tls(folder.path()).await;
+    let plain_address = house.serve("127.0.0.1:0").await;
+
+    let plain = dial_tcp(&address).expect("an address");
+    let tls = dial(&plain_address, ca(folder.path()), None);
+
+    for channel in [plain, tls] {
+        let asked = tokio::time::timeout(Duration::from_secs(10), runs_of(&channel, ""));
+        let refused = asked.await.expect("in time").expect_err("no connection");
+        assert!(!refused.message().is_empty());
+        assert_ne!(refused.code(), Code::Ok);
+    }
+    // Whoever comes next is not disturbed.
+    let good = dial(&address, ca(folder.path()), None);
+    assert_eq!(code(&runs_of(&good, "").await.expect_err("nobody")), "UNAUTHENTICATED");
+    house.close().await;
+}
