@@ -435,16 +435,21 @@ impl Dispatch {
             if !locked(&self.gone).contains_key(&worker) {
                 continue;
             }
-            for run in self.runs_of(None) {
-                let Ok(keys) = self.leased_by(&run, &worker).await else { continue };
-                for key in keys {
-                    if let Err(error) = self.lose(&key, "its worker has been silent").await {
-                        tracing::warn!(run = %key.run, job = %key.job, %error, "not lost yet");
-                    }
-                }
+            match self.lose_all(&worker).await {
+                Ok(()) => drop(locked(&self.gone).remove(&worker)),
+                // Tried again at the next look: a lease that nobody holds must not stay.
+                Err(error) => tracing::warn!(%worker, %error, "not lost yet"),
             }
-            locked(&self.gone).remove(&worker);
         }
+    }
+
+    async fn lose_all(&self, worker: &WorkerName) -> Result<(), CommandError> {
+        for run in self.runs_of(None) {
+            for key in self.leased_by(&run, worker).await? {
+                self.lose(&key, "its worker has been silent").await?;
+            }
+        }
+        Ok(())
     }
 
     fn runs_of(&self, only: Option<&RunId>) -> Vec<RunId> {
