@@ -76,14 +76,7 @@ pub(crate) fn of_code(code: &str) -> u8 {
 /// The exit code of a run in `phase`; `None` while it has not come to rest.
 pub(crate) fn of_phase(phase: &Phase) -> Option<u8> {
     match phase {
-        Phase::Finished(outcome) => Some(match outcome {
-            RunOutcome::Succeeded => DONE,
-            RunOutcome::Partial => PARTIAL,
-            RunOutcome::Failed => FAILED,
-            RunOutcome::Rejected => REJECTED,
-            RunOutcome::Cancelled => CANCELLED,
-            RunOutcome::TimedOut => TIMED_OUT,
-        }),
+        Phase::Finished(outcome) => Some(of_outcome(*outcome)),
         Phase::Unborn
         | Phase::Planning
         | Phase::Running
@@ -95,13 +88,20 @@ pub(crate) fn of_phase(phase: &Phase) -> Option<u8> {
 
 /// The exit code of a run whose phase a server named by `word`, as far as `tow status` goes.
 pub(crate) fn of_word(word: &str, waits_at_gate: bool) -> u8 {
-    match word {
-        "partial" => PARTIAL,
-        "failed" => FAILED,
-        "rejected" => REJECTED,
-        "cancelled" => CANCELLED,
-        "timed_out" => TIMED_OUT,
-        "running" if waits_at_gate => AT_GATE,
-        _ => DONE,
+    match RunOutcome::ALL.into_iter().find(|outcome| outcome.word() == word) {
+        Some(outcome) => of_outcome(outcome),
+        None if word == "running" && waits_at_gate => AT_GATE,
+        None => DONE,
+    }
+}
+
+fn of_outcome(outcome: RunOutcome) -> u8 {
+    match outcome {
+        RunOutcome::Succeeded => DONE,
+        RunOutcome::Partial => PARTIAL,
+        RunOutcome::Failed => FAILED,
+        RunOutcome::Rejected => REJECTED,
+        RunOutcome::Cancelled => CANCELLED,
+        RunOutcome::TimedOut => TIMED_OUT,
     }
 }

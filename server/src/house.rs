@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
-use towpath_storage::{Blobs, Home, StoreError, open};
+use towpath_storage::{Blobs, Home, Opened, StoreError, open};
 
 use crate::{
     Clock, CommandError, LEASE_MS,
@@ -60,6 +60,17 @@ struct Inner {
 /// How long connections may take to end when a house closes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
+/// Opens the store at `url` and its blobs, on a thread that may block.
+pub(crate) async fn open_store(url: &str) -> Result<(Opened, Blobs), StoreError> {
+    let url = url.to_owned();
+    let opened = tokio::task::spawn_blocking(move || {
+        let opened = open(&url)?;
+        let blobs = Blobs::open(&opened.home.blobs())?;
+        Ok((opened, blobs))
+    });
+    opened.await.map_err(|_| StoreError::Closed)?
+}
+
 impl House {
     /// Opens the store at `url` and begins to serve it: what is due is done, and workers that
     /// connect are given what is ready.
@@ -74,13 +85,7 @@ impl House {
         clock: Arc<dyn Clock>,
         lease_ms: u64,
     ) -> Result<Self, OpenError> {
-        let owned = url.to_owned();
-        let opened = tokio::task::spawn_blocking(move || {
-            let opened = open(&owned)?;
-            let blobs = Blobs::open(&opened.home.blobs())?;
-            Ok::<_, StoreError>((opened, blobs))
-        });
-        let (opened, blobs) = opened.await.map_err(|_| StoreError::Closed)??;
+        let (opened, blobs) = open_store(url).await?;
         let snapshots = opened.home.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
         let runs = Arc::new(Runs::new(opened.store, clock, snapshots, list));

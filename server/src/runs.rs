@@ -1,6 +1,7 @@
 //! Load, decide, append: the only way into the log.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::{
@@ -12,7 +13,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify, watch};
 use towpath_engine::{
-    decide::{CarryOutError, Command, Written, carry_out},
+    decide::{CarryOutError, Command, LeaseJob, Written, carry_out},
     event::{Fact, RunEvent},
     ids::{Actor, RunId},
     run::{Busy, Run},
@@ -309,12 +310,10 @@ impl Runs {
     }
 
     /// A lease needs to know which locks other runs hold.
-    fn with_busy(&self, id: &RunId, command: &Command) -> Command {
-        let mut command = command.clone();
-        if let Command::Lease(lease) = &mut command {
-            lease.busy = self.busy_of_others(id);
-        }
-        command
+    fn with_busy<'c>(&self, id: &RunId, command: &'c Command) -> Cow<'c, Command> {
+        let Command::Lease(lease) = command else { return Cow::Borrowed(command) };
+        let busy = self.busy_of_others(id);
+        Cow::Owned(Command::Lease(LeaseJob { busy, ..lease.clone() }))
     }
 
     /// How many jobs of runs other than `id` hold each lock.

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use towpath_storage::{BackedUp, Blobs, StoreError, open};
+use towpath_storage::BackedUp;
 
-use crate::OpenError;
+use crate::{OpenError, house::open_store};
 
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,13 +35,7 @@ pub async fn backup(
     out: &Path,
     progress: impl FnMut(u64) + Send,
 ) -> Result<Kept, OpenError> {
-    let owned = url.to_owned();
-    let opened = tokio::task::spawn_blocking(move || {
-        let opened = open(&owned)?;
-        let blobs = Blobs::open(&opened.home.blobs())?;
-        Ok::<_, StoreError>((opened, blobs))
-    });
-    let (opened, blobs) = opened.await.map_err(|_| StoreError::Closed)??;
+    let (opened, blobs) = open_store(url).await?;
     Ok(towpath_storage::backup(opened.store.as_ref(), &blobs, out, progress).await?.into())
 }
 
@@ -56,6 +50,8 @@ pub async fn restore(
 
 #[cfg(test)]
 mod tests {
+    use towpath_storage::open;
+
     use super::*;
 
     #[tokio::test]

@@ -6,7 +6,7 @@ mod gate;
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use gate::AtGate;
@@ -21,7 +21,7 @@ use towpath_engine::{
     time::Timestamp,
 };
 use towpath_proto::v1;
-use towpath_server::LOCAL_WORKER_PREFIX;
+use towpath_server::{Clock as _, LOCAL_WORKER_PREFIX, SystemClock};
 use towpath_worker::{AttemptsError, Stay, Stop, WorkerError, WorkerOptions, work};
 
 use super::{Desk, Finished, events};
@@ -62,8 +62,7 @@ pub(crate) struct Follow {
 
 /// The moment it is, for drawing.
 pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    SystemClock.now()
 }
 
 /// The state of run `id` and its version.
@@ -134,10 +133,9 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
         if show.waits_for_a_person() && !interrupted && (worker.is_some() || !follow.wait) {
             // An approval may be on its way already, with `--yes` even in the same append.
             if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
-                match record {
-                    Some(Ok(record)) => show.take(&record)?,
-                    Some(Err(status)) => break Err(status.into()),
-                    None => break Err(gone()),
+                match heard(record) {
+                    Ok(record) => show.take(&record)?,
+                    Err(failure) => break Err(failure),
                 }
                 continue;
             }
@@ -148,10 +146,9 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
         }
         tokio::select! {
             biased;
-            record = records.next() => match record {
-                Some(Ok(record)) => show.take(&record)?,
-                Some(Err(status)) => break Err(status.into()),
-                None => break Err(gone()),
+            record = records.next() => match heard(record) {
+                Ok(record) => show.take(&record)?,
+                Err(failure) => break Err(failure),
             },
             () = signals.next() => {
                 if slots.is_none() {
@@ -198,9 +195,11 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
     finished
 }
 
-fn gone() -> Failure {
+/// The next record, or why there is none.
+fn heard(record: Option<Result<v1::Record, tonic::Status>>) -> Result<v1::Record, Failure> {
     let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
-    Failure::new("UNREACHABLE", "the server went away", advice)
+    let gone = || Failure::new("UNREACHABLE", "the server went away", advice);
+    Ok(record.ok_or_else(gone)??)
 }
 
 fn begin_work(

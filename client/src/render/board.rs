@@ -1,7 +1,10 @@
 //! A run as a picture: its stages, what runs, what waits and why. Used live and at rest.
 
+use std::collections::HashMap;
+
 use towpath_engine::{
     event::{FailureCause, SkipCause},
+    ids::StageName,
     job::JobState,
     plan::When,
     run::{Job, Phase, Run},
@@ -18,7 +21,7 @@ const STAGES_MAX: usize = 6;
 const NAME_COLUMNS: usize = 28;
 
 /// The newest line of a job's output, by job name.
-pub(crate) type LastLines = std::collections::HashMap<String, String>;
+pub(crate) type LastLines = HashMap<String, String>;
 
 /// The line at the top of everything.
 pub(crate) fn head(run: &Run, short_id: &str, style: &Style) -> String {
@@ -126,10 +129,22 @@ fn row(mark: Mark, job: &Job, took: &str, note: &str, style: &Style) -> String {
     line.trim_end().to_owned()
 }
 
+/// The jobs of each stage, in one pass: stages in their order, jobs in file order.
+fn by_stage(run: &Run) -> Vec<(&str, Vec<&Job>)> {
+    let stages = run.header().map_or(&[][..], |header| &header.stages);
+    let place: HashMap<&str, usize> = stages.iter().map(StageName::as_str).zip(0..).collect();
+    let mut grouped: Vec<(&str, Vec<&Job>)> =
+        stages.iter().map(|stage| (stage.as_str(), Vec::new())).collect();
+    for job in run.jobs() {
+        if let Some(place) = place.get(job.plan.stage.as_str()) {
+            grouped[*place].1.push(job);
+        }
+    }
+    grouped
+}
+
 /// One stage in one line: sign, count, and what happens in it.
-fn stage_line(run: &Run, stage: &str, style: &Style) -> String {
-    let jobs: Vec<&Job> =
-        run.jobs().iter().filter(|job| job.plan.stage.as_str() == stage).collect();
+fn stage_line(stage: &str, jobs: &[&Job], style: &Style) -> String {
     let count = |wanted: &[Mark]| jobs.iter().filter(|job| wanted.contains(&mark_of(job))).count();
     let over = jobs.iter().filter(|job| job.state.is_over()).count();
     let running = count(&[Mark::Running, Mark::Retry]);
@@ -168,11 +183,10 @@ fn stage_line(run: &Run, stage: &str, style: &Style) -> String {
 pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) -> String {
     let mut text = head(run, short_id, style);
     text.push('\n');
-    let stages = run.header().map(|header| header.stages.clone()).unwrap_or_default();
-    for stage in &stages {
-        text.push_str(&stage_line(run, stage.as_str(), style));
+    for (stage, jobs) in by_stage(run) {
+        text.push_str(&stage_line(stage, &jobs, style));
         text.push('\n');
-        for job in run.jobs().iter().filter(|job| job.plan.stage == *stage) {
+        for job in jobs {
             text.push_str(&job_row(run, job, now, style));
             text.push('\n');
         }
@@ -213,13 +227,10 @@ fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
 /// The picture while it moves: open stages, what runs, and a line of numbers.
 pub(crate) fn moving(run: &Run, lines: &LastLines, now: Timestamp, style: &Style) -> Vec<String> {
     let mut picture = Vec::new();
-    let stages = run.header().map(|header| header.stages.clone()).unwrap_or_default();
-    let open = stages.iter().filter(|stage| {
-        run.jobs().iter().any(|job| job.plan.stage == **stage && !job.state.is_over())
-    });
-    for stage in open.take(STAGES_MAX) {
-        picture.push(stage_line(run, stage.as_str(), style));
-        let running = run.leased().filter(|job| job.plan.stage == *stage);
+    let is_open = |(_, jobs): &(&str, Vec<&Job>)| jobs.iter().any(|job| !job.state.is_over());
+    for (stage, jobs) in by_stage(run).into_iter().filter(is_open).take(STAGES_MAX) {
+        picture.push(stage_line(stage, &jobs, style));
+        let running = jobs.into_iter().filter(|job| job.state.lease().is_some());
         for job in running.take(RUNNING_MAX) {
             let took = duration_words(now.ms_since(job.since));
             let mut about = lines.get(job.plan.name.as_str()).cloned().unwrap_or_default();

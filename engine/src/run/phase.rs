@@ -109,6 +109,16 @@ impl Phase {
 }
 
 impl RunOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 6] = [
+        Self::Succeeded,
+        Self::Partial,
+        Self::Failed,
+        Self::Rejected,
+        Self::Cancelled,
+        Self::TimedOut,
+    ];
+
     /// The outcome in one word, stable: machine output uses it.
     pub fn word(self) -> &'static str {
         match self {

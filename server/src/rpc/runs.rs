@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
+    event::RunOutcome,
     ids::{Actor, Attempt, Digest, RunId},
     job::JobState,
     refusal::Refusal,
@@ -17,6 +18,7 @@ use crate::{
     auth::{self, roles::Role},
     outputs::Key,
     run_ids::{id_of, new_id},
+    run_list::Listed,
     runs::{CommandError, locked},
     status, wire,
 };
@@ -269,11 +271,18 @@ impl House {
         };
         let ids: Vec<RunId> = {
             let list = locked(&self.runs().list);
-            let all = list.newest_first().map(|listed| listed.run.clone());
-            match &before {
-                Some(before) => all.skip_while(|id| id != before).skip(1).collect(),
+            // A run that has ended is known by its outcome; only the others must be looked at.
+            let may_fit = |listed: &&Listed| {
+                let ended = listed.outcome.map(RunOutcome::word);
+                phases.is_empty()
+                    || ended.is_none_or(|word| phases.iter().any(|asked| asked == word))
+            };
+            let all = list.newest_first();
+            let rest: Vec<&Listed> = match &before {
+                Some(before) => all.skip_while(|listed| listed.run != *before).skip(1).collect(),
                 None => all.collect(),
-            }
+            };
+            rest.into_iter().filter(may_fit).map(|listed| listed.run.clone()).collect()
         };
         let mut reply = v1::ListRunsReply::default();
         for id in ids {

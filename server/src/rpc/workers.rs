@@ -211,14 +211,15 @@ impl House {
         let Some(worker) = self.dispatch().worker(session) else { return Ok(()) };
         let (house, send) = (self.clone(), send.clone());
         let reported = wire::reported(ended)?;
-        if output_bytes > self.outputs().length(&key) {
+        let arrived = self.outputs().length(&key);
+        if output_bytes > arrived {
             let what = "a report of more output than has arrived".to_owned();
             return Err(CommandError::MessageInvalid { what });
         }
         // Beside the session: the disk of one job does not hold up the messages of another.
         let finished = async move {
             let answer =
-                match house.record((session, worker), &key, ran_ms, reported, output_bytes).await {
+                match house.record((session, worker), &key, ran_ms, reported, arrived).await {
                     // A report of what no longer counts is answered like any other: forget it.
                     Ok(()) | Err(CommandError::Refused(_)) => Ok(wire::recorded(&key)),
                     Err(error) => Err(status::of(error)),
@@ -237,7 +238,7 @@ impl House {
         key: &Key,
         ran_ms: u64,
         reported: Reported,
-        output_bytes: u64,
+        arrived: u64,
     ) -> Result<(), CommandError> {
         let ended = match reported {
             Reported::Ended(ended) => ended,
@@ -246,11 +247,7 @@ impl House {
                 return self.dispatch().lose(key, &reason).await;
             }
         };
-        let log = if output_bytes == 0 && self.outputs().length(key) == 0 {
-            None
-        } else {
-            self.blocking(key, Self::keep_output).await?
-        };
+        let log = if arrived == 0 { None } else { self.blocking(key, Self::keep_output).await? };
         if let Ended::Succeeded { artifacts, .. } = &ended {
             for artifact in artifacts.clone() {
                 self.blocking(key, move |house, key| house.keep_file(key, &artifact)).await?;
