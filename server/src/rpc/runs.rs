@@ -1,12 +1,12 @@
 //! `towpath.v1.Runs`.
 
-use tokio::sync::mpsc;
+mod output;
+
 use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
     event::RunOutcome,
-    ids::{Actor, Attempt, Digest, RunId},
-    job::JobState,
+    ids::{Actor, Digest, RunId},
     refusal::Refusal,
     seed_lines,
 };
@@ -16,7 +16,6 @@ use super::{Streamed, channel};
 use crate::{
     House,
     auth::{self, roles::Role},
-    outputs::Key,
     run_ids::{id_of, new_id},
     run_list::Listed,
     runs::{CommandError, locked},
@@ -29,8 +28,6 @@ const PAGE_MAX: u32 = 1_000;
 const PAGE_DEFAULT: u32 = 50;
 /// Bytes of a snapshot in one message.
 const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
-/// Bytes of output in one message.
-const CHUNK_BYTES: u64 = 64 * 1024;
 
 #[tonic::async_trait]
 impl Runs for House {
@@ -136,7 +133,7 @@ impl Runs for House {
         let house = self.clone();
         tokio::spawn(async move {
             match kept {
-                Some(blob) => house.send_blob(&blob, &send).await,
+                Some(blob) => house.send_blob(&blob, 0, &send).await,
                 None => house.send_growing(&key, follow, &send).await,
             }
         });
@@ -150,7 +147,7 @@ impl Runs for House {
         let blob = self.artifact(request.into_inner()).await.map_err(status::of)?;
         let (send, stream) = channel();
         let house = self.clone();
-        tokio::spawn(async move { house.send_blob(&blob, &send).await });
+        tokio::spawn(async move { house.send_blob(&blob, 0, &send).await });
         Ok(Response::new(stream))
     }
 }
@@ -328,136 +325,6 @@ impl House {
             has_tags: self.dispatch().offers(&id, &known.plan.tags),
         };
         Ok(wire::explanation(&loaded.run, known, &around))
-    }
-
-    /// Which attempt's output is asked for, and the blob if it is kept already.
-    async fn output_of(
-        &self,
-        run: &str,
-        job: &str,
-        attempt: u32,
-    ) -> Result<(Key, Option<Digest>), CommandError> {
-        let id = self.find(run)?;
-        let cell = self.runs().cell(&id).await?;
-        let loaded = cell.lock().await;
-        let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
-        let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
-        let key = Key { run: id.clone(), job: job.into(), attempt };
-        let running = matches!(&known.state, JobState::Leased(held, _) if *held == attempt);
-        if attempt == known.attempt {
-            let kept = known.log.filter(|_| !running).map(|log| log.sha256);
-            return Ok((key, kept));
-        }
-        drop(loaded);
-        let kept = self.older_output(&key).await?;
-        Ok((key, kept))
-    }
-
-    /// The output of a try that is not the newest stands in the log alone.
-    async fn older_output(&self, key: &Key) -> Result<Option<Digest>, CommandError> {
-        let mut after = 0;
-        loop {
-            let stream = crate::runs::stream(&key.run);
-            let page = self.runs().store.read(&stream, after, 1_024).await?;
-            let Some(last) = page.last() else { return Ok(None) };
-            after = last.version;
-            for record in page {
-                if let Ok(fact) = towpath_engine::codec::decode(&record.bytes)
-                    && let Some(log) = wire::output_in(&fact.event, &key.job, key.attempt)
-                {
-                    return Ok(Some(log.sha256));
-                }
-            }
-        }
-    }
-
-    async fn artifact(&self, request: v1::ReadArtifactRequest) -> Result<Digest, CommandError> {
-        let v1::ReadArtifactRequest { run, job, path } = request;
-        let id = self.find(&run)?;
-        let cell = self.runs().cell(&id).await?;
-        let loaded = cell.lock().await;
-        let name = job.as_str();
-        let known = loaded.run.job(name).ok_or(Refusal::JobUnknown { job: name.into() })?;
-        let blob =
-            wire::artifact_of(known, &path).ok_or(CommandError::ArtifactUnknown { job, path })?;
-        Ok(blob.sha256)
-    }
-
-    async fn send_blob(
-        &self,
-        sha256: &Digest,
-        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
-    ) {
-        let mut offset = 0;
-        loop {
-            let range = offset..offset + CHUNK_BYTES;
-            let piece = self.outputs().blobs.get(&sha256.0, range);
-            let chunk = match piece {
-                Ok(piece) if piece.is_empty() => return,
-                Ok(piece) => {
-                    offset += piece.len() as u64;
-                    Ok(v1::OutputChunk { content: piece.into() })
-                }
-                Err(error) => Err(status::of(error.into())),
-            };
-            let failed = chunk.is_err();
-            if send.send(chunk).await.is_err() || failed {
-                return;
-            }
-        }
-    }
-
-    async fn send_growing(
-        &self,
-        key: &Key,
-        follow: bool,
-        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
-    ) {
-        let mut growing = self.outputs().watch(key);
-        let mut offset = 0;
-        loop {
-            growing.borrow_and_update();
-            loop {
-                let piece = self.outputs().read(key, offset).unwrap_or_default();
-                if piece.is_empty() {
-                    break;
-                }
-                offset += piece.len() as u64;
-                let chunk = v1::OutputChunk { content: piece.into() };
-                if send.send(Ok(chunk)).await.is_err() {
-                    return;
-                }
-            }
-            if !follow || !self.is_running(key).await {
-                // What came between the last look and the end is in the blob.
-                if let Ok((_, Some(blob))) =
-                    self.output_of(key.run.as_str(), key.job.as_str(), key.attempt.0).await
-                {
-                    let rest = self.outputs().blobs.get(&blob.0, offset..u64::MAX);
-                    if let Ok(rest) = rest {
-                        let chunk = v1::OutputChunk { content: rest.into() };
-                        drop(send.send(Ok(chunk)).await);
-                    }
-                }
-                return;
-            }
-            tokio::select! {
-                () = send.closed() => return,
-                () = self.stopping().cancelled() => return,
-                _ = growing.changed() => {}
-                // A job that prints nothing ends without a sign here.
-                () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
-            }
-        }
-    }
-
-    async fn is_running(&self, key: &Key) -> bool {
-        let Ok(cell) = self.runs().cell(&key.run).await else { return false };
-        let loaded = cell.lock().await;
-        let job = loaded.run.job(key.job.as_str());
-        job.is_some_and(
-            |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
-        )
     }
 }
 

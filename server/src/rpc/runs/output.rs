@@ -1,0 +1,148 @@
+//! What jobs printed and the files they left behind, a piece at a time.
+
+use tokio::sync::mpsc;
+use tonic::Status;
+use towpath_engine::{
+    ids::{Attempt, Digest},
+    job::JobState,
+    refusal::Refusal,
+};
+use towpath_proto::v1;
+
+use crate::{House, outputs::Key, runs::CommandError, status, wire};
+
+/// Bytes of output in one message.
+const CHUNK_BYTES: u64 = 64 * 1024;
+
+impl House {
+    /// Which attempt's output is asked for, and the blob if it is kept already.
+    pub(super) async fn output_of(
+        &self,
+        run: &str,
+        job: &str,
+        attempt: u32,
+    ) -> Result<(Key, Option<Digest>), CommandError> {
+        let id = self.find(run)?;
+        let cell = self.runs().cell(&id).await?;
+        let loaded = cell.lock().await;
+        let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
+        let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
+        let key = Key { run: id.clone(), job: job.into(), attempt };
+        let running = matches!(&known.state, JobState::Leased(held, _) if *held == attempt);
+        if attempt == known.attempt {
+            let kept = known.log.filter(|_| !running).map(|log| log.sha256);
+            return Ok((key, kept));
+        }
+        drop(loaded);
+        let kept = self.older_output(&key).await?;
+        Ok((key, kept))
+    }
+
+    /// The output of a try that is not the newest stands in the log alone.
+    async fn older_output(&self, key: &Key) -> Result<Option<Digest>, CommandError> {
+        let mut after = 0;
+        loop {
+            let stream = crate::runs::stream(&key.run);
+            let page = self.runs().store.read(&stream, after, 1_024).await?;
+            let Some(last) = page.last() else { return Ok(None) };
+            after = last.version;
+            for record in page {
+                if let Ok(fact) = towpath_engine::codec::decode(&record.bytes)
+                    && let Some(log) = wire::output_in(&fact.event, &key.job, key.attempt)
+                {
+                    return Ok(Some(log.sha256));
+                }
+            }
+        }
+    }
+
+    pub(super) async fn artifact(
+        &self,
+        request: v1::ReadArtifactRequest,
+    ) -> Result<Digest, CommandError> {
+        let v1::ReadArtifactRequest { run, job, path } = request;
+        let id = self.find(&run)?;
+        let cell = self.runs().cell(&id).await?;
+        let loaded = cell.lock().await;
+        let name = job.as_str();
+        let known = loaded.run.job(name).ok_or(Refusal::JobUnknown { job: name.into() })?;
+        let blob =
+            wire::artifact_of(known, &path).ok_or(CommandError::ArtifactUnknown { job, path })?;
+        Ok(blob.sha256)
+    }
+
+    /// Sends what a blob holds from `offset` on.
+    pub(super) async fn send_blob(
+        &self,
+        sha256: &Digest,
+        mut offset: u64,
+        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
+    ) {
+        loop {
+            let range = offset..offset + CHUNK_BYTES;
+            let piece = self.outputs().blobs.get(&sha256.0, range);
+            let chunk = match piece {
+                Ok(piece) if piece.is_empty() => return,
+                Ok(piece) => {
+                    offset += piece.len() as u64;
+                    Ok(v1::OutputChunk { content: piece.into() })
+                }
+                Err(error) => Err(status::of(error.into())),
+            };
+            let failed = chunk.is_err();
+            if send.send(chunk).await.is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    /// Sends what a job has printed so far, and goes on while it runs if asked to `follow`.
+    pub(super) async fn send_growing(
+        &self,
+        key: &Key,
+        follow: bool,
+        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
+    ) {
+        let mut growing = self.outputs().watch(key);
+        let mut offset = 0;
+        loop {
+            growing.borrow_and_update();
+            loop {
+                let piece = self.outputs().read(key, offset).unwrap_or_default();
+                if piece.is_empty() {
+                    break;
+                }
+                offset += piece.len() as u64;
+                let chunk = v1::OutputChunk { content: piece.into() };
+                if send.send(Ok(chunk)).await.is_err() {
+                    return;
+                }
+            }
+            if !follow || !self.is_running(key).await {
+                // What came between the last look and the end is in the blob.
+                if let Ok((_, Some(blob))) =
+                    self.output_of(key.run.as_str(), key.job.as_str(), key.attempt.0).await
+                {
+                    self.send_blob(&blob, offset, send).await;
+                }
+                return;
+            }
+            tokio::select! {
+                () = send.closed() => return,
+                () = self.stopping().cancelled() => return,
+                _ = growing.changed() => {}
+                // A job that prints nothing ends without a sign here.
+                () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
+            }
+        }
+    }
+
+    async fn is_running(&self, key: &Key) -> bool {
+        let Ok(cell) = self.runs().cell(&key.run).await else { return false };
+        let loaded = cell.lock().await;
+        let job = loaded.run.job(key.job.as_str());
+        job.is_some_and(
+            |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
+        )
+    }
+}
