@@ -95,8 +95,7 @@ async fn compare(
     version: u64,
     findings: &mut Vec<String>,
 ) -> Result<(), CommandError> {
-    let cell = house.runs().cell(id).await?;
-    let loaded = cell.lock().await;
+    let loaded = house.runs().ahead(id).await?;
     if loaded.version == version && loaded.run != *rebuilt {
         findings.push(format!("run {id} in memory differs from the log"));
     }

@@ -4,6 +4,7 @@
 //! held is in the log.
 
 mod connected;
+mod silence;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +22,12 @@ use towpath_engine::{
     decide::{Command, LeaseJob, LoseJob},
     event::{Fact, RunEvent},
     ids::{Actor, RunId, WorkerName},
-    run::Job,
 };
 use towpath_proto::v1;
 
 use crate::{
-    LOCAL_WORKER_PREFIX,
     outputs::Key,
-    runs::{CommandError, Recorded, Runs, locked},
+    runs::{CommandError, Loaded, Recorded, Runs, locked},
     sessions::{self, Outgoing, Session},
     wire,
 };
@@ -204,9 +203,8 @@ impl Dispatch {
         let mut messages = Vec::new();
         let leased = |fact: &Fact| matches!(fact.event, RunEvent::JobLeased { .. });
         if recorded.facts.iter().any(leased)
-            && let Ok(cell) = self.runs.cell(run).await
+            && let Ok(loaded) = self.runs.ahead(run).await
         {
-            let loaded = cell.lock().await;
             for (fact, position) in recorded.facts.iter().zip(recorded.first..) {
                 let assignment = wire::assignment(run, fact, position, &loaded.run);
                 messages.extend(assignment.map(|(key, message)| {
@@ -281,16 +279,14 @@ impl Dispatch {
         }
         let holding: Vec<Key> =
             std::mem::take(&mut hello.holding).into_iter().map(wire::key).collect();
-        let mut held = Vec::new();
-        for run in self.runs_of(only.as_ref()) {
-            for key in self.leased_by(&run, &worker).await? {
-                if holding.contains(&key) {
-                    held.push(key);
-                } else {
-                    self.lose(&key, "its worker came back without it").await?;
-                }
+        let held = match self.reconcile(&worker, only.as_ref(), &holding).await {
+            Ok(held) => held,
+            Err(error) => {
+                // It is neither back nor connected as before.
+                self.await_return(worker, Instant::now());
+                return Err(error);
             }
-        }
+        };
         locked(&self.gone).remove(&worker);
         let id = self.next_session.fetch_add(1, Ordering::Relaxed);
         let mut session = Session::new(hello, only, self.runs.now(), send);
@@ -299,27 +295,40 @@ impl Dispatch {
         Ok((id, held))
     }
 
+    /// Of what `worker` holds, what still counts. What it was given and does not name is lost.
+    async fn reconcile(
+        &self,
+        worker: &WorkerName,
+        only: Option<&RunId>,
+        holding: &[Key],
+    ) -> Result<Vec<Key>, CommandError> {
+        let mut held = Vec::new();
+        for run in self.runs_of(only) {
+            for key in self.leased_by(&run, worker).await? {
+                if holding.contains(&key) {
+                    held.push(key);
+                } else {
+                    self.lose(&key, "its worker came back without it").await?;
+                }
+            }
+        }
+        Ok(held)
+    }
+
     /// Lets a session begin: until then it is given nothing, so that its welcome comes first.
     pub(crate) async fn begin(&self, session: u64, keys: &[Key]) {
         if let Some(session) = locked(&self.sessions).get_mut(&session) {
             session.begun = true;
         }
         for key in keys {
-            if let Ok(cell) = self.runs.cell(&key.run).await
-                && cell.lock().await.run.phase().is_ending()
+            if let Ok(loaded) = self.runs.ahead(&key.run).await
+                && loaded.run.phase().is_ending()
                 && let Some(session) = locked(&self.sessions).get(&session)
             {
                 drop(session.send.try_send(Ok(wire::cancel(key))));
             }
         }
         self.runs.changed.notify_one();
-    }
-
-    /// Begins to wait for the workers that hold `leased`: the server has only just begun.
-    pub(crate) fn miss<'a>(&self, leased: impl Iterator<Item = &'a Job>) {
-        for (_, worker) in leased.filter_map(|job| job.state.lease()) {
-            self.await_return(worker.clone(), Instant::now());
-        }
     }
 
     /// The worker wants nothing more.
@@ -346,54 +355,12 @@ impl Dispatch {
         locked(&self.sessions).get(&session).map(|session| session.worker.clone())
     }
 
-    /// The worker of `session` said something; says whether the session still stands.
-    pub(crate) fn hear(&self, session: u64) -> bool {
-        let mut sessions = locked(&self.sessions);
-        let session = sessions.get_mut(&session);
-        session.map(|session| session.heard = Instant::now()).is_some()
-    }
-
-    fn forgive_silence(&self) {
-        let now = Instant::now();
-        locked(&self.sessions).values_mut().for_each(|session| session.heard = now);
-        locked(&self.gone).values_mut().for_each(|since| *since = now);
-    }
-
-    /// Ends the sessions of workers that have been silent for as long as a lease lasts.
-    fn end_the_silent(&self) {
-        let silent: Vec<u64> = locked(&self.sessions)
-            .iter()
-            .filter(|(_, session)| session.heard.elapsed() >= self.lease)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in silent {
-            if let Some(session) = locked(&self.sessions).remove(&id) {
-                tracing::warn!(worker = %session.worker, "silent for too long");
-                self.miss_session(session);
-            }
-        }
-    }
-
-    /// Begins to wait for a worker that is not there. Its leases lapse unless it comes back; those
-    /// of a worker of this machine do not: whoever resumes its run finds what became of its jobs.
-    fn await_return(&self, worker: WorkerName, since: Instant) {
-        if !worker.as_str().starts_with(LOCAL_WORKER_PREFIX) {
-            locked(&self.gone).insert(worker, since);
-        }
-    }
-
     /// Closes a session. Its leases lapse after a while, unless the worker comes back.
     pub(crate) fn close(&self, session: u64) {
         let closed = locked(&self.sessions).remove(&session);
         if let Some(mut session) = closed {
             session.heard = Instant::now();
             self.miss_session(session);
-        }
-    }
-
-    fn miss_session(&self, session: Session) {
-        if !session.replaced {
-            self.await_return(session.worker, session.heard);
         }
     }
 
@@ -424,34 +391,6 @@ impl Dispatch {
         locked(&self.sessions).values().any(|session| !session.draining && session.takes(run))
     }
 
-    async fn lose_the_gone(&self) {
-        let lapsed: Vec<WorkerName> = locked(&self.gone)
-            .iter()
-            .filter(|(_, since)| since.elapsed() >= self.lease)
-            .map(|(worker, _)| worker.clone())
-            .collect();
-        for worker in lapsed {
-            let _opening = self.opening.lock().await;
-            if !locked(&self.gone).contains_key(&worker) {
-                continue;
-            }
-            match self.lose_all(&worker).await {
-                Ok(()) => drop(locked(&self.gone).remove(&worker)),
-                // Tried again at the next look: a lease that nobody holds must not stay.
-                Err(error) => tracing::warn!(%worker, %error, "not lost yet"),
-            }
-        }
-    }
-
-    async fn lose_all(&self, worker: &WorkerName) -> Result<(), CommandError> {
-        for run in self.runs_of(None) {
-            for key in self.leased_by(&run, worker).await? {
-                self.lose(&key, "its worker has been silent").await?;
-            }
-        }
-        Ok(())
-    }
-
     fn runs_of(&self, only: Option<&RunId>) -> Vec<RunId> {
         match only {
             Some(run) => vec![run.clone()],
@@ -459,15 +398,17 @@ impl Dispatch {
         }
     }
 
+    /// What `worker` holds, as far as the disk knows: what it is told, it acts on.
     async fn leased_by(&self, run: &RunId, worker: &WorkerName) -> Result<Vec<Key>, CommandError> {
-        let cell = self.runs.cell(run).await?;
-        let loaded = cell.lock().await;
-        let leased = loaded.run.leased().filter_map(|job| {
-            let (attempt, by) = job.state.lease()?;
-            let key = || Key { run: run.clone(), job: job.plan.name.clone(), attempt };
-            (by == worker).then(key)
-        });
-        Ok(leased.collect())
+        let leased = |loaded: &Loaded| {
+            let leased = loaded.run.leased().filter_map(|job| {
+                let (attempt, by) = job.state.lease()?;
+                let key = || Key { run: run.clone(), job: job.plan.name.clone(), attempt };
+                (by == worker).then(key)
+            });
+            leased.collect()
+        };
+        self.runs.look(run, leased).await
     }
 
     /// Takes in that the holder of `key` is gone.
@@ -482,4 +423,49 @@ impl Dispatch {
 fn in_turn<'a>(runs: &'a BTreeSet<RunId>, last: &'a RunId) -> impl Iterator<Item = &'a RunId> {
     let after = runs.range::<RunId, _>((Excluded(last), Unbounded));
     after.chain(runs.range::<RunId, _>(..=last))
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_engine::{ids::Attempt, job::JobState};
+
+    use super::*;
+    use crate::desk::{Desk, WORKER, job, success};
+
+    fn hello(holding: &[&Key]) -> v1::Hello {
+        let holding = holding.iter().map(|key| wire::holding(key)).collect();
+        v1::Hello { worker: WORKER.into(), slots: 4, holding, ..Default::default() }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_comes_back_is_told_what_the_disk_knows() {
+        for (waiting_max, kept) in [(1, false), (0, true)] {
+            let desk = Desk::new();
+            let run = desk.begins("r", vec![job("a", &[])]).await;
+            let key = Key { run: run.clone(), job: "a".into(), attempt: Attempt(1) };
+            let dispatch = Arc::new(Dispatch::new(Arc::clone(&desk.runs), 1_000));
+            desk.store.stand_still(waiting_max);
+            drop(desk.queues(&run, success("a")).await);
+
+            let back = dispatch.open(hello(&[&key]), mpsc::channel(1).0);
+            let (welcome, ()) = tokio::join!(back, async { desk.store.go_on() });
+
+            assert_eq!(welcome.unwrap().1.contains(&key), kept);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_whose_return_failed_is_waited_for() {
+        let desk = Desk::new();
+        let run = desk.begins("r", vec![job("a", &[])]).await;
+        let dispatch = Arc::new(Dispatch::new(Arc::clone(&desk.runs), 0));
+        desk.store.stand_still(0);
+
+        let back = dispatch.open(hello(&[]), mpsc::channel(1).0).await;
+        assert!(matches!(back, Err(CommandError::StoreBusy)));
+        desk.store.go_on();
+        dispatch.lose_the_gone().await;
+
+        assert_eq!(desk.state(&run, "a").await, JobState::Requeued);
+    }
 }

@@ -92,10 +92,9 @@ impl House {
         };
         let now = self.runs().now();
         // No run has this id, so these are the locks of all runs.
-        let mut busy = self.runs().busy_of_others(&"".into());
+        let mut busy = self.runs().locks.of_others(&"".into());
         for id in live {
-            let cell = self.runs().cell(&id).await?;
-            let loaded = cell.lock().await;
+            let loaded = self.runs().ahead(&id).await?;
             figures.take(&loaded.run, &mut busy, now);
         }
         Ok(figures)
@@ -106,15 +105,8 @@ impl Figures {
     fn count_ended(&mut self, outcomes: impl Iterator<Item = RunOutcome>) {
         let live =
             [Phase::Planning, Phase::Running, Phase::Aborting, Phase::Cancelling, Phase::TimingOut];
-        let ended = [
-            RunOutcome::Succeeded,
-            RunOutcome::Partial,
-            RunOutcome::Failed,
-            RunOutcome::Rejected,
-            RunOutcome::Cancelled,
-            RunOutcome::TimedOut,
-        ];
-        let words = live.iter().map(Phase::word).chain(ended.into_iter().map(RunOutcome::word));
+        let ended = RunOutcome::ALL.into_iter().map(RunOutcome::word);
+        let words = live.iter().map(Phase::word).chain(ended);
         self.runs = words.map(|word| (word, 0)).collect();
         for (state, _) in by_state(&Counts::default()) {
             self.jobs.insert(state, 0);

@@ -98,8 +98,7 @@ impl House {
         let live: Vec<_> = locked(&runs.list).live().cloned().collect();
         for run in live {
             // Loaded now, so that its due times are known to the timer.
-            let cell = runs.cell(&run).await?;
-            let loaded = cell.lock().await;
+            let loaded = runs.ahead(&run).await?;
             dispatch.miss(loaded.run.leased());
         }
         let url = url.to_owned();

@@ -7,11 +7,14 @@ pub mod auth;
 mod check;
 mod clock;
 mod command_error;
+#[cfg(test)]
+mod desk;
 mod dispatch;
 mod figures;
 mod house;
 mod load;
 mod local;
+mod locks;
 mod metrics;
 mod outputs;
 mod rpc;

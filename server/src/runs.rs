@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, watch};
 use towpath_engine::{
     decide::{CarryOutError, Command, LeaseJob, Written, carry_out},
     event::{Fact, RunEvent},
@@ -25,7 +25,13 @@ use towpath_storage::{
 use tracing::Instrument as _;
 
 pub use crate::command_error::CommandError;
-use crate::{Clock, figures::Tally, load, run_list::RunList};
+use crate::{
+    Clock,
+    figures::Tally,
+    load::{self, LoadedRun},
+    locks::Locks,
+    run_list::RunList,
+};
 
 /// How often a lost race is decided again before the caller is told to come back.
 const TRIES_MAX: usize = 8;
@@ -43,8 +49,20 @@ pub(crate) struct Loaded {
     /// The position of the newest record whose append was acknowledged.
     pub(crate) position: Position,
     pub(crate) snapshot_version: Version,
-    /// The newest version known to be durable; closed when an append failed.
+    /// The newest version known to be durable; closed when what memory held was given up.
     durable: watch::Sender<Version>,
+    /// Appends that are queued and not answered.
+    outstanding: usize,
+    /// An append failed: memory holds what the log does not.
+    broken: bool,
+}
+
+impl From<LoadedRun> for Loaded {
+    fn from(loaded: LoadedRun) -> Self {
+        let LoadedRun { run, version, position, snapshot_version } = loaded;
+        let durable = watch::Sender::new(version);
+        Self { run, version, position, snapshot_version, durable, outstanding: 0, broken: false }
+    }
 }
 
 /// What a queued command recorded, and where it will stand.
@@ -72,8 +90,7 @@ pub(crate) struct Runs {
     pub(crate) snapshots: PathBuf,
     cells: SyncMutex<HashMap<RunId, Cell>>,
     pub(crate) list: SyncMutex<RunList>,
-    /// Locks held by each run, ahead of durability.
-    held: SyncMutex<HashMap<RunId, Busy>>,
+    pub(crate) locks: Locks,
     /// When time itself next changes something, by run.
     pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
     /// Runs that may have something to lease.
@@ -114,7 +131,7 @@ impl Runs {
             snapshots,
             cells: SyncMutex::default(),
             list: SyncMutex::new(list),
-            held: SyncMutex::default(),
+            locks: Locks::default(),
             due: SyncMutex::default(),
             movable: SyncMutex::default(),
             leasing: Mutex::default(),
@@ -133,19 +150,11 @@ impl Runs {
     }
 
     /// The run in memory, loaded if need be.
-    pub(crate) async fn cell(&self, id: &RunId) -> Result<Cell, CommandError> {
+    async fn cell(&self, id: &RunId) -> Result<Cell, CommandError> {
         if let Some(cell) = locked(&self.cells).get(id) {
             return Ok(Arc::clone(cell));
         }
         let loaded = load::run(&*self.store, &self.snapshots, id).await?;
-        self.note(id, &loaded.run);
-        let cell = Arc::new(Mutex::new(Loaded {
-            durable: watch::Sender::new(loaded.version),
-            run: loaded.run,
-            version: loaded.version,
-            position: loaded.position,
-            snapshot_version: loaded.snapshot_version,
-        }));
         let mut cells = locked(&self.cells);
         if cells.len() > IDLE_RUNS_MAX {
             cells.retain(|_, cell| {
@@ -153,7 +162,43 @@ impl Runs {
                 busy || cell.try_lock().map_or(true, |loaded| loaded.run.phase().is_live())
             });
         }
-        Ok(Arc::clone(cells.entry(id.clone()).or_insert(cell)))
+        // Another may have been faster, and may have decided something since.
+        let cell = cells.entry(id.clone()).or_insert_with(|| {
+            self.note_loaded(id, &loaded.run);
+            Arc::new(Mutex::new(Loaded::from(loaded)))
+        });
+        Ok(Arc::clone(cell))
+    }
+
+    /// The run as it is decided on: what it shows may not be durable yet.
+    pub(crate) async fn ahead(&self, id: &RunId) -> Result<OwnedMutexGuard<Loaded>, CommandError> {
+        loop {
+            let loaded = self.cell(id).await?.lock_owned().await;
+            if !loaded.broken {
+                return Ok(loaded);
+            }
+            let mut mended = loaded.durable.subscribe();
+            drop(loaded);
+            while mended.changed().await.is_ok() {}
+        }
+    }
+
+    /// What `look` sees of a run, answered once all that it rests on is durable.
+    pub(crate) async fn look<T>(
+        &self,
+        id: &RunId,
+        look: impl Fn(&Loaded) -> T,
+    ) -> Result<T, CommandError> {
+        for _ in 0..TRIES_MAX {
+            let loaded = self.ahead(id).await?;
+            let (seen, version) = (look(&loaded), loaded.version);
+            let mut durable = loaded.durable.subscribe();
+            drop(loaded);
+            if durable.wait_for(|durable| *durable >= version).await.is_ok() {
+                return Ok(seen);
+            }
+        }
+        Err(CommandError::Contended)
     }
 
     /// Carries out `command` and waits until what it recorded is durable.
@@ -163,10 +208,20 @@ impl Runs {
         command: Command,
         by: &Actor,
     ) -> Result<Recorded, CommandError> {
+        self.execute_all(id, &[command], by).await
+    }
+
+    /// As [`Runs::execute`], for several commands of one append: see [`Runs::queue`].
+    pub(crate) async fn execute_all(
+        self: &Arc<Self>,
+        id: &RunId,
+        commands: &[Command],
+        by: &Actor,
+    ) -> Result<Recorded, CommandError> {
         let span = tracing::debug_span!("command", run = %id);
         async {
             for _ in 0..TRIES_MAX {
-                match self.queue(id, std::slice::from_ref(&command), by).await?.done.await {
+                match self.queue(id, commands, by).await?.done.await {
                     Err(AppendError::Conflict { .. }) => {}
                     Err(error) => return Err(store_error(error)),
                     Ok(recorded) => return Ok(recorded),
@@ -187,8 +242,7 @@ impl Runs {
         commands: &[Command],
         by: &Actor,
     ) -> Result<Queued, CommandError> {
-        let cell = self.cell(id).await?;
-        let mut loaded = cell.lock().await;
+        let mut loaded = self.ahead(id).await?;
         let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
         let leasing = if leases { Some(self.leasing.lock().await) } else { None };
         let mut written = Vec::new();
@@ -199,27 +253,30 @@ impl Runs {
                 Err(CarryOutError::Refused(refusal)) if nth == 0 => return Err(refusal.into()),
                 Err(CarryOutError::Refused(_)) => {}
                 Err(CarryOutError::Bug(bug)) => {
-                    locked(&self.cells).remove(id);
+                    self.give_up(id, &mut loaded).await;
                     return Err(bug.into());
                 }
             }
         }
-        self.note(id, &loaded.run);
+        let busy = loaded.run.busy();
+        self.note(id, &loaded.run, busy.clone());
         drop(leasing);
         let expected = loaded.version;
         loaded.version += written.len() as Version;
         let (facts, records) = split(written);
         let version = loaded.version;
-        let mut durable = loaded.durable.subscribe();
+        let (mut durable, id) = (loaded.durable.subscribe(), id.clone());
         // Queued under the lock, so appends of one run stand in the order they were decided in.
         let append =
-            (!records.is_empty()).then(|| self.store.append(&stream(id), expected, records));
+            (!records.is_empty()).then(|| self.store.append(&stream(&id), expected, records));
+        loaded.outstanding += usize::from(append.is_some());
+        let cell = Arc::clone(OwnedMutexGuard::mutex(&loaded));
         drop(loaded);
         let finished = append.map(|append| {
             let runs = Arc::clone(self);
-            let (id, cell, facts) = (id.clone(), Arc::clone(&cell), facts);
+            let id = id.clone();
             // A task of its own: what is queued is finished even if the caller goes away.
-            tokio::spawn(async move { runs.finish(&id, &cell, facts, append.await).await })
+            tokio::spawn(async move { runs.finish(&id, &cell, facts, busy, append.await).await })
         });
         let done = async move {
             match finished {
@@ -227,7 +284,7 @@ impl Runs {
                 // Nothing new: but what this answer rests on must be durable too.
                 None => match durable.wait_for(|durable| *durable >= version).await {
                     Ok(_) => Ok(Recorded { facts: Vec::new(), first: 0 }),
-                    Err(_) => Err(AppendError::Store(gone())),
+                    Err(_) => Err(given_up(&id, version)),
                 },
             }
         };
@@ -239,16 +296,15 @@ impl Runs {
         id: &RunId,
         cell: &Cell,
         facts: Vec<Fact>,
+        busy: Busy,
         appended: Result<towpath_storage::Appended, AppendError>,
     ) -> Result<Recorded, AppendError> {
+        let mut loaded = cell.lock().await;
+        loaded.outstanding -= 1;
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
-                // What memory holds was not written: forget it, read again.
-                let mut cells = locked(&self.cells);
-                if cells.get(id).is_some_and(|current| Arc::ptr_eq(current, cell)) {
-                    cells.remove(id);
-                }
+                self.give_up(id, &mut loaded).await;
                 return Err(error);
             }
         };
@@ -259,15 +315,17 @@ impl Runs {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
         self.tally.take(&facts);
+        self.locks.durable(id, busy);
         locked(&self.list).apply_all(id, appended.first, &facts);
-        let mut loaded = cell.lock().await;
         loaded.position = loaded.position.max(appended.last);
         loaded.durable.send_if_modified(|durable| {
             let newer = appended.version > *durable;
             *durable = appended.version.max(*durable);
             newer
         });
-        if loaded.version == appended.version
+        if loaded.broken {
+            self.give_up(id, &mut loaded).await;
+        } else if loaded.version == appended.version
             && loaded.version >= loaded.snapshot_version + SNAPSHOT_EVERY
         {
             self.snapshot(id, &mut loaded).await;
@@ -275,6 +333,27 @@ impl Runs {
         drop(loaded);
         self.changed.notify_one();
         Ok(Recorded { facts, first: appended.first })
+    }
+
+    /// What memory holds was not written: forgets it and reads the log again. While appends are
+    /// still on their way that would miss them, so the last of them does it.
+    async fn give_up(&self, id: &RunId, loaded: &mut Loaded) {
+        loaded.broken = true;
+        if loaded.outstanding > 0 {
+            return;
+        }
+        match load::run(&*self.store, &self.snapshots, id).await {
+            Ok(again) => {
+                self.note_loaded(id, &again.run);
+                *loaded = Loaded::from(again);
+            }
+            Err(error) => {
+                tracing::warn!(run = %id, %error, "not read again");
+                locked(&self.cells).remove(id);
+                loaded.durable = watch::Sender::new(0);
+            }
+        }
+        self.changed.notify_one();
     }
 
     /// Writes the state of a run beside the log. A failure costs time at the next start, no more.
@@ -312,31 +391,19 @@ impl Runs {
     /// A lease needs to know which locks other runs hold.
     fn with_busy<'c>(&self, id: &RunId, command: &'c Command) -> Cow<'c, Command> {
         let Command::Lease(lease) = command else { return Cow::Borrowed(command) };
-        let busy = self.busy_of_others(id);
+        let busy = self.locks.of_others(id);
         Cow::Owned(Command::Lease(LeaseJob { busy, ..lease.clone() }))
     }
 
-    /// How many jobs of runs other than `id` hold each lock.
-    pub(crate) fn busy_of_others(&self, id: &RunId) -> Busy {
-        let mut all = Busy::new();
-        for (_, busy) in locked(&self.held).iter().filter(|(other, _)| *other != id) {
-            for (name, count) in busy {
-                *all.entry(name.clone()).or_default() += count;
-            }
-        }
-        all
+    fn note_loaded(&self, id: &RunId, run: &Run) {
+        let busy = run.busy();
+        self.note(id, run, busy.clone());
+        self.locks.durable(id, busy);
     }
 
     /// Keeps what the dispatcher and the timer look at in step with a run.
-    fn note(&self, id: &RunId, run: &Run) {
-        let busy = run.busy();
-        let mut held = locked(&self.held);
-        if busy.is_empty() {
-            held.remove(id)
-        } else {
-            held.insert(id.clone(), busy)
-        };
-        drop(held);
+    fn note(&self, id: &RunId, run: &Run, busy: Busy) {
+        self.locks.decided(id, busy);
         let mut movable = locked(&self.movable);
         if run.phase().is_running() && run.can_move() {
             if !movable.contains(id) {
@@ -376,6 +443,11 @@ fn split(written: Vec<Written>) -> (Vec<Fact>, Vec<NewRecord>) {
         .unzip()
 }
 
+/// What somebody waited for was decided on what is not in the log: to be decided again.
+fn given_up(id: &RunId, expected: Version) -> AppendError {
+    AppendError::Conflict { stream: stream(id), expected, actual: 0 }
+}
+
 fn gone() -> StoreError {
     StoreError::Closed
 }
@@ -388,5 +460,97 @@ pub(crate) fn store_error(error: AppendError) -> CommandError {
         error @ (AppendError::TooLarge { .. } | AppendError::Empty) => {
             CommandError::TooMuch { what: error.to_string() }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use towpath_engine::{job::JobState, plan::Resource};
+
+    use super::*;
+    use crate::desk::{Desk, job, lease, success};
+
+    #[tokio::test]
+    async fn nobody_is_told_what_is_not_durable() {
+        let desk = Desk::new();
+        let run = desk.begins("r", vec![job("a", &[])]).await;
+        desk.store.stand_still(8);
+
+        let report = desk.queues(&run, success("a")).await;
+        let mut told = Box::pin(desk.state(&run, "a"));
+
+        tokio::task::yield_now().await;
+        assert_eq!(told.as_mut().now_or_never(), None);
+        desk.store.go_on();
+        report.done.await.unwrap();
+        assert_eq!(told.await, JobState::Succeeded);
+    }
+
+    #[tokio::test]
+    async fn after_a_refused_append_what_waited_for_the_disk_is_not_forgotten() {
+        let desk = Desk::new();
+        let jobs = vec![job("a", &[]), job("b", &["a"]), job("c", &[])];
+        let run = desk.begins("r", jobs).await;
+        desk.store.stand_still(1);
+
+        let waits = desk.queues(&run, success("a")).await;
+        let refused = desk.queues(&run, success("c")).await;
+        assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
+        assert!(desk.state(&run, "a").now_or_never().is_none());
+        desk.store.go_on();
+
+        waits.done.await.unwrap();
+        assert_eq!(desk.state(&run, "a").await, JobState::Succeeded);
+        assert!(matches!(desk.state(&run, "c").await, JobState::Leased(..)));
+        assert!(locked(&desk.runs.movable).contains(&run), "b can be leased");
+        assert_eq!(desk.queues(&run, success("c")).await.done.await.unwrap().facts.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_rests_on_a_refused_append_is_to_be_decided_again() {
+        let desk = Desk::new();
+        let run = desk.begins("r", vec![job("a", &[])]).await;
+        desk.store.stand_still(0);
+
+        let refused = desk.queues(&run, success("a")).await;
+        let again = desk.queues(&run, success("a")).await;
+        assert_eq!(again.facts, 0, "in memory it is so already");
+
+        assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
+        assert!(matches!(again.done.await, Err(AppendError::Conflict { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_free_for_others_once_that_is_durable() {
+        let desk = Desk::new();
+        let mut locking = job("a", &[]);
+        locking.resource = Some(Resource { name: "target".into(), limit: 1 });
+        let run = desk.begins("r", vec![locking]).await;
+        let others = || desk.runs.locks.of_others(&"other".into()).into_values().sum::<u32>();
+        assert_eq!(others(), 1);
+        desk.store.stand_still(8);
+
+        let report = desk.queues(&run, success("a")).await;
+        assert_eq!(others(), 1, "let go in memory alone");
+        desk.store.go_on();
+        report.done.await.unwrap();
+        assert_eq!(others(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_could_not_be_taken_is_given_back() {
+        let desk = Desk::new();
+        let mut locking = job("b", &["a"]);
+        locking.resource = Some(Resource { name: "target".into(), limit: 1 });
+        let run = desk.begins("r", vec![job("a", &[]), locking]).await;
+        desk.queues(&run, success("a")).await.done.await.unwrap();
+        desk.store.stand_still(0);
+
+        let refused = desk.queues(&run, lease()).await;
+        assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
+
+        assert_eq!(desk.runs.locks.of_others(&"other".into()).len(), 0);
+        assert!(locked(&desk.runs.movable).contains(&run));
     }
 }

@@ -1,12 +1,12 @@
 //! The log in memory: for tests, for trying things out, and as the model of the durable ones.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     AppendError, Appended, EventStore, READ_BYTES_MAX, StoreError,
@@ -27,6 +27,18 @@ struct Log {
     records: Vec<Record>,
     /// For each stream, the places of its records in `records`.
     streams: HashMap<Arc<str>, Vec<usize>>,
+    /// The appends that wait, while the store stands still.
+    waiting: Option<VecDeque<Waiting>>,
+    /// How many appends may wait.
+    waiting_max: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    stream: String,
+    expected: Version,
+    records: Vec<NewRecord>,
+    reply: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
 impl Default for MemoryStore {
@@ -39,6 +51,23 @@ impl MemoryStore {
     /// An empty log that keeps `guard` alive.
     pub(crate) fn in_home(guard: Guard) -> Self {
         Self { log: Mutex::default(), tail: watch::Sender::new(0), _guard: guard }
+    }
+
+    /// Stands still from now on, as a slow disk does: at most `waiting_max` appends wait, and more
+    /// are refused as busy.
+    pub fn stand_still(&self, waiting_max: usize) {
+        let mut log = self.log();
+        log.waiting_max = waiting_max;
+        log.waiting.get_or_insert_default();
+    }
+
+    /// Decides what waits, in order, and goes on.
+    pub fn go_on(&self) {
+        let waiting = self.log().waiting.take().unwrap_or_default();
+        for Waiting { stream, expected, records, reply } in waiting {
+            // Who no longer waits does not need the answer.
+            let _ = reply.send(self.append_now(&stream, expected, records));
+        }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -109,7 +138,19 @@ impl EventStore for MemoryStore {
         expected: Version,
         records: Vec<NewRecord>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        std::future::ready(self.append_now(stream, expected, records)).boxed()
+        let mut log = self.log();
+        let waiting_max = log.waiting_max;
+        let Some(waiting) = &mut log.waiting else {
+            drop(log);
+            return std::future::ready(self.append_now(stream, expected, records)).boxed();
+        };
+        if waiting.len() >= waiting_max {
+            let busy = AppendError::Busy { bytes: waiting.len(), bytes_max: waiting_max };
+            return std::future::ready(Err(busy)).boxed();
+        }
+        let (reply, receiver) = oneshot::channel();
+        waiting.push_back(Waiting { stream: stream.to_owned(), expected, records, reply });
+        async { receiver.await.unwrap_or(Err(AppendError::Store(StoreError::Closed))) }.boxed()
     }
 
     fn read(

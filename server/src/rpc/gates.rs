@@ -6,7 +6,7 @@ use towpath_proto::v1::{self, gates_server::Gates};
 
 use crate::{
     House, auth,
-    runs::{CommandError, locked},
+    runs::{CommandError, Loaded, locked},
     status, wire,
 };
 
@@ -44,10 +44,11 @@ impl House {
         };
         let mut gates = Vec::new();
         for id in runs {
-            let cell = self.runs().cell(&id).await?;
-            let loaded = cell.lock().await;
-            let waiting = loaded.run.gates();
-            gates.extend(waiting.filter_map(|job| wire::gate(&id, &loaded.run, job)));
+            let waiting = |loaded: &Loaded| {
+                let gates = loaded.run.gates();
+                gates.filter_map(|job| wire::gate(&id, &loaded.run, job)).collect::<Vec<_>>()
+            };
+            gates.extend(self.runs().look(&id, waiting).await?);
         }
         Ok(gates)
     }
@@ -67,8 +68,8 @@ impl House {
             Command::Reject(RejectGate { job, binds, comment })
         };
         self.runs().execute(&id, command, &by).await?;
-        let cell = self.runs().cell(&id).await?;
-        let phase = cell.lock().await.run.phase().word().to_owned();
+        let phase = |loaded: &Loaded| loaded.run.phase().word().to_owned();
+        let phase = self.runs().look(&id, phase).await?;
         Ok(v1::DecideGateReply { phase })
     }
 }

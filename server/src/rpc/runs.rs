@@ -18,7 +18,7 @@ use crate::{
     auth::{self, roles::Role},
     run_ids::{id_of, new_id},
     run_list::Listed,
-    runs::{CommandError, locked},
+    runs::{CommandError, Loaded, locked},
     status, wire,
 };
 
@@ -159,16 +159,16 @@ impl House {
     }
 
     async fn view(&self, id: &RunId) -> Result<v1::Run, CommandError> {
-        let cell = self.runs().cell(id).await?;
-        let loaded = cell.lock().await;
-        let list = locked(&self.runs().list);
-        Ok(wire::run(&loaded.run, loaded.version, loaded.position, list.short(id)))
+        let view = |loaded: &Loaded| {
+            let list = locked(&self.runs().list);
+            wire::run(&loaded.run, loaded.version, loaded.position, list.short(id))
+        };
+        self.runs().look(id, view).await
     }
 
     async fn snapshot_of(&self, id: &RunId) -> Result<(u64, Vec<u8>), CommandError> {
-        let cell = self.runs().cell(id).await?;
-        let loaded = cell.lock().await;
-        Ok((loaded.version, loaded.run.to_snapshot()))
+        let snapshot = |loaded: &Loaded| (loaded.version, loaded.run.to_snapshot());
+        self.runs().look(id, snapshot).await
     }
 
     async fn command(
@@ -219,11 +219,10 @@ impl House {
         }
     }
 
-    /// The run that an earlier request of the same name began, once that is durable.
+    /// The run that an earlier request of the same name began.
     async fn begun(&self, id: &RunId, again: &CreateRun) -> Result<v1::Run, CommandError> {
-        self.runs().execute(id, Command::PassTime, &Actor::timer()).await?;
-        let cell = self.runs().cell(id).await?;
-        let file = cell.lock().await.run.header().map(|header| header.file_sha256);
+        let file = |loaded: &Loaded| loaded.run.header().map(|header| header.file_sha256);
+        let file = self.runs().look(id, file).await?;
         if file != Some(again.file_sha256) {
             return Err(CommandError::KeyReused);
         }
@@ -298,11 +297,12 @@ impl House {
     async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsReply, CommandError> {
         let v1::ListJobsRequest { run, after, limit } = request;
         let (id, limit) = (self.find(&run)?, page(limit, PAGE_MAX));
-        let cell = self.runs().cell(&id).await?;
-        let loaded = cell.lock().await;
-        let rest = loaded.run.jobs().get(after as usize..).unwrap_or_default();
-        let jobs = rest.iter().take(limit).map(|job| wire::job(&loaded.run, job)).collect();
-        Ok(v1::ListJobsReply { jobs, more: rest.len() > limit })
+        let jobs = |loaded: &Loaded| {
+            let rest = loaded.run.jobs().get(after as usize..).unwrap_or_default();
+            let jobs = rest.iter().take(limit).map(|job| wire::job(&loaded.run, job)).collect();
+            v1::ListJobsReply { jobs, more: rest.len() > limit }
+        };
+        self.runs().look(&id, jobs).await
     }
 
     async fn explain(
@@ -312,19 +312,21 @@ impl House {
         let v1::ExplainJobRequest { run, job } = request;
         let id = self.find(&run)?;
         let short_id = locked(&self.runs().list).short(&id).to_owned();
-        let busy = self.runs().busy_of_others(&id);
-        let cell = self.runs().cell(&id).await?;
-        let loaded = cell.lock().await;
-        let known = loaded.run.job(&job).ok_or(Refusal::JobUnknown { job: job.as_str().into() })?;
-        let around = wire::Around {
-            id: &id,
-            short_id: &short_id,
-            now: self.runs().now(),
-            busy: &busy,
-            has_worker: self.dispatch().has_worker(&id),
-            has_tags: self.dispatch().offers(&id, &known.plan.tags),
+        let busy = self.runs().locks.of_others(&id);
+        let explained = |loaded: &Loaded| {
+            let known = loaded.run.job(&job)?;
+            let around = wire::Around {
+                id: &id,
+                short_id: &short_id,
+                now: self.runs().now(),
+                busy: &busy,
+                has_worker: self.dispatch().has_worker(&id),
+                has_tags: self.dispatch().offers(&id, &known.plan.tags),
+            };
+            Some(wire::explanation(&loaded.run, known, &around))
         };
-        Ok(wire::explanation(&loaded.run, known, &around))
+        let explained = self.runs().look(&id, explained).await?;
+        explained.ok_or(Refusal::JobUnknown { job: job.as_str().into() }.into())
     }
 }
 

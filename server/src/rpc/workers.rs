@@ -269,11 +269,7 @@ impl House {
         let reserved = if again { self.dispatch().reserve(session, 1) } else { None };
         let count = u32::from(reserved.is_some());
         commands.extend(reserved.map(|(lease, _)| lease));
-        let recorded = match self.runs().queue(&key.run, &commands, &by).await {
-            Ok(queued) => queued.done.await.map_err(crate::runs::store_error),
-            Err(error) => Err(error),
-        };
-        match recorded {
+        match self.runs().execute_all(&key.run, &commands, &by).await {
             Ok(recorded) => {
                 self.dispatch().assign(session, &key.run, &recorded, count).await;
                 self.outputs().forget(key, paths.iter().map(String::as_str));

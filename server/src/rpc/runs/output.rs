@@ -23,8 +23,7 @@ impl House {
         attempt: u32,
     ) -> Result<(Key, Option<Digest>), CommandError> {
         let id = self.find(run)?;
-        let cell = self.runs().cell(&id).await?;
-        let loaded = cell.lock().await;
+        let loaded = self.runs().ahead(&id).await?;
         let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
         let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
         let key = Key { run: id.clone(), job: job.into(), attempt };
@@ -62,8 +61,7 @@ impl House {
     ) -> Result<Digest, CommandError> {
         let v1::ReadArtifactRequest { run, job, path } = request;
         let id = self.find(&run)?;
-        let cell = self.runs().cell(&id).await?;
-        let loaded = cell.lock().await;
+        let loaded = self.runs().ahead(&id).await?;
         let name = job.as_str();
         let known = loaded.run.job(name).ok_or(Refusal::JobUnknown { job: name.into() })?;
         let blob =
@@ -138,8 +136,7 @@ impl House {
     }
 
     async fn is_running(&self, key: &Key) -> bool {
-        let Ok(cell) = self.runs().cell(&key.run).await else { return false };
-        let loaded = cell.lock().await;
+        let Ok(loaded) = self.runs().ahead(&key.run).await else { return false };
         let job = loaded.run.job(key.job.as_str());
         job.is_some_and(
             |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
