@@ -1,6 +1,10 @@
 //! For tests: the runs of a store in memory, without anything that gives out their jobs.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use towpath_engine::{
     decide::{Command, CreateRun, Ended, LeaseJob, ReportJob},
@@ -10,7 +14,7 @@ use towpath_engine::{
     run::Busy,
     time::Timestamp,
 };
-use towpath_storage::MemoryStore;
+use towpath_storage::{MemoryStore, Room};
 
 use crate::{
     SetClock,
@@ -29,8 +33,13 @@ impl Desk {
     pub(crate) fn new() -> Self {
         let store = Arc::new(MemoryStore::default());
         let clock = Arc::new(SetClock::at(Timestamp(1_000)));
-        let runs =
-            Runs::new(Arc::<MemoryStore>::clone(&store), clock, PathBuf::new(), RunList::default());
+        let runs = Runs::new(
+            Arc::<MemoryStore>::clone(&store),
+            clock,
+            PathBuf::new(),
+            Room::around(Path::new("/")),
+            RunList::default(),
+        );
         Self { store, runs: Arc::new(runs) }
     }
 

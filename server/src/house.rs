@@ -88,7 +88,7 @@ impl House {
         let (opened, blobs) = open_store(url).await?;
         let snapshots = opened.home.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
-        let runs = Arc::new(Runs::new(opened.store, clock, snapshots, list));
+        let runs = Arc::new(Runs::new(opened.store, clock, snapshots, opened.home.room(), list));
         let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs), lease_ms));
         let outputs = Outputs::new(opened.home.spool(), blobs);
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -136,6 +136,11 @@ impl House {
     /// The store's own folder.
     pub fn folder(&self) -> PathBuf {
         self.inner.home.path().to_owned()
+    }
+
+    /// Cancelled when the store takes nothing any more, because a commit failed.
+    pub fn stopped(&self) -> &CancellationToken {
+        &self.inner.runs.stopped
     }
 
     /// Where other programs of this machine reach the server.

@@ -79,6 +79,10 @@ impl Outputs {
     }
 
     fn append(&self, key: &Key, part: &str, offset: u64, content: &[u8]) -> io::Result<()> {
+        self.blobs
+            .room()
+            .check(0)
+            .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
         let path = self.path(key, part);
         let mut options = OpenOptions::new();
         options.append(true).create(true);

@@ -12,6 +12,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard, watch};
+use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::{CarryOutError, Command, LeaseJob, Written, carry_out},
     event::{Fact, RunEvent},
@@ -20,7 +21,8 @@ use towpath_engine::{
     time::Timestamp,
 };
 use towpath_storage::{
-    AppendError, EventStore, NewRecord, Position, RunningHash, StoreError, Version,
+    AppendError, EventStore, Full, NewRecord, Position, ROOM_BYTES_MIN, Room, RunningHash,
+    StoreError, Version,
 };
 use tracing::Instrument as _;
 
@@ -37,6 +39,8 @@ use crate::{
 const TRIES_MAX: usize = 8;
 /// A snapshot is written when a run has grown by this many events since the last.
 const SNAPSHOT_EVERY: Version = 20_000;
+/// Bytes that are to be free, beyond what the store keeps free, for anything new to begin.
+const NEW_WORK_BYTES_MIN: u64 = ROOM_BYTES_MIN;
 /// How many finished runs stay in memory.
 const IDLE_RUNS_MAX: usize = 64;
 
@@ -91,6 +95,10 @@ pub(crate) struct Runs {
     cells: SyncMutex<HashMap<RunId, Cell>>,
     pub(crate) list: SyncMutex<RunList>,
     pub(crate) locks: Locks,
+    /// The room on the store's disk.
+    room: Room,
+    /// Set when the store takes nothing any more: only opening it anew helps.
+    pub(crate) stopped: CancellationToken,
     /// When time itself next changes something, by run.
     pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
     /// Runs that may have something to lease.
@@ -122,6 +130,7 @@ impl Runs {
         store: Arc<dyn EventStore>,
         clock: Arc<dyn Clock>,
         snapshots: PathBuf,
+        room: Room,
         list: RunList,
     ) -> Self {
         let newest_at = AtomicI64::new(list.newest_at().0);
@@ -132,6 +141,8 @@ impl Runs {
             cells: SyncMutex::default(),
             list: SyncMutex::new(list),
             locks: Locks::default(),
+            room,
+            stopped: CancellationToken::new(),
             due: SyncMutex::default(),
             movable: SyncMutex::default(),
             leasing: Mutex::default(),
@@ -247,6 +258,11 @@ impl Runs {
         let leasing = if leases { Some(self.leasing.lock().await) } else { None };
         let mut written = Vec::new();
         for (command, nth) in commands.iter().zip(0..) {
+            match self.room_for(command) {
+                Ok(()) => {}
+                Err(full) if nth == 0 => return Err(CommandError::Store(full.into())),
+                Err(_) => continue,
+            }
             let command = self.with_busy(id, command);
             match carry_out(&mut loaded.run, &command, by, self.now()) {
                 Ok(more) => written.extend(more),
@@ -304,6 +320,9 @@ impl Runs {
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
+                if matches!(error, AppendError::Store(_)) {
+                    self.stopped.cancel();
+                }
                 self.give_up(id, &mut loaded).await;
                 return Err(error);
             }
@@ -388,6 +407,23 @@ impl Runs {
         }
     }
 
+    /// New work needs more room than the end of what has begun.
+    fn room_for(&self, command: &Command) -> Result<(), Full> {
+        match command {
+            Command::Create(_)
+            | Command::Import(_)
+            | Command::Lease(_)
+            | Command::Resume(_)
+            | Command::Retry(_) => self.room.check(NEW_WORK_BYTES_MIN),
+            Command::Approve(_)
+            | Command::Reject(_)
+            | Command::Cancel(_)
+            | Command::Report(_)
+            | Command::Lose(_)
+            | Command::PassTime => Ok(()),
+        }
+    }
+
     /// A lease needs to know which locks other runs hold.
     fn with_busy<'c>(&self, id: &RunId, command: &'c Command) -> Cow<'c, Command> {
         let Command::Lease(lease) = command else { return Cow::Borrowed(command) };
@@ -457,6 +493,7 @@ pub(crate) fn store_error(error: AppendError) -> CommandError {
         AppendError::Conflict { .. } => CommandError::Contended,
         AppendError::Store(error) => CommandError::Store(error),
         AppendError::Busy { .. } => CommandError::StoreBusy,
+        AppendError::Full(full) => CommandError::Store(full.into()),
         error @ (AppendError::TooLarge { .. } | AppendError::Empty) => {
             CommandError::TooMuch { what: error.to_string() }
         }

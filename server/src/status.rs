@@ -90,6 +90,7 @@ impl CommandError {
                 | StoreError::BlobDamaged { .. }
                 | StoreError::BackupDamaged { .. } => Code::DataLoss,
                 StoreError::BlobMissing { .. } => Code::NotFound,
+                StoreError::Full(_) => Code::ResourceExhausted,
                 StoreError::Unavailable { .. }
                 | StoreError::Stopped { .. }
                 | StoreError::Closed
@@ -113,6 +114,9 @@ impl CommandError {
             Self::TooMuch { .. } => "Split the pipeline.",
             Self::Store(StoreError::Owned { .. }) => {
                 "Wait until that process has ended, or talk to it instead."
+            }
+            Self::Store(StoreError::Full(_)) => {
+                "Nothing is lost; make room on the server's disk, and it goes on by itself."
             }
             Self::Store(_) | Self::Unreplayable { .. } => {
                 "Nothing was skipped or guessed; docs/errors/ says how to go on."

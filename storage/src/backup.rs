@@ -300,6 +300,7 @@ impl Appends<'_> {
         match append.await {
             Ok(appended) if appended.first == first => Ok(()),
             Err(AppendError::Store(error)) => Err(error),
+            Err(AppendError::Full(full)) => Err(full.into()),
             Ok(_)
             | Err(
                 AppendError::Conflict { .. }

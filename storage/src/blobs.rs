@@ -18,6 +18,7 @@ use crate::{
     READ_BYTES_MAX, StoreError,
     home::{create_directory, sync_directory},
     recent::Recent,
+    room::Room,
 };
 
 /// Name prefix of blobs that are still being written.
@@ -42,6 +43,7 @@ pub struct BlobRef {
 #[derive(Debug)]
 pub struct Blobs {
     directory: PathBuf,
+    room: Room,
     /// Files whose digest this process found right, as they were then.
     verified: Mutex<Recent<[u8; 32], Stamp>>,
 }
@@ -69,7 +71,13 @@ impl Blobs {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         create_directory(directory)?;
         let verified = Mutex::new(Recent::new(VERIFIED_MAX));
-        Ok(Self { directory: directory.to_owned(), verified })
+        let room = Room::around(directory);
+        Ok(Self { directory: directory.to_owned(), room, verified })
+    }
+
+    /// The room on their disk.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Keeps `bytes`. Does nothing but say their name when they are there already.
@@ -92,6 +100,7 @@ impl Blobs {
     /// Keeps what `source` yields, without ever holding it in memory.
     pub fn put_read(&self, mut source: impl Read) -> Result<BlobRef, StoreError> {
         let doing = "writing a blob";
+        self.room.check(0)?;
         let mut builder = tempfile::Builder::new();
         let unfinished = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
         let mut unfinished = unfinished.map_err(StoreError::while_doing(doing))?;

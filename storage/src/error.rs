@@ -4,7 +4,10 @@
 
 use std::{error::Error, fmt, path::PathBuf, sync::Arc};
 
-use crate::record::{Position, Version};
+use crate::{
+    record::{Position, Version},
+    room::Full,
+};
 
 /// What an error of a backend or of the system was caused by.
 pub(crate) type Cause = Arc<dyn Error + Send + Sync>;
@@ -46,6 +49,9 @@ pub enum AppendError {
         /// The bound.
         bytes_max: usize,
     },
+    /// The disk has too little room; try again when it has more.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The store cannot take it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -59,6 +65,7 @@ impl AppendError {
             Self::TooLarge { .. } => "APPEND_TOO_LARGE",
             Self::Empty => "APPEND_EMPTY",
             Self::Busy { .. } => "STORE_BUSY",
+            Self::Full(_) => "STORE_FULL",
             Self::Store(error) => error.code(),
         }
     }
@@ -83,6 +90,9 @@ pub enum StoreError {
         #[source]
         cause: Arc<Self>,
     },
+    /// The disk has too little room; nothing was written.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The store is being closed.
     #[error("the store is closed")]
     Closed,
@@ -175,6 +185,7 @@ impl StoreError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unavailable { .. } | Self::Stopped { .. } | Self::Closed => "STORE_UNAVAILABLE",
+            Self::Full(_) => "STORE_FULL",
             Self::Damaged { .. } => "LOG_DAMAGED",
             Self::Rollback { .. } => "LOG_ROLLBACK",
             Self::Owned { .. } => "STORE_OWNED",

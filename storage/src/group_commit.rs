@@ -4,7 +4,7 @@
 //! next commit gathers, so the price of a sync is shared by as many clients as there are. An append
 //! is answered, and the tail moves, only after the shelf said that the commit is durable. After a
 //! commit that failed the store stops for good: a failed sync may have lost what a second one would
-//! claim to have written.
+//! claim to have written. A disk that is nearly full is therefore not written to at all.
 
 use std::{
     collections::VecDeque,
@@ -27,6 +27,7 @@ use crate::{
     mark::Mark,
     reader::Reader,
     record::{CHAIN_START, NewRecord, Position, Record, Version},
+    room::Room,
     shelf::Shelf,
     writer::{Draft, Verdict, Writer},
 };
@@ -54,6 +55,7 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     tail: watch::Sender<Position>,
+    room: Room,
     _guard: Guard,
 }
 
@@ -77,6 +79,7 @@ impl Log {
     pub(crate) fn open(
         shelf: Arc<dyn Shelf>,
         mark: PathBuf,
+        room: Room,
         guard: Guard,
     ) -> Result<Self, StoreError> {
         let remembered = Mark::read(&mark)?;
@@ -97,6 +100,7 @@ impl Log {
             queue: Mutex::default(),
             wake: Condvar::new(),
             tail: watch::Sender::new(tail.position),
+            room,
             _guard: guard,
         });
         let thread = Builder::new().name("tow-log".to_owned()).spawn({
@@ -217,6 +221,12 @@ impl Shared {
     fn write(&self, mut writer: Writer) {
         let _stop = StopOnExit(self);
         while let Some((drafts, replies)) = self.take() {
+            if let Err(full) = self.room.check(0) {
+                for reply in replies {
+                    let _ = reply.send(Err(full.into()));
+                }
+                continue;
+            }
             match writer.commit(drafts) {
                 Ok(verdicts) => {
                     self.advance(writer.position());
@@ -472,7 +482,8 @@ mod tests {
             self.log = None;
             let mark = self.directory.path().join("mark");
             let shelf: Arc<dyn Shelf> = Arc::<Gated>::clone(&self.shelf);
-            self.log = Some(Log::open(shelf, mark, Arc::new(()))?);
+            self.log =
+                Some(Log::open(shelf, mark, Room::around(self.directory.path()), Arc::new(()))?);
             Ok(())
         }
 

@@ -22,7 +22,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-use crate::{blobs::remove_unfinished, error::StoreError};
+use crate::{blobs::remove_unfinished, error::StoreError, room::Room};
 
 /// What the `format` file says before the name of the backend.
 const FORMAT: &str = "towpath store 1 ";
@@ -103,6 +103,11 @@ impl Home {
     /// Where the owner listens for local clients.
     pub fn socket(&self) -> PathBuf {
         self.root.join("tow.sock")
+    }
+
+    /// The room on its disk.
+    pub fn room(&self) -> Room {
+        Room::around(&self.root)
     }
 
     /// Where the mark of the log lies.

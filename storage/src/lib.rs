@@ -23,6 +23,7 @@ mod quiet;
 mod reader;
 mod recent;
 mod record;
+mod room;
 mod shelf;
 mod sled;
 mod verify;
@@ -41,6 +42,7 @@ pub use crate::{
     memory::MemoryStore,
     open::{Opened, open},
     record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
+    room::{Full, ROOM_BYTES_MIN, Room},
     verify::{Verified, verify},
 };
 

@@ -97,7 +97,7 @@ fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
     }
     let shelf = backend.shelf(&directory)?;
     sync_directory(&directory)?;
-    let store = Log::open(shelf, home.mark(), home.owner())?;
+    let store = Log::open(shelf, home.mark(), home.room(), home.owner())?;
     Ok(Opened { store: Arc::new(store), home })
 }
 

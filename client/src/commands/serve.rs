@@ -119,7 +119,14 @@ pub(crate) async fn serve(desk: &Desk, args: ServeArgs) -> Finished {
     let address = house.serve(listener, access).map_err(unserved)?;
     house.listen_locally()?;
     ready(desk, &config, &house, address)?;
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        () = house.stopped().cancelled() => {
+            let message = "the store stopped because a commit failed";
+            let advice = "The log of this program says why; started again, it goes on where it was.";
+            return Err(Failure::new("STORE_UNAVAILABLE", message, advice));
+        }
+    }
     desk.say("Stopping: no new requests, streams end; a second signal ends at once.");
     let clean = tokio::select! {
         clean = house.drain(Duration::from_millis(config.drain_timeout_ms)) => clean,

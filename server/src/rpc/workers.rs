@@ -12,7 +12,7 @@ use towpath_engine::{
 };
 use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
-use towpath_storage::StoreError;
+use towpath_storage::{Full, StoreError};
 
 use super::{Streamed, channel};
 use crate::{
@@ -321,6 +321,9 @@ impl House {
 fn disk(error: std::io::Error) -> CommandError {
     if error.kind() == std::io::ErrorKind::InvalidInput {
         return CommandError::MessageInvalid { what: error.to_string() };
+    }
+    if let Some(full) = error.get_ref().and_then(|cause| cause.downcast_ref::<Full>()) {
+        return StoreError::Full(*full).into();
     }
     let doing = "keeping what a job printed";
     CommandError::Store(StoreError::Unavailable { doing, cause: std::sync::Arc::new(error) })

@@ -1,0 +1,68 @@
+//! How much room is left on the disk of a store.
+//!
+//! A commit that runs out of room in the middle would stop the store for good. So a share of the
+//! disk is kept free: below it nothing is taken, nothing is lost, and everything goes on as before
+//! once there is room again.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+
+/// Bytes that are kept free: several times what one commit and the database's own files take at
+/// once.
+pub const ROOM_BYTES_MIN: u64 = 32 * 1024 * 1024;
+
+/// The disk is too full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{free} bytes are left on the disk of the store, and {needed} are to stay free")]
+pub struct Full {
+    /// Bytes that are left.
+    pub free: u64,
+    /// Bytes that must be left.
+    pub needed: u64,
+}
+
+/// The room on the disk that holds a directory.
+#[derive(Clone, Debug)]
+pub struct Room {
+    directory: PathBuf,
+}
+
+impl Room {
+    /// The room around `directory`.
+    pub fn around(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// Refuses unless [`ROOM_BYTES_MIN`], and `more` bytes on top, are free. A disk that does not
+    /// say how much it has passes.
+    pub fn check(&self, more: u64) -> Result<(), Full> {
+        let needed = ROOM_BYTES_MIN.saturating_add(more);
+        let Ok(disk) = statvfs(&self.directory) else { return Ok(()) };
+        // The types differ from system to system.
+        #[expect(clippy::useless_conversion, reason = "blocks are 32 bits wide elsewhere")]
+        let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+        if free < needed { Err(Full { free, needed }) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_room_takes_something_and_none_takes_everything() {
+        let directory = tempfile::tempdir().unwrap();
+        let room = Room::around(directory.path());
+
+        assert_eq!(room.check(0), Ok(()), "the tests themselves need room");
+        let full = room.check(u64::MAX).unwrap_err();
+        assert_eq!(full.needed, u64::MAX);
+        assert!(full.free > 0);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_say_is_not_in_the_way() {
+        assert_eq!(Room::around(Path::new("/nowhere/at/all")).check(u64::MAX), Ok(()));
+    }
+}

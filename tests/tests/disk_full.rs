@@ -1,0 +1,155 @@
+//! A server whose disk fills up: a real `tow` on a small disk of its own.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _, stderr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use towpath_storage::{ROOM_BYTES_MIN, Room};
+use towpath_tests::program;
+
+/// How long anything may take before the story says that it never came.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+const PIPELINE: &str = r#"version: "1.0"
+stages: [s]
+jobs:
+  first:
+    stage: s
+    command: touch begun; while [ ! -e go ]; do sleep 0.05; done; echo first >> effects; echo printed
+  second: {stage: s, needs: [first], command: echo second >> effects}
+"#;
+
+/// A process that ends with its owner.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+struct Scene {
+    folder: tempfile::TempDir,
+    server: String,
+    /// The store's folder and its disk, the one as the server sees it, the other as we do.
+    store: PathBuf,
+    disk: PathBuf,
+    serving: Ends,
+}
+
+impl Scene {
+    /// Serves a store on a disk of 160 MiB that nobody else sees. `None` where that is forbidden.
+    fn begin() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = folder.path().join("disk");
+        fs::create_dir(&disk).expect("a folder");
+        fs::write(folder.path().join("towpath.yml"), PIPELINE).expect("a file");
+        let script = r#"mount -t tmpfs -o size=160m tmpfs "$1" && exec "$2" serve --listen 127.0.0.1:0 --store "sled:$1/store" --output jsonl"#;
+        let serving = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .args([&disk, &program()])
+            .env_remove("TOW_STORE")
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut serving = Ends(serving.ok()?);
+        let mut line = String::new();
+        let said = serving.0.stdout.take().expect("a pipe");
+        BufReader::new(said).read_line(&mut line).expect("it can be heard");
+        let address: serde_json::Value = serde_json::from_str(&line).ok()?;
+        let server = address["address"].as_str().expect("an address").to_owned();
+        let store = disk.join("store");
+        let root = Path::new("/proc").join(serving.0.id().to_string()).join("root");
+        let disk = root.join(disk.strip_prefix("/").expect("an absolute path"));
+        Some(Self { folder, server, store, disk, serving })
+    }
+
+    fn tow(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command
+            .args(arguments)
+            .args(["--server", &self.server])
+            .current_dir(self.folder.path())
+            .env_remove("TOW_STORE")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn says(&self, arguments: &[&str]) -> Output {
+        self.tow(arguments).output().expect("`tow` can be started")
+    }
+
+    fn is_refused(&self, arguments: &[&str]) {
+        let refused = self.says(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(8), "{said}");
+        assert!(said.contains("error[STORE_FULL]"), "{said}");
+    }
+
+    fn there(&self, name: &str) -> bool {
+        self.folder.path().join(name).exists()
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < WAIT_MAX, "{what} never came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_new_work_and_loses_nothing() {
+    let Some(scene) = Scene::begin() else {
+        let said = writeln!(stderr(), "skipped: this machine does not let us mount a small disk");
+        return said.expect("stderr takes it");
+    };
+    let attempts = scene.folder.path().join("worker").display().to_string();
+    let worker = ["worker", "--name", "w", "--slots", "2", "--attempts", &attempts];
+    let _worker = Ends(scene.tow(&worker).spawn().expect("a worker"));
+    let running = scene.tow(&["run", "--output", "jsonl"]).stdout(Stdio::null()).spawn();
+    let mut running = Ends(running.expect("a client"));
+    until("the first job", || scene.there("begun"));
+
+    let room = Room::around(&scene.disk);
+    let filler = scene.disk.join("filler");
+    let mut file = fs::File::create(&filler).expect("a file");
+    let mut fill_until_less_than = |more| {
+        while room.check(more).is_ok() {
+            file.write_all(&[7; 256 * 1024]).expect("there is room for this");
+        }
+    };
+    fill_until_less_than(ROOM_BYTES_MIN / 2);
+    assert_eq!(room.check(0), Ok(()), "what has begun may end");
+    scene.is_refused(&["run"]);
+    fill_until_less_than(0);
+    fs::write(scene.folder.path().join("go"), "").expect("a file");
+    until("the effect", || scene.there("effects"));
+    scene.is_refused(&["cancel", "@latest"]);
+    let status = scene.says(&["status", "--output", "json"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("\"running\""), "what is there can be read: {status}");
+    assert_eq!(running.0.try_wait().expect("a child can be asked"), None);
+
+    drop(file);
+    fs::remove_file(&filler).expect("the filler can go");
+
+    until("the end", || running.0.try_wait().is_ok_and(|status| status.is_some()));
+    assert_eq!(running.0.wait().expect("it has ended").code(), Some(0));
+    let effects = fs::read_to_string(scene.folder.path().join("effects")).expect("effects");
+    assert_eq!(effects, "first\nsecond\n");
+    let logs = scene.says(&["logs", "first"]);
+    assert_eq!(String::from_utf8_lossy(&logs.stdout).trim(), "printed");
+    assert_eq!(scene.says(&["run"]).status.code(), Some(0), "new work is taken again");
+    let pid = scene.serving.0.id().to_string();
+    let doctor = Command::new("nsenter")
+        .args(["--mount", "--target", &pid])
+        .args([program(), "doctor".into(), "--store".into(), scene.store])
+        .status();
+    assert!(doctor.expect("`tow` can be started").success());
+}
