@@ -1,5 +1,7 @@
 //! Load, decide, append: the only way into the log.
 
+mod snapshots;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -21,8 +23,7 @@ use towpath_engine::{
     time::Timestamp,
 };
 use towpath_storage::{
-    AppendError, EventStore, Full, NewRecord, Position, ROOM_BYTES_MIN, Room, RunningHash,
-    StoreError, Version,
+    AppendError, EventStore, Full, NewRecord, Position, ROOM_BYTES_MIN, Room, StoreError, Version,
 };
 use tracing::Instrument as _;
 
@@ -373,38 +374,6 @@ impl Runs {
             }
         }
         self.changed.notify_one();
-    }
-
-    /// Writes the state of a run beside the log. A failure costs time at the next start, no more.
-    pub(crate) async fn snapshot(&self, id: &RunId, loaded: &mut Loaded) {
-        let version = loaded.version;
-        let Some(hash) = self.hash_at(id, version).await else { return };
-        match load::write_snapshot(&self.snapshots, id, version, &hash, &loaded.run) {
-            Ok(()) => loaded.snapshot_version = version,
-            Err(error) => tracing::warn!(run = %id, %error, "no snapshot"),
-        }
-    }
-
-    async fn hash_at(&self, id: &RunId, version: Version) -> Option<RunningHash> {
-        let page = self.store.read(&stream(id), version - 1, 1).await.ok()?;
-        page.first().filter(|record| record.version == version).map(|record| record.hash)
-    }
-
-    /// Writes snapshots of what is in memory, for a quick next start.
-    pub(crate) async fn close(&self) {
-        let cells: Vec<_> =
-            locked(&self.cells).iter().map(|(id, cell)| (id.clone(), Arc::clone(cell))).collect();
-        for (id, cell) in cells {
-            let mut loaded = cell.lock().await;
-            let settled = *loaded.durable.borrow() == loaded.version;
-            if settled && loaded.version >= loaded.snapshot_version + SNAPSHOT_EVERY / 4 {
-                self.snapshot(&id, &mut loaded).await;
-            }
-        }
-        let list = locked(&self.list).clone();
-        if let Err(error) = load::write_list(&*self.store, &self.snapshots, &list).await {
-            tracing::warn!(%error, "no snapshot of the list of runs");
-        }
     }
 
     /// New work needs more room than the end of what has begun.
