@@ -81,6 +81,9 @@ pub enum RetryOn {
     Spawn,
 }
 
+/// Heaviest preference of one tag.
+pub const WEIGHT_MAX: u32 = 100;
+
 /// How often and when a failed job is tried again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +154,9 @@ pub struct JobPlan {
     /// What a worker must offer to be given this job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// How much a worker is preferred for each tag that it offers, 1 to [`WEIGHT_MAX`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prefer: BTreeMap<String, u32>,
     /// The lock it holds while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource: Option<Resource>,
@@ -188,6 +194,7 @@ impl JobPlan {
             env: BTreeMap::new(),
             secrets: Vec::new(),
             tags: Vec::new(),
+            prefer: BTreeMap::new(),
             resource: None,
             condition: None,
             matrix: BTreeMap::new(),
@@ -195,6 +202,12 @@ impl JobPlan {
             undo: None,
             irreversible: false,
         }
+    }
+
+    /// How much a worker that offers `tags` is preferred for this job; 0: no more than any other.
+    pub fn preference(&self, tags: &[String]) -> u32 {
+        let offered = self.prefer.iter().filter(|(tag, _)| tags.contains(tag));
+        offered.fold(0, |sum, (_, weight)| sum.saturating_add(*weight))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::plan::{RETRIES_MAX, SCRIPT_BYTES_MAX};
+use crate::plan::{RETRIES_MAX, SCRIPT_BYTES_MAX, WEIGHT_MAX};
 
 /// One key of a map.
 pub(crate) struct Key {
@@ -43,6 +43,7 @@ pub(crate) enum Shape {
     Retry,
     RetryOn,
     Resource,
+    Weights,
     Matrix,
 }
 
@@ -100,7 +101,7 @@ pub(crate) const DEFAULTS_KEYS: [Key; 5] = [
 ];
 
 /// The keys of a job.
-pub(crate) const JOB_KEYS: [Key; 19] = [
+pub(crate) const JOB_KEYS: [Key; 20] = [
     required("stage", Shape::Name, "The stage the job belongs to."),
     required(
         "command",
@@ -129,6 +130,11 @@ pub(crate) const JOB_KEYS: [Key; 19] = [
         "Names of variables that the worker adds from its own environment and masks in all output.",
     ),
     key("tags", Shape::Names, TAGS_DOC),
+    key(
+        "prefer",
+        Shape::Weights,
+        "Tags and how much a free worker is preferred for offering each, 1 to 100.",
+    ),
     key(
         "resource",
         Shape::Resource,
@@ -300,6 +306,11 @@ fn value_of(shape: Shape) -> Value {
         Shape::Percent => json!({ "type": "integer", "minimum": 0, "maximum": 100 }),
         Shape::Duration => reference("duration"),
         Shape::Environment => reference("environment"),
+        Shape::Weights => json!({
+            "type": "object",
+            "propertyNames": reference("name"),
+            "additionalProperties": { "type": "integer", "minimum": 1, "maximum": WEIGHT_MAX },
+        }),
         Shape::Stages => json!({
             "type": "array", "minItems": 1, "uniqueItems": true, "items": reference("name"),
         }),
@@ -345,6 +356,7 @@ mod tests {
             ("job", "grace") => "1h30m",
             ("job", "secrets") => "[TOKEN]",
             ("job" | "defaults", "tags") => "eu",
+            ("job", "prefer") => "{ssd: 10}",
             ("job", "resource") => "{name: db, limit: 2}",
             ("job", "if") => "run.pipeline == 'x'",
             ("job", "matrix") => "{t: [1, 2]}",

@@ -129,6 +129,7 @@ fn full_job() -> JobPlan {
         env: BTreeMap::from([(text("PGHOST"), text("db1"))]),
         secrets: vec![text("PGPASSWORD")],
         tags: vec![text("eu")],
+        prefer: BTreeMap::from([(text("ssd"), 10)]),
         resource: Some(Resource { name: text("target"), limit: 2 }),
         condition: Some(text("needs.check.outputs.rows | int > 0")),
         matrix: BTreeMap::from([(text("table"), text("orders"))]),

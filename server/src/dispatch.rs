@@ -7,6 +7,7 @@ mod connected;
 mod silence;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Unbounded},
     sync::{
@@ -106,7 +107,8 @@ impl Dispatch {
                 .filter(|(free, _)| *free > 0)
                 .collect();
             // The least busy first; among equals, the one that came first.
-            free.sort_by_key(|(free, id)| (std::cmp::Reverse(*free), *id));
+            free.sort_by_key(|(free, id)| (Reverse(*free), *id));
+            self.put_preferred_first(&run, &mut free).await;
             for (_, session) in free {
                 if self.lease_one(session, &run).await {
                     *locked(&self.turn) = run.clone();
@@ -117,8 +119,29 @@ impl Dispatch {
         }
     }
 
+    /// Reorders free sessions by how much the job that each would be given prefers them.
+    async fn put_preferred_first(&self, run: &RunId, free: &mut [(u32, u64)]) {
+        let Ok(loaded) = self.runs.ahead(run).await else { return };
+        if !loaded.run.is_choosy() {
+            return;
+        }
+        let (busy, now) = (self.runs.locks.of_others(run), self.runs.now());
+        let sessions = locked(&self.sessions);
+        free.sort_by_cached_key(|(_, id)| {
+            let weight = sessions.get(id).and_then(|session| {
+                let job = loaded.run.next_for(&session.tags, &busy, now)?;
+                Some(job.plan.preference(&session.tags))
+            });
+            Reverse(weight)
+        });
+    }
+
     /// Whether the next job for `session` should be one of `run`, and then notes that it is.
-    pub(crate) fn take_turn(&self, session: u64, run: &RunId) -> bool {
+    pub(crate) async fn take_turn(&self, session: u64, run: &RunId) -> bool {
+        match self.runs.ahead(run).await {
+            Ok(loaded) if !loaded.run.is_choosy() => {}
+            Ok(_) | Err(_) => return false,
+        }
         let last = locked(&self.turn).clone();
         let next = {
             let movable = locked(&self.runs.movable);

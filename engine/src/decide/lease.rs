@@ -90,6 +90,22 @@ mod tests {
     }
 
     #[test]
+    fn a_job_says_how_much_it_prefers_a_worker_while_it_waits_for_one() {
+        let mut choosy = needing(job("b"), "a");
+        choosy.prefer = [("ssd".to_owned(), 10), ("near".to_owned(), 50)].into();
+        let tags = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>();
+        assert_eq!(choosy.preference(&tags(&["ssd", "near", "eu"])), 60);
+        assert_eq!(choosy.preference(&tags(&["eu"])), 0);
+        let mut house = Stage::begin(vec![job("a"), choosy]);
+
+        assert!(!house.run.is_choosy(), "the job that prefers nobody comes first");
+        house.runs("a");
+        assert!(house.run.is_choosy());
+        assert_eq!(house.leases().as_deref(), Some("b"), "a preference keeps nothing back");
+        assert!(!house.run.is_choosy());
+    }
+
+    #[test]
     fn a_lock_that_another_run_holds_keeps_the_job_back() {
         let mut locked = job("a");
         locked.resource = Some(Resource { name: "target".into(), limit: 1 });

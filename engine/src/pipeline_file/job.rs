@@ -286,6 +286,9 @@ fn extras<'t>(
         template.plan.resource = options::resource(reader, node);
         template.places.resource = node.span.clone();
     }
+    if let Some(node) = fields.get("prefer") {
+        template.plan.prefer = options::weights(reader, node);
+    }
     if let Some(node) = fields.get("outputs") {
         template.outputs = Some(outputs(reader, node));
     }

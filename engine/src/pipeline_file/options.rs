@@ -1,12 +1,14 @@
 //! Options of a job that have a shape of their own: `retry`, `shell`, `resource`, paths.
 
+use std::collections::BTreeMap;
+
 use super::{
     read::{Reader, plain},
     tree::{Node, Shape},
 };
 use crate::{
     diagnostics::shown,
-    plan::{RETRIES_MAX, Resource, RetryOn, RetryPolicy},
+    plan::{RETRIES_MAX, Resource, RetryOn, RetryPolicy, WEIGHT_MAX},
     schema::{RESOURCE_KEYS, RESOURCE_LIMIT_MAX, RETRY_KEYS, RETRY_ON},
 };
 
@@ -40,6 +42,19 @@ pub(super) fn retry<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Retr
     let longest = longest.unwrap_or(BACKOFF_MAX_MS_DEFAULT.max(backoff));
     let factor = factor.unwrap_or(FACTOR_PERCENT_DEFAULT);
     policy(max?, backoff, factor, longest, jitter.unwrap_or(0), on)
+}
+
+/// How much workers are preferred for the tags that they offer.
+pub(super) fn weights<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> BTreeMap<String, u32> {
+    let mut weights = BTreeMap::new();
+    for entry in reader.entries(node, "`prefer`").unwrap_or_default() {
+        let named = reader.check_name(&entry.key, &entry.key_span, "a tag");
+        let weight = reader.count(&entry.value, "a weight", 1, WEIGHT_MAX);
+        if let Some(weight) = weight.filter(|_| named) {
+            weights.insert(entry.key.to_string(), weight);
+        }
+    }
+    weights
 }
 
 fn policy(

@@ -70,6 +70,7 @@ impl Counts {
 struct Class {
     tags: Vec<String>,
     resource: Option<(String, u32)>,
+    is_choosy: bool,
 }
 
 impl Class {
@@ -77,7 +78,11 @@ impl Class {
         let mut tags = job.plan.tags.clone();
         tags.sort();
         let resource = job.plan.resource.as_ref();
-        Self { tags, resource: resource.map(|held| (held.name.clone(), held.limit)) }
+        Self {
+            tags,
+            resource: resource.map(|held| (held.name.clone(), held.limit)),
+            is_choosy: !job.plan.prefer.is_empty(),
+        }
     }
 
     fn fits(&self, tags: &[String], busy: &Busy) -> bool {
@@ -387,6 +392,16 @@ impl Agenda {
 
     pub(super) fn stage_is_open(&self, index: u32) -> bool {
         self.stage_of[index as usize] as usize <= self.open_stage
+    }
+
+    /// Whether a job that waits for a worker prefers some of them.
+    pub(super) fn is_choosy(&self) -> bool {
+        let waits = |class: usize| {
+            let backing_off =
+                |(_, index): &(Timestamp, u32)| self.class_of[*index as usize] as usize == class;
+            !self.ready[class].is_empty() || self.backoff.iter().any(backing_off)
+        };
+        (0..self.classes.len()).any(|class| self.classes[class].is_choosy && waits(class))
     }
 
     /// How many jobs could be leased at `now` to whatever worker they want, at most `room`, by

@@ -30,6 +30,11 @@ impl Run {
         Some(&self.jobs[index as usize])
     }
 
+    /// Whether it matters which of the workers that could take a job is given it.
+    pub fn is_choosy(&self) -> bool {
+        self.agenda.is_choosy()
+    }
+
     /// How many jobs could be leased at `now` to whatever worker they want, by their tags, while
     /// the locks in `busy` are held, this run's own among them. What these jobs would hold is added
     /// to `busy`.

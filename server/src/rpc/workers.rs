@@ -265,7 +265,7 @@ impl House {
         let mut commands = vec![Command::Report(report)];
         self.dispatch().free_slot(session, key);
         // Unless another run is to be served first.
-        let again = self.dispatch().take_turn(session, &key.run);
+        let again = self.dispatch().take_turn(session, &key.run).await;
         let reserved = if again { self.dispatch().reserve(session, 1) } else { None };
         let count = u32::from(reserved.is_some());
         commands.extend(reserved.map(|(lease, _)| lease));

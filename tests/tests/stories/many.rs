@@ -1,6 +1,7 @@
 //! Many jobs, many runs, many workers at once.
 
-use towpath_tests::{TestHouse, file, on_a_runtime};
+use towpath_proto::v1;
+use towpath_tests::{ScriptedWorker, TestHouse, file, on_a_runtime};
 
 #[test]
 fn a_run_of_five_thousand_jobs_comes_to_its_end() {
@@ -72,4 +73,33 @@ fn several_workers_share_several_runs_and_run_every_job_once() {
         }
         assert_eq!(given, 300);
     });
+}
+
+#[tokio::test]
+async fn a_job_goes_to_the_free_worker_that_it_prefers_and_waits_for_none() {
+    let house = TestHouse::in_memory().await;
+    let offering = |name: &str, slots, tags: &[&str]| v1::Hello {
+        worker: name.to_owned(),
+        slots,
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        ..Default::default()
+    };
+    let mut plain =
+        ScriptedWorker::connect(house.channel(), offering("plain", 9, &[])).await.unwrap();
+    let mut near = ScriptedWorker::connect(house.channel(), offering("near", 1, &["ssd", "near"]))
+        .await
+        .unwrap();
+    let mut fast =
+        ScriptedWorker::connect(house.channel(), offering("fast", 1, &["ssd"])).await.unwrap();
+    let prefer = "prefer: {ssd: 10, near: 5}";
+    let jobs: String =
+        (1..=4).map(|n| format!("  j{n}: {{stage: s, command: x, {prefer}}}\n")).collect();
+
+    house.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 3).await;
+
+    near.take_job("j1").await;
+    fast.take_job("j2").await;
+    plain.succeed("j3").await;
+    plain.succeed("j4").await;
+    house.close().await;
 }
