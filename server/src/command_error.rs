@@ -1,7 +1,11 @@
 //! Why a command was not carried out, in one list: codes, gRPC statuses and advice follow from it in
 //! `status`.
 
-use towpath_engine::{ids::RunId, job::IllegalEvent, refusal::Refusal};
+use towpath_engine::{
+    ids::{JobName, RunId},
+    job::IllegalEvent,
+    refusal::Refusal,
+};
 use towpath_storage::{StoreError, Version};
 
 /// Why a command was not carried out.
@@ -85,6 +89,14 @@ pub enum CommandError {
     WorkerUnknown {
         /// The name.
         name: String,
+    },
+    /// Nobody will be given the job any more.
+    #[error("job `{job}` is {state}")]
+    JobEnded {
+        /// The job.
+        job: JobName,
+        /// Where it stands.
+        state: &'static str,
     },
     /// The other side speaks another version.
     #[error("this server is tow {server}, and the worker is tow {worker}")]

@@ -83,7 +83,13 @@ pub(crate) fn job(name: &str, needs: &[&str]) -> JobPlan {
 
 pub(crate) fn lease() -> Command {
     let worker = WorkerName::from(WORKER);
-    Command::Lease(LeaseJob { worker, tags: Vec::new(), lease_ms: 1, busy: Busy::new() })
+    Command::Lease(LeaseJob {
+        worker,
+        tags: Vec::new(),
+        lease_ms: 1,
+        busy: Busy::new(),
+        only: None,
+    })
 }
 
 pub(crate) fn success(job: &str) -> Command {

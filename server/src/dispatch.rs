@@ -3,6 +3,7 @@
 //! Nothing here is state that matters: a session that ends takes its entry with it, and what it
 //! held is in the log.
 
+mod acquiring;
 mod connected;
 mod silence;
 
@@ -86,6 +87,7 @@ impl Dispatch {
             }
             looked = Instant::now();
             self.end_the_silent();
+            self.turn_away().await;
             self.lose_the_gone().await;
             self.give_out().await;
         }
@@ -204,6 +206,7 @@ impl Dispatch {
             tags: session.tags.clone(),
             lease_ms: self.lease_ms(),
             busy: BTreeMap::new(),
+            only: session.job.clone(),
         });
         Some((lease, Actor::worker(session.worker.as_str())))
     }
@@ -295,6 +298,7 @@ impl Dispatch {
             "" => None,
             asked => Some(locked(&self.runs.list).find(asked)?),
         };
+        self.check_job(&hello, only.as_ref()).await?;
         let worker = WorkerName::from(hello.worker.as_str());
         // From here on nothing is leased to what went before.
         for session in locked(&self.sessions).values_mut() {

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Instant};
 use tokio::sync::mpsc;
 use tonic::Status;
 use towpath_engine::{
-    ids::{RunId, WorkerName},
+    ids::{JobName, RunId, WorkerName},
     refusal::Refusal,
     time::Timestamp,
 };
@@ -35,7 +35,9 @@ pub(crate) struct Session {
     slots: u32,
     pub(crate) tags: Vec<String>,
     /// Only jobs of this run.
-    only: Option<RunId>,
+    pub(crate) only: Option<RunId>,
+    /// Only this job of that run.
+    pub(crate) job: Option<JobName>,
     since: Timestamp,
     /// Its welcome is on its way: before that it is given nothing.
     pub(crate) begun: bool,
@@ -68,6 +70,7 @@ impl Session {
             slots: hello.slots.clamp(1, SLOTS_MAX),
             tags: hello.tags,
             only,
+            job: (!hello.job.is_empty()).then(|| hello.job.as_str().into()),
             since,
             begun: false,
             draining: hello.draining,
@@ -88,6 +91,13 @@ impl Session {
         let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
         let slots = self.slots.saturating_sub(held).saturating_sub(self.coming);
         self.left.map_or(slots, |left| slots.min(left.saturating_sub(self.coming)))
+    }
+
+    /// The one job that it waits for and has not been given.
+    pub(crate) fn awaited(&self) -> Option<(RunId, JobName)> {
+        let has_it = self.draining || self.replaced || self.left == Some(0);
+        let waits = !has_it && self.held.is_empty() && self.coming == 0;
+        self.only.clone().zip(self.job.clone()).filter(|_| waits)
     }
 
     /// Takes an assignment: its slot is taken as long as it is held.

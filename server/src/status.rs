@@ -13,7 +13,7 @@ use crate::runs::CommandError;
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 18] = [
+pub const FAILURE_CODES: [&str; 19] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -27,6 +27,7 @@ pub const FAILURE_CODES: [&str; 18] = [
     "IDEMPOTENCY_KEY_REUSED",
     "WORKER_NAME_TAKEN",
     "WORKER_UNKNOWN",
+    "JOB_ENDED",
     "VERSION_MISMATCH",
     "UNAUTHENTICATED",
     "FORBIDDEN",
@@ -52,6 +53,7 @@ impl CommandError {
             Self::KeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::WorkerNameTaken { .. } => "WORKER_NAME_TAKEN",
             Self::WorkerUnknown { .. } => "WORKER_UNKNOWN",
+            Self::JobEnded { .. } => "JOB_ENDED",
             Self::VersionMismatch { .. } => "VERSION_MISMATCH",
             Self::Unauthenticated { .. } => "UNAUTHENTICATED",
             Self::Forbidden { .. } => "FORBIDDEN",
@@ -73,7 +75,9 @@ impl CommandError {
             | Self::MessageInvalid { .. }
             | Self::ImportInvalid { .. } => Code::InvalidArgument,
             Self::ArtifactUnknown { .. } | Self::WorkerUnknown { .. } => Code::NotFound,
-            Self::KeyReused | Self::VersionMismatch { .. } => Code::FailedPrecondition,
+            Self::KeyReused | Self::JobEnded { .. } | Self::VersionMismatch { .. } => {
+                Code::FailedPrecondition
+            }
             Self::WorkerNameTaken { .. } => Code::AlreadyExists,
             Self::Unauthenticated { .. } => Code::Unauthenticated,
             Self::Forbidden { .. }
@@ -129,6 +133,9 @@ impl CommandError {
                 "Give every worker a name of its own; `tow workers list` shows who is connected."
             }
             Self::WorkerUnknown { .. } => "See `tow workers list` for who is connected.",
+            Self::JobEnded { .. } => {
+                "Nothing: the job needs no worker; `tow retry` gives it another try."
+            }
             Self::VersionMismatch { .. } => {
                 "Use the same version of `tow` on both sides; `tow version` shows both."
             }

@@ -110,7 +110,7 @@ async fn append(store: &dyn EventStore, version: u64, facts: Vec<Written>) -> u6
 
 fn lease() -> Command {
     let (worker, busy) = ("w".into(), Busy::new());
-    Command::Lease(LeaseJob { worker, tags: Vec::new(), lease_ms: 30_000, busy })
+    Command::Lease(LeaseJob { worker, tags: Vec::new(), lease_ms: 30_000, busy, only: None })
 }
 
 fn create(run: &mut Run, jobs: usize, retries: u32) -> Vec<Written> {

@@ -7,7 +7,7 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::Channel,
 };
-use towpath_worker::{Stay, Stop, WorkerError, WorkerOptions, work};
+use towpath_worker::{Stay, Stop, Worked, WorkerOptions, work};
 
 use crate::{TestHouse, house::bounded};
 
@@ -15,7 +15,7 @@ use crate::{TestHouse, house::bounded};
 #[derive(Debug)]
 pub struct RealWorker {
     stop: Stop,
-    work: JoinHandle<Result<(), WorkerError>>,
+    work: JoinHandle<Worked>,
 }
 
 impl RealWorker {
@@ -48,6 +48,7 @@ impl RealWorker {
         bearer: Option<MetadataValue<Ascii>>,
     ) -> Self {
         let options = WorkerOptions {
+            job: None,
             name: name.to_owned(),
             slots,
             tags: Vec::new(),
@@ -73,7 +74,7 @@ impl RealWorker {
     }
 
     /// Waits until it has ended by itself; answers how.
-    pub async fn ended(self) -> Result<(), WorkerError> {
+    pub async fn ended(self) -> Worked {
         bounded("the end of the worker", self.work).await.expect("the worker does not panic")
     }
 

@@ -33,6 +33,7 @@ pub(crate) struct Jobs {
     telling: JoinSet<()>,
     kill: CancellationToken,
     begun: u32,
+    last: Option<Adopted>,
 }
 
 impl Jobs {
@@ -46,12 +47,18 @@ impl Jobs {
             telling: JoinSet::new(),
             kill,
             begun: 0,
+            last: None,
         }
     }
 
     /// How many assignments were taken.
     pub(crate) fn begun(&self) -> u32 {
         self.begun
+    }
+
+    /// What became of the attempt that was recorded last.
+    pub(crate) fn last(&self) -> Option<&Adopted> {
+        self.last.as_ref()
     }
 
     /// Whether nothing is held and nothing is being ended.
@@ -154,7 +161,11 @@ impl Jobs {
     pub(crate) fn forget(&mut self, of: v1::Holding) {
         let key = key(of);
         self.attempts.forget(&key.0, &key.1, key.2);
-        self.held.remove(&key);
+        let ended = self.held.remove(&key).and_then(|attempt| {
+            let progress = attempt.progress().borrow().clone();
+            progress.ended.map(|(ended, _)| ended)
+        });
+        self.last = ended.or(self.last.take());
     }
 
     /// Waits until somebody who watches has nothing more to do; for ever, if nobody watches.

@@ -23,4 +23,4 @@ pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};
 pub use capture::OutputChunk;
 pub use environment::Environment;
 pub use execute::{Adopted, ArtifactFile, Ended, Script, adopt, execute};
-pub use session::{Link, Stay, Stop, WorkerError, WorkerOptions, work};
+pub use session::{Link, Stay, Stop, Worked, WorkerError, WorkerOptions, work};

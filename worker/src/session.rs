@@ -19,7 +19,7 @@ use towpath_proto::v1::{
     workers_client::WorkersClient,
 };
 
-use crate::{AttemptsDir, AttemptsError, Environment, jobs::Jobs, tell::say};
+use crate::{Adopted, AttemptsDir, AttemptsError, Environment, jobs::Jobs, tell::say};
 
 /// Messages to the server that may wait; beyond that what is told waits on disk.
 const QUEUE: usize = 256;
@@ -45,6 +45,8 @@ pub struct WorkerOptions {
     pub tags: Vec<String>,
     /// Only jobs of this run; `None`: of any.
     pub run: Option<String>,
+    /// Only this job of `run`, whatever tags it asks for.
+    pub job: Option<String>,
     /// Where the attempts' own files are kept.
     pub attempts: PathBuf,
     /// What it shows a server that asks who it is, as `Bearer TOKEN`.
@@ -98,8 +100,11 @@ pub enum WorkerError {
     Session(#[from] Box<Status>),
 }
 
+/// What became of the attempt that was recorded last, once a worker has stopped.
+pub type Worked = Result<Option<Adopted>, WorkerError>;
+
 /// Works until told to stop, and then until everything that ran is reported and recorded.
-pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Result<(), WorkerError> {
+pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worked {
     let attempts = AttemptsDir::open(&options.attempts, Environment::of_process())?;
     let mut worker = Worker {
         jobs: Jobs::new(attempts, stop.kill.clone()),
@@ -112,7 +117,7 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Resul
     let worked = worker.work().await;
     // Whoever watches over the jobs lets go: they go on, and the next worker takes them up.
     worker.jobs.let_go().await;
-    worked
+    worked.map(|()| worker.jobs.last().cloned())
 }
 
 /// How a session ended.
@@ -207,6 +212,7 @@ impl Worker {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             jobs_max: self.options.stay.jobs_max.map(left).unwrap_or_default(),
             draining: self.is_leaving(),
+            job: self.options.job.clone().unwrap_or_default(),
         }
     }
 

@@ -22,7 +22,7 @@ use towpath_engine::{
 };
 use towpath_proto::v1;
 use towpath_server::{Clock as _, LOCAL_WORKER_PREFIX, SystemClock};
-use towpath_worker::{AttemptsError, Stay, Stop, WorkerError, WorkerOptions, work};
+use towpath_worker::{AttemptsError, Stay, Stop, Worked, WorkerError, WorkerOptions, work};
 
 use super::{Desk, Finished, events};
 use crate::{
@@ -169,8 +169,8 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
             worked = wait_for(&mut worker) => {
                 worker = None;
                 match worked {
-                    Ok(()) if interrupted => break Ok(exit::INTERRUPTED),
-                    Ok(()) => {}
+                    Ok(_) if interrupted => break Ok(exit::INTERRUPTED),
+                    Ok(_) => {}
                     Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => desk.say(
                         "Another process is working on this run; watching it.",
                     ),
@@ -202,13 +202,9 @@ fn heard(record: Option<Result<v1::Record, tonic::Status>>) -> Result<v1::Record
     Ok(record.ok_or_else(gone)??)
 }
 
-fn begin_work(
-    server: &Server,
-    follow: &Follow,
-    slots: u32,
-    stop: Stop,
-) -> JoinHandle<Result<(), WorkerError>> {
+fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinHandle<Worked> {
     let options = WorkerOptions {
+        job: None,
         name: format!("{LOCAL_WORKER_PREFIX}{}", follow.run),
         slots,
         tags: follow.tags.clone(),
@@ -221,9 +217,7 @@ fn begin_work(
 }
 
 /// The end of the worker; never, if there is none.
-async fn wait_for(
-    worker: &mut Option<JoinHandle<Result<(), WorkerError>>>,
-) -> Result<(), WorkerError> {
+async fn wait_for(worker: &mut Option<JoinHandle<Worked>>) -> Worked {
     match worker {
         Some(task) => match task.await {
             Ok(worked) => worked,

@@ -6,11 +6,17 @@ use std::{
 };
 
 use tokio::sync::watch;
+use towpath_engine::event::FailureCause;
 use towpath_server::LOCAL_WORKER_PREFIX;
-use towpath_worker::{AttemptsError, Link, Stay, Stop, WorkerError, WorkerOptions, work};
+use towpath_worker::{
+    Adopted, AttemptsError, Ended, Link, Stay, Stop, WorkerError, WorkerOptions, work,
+};
 
 use super::{Desk, Finished, follow::Signals, serve::duration};
 use crate::{connect, exit, failure::Failure, render::safe};
+
+/// The exit code of a job that took too long, as that of `timeout`.
+const TIMED_OUT: u8 = 124;
 
 /// Run jobs for a server
 ///
@@ -20,6 +26,7 @@ use crate::{connect, exit, failure::Failure, render::safe};
 /// them; if this process is killed, its jobs go on and the next worker of the same name takes them
 /// up.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("single").args(["once", "acquire"]))]
 pub(crate) struct WorkerArgs {
     /// What the worker is called; no two of one server at once
     #[arg(long, env = "TOW_WORKER_NAME", hide_env_values = true, value_name = "NAME")]
@@ -60,6 +67,13 @@ pub(crate) struct WorkerArgs {
     /// Take one job, and end when it is recorded
     #[arg(long, conflicts_with = "max_jobs")]
     once: bool,
+    /// Take this job and no other, whatever tags it asks for, and end when it is recorded; waits
+    /// until it can be run
+    #[arg(long, conflicts_with_all = ["max_jobs", "once"], value_name = "RUN/JOB")]
+    acquire: Option<String>,
+    /// End with the exit code of the job: 128 and the number of a signal, 124 if it took too long
+    #[arg(long, requires = "single")]
+    reflect_exit: bool,
     /// Take so many jobs, and end when they are recorded
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     max_jobs: Option<u32>,
@@ -86,17 +100,20 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
         return Err(Failure::new("USAGE", message, "Give the worker another name."));
     }
     let idle = args.idle_timeout.as_deref().map(duration).transpose()?;
+    let acquired = args.acquire.as_deref().map(run_and_job).transpose()?;
+    let single = args.once || acquired.is_some();
     let (link, links) = watch::channel(Link::New);
     let options = WorkerOptions {
         attempts: args.attempts.unwrap_or_else(|| default_folder(&args.name)),
         name: args.name,
         slots: args.slots,
         tags: args.tags,
-        run: None,
+        run: acquired.as_ref().map(|(run, _)| run.clone()),
+        job: acquired.map(|(_, job)| job),
         bearer: connect::bearer(),
         stay: Stay {
             reconnect: true,
-            jobs_max: if args.once { Some(1) } else { args.max_jobs },
+            jobs_max: if single { Some(1) } else { args.max_jobs },
             idle: idle.map(Duration::from_millis),
             link,
         },
@@ -110,7 +127,8 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
     loop {
         tokio::select! {
             worked = &mut working => return match worked {
-                Ok(Ok(())) => Ok(exit::DONE),
+                Ok(Ok(last)) if args.reflect_exit => Ok(reflected(last.as_ref())),
+                Ok(Ok(_)) => Ok(exit::DONE),
                 Ok(Err(error)) => Err(failure(&error)),
                 Err(_) => Err(Failure::new("UNEXPECTED", "the worker broke", "Please report it.")),
             },
@@ -130,6 +148,36 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
                 }
             }
         }
+    }
+}
+
+/// `RUN/JOB` taken apart.
+fn run_and_job(asked: &str) -> Result<(String, String), Failure> {
+    let parts = asked.split_once('/').filter(|(run, job)| !run.is_empty() && !job.is_empty());
+    parts.map(|(run, job)| (run.to_owned(), job.to_owned())).ok_or_else(|| {
+        let message = format!("`{}` names no job of a run", safe(asked));
+        Failure::new("USAGE", message, "Write `--acquire RUN/JOB`, such as `@latest/copy`.")
+    })
+}
+
+/// The exit code that says how a job ended.
+fn reflected(last: Option<&Adopted>) -> u8 {
+    let Some(Adopted::Ended(ended)) = last else {
+        return if last.is_none() { exit::NOTHING_TO_DO } else { exit::FAILED };
+    };
+    match ended {
+        Ended::Succeeded { .. } => exit::DONE,
+        Ended::Cancelled { .. } => exit::CANCELLED,
+        Ended::Failed { cause, .. } => match cause {
+            FailureCause::ExitCode(code) => u8::try_from(*code).unwrap_or(exit::FAILED),
+            FailureCause::Signal(number) => {
+                u8::try_from(*number).map_or(exit::FAILED, |number| number.saturating_add(128))
+            }
+            FailureCause::TimedOut(_) => TIMED_OUT,
+            FailureCause::NotStarted(_)
+            | FailureCause::OutputUnusable(_)
+            | FailureCause::Lost(_) => exit::FAILED,
+        },
     }
 }
 
@@ -197,6 +245,25 @@ fn failure(error: &WorkerError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_job_is_named_by_its_run_and_its_name_which_may_have_slashes() {
+        let named = |asked| run_and_job(asked).ok();
+        assert_eq!(named("@latest/copy"), Some(("@latest".to_owned(), "copy".to_owned())));
+        assert_eq!(named("ab12/etl/copy"), Some(("ab12".to_owned(), "etl/copy".to_owned())));
+        assert_eq!([named("copy"), named("/copy"), named("ab12/")], [None, None, None]);
+    }
+
+    #[test]
+    fn a_worker_can_end_as_its_job_did() {
+        let failed = |cause| Adopted::Ended(Ended::Failed { cause, ran_ms: 1 });
+        assert_eq!(reflected(Some(&failed(FailureCause::ExitCode(7)))), 7);
+        assert_eq!(reflected(Some(&failed(FailureCause::Signal(9)))), 137);
+        assert_eq!(reflected(Some(&failed(FailureCause::TimedOut(1)))), 124);
+        assert_eq!(reflected(Some(&failed(FailureCause::ExitCode(1_000)))), exit::FAILED);
+        assert_eq!(reflected(Some(&Adopted::NeverStarted)), exit::FAILED);
+        assert_eq!(reflected(None), exit::NOTHING_TO_DO);
+    }
 
     #[test]
     fn names_become_folders_of_their_own() {

@@ -318,6 +318,7 @@ mod tests {
             tags: Vec::new(),
             lease_ms: 1,
             busy: Default::default(),
+            only: None,
         };
         carry_out(&mut run, &Command::Lease(lease), &ana, Timestamp(1_000)).unwrap();
         run

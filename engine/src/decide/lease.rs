@@ -2,7 +2,7 @@
 
 use crate::{
     event::{FailureCause, RunEvent},
-    ids::WorkerName,
+    ids::{JobName, WorkerName},
     refusal::Refusal,
     run::{Busy, Run},
     time::Timestamp,
@@ -19,6 +19,8 @@ pub struct LeaseJob {
     pub lease_ms: u64,
     /// How many jobs of other runs hold each lock.
     pub busy: Busy,
+    /// The one job that the worker is there for, whatever tags it asks for.
+    pub only: Option<JobName>,
 }
 
 pub(super) fn decide(
@@ -29,7 +31,11 @@ pub(super) fn decide(
     if run.header().is_none() {
         return Err(Refusal::RunUnknown);
     }
-    let Some(job) = run.next_for(&lease.tags, &lease.busy, now) else { return Ok(Vec::new()) };
+    let next = match &lease.only {
+        Some(only) => run.leasable(only, &lease.busy, now),
+        None => run.next_for(&lease.tags, &lease.busy, now),
+    };
+    let Some(job) = next else { return Ok(Vec::new()) };
     let name = job.plan.name.clone();
     Ok(vec![match run.assignment(job) {
         Ok(_) => RunEvent::JobLeased {
@@ -103,6 +109,22 @@ mod tests {
         assert!(house.run.is_choosy());
         assert_eq!(house.leases().as_deref(), Some("b"), "a preference keeps nothing back");
         assert!(!house.run.is_choosy());
+    }
+
+    #[test]
+    fn a_worker_that_is_there_for_one_job_waits_for_it_and_needs_no_tags() {
+        let mut tagged = needing(job("b"), "a");
+        tagged.tags = vec!["eu".into()];
+        tagged.resource = Some(Resource { name: "target".into(), limit: 1 });
+        let mut house = Stage::begin(vec![job("a"), tagged]);
+        let busy = Busy::from([("target".to_owned(), 1)]);
+
+        assert_eq!(house.leases_only("b", Busy::new()), None, "its need is open");
+        assert_eq!(house.leases_only("nobody", Busy::new()), None);
+        house.runs("a");
+        assert_eq!(house.leases_only("b", busy), None, "its lock is held");
+        assert_eq!(house.leases_only("b", Busy::new()).as_deref(), Some("b"));
+        assert_eq!(house.leases_only("b", Busy::new()), None);
     }
 
     #[test]

@@ -109,9 +109,22 @@ impl Stage {
     }
 
     pub(crate) fn leases_with(&mut self, tags: &[&str], busy: Busy) -> Option<String> {
+        self.leases_what(tags, busy, None)
+    }
+
+    pub(crate) fn leases_only(&mut self, only: &str, busy: Busy) -> Option<String> {
+        self.leases_what(&[], busy, Some(only.into()))
+    }
+
+    fn leases_what(
+        &mut self,
+        tags: &[&str],
+        busy: Busy,
+        only: Option<crate::ids::JobName>,
+    ) -> Option<String> {
         let before = self.facts.len();
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
-        let lease = LeaseJob { worker: "w1".into(), tags, lease_ms: 30_000, busy };
+        let lease = LeaseJob { worker: "w1".into(), tags, lease_ms: 30_000, busy, only };
         self.carries_out(&Command::Lease(lease));
         let leased = self.facts[before..].iter().find(|fact| fact.event.kind() == "job_leased");
         leased.and_then(|fact| fact.event.job()).map(ToString::to_string)

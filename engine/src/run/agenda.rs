@@ -85,12 +85,13 @@ impl Class {
         }
     }
 
+    fn is_free(&self, busy: &Busy) -> bool {
+        let held = |name: &String| busy.get(name).copied().unwrap_or(0);
+        self.resource.as_ref().is_none_or(|(name, limit)| held(name) < *limit)
+    }
+
     fn fits(&self, tags: &[String], busy: &Busy) -> bool {
-        let free = self
-            .resource
-            .as_ref()
-            .is_none_or(|(name, limit)| busy.get(name).copied().unwrap_or(0) < *limit);
-        free && self.tags.iter().all(|tag| tags.contains(tag))
+        self.is_free(busy) && self.tags.iter().all(|tag| tags.contains(tag))
     }
 }
 
@@ -430,6 +431,18 @@ impl Agenda {
             }
         }
         wanted
+    }
+
+    /// Whether a job may be leased at `now`, to whomever.
+    pub(super) fn may_be_leased(&self, index: u32, busy: &Busy, now: Timestamp) -> bool {
+        let is_due = match self.place[index as usize] {
+            Place::Ready => true,
+            Place::Backoff(due) => due <= now,
+            Place::Nowhere | Place::Undecided | Place::Doomed | Place::Gate | Place::Leased => {
+                false
+            }
+        };
+        is_due && self.classes[self.class_of[index as usize] as usize].is_free(busy)
     }
 
     /// The first job, in file order, that a worker with `tags` may be given at `now`.

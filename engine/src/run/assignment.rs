@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Busy, Job, Run};
-use crate::{expression::fill_shell, time::Timestamp};
+use crate::{expression::fill_shell, ids::JobName, time::Timestamp};
 
 /// A job, ready to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,16 +18,29 @@ impl Run {
     /// The first job, in file order, that a worker with `tags` may be given at `now`, while other
     /// runs hold the locks in `busy`.
     pub fn next_for(&self, tags: &[String], busy: &Busy, now: Timestamp) -> Option<&Job> {
+        let index = self.agenda.next_for(tags, &self.with_own(busy)?, now)?;
+        Some(&self.jobs[index as usize])
+    }
+
+    /// The job called `name`, if a worker may be given it at `now`, while other runs hold the locks
+    /// in `busy`.
+    pub fn leasable(&self, name: &JobName, busy: &Busy, now: Timestamp) -> Option<&Job> {
+        let index = self.index_of(name.as_str())?;
+        let fits = self.agenda.may_be_leased(index, &self.with_own(busy)?, now);
+        fits.then(|| &self.jobs[index as usize])
+    }
+
+    /// The locks of all runs, if this one has room for another job.
+    fn with_own(&self, others: &Busy) -> Option<Busy> {
         let parallelism = self.header()?.parallelism;
         if !self.phase().is_running() || self.counts().running >= parallelism {
             return None;
         }
         let mut held = self.busy();
-        for (name, count) in busy {
+        for (name, count) in others {
             *held.entry(name.clone()).or_default() += count;
         }
-        let index = self.agenda.next_for(tags, &held, now)?;
-        Some(&self.jobs[index as usize])
+        Some(held)
     }
 
     /// Whether it matters which of the workers that could take a job is given it.

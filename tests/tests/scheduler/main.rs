@@ -166,7 +166,7 @@ impl Both {
         }
         let tags = if tagged { vec!["t".to_owned()] } else { Vec::new() };
         let worker = WORKER.into();
-        let lease = LeaseJob { worker, tags, lease_ms: 30_000, busy: Busy::new() };
+        let lease = LeaseJob { worker, tags, lease_ms: 30_000, busy: Busy::new(), only: None };
         self.carry_out(&Command::Lease(lease), true)
     }
 

@@ -229,7 +229,7 @@ impl World {
         let tags = worker::tags(session.worker);
         let by = Actor::worker(&name);
         let worker = name.into();
-        let lease = LeaseJob { worker, tags, lease_ms: LEASE, busy: Busy::new() };
+        let lease = LeaseJob { worker, tags, lease_ms: LEASE, busy: Busy::new(), only: None };
         Some((Command::Lease(lease), by))
     }
 

@@ -1,7 +1,7 @@
 //! Many jobs, many runs, many workers at once.
 
 use towpath_proto::v1;
-use towpath_tests::{ScriptedWorker, TestHouse, file, on_a_runtime};
+use towpath_tests::{ScriptedWorker, TestHouse, code, file, on_a_runtime};
 
 #[test]
 fn a_run_of_five_thousand_jobs_comes_to_its_end() {
@@ -101,5 +101,50 @@ async fn a_job_goes_to_the_free_worker_that_it_prefers_and_waits_for_none() {
     fast.take_job("j2").await;
     plain.succeed("j3").await;
     plain.succeed("j4").await;
+    house.close().await;
+}
+
+fn there_for(name: &str, run: &str, job: &str) -> v1::Hello {
+    let text = str::to_owned;
+    v1::Hello {
+        worker: text(name),
+        slots: 1,
+        jobs_max: 1,
+        run: text(run),
+        job: text(job),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_worker_for_one_job_is_given_that_and_no_other() {
+    let house = TestHouse::in_memory().await;
+    let yaml = file(
+        "stages: [s]
+jobs:
+  a: {stage: s, command: x}
+  b: {stage: s, command: x, needs: [a], tags: [gpu]}
+",
+    );
+    let run = house.start(&yaml).await;
+    let mut waits =
+        ScriptedWorker::connect(house.channel(), there_for("one", &run, "b")).await.unwrap();
+    let mut late =
+        ScriptedWorker::connect(house.channel(), there_for("two", &run, "b")).await.unwrap();
+    let mut other = house.worker("other", 1).await;
+
+    other.succeed("a").await;
+    waits.succeed("b").await;
+
+    let refused = late.refusal().await;
+    assert_eq!(code(&refused), "JOB_ENDED");
+    assert_eq!(house.ended(&run).await, "succeeded");
+    for (job, expected) in [("b", "JOB_ENDED"), ("nobody", "JOB_UNKNOWN")] {
+        let hello = there_for("three", &run, job);
+        let refused = ScriptedWorker::connect(house.channel(), hello).await.unwrap_err();
+        assert_eq!(code(&refused), expected);
+    }
+    let refused = ScriptedWorker::connect(house.channel(), there_for("four", "", "b")).await;
+    assert_eq!(code(&refused.unwrap_err()), "MESSAGE_INVALID");
     house.close().await;
 }
