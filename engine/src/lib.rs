@@ -23,3 +23,4 @@ pub mod schema;
 pub mod seed_lines;
 pub mod specimens;
 pub mod time;
+pub mod trace;

@@ -169,6 +169,9 @@ pub struct Run {
     newest_at: Timestamp,
     /// When the run finished.
     finished_at: Option<Timestamp>,
+    /// When somebody last let the run go on after it had finished.
+    #[serde(default)]
+    reopened_at: Option<Timestamp>,
     #[serde(skip)]
     agenda: Agenda,
     #[serde(skip)]
@@ -185,6 +188,7 @@ impl PartialEq for Run {
             && self.abort_root == other.abort_root
             && self.newest_at == other.newest_at
             && self.finished_at == other.finished_at
+            && self.reopened_at == other.reopened_at
             && self.agenda == other.agenda
     }
 }
@@ -249,6 +253,11 @@ impl Run {
     /// When the run finished. `None` while it has not.
     pub fn finished_at(&self) -> Option<Timestamp> {
         self.finished_at
+    }
+
+    /// When somebody last let the run go on after it had finished. `None`: nobody did.
+    pub fn reopened_at(&self) -> Option<Timestamp> {
+        self.reopened_at
     }
 
     /// The jobs that hold a lease, in file order.

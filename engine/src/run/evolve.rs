@@ -38,7 +38,7 @@ impl Run {
                 let old = std::mem::take(&mut self.jobs);
                 self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
                 self.announced = *jobs;
-                self.finished_at = None;
+                self.reopen(fact);
                 self.reindex();
             }
             RunEvent::RunAborted { root } => {
@@ -164,6 +164,13 @@ impl Run {
         self.reindex();
     }
 
+    /// Notes that a run goes on, if it had finished.
+    fn reopen(&mut self, fact: &Fact) {
+        if self.finished_at.take().is_some() {
+            self.reopened_at = Some(fact.at);
+        }
+    }
+
     fn reset(&mut self, fact: &Fact, which: impl Fn(&Job) -> bool) {
         for job in &mut self.jobs {
             if which(job) {
@@ -171,7 +178,7 @@ impl Run {
             }
         }
         self.abort_root = None;
-        self.finished_at = None;
+        self.reopen(fact);
         if let Some(header) = &mut self.header {
             // A resumed run has the time that a new one would have.
             header.due = header.timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
