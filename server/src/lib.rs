@@ -25,6 +25,7 @@ pub mod safekeeping;
 mod serve;
 mod sessions;
 mod status;
+pub mod telemetry;
 mod timers;
 mod wire;
 

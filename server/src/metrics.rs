@@ -1,4 +1,5 @@
-//! `GET /metrics`, on the port of everything else: the figures as OpenMetrics text.
+//! The figures as series, and `GET /metrics`, on the port of everything else: the series as
+//! OpenMetrics text.
 
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
@@ -18,6 +19,7 @@ use towpath_proto::v1;
 use crate::{
     House,
     figures::{Figures, Tags},
+    runs::CommandError,
 };
 
 /// Where the figures are.
@@ -48,32 +50,93 @@ pub(crate) fn routes(house: House) -> Routes {
 }
 
 async fn scrape(house: &House) -> Response {
-    let figures = match house.figures().await {
-        Ok(figures) => figures,
+    let series = match house.series().await {
+        Ok(series) => series,
         Err(error) => {
             tracing::warn!(%error, "no figures");
             return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
         }
     };
     let mut text = String::new();
-    let registry = registry(house, &figures);
+    let registry = registry(house, series);
     match encode(&mut text, &registry) {
         Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
+/// What a series counts in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// As many as there are now.
+    Now,
+    /// As many as there were since the server began.
+    SinceBegin,
+    /// Seconds.
+    Seconds,
+}
+
+/// One figure, by one label or as a whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Series {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) kind: Kind,
+    /// What its points are told apart by. Empty: there is one point.
+    pub(crate) label: &'static str,
+    /// The points by label; milliseconds, if it counts in seconds.
+    pub(crate) points: Vec<(String, u64)>,
+}
+
+impl House {
+    /// The figures of this moment as series. The same series, in the same order, at every moment.
+    pub(crate) async fn series(&self) -> Result<Vec<Series>, CommandError> {
+        let figures = self.figures().await?;
+        let mut all = of_runs(self, &figures);
+        all.extend(of_workers(&self.dispatch().workers(), &figures));
+        let tally = &self.runs().tally;
+        let since = |name, help, value| single(name, help, Kind::SinceBegin, value);
+        all.extend([
+            since("appends", "Appends to the log since the server began", tally.appends()),
+            since("events", "Events recorded since the server began", tally.events()),
+            since("leases_lost", "Leases lost since the server began", tally.lost()),
+        ]);
+        let position = *self.runs().store.watch().borrow();
+        let help = "Position of the newest durable record";
+        all.push(single("log_position", help, Kind::Now, position));
+        Ok(all)
+    }
+}
+
 /// Made anew for every scrape: nothing is counted twice, and nothing is kept in step by hand.
-fn registry(house: &House, figures: &Figures) -> Registry {
+fn registry(house: &House, series: Vec<Series>) -> Registry {
     let mut all = Registry::with_prefix("towpath");
-    of_runs(&mut all, house, figures);
-    of_workers(&mut all, &house.dispatch().workers(), figures);
-    let tally = &house.runs().tally;
-    counter(&mut all, "appends", "Appends to the log since the server began", tally.appends());
-    counter(&mut all, "events", "Events recorded since the server began", tally.events());
-    counter(&mut all, "leases_lost", "Leases lost since the server began", tally.lost());
-    let position = *house.runs().store.watch().borrow();
-    gauge(&mut all, "log_position", "Position of the newest durable record", position);
+    for Series { name, help, kind, label, points } in series {
+        match kind {
+            Kind::Now if label.is_empty() => {
+                let gauge = Gauge::<i64>::default();
+                gauge.set(signed(sum(&points)));
+                all.register(name, help, gauge);
+            }
+            Kind::Now => {
+                let family = Family::<Labels, Gauge>::default();
+                for (value, count) in points {
+                    family.get_or_create(&[(label, value)]).set(signed(count));
+                }
+                all.register(name, help, family);
+            }
+            Kind::SinceBegin => {
+                let counter = Counter::<u64>::default();
+                counter.inc_by(sum(&points));
+                all.register(name, help, counter);
+            }
+            Kind::Seconds => {
+                let seconds = Gauge::<f64, AtomicU64>::default();
+                seconds.set(sum(&points) as f64 / 1_000.0);
+                all.register(format!("{name}_seconds"), help, seconds);
+            }
+        }
+    }
     let kind = house.url().split(':').next().unwrap_or_default().to_owned();
     all.register("store", "What keeps the log", Info::new([("kind", kind)]));
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -81,42 +144,44 @@ fn registry(house: &House, figures: &Figures) -> Registry {
     all
 }
 
-fn of_runs(all: &mut Registry, house: &House, figures: &Figures) {
+fn of_runs(house: &House, figures: &Figures) -> Vec<Series> {
     let words = |counts: &BTreeMap<&'static str, u64>| -> Vec<(String, u64)> {
         counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
     };
-    family(all, "runs", "Runs by phase", "phase", words(&figures.runs));
-    family(all, "jobs", "Jobs of live runs by state", "state", words(&figures.jobs));
-    gauge(all, "gates_waiting", "Gates of live runs that wait for a person", figures.gates);
     let now = house.runs().now();
     let age = figures.oldest_gate.map_or(0, |since| now.ms_since(since));
-    let seconds = Gauge::<f64, AtomicU64>::default();
-    seconds.set(age as f64 / 1_000.0);
     let help = "How long the gate has waited that has waited longest; 0 if none does";
-    all.register("gates_oldest_age_seconds", help, seconds);
+    let waiting = "Gates of live runs that wait for a person";
+    vec![
+        family("runs", "Runs by phase", "phase", words(&figures.runs)),
+        family("jobs", "Jobs of live runs by state", "state", words(&figures.jobs)),
+        single("gates_waiting", waiting, Kind::Now, figures.gates),
+        single("gates_oldest_age", help, Kind::Seconds, age),
+    ]
 }
 
-fn of_workers(all: &mut Registry, workers: &[v1::Worker], figures: &Figures) {
+fn of_workers(workers: &[v1::Worker], figures: &Figures) -> Vec<Series> {
     let pending = figures.demand.iter().map(|(tags, wanted)| (tags.clone(), wanted.pending));
-    family(all, "jobs_ready", "Jobs that a worker could begin now", "tags", by_tags(pending));
     let leased = figures.demand.iter().map(|(tags, wanted)| (tags.clone(), wanted.leased));
-    family(all, "jobs_leased", "Jobs that a worker holds", "tags", by_tags(leased));
     let each = |figure: fn(&v1::Worker) -> u64| {
         by_tags(workers.iter().map(|worker| (sorted(&worker.tags), figure(worker))))
     };
-    let help = "Workers that are connected";
-    family(all, "workers_connected", help, "tags", each(|_| 1));
-    let help = "Slots of workers that are connected";
-    family(all, "slots", help, "tags", each(|worker| u64::from(worker.slots)));
-    let help = "Slots that could be given a job";
-    family(all, "slots_free", help, "tags", each(free));
     let tags_of: BTreeMap<&str, &[String]> =
         workers.iter().map(|worker| (worker.name.as_str(), &worker.tags[..])).collect();
     let leases = figures.leases.iter().map(|(worker, count)| {
         let tags = tags_of.get(worker.as_str());
         (tags.map_or_else(|| vec![AWAY.to_owned()], |tags| sorted(tags)), *count)
     });
-    family(all, "leases_held", "Leases by the tags of their worker", "tags", by_tags(leases));
+    let tagged = |name, help, points| family(name, help, "tags", points);
+    let slots = each(|worker| u64::from(worker.slots));
+    vec![
+        tagged("jobs_ready", "Jobs that a worker could begin now", by_tags(pending)),
+        tagged("jobs_leased", "Jobs that a worker holds", by_tags(leased)),
+        tagged("workers_connected", "Workers that are connected", each(|_| 1)),
+        tagged("slots", "Slots of workers that are connected", slots),
+        tagged("slots_free", "Slots that could be given a job", each(free)),
+        tagged("leases_held", "Leases by the tags of their worker", by_tags(leases)),
+    ]
 }
 
 fn free(worker: &v1::Worker) -> u64 {
@@ -142,29 +207,20 @@ fn by_tags(counts: impl Iterator<Item = (Tags, u64)>) -> Vec<(String, u64)> {
 }
 
 fn family(
-    all: &mut Registry,
-    name: &str,
-    help: &str,
+    name: &'static str,
+    help: &'static str,
     label: &'static str,
-    counts: Vec<(String, u64)>,
-) {
-    let family = Family::<Labels, Gauge>::default();
-    for (value, count) in counts {
-        family.get_or_create(&[(label, value)]).set(signed(count));
-    }
-    all.register(name, help, family);
+    points: Vec<(String, u64)>,
+) -> Series {
+    Series { name, help, kind: Kind::Now, label, points }
 }
 
-fn gauge(all: &mut Registry, name: &str, help: &str, value: u64) {
-    let gauge = Gauge::<i64>::default();
-    gauge.set(signed(value));
-    all.register(name, help, gauge);
+fn single(name: &'static str, help: &'static str, kind: Kind, value: u64) -> Series {
+    Series { name, help, kind, label: "", points: vec![(String::new(), value)] }
 }
 
-fn counter(all: &mut Registry, name: &str, help: &str, value: u64) {
-    let counter = Counter::<u64>::default();
-    counter.inc_by(value);
-    all.register(name, help, counter);
+fn sum(points: &[(String, u64)]) -> u64 {
+    points.iter().map(|(_, count)| count).sum()
 }
 
 fn signed(value: u64) -> i64 {

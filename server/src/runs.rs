@@ -34,6 +34,7 @@ use crate::{
     load::{self, LoadedRun},
     locks::Locks,
     run_list::RunList,
+    telemetry::spans::{Ended, ended},
 };
 
 /// How often a lost race is decided again before the caller is told to come back.
@@ -257,7 +258,7 @@ impl Runs {
         let mut loaded = self.ahead(id).await?;
         let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
         let leasing = if leases { Some(self.leasing.lock().await) } else { None };
-        let mut written = Vec::new();
+        let (mut written, mut spans) = (Vec::new(), Vec::new());
         for (command, nth) in commands.iter().zip(0..) {
             match self.room_for(command) {
                 Ok(()) => {}
@@ -266,7 +267,10 @@ impl Runs {
             }
             let command = self.with_busy(id, command);
             match carry_out(&mut loaded.run, &command, by, self.now()) {
-                Ok(more) => written.extend(more),
+                Ok(more) => {
+                    spans.extend(ended(&loaded.run, &command, &more));
+                    written.extend(more);
+                }
                 Err(CarryOutError::Refused(refusal)) if nth == 0 => return Err(refusal.into()),
                 Err(CarryOutError::Refused(_)) => {}
                 Err(CarryOutError::Bug(bug)) => {
@@ -293,7 +297,9 @@ impl Runs {
             let runs = Arc::clone(self);
             let id = id.clone();
             // A task of its own: what is queued is finished even if the caller goes away.
-            tokio::spawn(async move { runs.finish(&id, &cell, facts, busy, append.await).await })
+            tokio::spawn(async move {
+                runs.finish(&id, &cell, (facts, spans, busy), append.await).await
+            })
         });
         let done = async move {
             match finished {
@@ -312,8 +318,7 @@ impl Runs {
         self: &Arc<Self>,
         id: &RunId,
         cell: &Cell,
-        facts: Vec<Fact>,
-        busy: Busy,
+        (facts, spans, busy): (Vec<Fact>, Vec<Ended>, Busy),
         appended: Result<towpath_storage::Appended, AppendError>,
     ) -> Result<Recorded, AppendError> {
         let mut loaded = cell.lock().await;
@@ -334,6 +339,7 @@ impl Runs {
         for fact in &facts {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
+        spans.into_iter().for_each(Ended::export);
         self.tally.take(&facts);
         self.locks.durable(id, busy);
         locked(&self.list).apply_all(id, appended.first, &facts);

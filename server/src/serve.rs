@@ -26,6 +26,7 @@ use crate::{
         tokens::Tokens,
     },
     metrics,
+    telemetry::calls::Calls,
 };
 
 /// Largest message that is read: a pipeline file and what surrounds it.
@@ -147,6 +148,7 @@ impl House {
             };
             let health = HealthService::from_health_reporter(house.health().clone());
             let served = server
+                .layer(Calls)
                 .layer(door)
                 .accept_http1(true)
                 .add_routes(metrics::routes(house.clone()))

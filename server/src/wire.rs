@@ -17,7 +17,7 @@ use towpath_storage::Position;
 pub(crate) use explain::{Around, explanation};
 pub(crate) use views::{artifact_of, gate, job, run};
 
-use crate::{outputs::Key, runs::CommandError};
+use crate::{outputs::Key, runs::CommandError, telemetry};
 
 fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::MessageInvalid { what: what.into() }
@@ -124,7 +124,7 @@ pub(crate) fn assignment(
         timeout_ms: job.plan.timeout_ms,
         grace_ms: job.plan.grace_ms,
         artifacts: job.plan.artifacts.clone(),
-        traceparent: header.traceparent.clone().unwrap_or_default(),
+        traceparent: telemetry::of_attempt(run, name, *attempt),
         stage: job.plan.stage.to_string(),
     };
     Some((key, outgoing(Message::Assignment(assignment))))

@@ -99,6 +99,8 @@ pub(crate) struct RunJson {
     version: u64,
     position: u64,
     can_move: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    traceparent: String,
 }
 
 impl From<v1::Run> for RunJson {
@@ -133,6 +135,7 @@ impl From<v1::Run> for RunJson {
             version: run.version,
             position: run.position,
             can_move: run.can_move,
+            traceparent: run.traceparent,
         }
     }
 }
@@ -168,6 +171,8 @@ pub(crate) struct JobJson {
     log: Option<BlobJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gate: Option<GateJson>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    traceparent: String,
 }
 
 #[derive(Serialize)]
@@ -228,6 +233,7 @@ impl From<v1::Job> for JobJson {
             artifacts: job.artifacts.into_iter().map(artifact).collect(),
             log: job.log.map(BlobJson::from),
             gate: job.gate.map(gate),
+            traceparent: job.traceparent,
         }
     }
 }

@@ -7,7 +7,9 @@ use towpath_proto::v1::{self, gates_server::Gates};
 use crate::{
     House, auth,
     runs::{CommandError, Loaded, locked},
-    status, wire,
+    status,
+    telemetry::calls::About,
+    wire,
 };
 
 #[tonic::async_trait]
@@ -59,6 +61,7 @@ impl House {
         approve: bool,
     ) -> Result<v1::DecideGateReply, CommandError> {
         let by = auth::actor(&request)?;
+        let about = About::of(request.extensions());
         let v1::DecideGateRequest { run, job, binds, comment, actor: _ } = request.into_inner();
         let (id, job) = (self.find(&run)?, wire::job_name(&job));
         let command = if approve {
@@ -68,7 +71,10 @@ impl House {
             Command::Reject(RejectGate { job, binds, comment })
         };
         self.runs().execute(&id, command, &by).await?;
-        let phase = |loaded: &Loaded| loaded.run.phase().word().to_owned();
+        let phase = |loaded: &Loaded| {
+            about.link(&loaded.run);
+            loaded.run.phase().word().to_owned()
+        };
         let phase = self.runs().look(&id, phase).await?;
         Ok(v1::DecideGateReply { phase })
     }

@@ -9,6 +9,7 @@ use towpath_engine::{
     ids::{Actor, Digest, RunId},
     refusal::Refusal,
     seed_lines,
+    trace::TraceContext,
 };
 use towpath_proto::v1::{self, runs_server::Runs};
 
@@ -19,7 +20,9 @@ use crate::{
     run_ids::{id_of, new_id},
     run_list::Listed,
     runs::{CommandError, Loaded, locked},
-    status, wire,
+    status,
+    telemetry::calls::{About, caller, is_told},
+    wire,
 };
 
 /// Most runs or jobs of one page.
@@ -83,9 +86,10 @@ impl Runs for House {
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::Run>, Status> {
         let by = auth::actor(&request).map_err(status::of)?;
+        let about = About::of(request.extensions());
         let v1::RetryJobRequest { run, job, actor: _ } = request.into_inner();
         let command = Command::Retry(wire::job_name(&job));
-        self.command(&run, command, &by).await.map(Response::new).map_err(status::of)
+        self.command(&run, command, (&by, about)).await.map(Response::new).map_err(status::of)
     }
 
     async fn cancel_run(
@@ -93,9 +97,10 @@ impl Runs for House {
         request: Request<v1::CancelRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
         let by = auth::actor(&request).map_err(status::of)?;
+        let about = About::of(request.extensions());
         let v1::CancelRunRequest { run, reason, actor: _ } = request.into_inner();
         let command = Command::Cancel(reason);
-        self.command(&run, command, &by).await.map(Response::new).map_err(status::of)
+        self.command(&run, command, (&by, about)).await.map(Response::new).map_err(status::of)
     }
 
     async fn import_run(
@@ -175,11 +180,12 @@ impl House {
         &self,
         run: &str,
         command: Command,
-        by: &Actor,
+        (by, about): (&Actor, About),
     ) -> Result<v1::Run, CommandError> {
         let id = self.find(run)?;
         self.runs().execute(&id, command, by).await?;
         self.runs().changed.notify_one();
+        self.runs().look(&id, |loaded| about.link(&loaded.run)).await?;
         self.view(&id).await
     }
 
@@ -188,6 +194,7 @@ impl House {
         if request.get_ref().gates_preapproved {
             auth::needs(&request, Role::Approver, "a run whose gates are open")?;
         }
+        let (caller, told) = (caller(&request), is_told(request.metadata()));
         let v1::StartRunRequest {
             file,
             parallelism,
@@ -198,7 +205,8 @@ impl House {
         } = request.into_inner();
         let mut create = creation(wire::pipeline_file(file)?, parallelism);
         create.gates_preapproved = gates_preapproved;
-        create.traceparent = (!traceparent.is_empty()).then_some(traceparent);
+        let asked = traceparent.parse::<TraceContext>().ok().filter(|_| !told).or(caller);
+        create.traceparent = asked.map(|context| context.to_string());
         if key.is_empty() {
             let id = create.run.clone();
             self.runs().execute(&id, Command::Create(create), &by).await?;
@@ -234,6 +242,7 @@ impl House {
         request: Request<v1::ResumeRunRequest>,
     ) -> Result<v1::Run, CommandError> {
         let by = auth::actor(&request)?;
+        let about = About::of(request.extensions());
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
         let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
@@ -242,7 +251,7 @@ impl House {
             file: file.map(|file| EditedPlan { file_sha256: file.sha256, plan: file.plan }),
             accept_changes,
         };
-        self.command(&run, Command::Resume(resume), &by).await
+        self.command(&run, Command::Resume(resume), (&by, about)).await
     }
 
     async fn import(

@@ -7,6 +7,7 @@ use towpath_engine::{
     plan::When,
     run::{Job, Run},
     time::duration_words,
+    trace::TraceContext,
 };
 use towpath_proto::v1;
 use towpath_storage::{Position, Version};
@@ -44,6 +45,7 @@ pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &st
         can_move: run.can_move(),
         abort_root: run.abort_root().map(ToString::to_string).unwrap_or_default(),
         short_id: short_id.to_owned(),
+        traceparent: run.span().map(|span| span.to_string()).unwrap_or_default(),
     }
 }
 
@@ -95,7 +97,12 @@ pub(crate) fn job(run: &Run, job: &Job) -> v1::Job {
         irreversible: job.plan.irreversible,
         retry_due,
         exit_code: exit_code(job),
+        traceparent: attempt_span(run, job).map(|span| span.to_string()).unwrap_or_default(),
     }
+}
+
+fn attempt_span(run: &Run, job: &Job) -> Option<TraceContext> {
+    run.attempt_span(&job.plan.name, job.attempt).filter(|_| job.attempt.0 > 0)
 }
 
 fn exit_code(job: &Job) -> Option<i32> {
