@@ -75,6 +75,10 @@ pub struct FoundAttempt {
     pub fence: u64,
     /// How far it was.
     pub state: FoundState,
+    /// W3C trace context of the attempt.
+    pub traceparent: Option<String>,
+    /// When it began, in milliseconds since 1970 by the clock of this machine.
+    pub began_unix_ms: u64,
 }
 
 type Key = (RunId, JobName, Attempt);
@@ -147,6 +151,8 @@ impl AttemptsDir {
                 job: page.kept.job,
                 attempt: page.kept.attempt,
                 fence: page.kept.fence,
+                traceparent: page.kept.traceparent,
+                began_unix_ms: page.kept.began_unix_ms,
             })
             .collect()
     }

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     execute::Script,
     mask::{Mask, SecretUnusable},
+    telemetry::of_script,
 };
 
 /// What passes from the worker to every script, besides `LC_*`. Where programs and files are, who
@@ -68,7 +69,7 @@ impl Environment {
         seen.insert("TOW_FENCE".into(), script.fence.to_string().into());
         seen.insert("TOW_OUTPUT".into(), output.into());
         if let Some(traceparent) = &script.traceparent {
-            seen.insert("TRACEPARENT".into(), traceparent.into());
+            seen.insert("TRACEPARENT".into(), of_script(traceparent).into());
         }
         seen
     }

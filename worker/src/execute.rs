@@ -69,7 +69,7 @@ pub struct Script {
     pub grace: Option<Duration>,
     /// Paths and globs below the folder, kept if the script succeeds.
     pub artifacts: Vec<String>,
-    /// W3C trace context, given to the script as `TRACEPARENT`.
+    /// W3C trace context of the attempt; what lies below it is the script's `TRACEPARENT`.
     pub traceparent: Option<String>,
 }
 
@@ -245,6 +245,7 @@ fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<Kept, String> {
         grace_ms: millis(script.grace.unwrap_or(GRACE_DEFAULT)),
         artifacts: script.artifacts.clone(),
         secrets: script.secrets.clone(),
+        traceparent: script.traceparent.clone(),
         began_ms: journal::boot_ms(),
         began_unix_ms: journal::unix_ms(SystemTime::now()),
     })

@@ -1,7 +1,12 @@
 //! The jobs of a worker: begun, taken up again, told about, ended and forgotten, through any number
 //! of sessions.
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +16,7 @@ use towpath_proto::v1;
 use crate::{
     Adopted, AttemptsDir, FoundAttempt, Script, adopt, execute,
     held::{HeldAttempt, Key, holding, key},
+    telemetry::executed,
     tell::tell,
 };
 
@@ -88,6 +94,8 @@ impl Jobs {
                 let cancel = attempt.cancel.clone();
                 let (adopted, kept) =
                     tokio::join!(adopt(&attempts, &found, lines, cancel), attempt.keep(chunks));
+                let began = UNIX_EPOCH + Duration::from_millis(found.began_unix_ms);
+                executed(&attempt.key, found.traceparent.as_deref(), began, &adopted);
                 attempt.end(adopted, kept);
             });
         }
@@ -143,10 +151,12 @@ impl Jobs {
                 past.cancelled().await;
             }
             let (lines, chunks) = mpsc::channel(CHUNKS);
-            let cancel = attempt.cancel.clone();
+            let (cancel, began) = (attempt.cancel.clone(), SystemTime::now());
             let (ended, kept) =
                 tokio::join!(execute(&attempts, &script, lines, cancel), attempt.keep(chunks));
-            attempt.end(Adopted::Ended(ended), kept);
+            let ended = Adopted::Ended(ended);
+            executed(&attempt.key, script.traceparent.as_deref(), began, &ended);
+            attempt.end(ended, kept);
         });
     }
 

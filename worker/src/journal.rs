@@ -31,6 +31,9 @@ pub(crate) struct Kept {
     pub(crate) artifacts: Vec<String>,
     /// Names of secrets.
     pub(crate) secrets: Vec<String>,
+    /// W3C trace context of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) traceparent: Option<String>,
     /// When it began, by the clock of this boot that never goes back.
     pub(crate) began_ms: u64,
     /// When it began, by the clock that files are stamped with.
@@ -166,6 +169,7 @@ mod tests {
             grace_ms: 10_000,
             artifacts: vec![],
             secrets: vec!["TOKEN".to_owned()],
+            traceparent: None,
             began_ms: 3,
             began_unix_ms: 4,
         }

@@ -17,6 +17,7 @@ pub mod outputs;
 pub mod session;
 mod supervise;
 mod tap;
+pub mod telemetry;
 mod tell;
 
 pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};
