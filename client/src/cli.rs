@@ -19,6 +19,9 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// What the command is called.
+    #[arg(skip)]
+    pub(crate) name: String,
 }
 
 impl Cli {
@@ -27,6 +30,7 @@ impl Cli {
     pub(crate) fn read() -> Result<Self, clap::Error> {
         let matches = Self::command().try_get_matches()?;
         let mut cli = Self::from_arg_matches(&matches)?;
+        cli.name = matches.subcommand_name().unwrap_or_default().to_owned();
         let spelt = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
         match (spelt("store"), spelt("server")) {
             (true, true) => {

@@ -43,6 +43,7 @@ use crate::{
     connect::{SERVER_SCHEME, Server, bearer, equip, store_url},
     failure::Failure,
     render::Style,
+    telemetry::{Part, Telemetry},
 };
 
 /// What a command answers with when nothing went wrong: an exit code.
@@ -120,7 +121,24 @@ impl Desk {
 /// Carries out what the command line asks for.
 pub(crate) async fn carry_out(cli: Cli) -> Finished {
     start_logging();
-    let Cli { global, command } = cli;
+    let (part, endpoint) = if let Command::Serve(args) = &cli.command {
+        (Part::Server, args.otlp()?)
+    } else if matches!(cli.command, Command::Worker(_)) {
+        (Part::Worker, None)
+    } else {
+        (Part::Command, None)
+    };
+    let mut telemetry = Telemetry::begin(part, endpoint.as_deref());
+    if part == Part::Command {
+        telemetry.begin_command(&cli.name);
+    }
+    let finished = dispatch(cli, &telemetry).await;
+    telemetry.end(&finished).await;
+    finished
+}
+
+async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
+    let Cli { global, command, name: _ } = cli;
     let style = Style::of_stdout(global.ascii);
     let desk = Desk { global, style };
     if let (Some(name), Some(_)) = (of_a_store(&command), &desk.global.server) {
@@ -132,7 +150,7 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
         ));
     }
     let own = if let Command::Worker(args) = &command { args.certificate() } else { None };
-    equip(desk.global.tls_ca.as_deref(), own)?;
+    equip(desk.global.tls_ca.as_deref(), own, telemetry.place())?;
     match command {
         Command::Init(args) => init::init(&desk, args),
         Command::Validate(args) => validate::validate(&desk, args),
@@ -150,7 +168,7 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
         Command::Retry(args) => retry::retry(&desk, args).await,
         Command::Cancel(args) => cancel::cancel(&desk, args).await,
         Command::Events(args) => events::events(&desk, args).await,
-        Command::Serve(args) => serve::serve(&desk, args).await,
+        Command::Serve(args) => serve::serve(&desk, args, telemetry).await,
         Command::Worker(args) => worker::worker(&desk, args).await,
         Command::Workers(args) => workers::workers(&desk, args).await,
         Command::Token(args) => token::token(&desk, args),

@@ -13,6 +13,7 @@ use tonic::{
     transport::Channel,
 };
 use tonic_types::StatusExt as _;
+use towpath_engine::trace::TraceContext;
 use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
     workers_client::WorkersClient,
@@ -46,6 +47,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 struct Credentials {
     bearer: Option<MetadataValue<Ascii>>,
     tls: Option<DialTls>,
+    /// Where in a trace this process stands.
+    place: Option<MetadataValue<Ascii>>,
 }
 
 static CREDENTIALS: OnceLock<Credentials> = OnceLock::new();
@@ -55,8 +58,18 @@ pub(crate) fn bearer() -> Option<MetadataValue<Ascii>> {
     CREDENTIALS.get().and_then(|credentials| credentials.bearer.clone())
 }
 
-/// Takes the token of `TOW_TOKEN`, the authority in the file `ca`, and the worker's own files.
-pub(crate) fn equip(ca: Option<&Path>, own: Option<(&Path, &Path)>) -> Result<(), Failure> {
+/// Where in a trace this process stands, as requests say it.
+fn place() -> Option<MetadataValue<Ascii>> {
+    CREDENTIALS.get().and_then(|credentials| credentials.place.clone())
+}
+
+/// Takes the token of `TOW_TOKEN`, the authority in the file `ca`, the worker's own files, and
+/// where in a trace all this happens.
+pub(crate) fn equip(
+    ca: Option<&Path>,
+    own: Option<(&Path, &Path)>,
+    place: Option<TraceContext>,
+) -> Result<(), Failure> {
     let unusable = || {
         let advice = "Set it to what `tow token issue` printed, and nothing else.";
         Failure::new("USAGE", "`TOW_TOKEN` cannot be a token", advice)
@@ -87,11 +100,12 @@ pub(crate) fn equip(ca: Option<&Path>, own: Option<(&Path, &Path)>) -> Result<()
         }
     };
     // The first word counts: nobody says it twice.
-    drop(CREDENTIALS.set(Credentials { bearer, tls }));
+    let place = place.and_then(|place| place.to_string().parse().ok());
+    drop(CREDENTIALS.set(Credentials { bearer, tls, place }));
     Ok(())
 }
 
-/// Shows the token, if there is one, with every request.
+/// Shows the token, if there is one, with every request, and where in a trace it belongs.
 #[derive(Clone, Debug)]
 pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 
@@ -99,6 +113,9 @@ impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(bearer) = &self.0 {
             request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        if let Some(place) = place() {
+            request.metadata_mut().insert("traceparent", place);
         }
         Ok(request)
     }

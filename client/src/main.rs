@@ -9,6 +9,7 @@ mod connect;
 mod exit;
 mod failure;
 mod render;
+mod telemetry;
 
 use std::{io::Write as _, process::ExitCode};
 

@@ -57,7 +57,7 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
         file: Some(pipeline.message()),
         parallelism: args.parallelism,
         gates_preapproved: args.yes,
-        traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
+        traceparent: String::new(),
         actor: desk.actor(),
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };

@@ -17,6 +17,7 @@ use crate::{
     connect::{TRY_EVERY, TRY_FOR, with_port},
     exit,
     failure::Failure,
+    telemetry::Telemetry,
 };
 
 /// How long streams may take to end when nobody says otherwise, in milliseconds.
@@ -52,7 +53,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "TOW_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
     client_ca: Option<PathBuf>,
     /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `auth`, `tls_cert`,
-    /// `tls_key`, `client_ca`
+    /// `tls_key`, `client_ca`, `otlp`
     #[arg(long, env = "TOW_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the settings as they would be used, as JSON, and do nothing
@@ -72,6 +73,7 @@ struct ConfigFile {
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
+    otlp: Option<String>,
 }
 
 /// The settings as they are used.
@@ -85,6 +87,8 @@ struct Config {
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
+    /// Where spans and figures go if the environment does not say.
+    otlp: Option<String>,
 }
 
 impl Config {
@@ -104,8 +108,15 @@ struct ListeningJson {
     version: &'static str,
 }
 
+impl ServeArgs {
+    /// Where the configuration file wants spans and figures to go.
+    pub(crate) fn otlp(&self) -> Result<Option<String>, Failure> {
+        Ok(self.config.as_deref().map(read).transpose()?.and_then(|file| file.otlp))
+    }
+}
+
 /// Serves a store until it is told to stop.
-pub(crate) async fn serve(desk: &Desk, args: ServeArgs) -> Finished {
+pub(crate) async fn serve(desk: &Desk, args: ServeArgs, telemetry: &Telemetry) -> Finished {
     let print = args.print_config;
     let config = settings(desk, args)?;
     if print {
@@ -118,6 +129,11 @@ pub(crate) async fn serve(desk: &Desk, args: ServeArgs) -> Finished {
     let house = open(&config.store).await?;
     let address = house.serve(listener, access).map_err(unserved)?;
     house.listen_locally()?;
+    if telemetry.wants_figures()
+        && let Err(error) = house.export_figures().await
+    {
+        tracing::warn!(%error, "the figures are not exported");
+    }
     ready(desk, &config, &house, address)?;
     tokio::select! {
         () = signals.next() => {}
@@ -169,6 +185,7 @@ fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
         tls_cert: args.tls_cert.or(file.tls_cert),
         tls_key: args.tls_key.or(file.tls_key),
         client_ca: args.client_ca.or(file.client_ca),
+        otlp: file.otlp,
     })
 }
 
@@ -279,6 +296,7 @@ mod tests {
             tls_cert: None,
             tls_key: None,
             client_ca: None,
+            otlp: None,
         };
         assert_eq!(bind(&config(false)).await.unwrap_err().code, "INSECURE_LISTEN");
         bind(&config(true)).await.unwrap();
