@@ -27,7 +27,7 @@ use opentelemetry_otlp::{
 };
 use opentelemetry_sdk::{
     Resource,
-    error::OTelSdkResult,
+    error::{OTelSdkError, OTelSdkResult},
     metrics::{
         PeriodicReader, SdkMeterProvider, Temporality, data::ResourceMetrics,
         exporter::PushMetricExporter,
@@ -75,7 +75,7 @@ impl Telemetry {
     /// Begins what the environment asks for. `endpoint`: where to, if the environment does not say.
     pub(crate) fn begin(part: Part, endpoint: Option<&str>) -> Self {
         let complaint = Arc::new(Complaint::default());
-        let begun = |built: Result<_, _>| built.map_err(|why: String| complaint.say(&why)).ok();
+        let begun = |built: Result<_, _>| built.map_err(|why: String| complaint.say(why)).ok();
         let mut telemetry = Self::default();
         if let Some(to) = asked("TRACES", endpoint) {
             let exporter = begun(spans_to(&to, part)).map(|exporter: OtlpSpans| {
@@ -96,7 +96,7 @@ impl Telemetry {
         if let Some(to) = asked("METRICS", endpoint).filter(|_| part == Part::Server) {
             let complaint = Arc::clone(&complaint);
             telemetry.figures = figures_to(&to)
-                .map_err(|why| complaint.say(&why))
+                .map_err(|why| complaint.say(why))
                 .ok()
                 .map(|exporter| Noticed { exporter, complaint: Arc::clone(&complaint) })
                 .map(|exporter| {
@@ -250,19 +250,24 @@ impl IdGenerator for Ids {
 struct Complaint(AtomicBool);
 
 impl Complaint {
-    fn say(&self, why: &str) {
-        if !self.0.swap(true, Ordering::Relaxed) {
+    /// Whether `exported` is the first that went wrong since one went well.
+    fn is_new(&self, exported: &OTelSdkResult) -> bool {
+        let said = self.0.swap(exported.is_err(), Ordering::Relaxed);
+        exported.is_err() && !said
+    }
+
+    fn hear(&self, exported: &OTelSdkResult) {
+        if let Err(why) = exported
+            && self.is_new(exported)
+        {
             let text = "Traces and figures are not exported for now, and what is lost of them stays \
                         lost; nothing else suffers.";
             drop(writeln!(anstream::stderr(), "{text} The exporter says: {why}"));
         }
     }
 
-    fn hear(&self, exported: &OTelSdkResult) {
-        match exported {
-            Ok(()) => self.0.store(false, Ordering::Relaxed),
-            Err(error) => self.say(&error.to_string()),
-        }
+    fn say(&self, why: String) {
+        self.hear(&Err(OTelSdkError::InternalFailure(why)));
     }
 }
 
@@ -310,5 +315,29 @@ impl<E: PushMetricExporter> PushMetricExporter for Noticed<E> {
 
     fn temporality(&self) -> Temporality {
         self.exporter.temporality()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_somebody_knows_is_taken_and_every_other_is_random() {
+        let ids = Ids::default();
+        let known: TraceContext =
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+        let attached = Context::new().with_value(known).attach();
+        assert_eq!(ids.new_span_id().to_bytes(), known.span_id());
+        drop(attached);
+        assert_ne!(ids.new_span_id(), ids.new_span_id());
+    }
+
+    #[test]
+    fn a_collector_that_is_away_is_complained_about_once_until_it_was_back() {
+        let complaint = Complaint::default();
+        let away = Err(OTelSdkError::InternalFailure("refused".to_owned()));
+        let heard = [&away, &away, &Ok(()), &away].map(|exported| complaint.is_new(exported));
+        assert_eq!(heard, [true, false, false, true]);
     }
 }
