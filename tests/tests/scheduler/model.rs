@@ -136,8 +136,9 @@ impl Model {
 
     pub(crate) fn can_move(&self) -> bool {
         self.jobs.iter().any(|job| {
-            let under_way = matches!(job.state, State::Running | State::BackingOff(_));
-            under_way || self.is_ready(job)
+            // A try that is due waits for a need that was given another chance meanwhile.
+            let due = matches!(job.state, State::BackingOff(_)) && self.is_open(job);
+            job.state == State::Running || due || self.is_ready(job)
         })
     }
 
