@@ -13,7 +13,7 @@ use crate::commands;
 #[command(name = "tow", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 done · 2 usage · 3 not found · 4 nothing to do · 5 invalid \
                         file · 6 conflict · 7 damaged\n10 failed · 11 partial · 12 at a gate · 13 \
-                        rejected · 14 cancelled · 15 timed out · 40 unauthenticated · 41 forbidden · 42 unreachable · 130 interrupted")]
+                        rejected · 14 cancelled · 15 timed out · 40 unauthenticated · 41 forbidden · 42 unreachable · 44 no room · 130 interrupted")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

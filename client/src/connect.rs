@@ -7,9 +7,8 @@ use std::{
 };
 
 use tonic::{
-    Request, Status,
+    Status,
     metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
     transport::Channel,
 };
 use tonic_types::StatusExt as _;
@@ -20,7 +19,7 @@ use towpath_proto::v1::{
 };
 use towpath_server::{DialTls, House, PemPair, SystemClock, dial_socket, dial_tcp, dial_tls};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, line::Line};
 
 /// The folder of the default store.
 const STORE_FOLDER: &str = ".towpath";
@@ -59,7 +58,7 @@ pub(crate) fn bearer() -> Option<MetadataValue<Ascii>> {
 }
 
 /// Where in a trace this process stands, as requests say it.
-fn place() -> Option<MetadataValue<Ascii>> {
+pub(crate) fn place() -> Option<MetadataValue<Ascii>> {
     CREDENTIALS.get().and_then(|credentials| credentials.place.clone())
 }
 
@@ -105,30 +104,11 @@ pub(crate) fn equip(
     Ok(())
 }
 
-/// Shows the token, if there is one, with every request, and where in a trace it belongs.
-#[derive(Clone, Debug)]
-pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(bearer) = &self.0 {
-            request.metadata_mut().insert("authorization", bearer.clone());
-        }
-        if let Some(place) = place() {
-            request.metadata_mut().insert("traceparent", place);
-        }
-        Ok(request)
-    }
-}
-
-/// A connection, and who speaks over it.
-pub(crate) type Line = InterceptedService<Channel, Bearer>;
-
 /// A server that answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     channel: Channel,
-    bearer: Bearer,
+    bearer: Option<MetadataValue<Ascii>>,
     /// The server itself, if it lives in this process.
     house: Option<House>,
     folder: PathBuf,
@@ -202,7 +182,7 @@ impl Server {
             match House::open(url, Arc::new(SystemClock)).await {
                 Ok(house) => {
                     let (channel, folder) = (house.connect(), house.folder());
-                    let (bearer, house) = (Bearer(None), Some(house));
+                    let (bearer, house) = (None, Some(house));
                     return Ok(Self { channel, bearer, house, folder, remote: false });
                 }
                 Err(error) => {
@@ -219,7 +199,7 @@ impl Server {
                 let mut log = LogClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});
                 if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
-                    let bearer = Bearer(None);
+                    let bearer = None;
                     return Ok(Self { channel, bearer, house: None, folder, remote: false });
                 }
             }
@@ -236,8 +216,8 @@ impl Server {
                           neither use TLS (`--tls-ca`).";
             Failure::new("UNREACHABLE", format!("`{full}` does not answer{why}"), advice)
         };
-        let bearer = Bearer(bearer());
-        let mut log = LogClient::with_interceptor(channel.clone(), bearer.clone());
+        let bearer = bearer();
+        let mut log = LogClient::new(Line::new(channel.clone(), bearer.clone()));
         let answer = tokio::time::timeout(DIAL_WITHIN, log.describe(v1::DescribeRequest {})).await;
         let described = match answer {
             Ok(Ok(described)) => described.into_inner(),
@@ -304,7 +284,7 @@ impl Server {
     }
 
     fn line(&self) -> Line {
-        InterceptedService::new(self.channel.clone(), self.bearer.clone())
+        Line::new(self.channel.clone(), self.bearer.clone())
     }
 
     /// The connection, for a worker's session.

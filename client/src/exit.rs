@@ -40,6 +40,8 @@ pub(crate) const FORBIDDEN: u8 = 41;
 pub(crate) const UNREACHABLE: u8 = 42;
 /// The two ends speak different versions.
 pub(crate) const VERSION_MISMATCH: u8 = 43;
+/// The server has no room for more.
+pub(crate) const NO_ROOM: u8 = 44;
 /// A bug of ours.
 pub(crate) const BUG: u8 = 70;
 /// Interrupted by the person at the keyboard.
@@ -59,14 +61,16 @@ pub(crate) fn of_code(code: &str) -> u8 {
         | "STORE_URL_INVALID"
         | "INSECURE_LISTEN"
         | "EVENT_TOO_LONG"
-        | "APPEND_TOO_LARGE" => USAGE,
+        | "APPEND_TOO_LARGE"
+        | "MESSAGE_TOO_LARGE" => USAGE,
         "LOG_DAMAGED" | "LOG_ROLLBACK" | "BLOB_DAMAGED" | "BACKUP_DAMAGED" => DAMAGED,
         "STORE_UNAVAILABLE" | "STORE_BUSY" | "STORE_FULL" => STORE,
         "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,
         "UNAUTHENTICATED" => UNAUTHENTICATED,
         "FORBIDDEN" | "ACTOR_MISMATCH" | "WORKER_IDENTITY_MISMATCH" => FORBIDDEN,
-        "UNREACHABLE" => UNREACHABLE,
-        "ENGINE_BUG" | "MESSAGE_INVALID" => BUG,
+        "UNREACHABLE" | "REQUEST_TIMED_OUT" | "CONNECTION_AGED" => UNREACHABLE,
+        "RATE_EXCEEDED" | "REQUESTS_TOO_MANY" | "CONNECTIONS_TOO_MANY" => NO_ROOM,
+        "ENGINE_BUG" | "MESSAGE_INVALID" | "COMPRESSION_REFUSED" => BUG,
         "INTERRUPTED" => INTERRUPTED,
         "UNEXPECTED" | "LAUNCH_FAILED" => UNEXPECTED,
         _ => CONFLICT,

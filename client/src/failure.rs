@@ -51,7 +51,12 @@ impl Failure {
 
     /// Whether the server went away.
     pub(crate) fn is_unreachable(&self) -> bool {
-        self.code == "UNREACHABLE"
+        self.code == "UNREACHABLE" || self.is_aged()
+    }
+
+    /// Whether the server is there and only wants another connection.
+    pub(crate) fn is_aged(&self) -> bool {
+        self.code == "CONNECTION_AGED"
     }
 
     /// Whether somebody else has the store open.

@@ -8,6 +8,7 @@ mod commands;
 mod connect;
 mod exit;
 mod failure;
+mod line;
 mod render;
 mod telemetry;
 

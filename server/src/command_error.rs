@@ -8,6 +8,8 @@ use towpath_engine::{
 };
 use towpath_storage::{StoreError, Version};
 
+use crate::limits::Limit;
+
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -136,6 +138,9 @@ pub enum CommandError {
         /// Who the session names.
         claimed: String,
     },
+    /// A bound of the port.
+    #[error(transparent)]
+    Limit(#[from] Limit),
     /// The engine decided on something that cannot be replayed.
     #[error("a bug in the engine: {0}")]
     Bug(#[from] IllegalEvent),

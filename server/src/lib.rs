@@ -12,6 +12,8 @@ mod desk;
 mod dispatch;
 mod figures;
 mod house;
+mod limits;
+mod lines;
 mod load;
 mod local;
 mod locks;
@@ -31,6 +33,7 @@ mod wire;
 
 pub use clock::{Clock, SetClock, SystemClock};
 pub use house::{House, OpenError};
+pub use limits::{Limit, Limits};
 pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
 pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};

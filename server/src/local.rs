@@ -9,11 +9,12 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint, Server, Uri};
 
 use crate::{
     House,
     auth::guard::Door,
+    limits::REQUESTS_MAX,
     serve::{STREAM_WINDOW_BYTES, limited},
 };
 
@@ -30,7 +31,7 @@ impl House {
         // Never ends: the server closes its connections when there are no more to come.
         let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end))
             .chain(tokio_stream::pending());
-        self.spawn_serving(incoming, limited(), Door::Owner);
+        self.spawn_serving(incoming, queued(), Door::Owner);
         let mut client_end = Some(client_end);
         let dial = tower::service_fn(move |_: Uri| {
             let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
@@ -47,9 +48,14 @@ impl House {
             fs::remove_file(&path)?;
         }
         let listener = UnixListener::bind(&path)?;
-        self.spawn_serving(UnixListenerStream::new(listener), limited(), Door::Owner);
+        self.spawn_serving(UnixListenerStream::new(listener), queued(), Door::Owner);
         Ok(())
     }
+}
+
+/// A server whose clients wait for room instead of being refused: they are its owner's.
+fn queued() -> Server {
+    limited().concurrency_limit_per_connection(REQUESTS_MAX)
 }
 
 /// A client of the server that listens on the socket at `path`.

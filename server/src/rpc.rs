@@ -14,12 +14,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// Messages that may wait for a client that reads slowly; beyond that the producer waits.
-const STREAM_QUEUE: usize = 256;
+const STREAM_QUEUE: usize = 64;
+/// The same for pieces of output and of files, which are large.
+const CHUNK_QUEUE: usize = 4;
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A bounded stream, and where to put what it carries.
-fn channel<T: Send + 'static>() -> (mpsc::Sender<Result<T, Status>>, Streamed<T>) {
-    let (send, receive) = mpsc::channel(STREAM_QUEUE);
+fn channel<T: Send + 'static>(most: usize) -> (mpsc::Sender<Result<T, Status>>, Streamed<T>) {
+    let (send, receive) = mpsc::channel(most);
     (send, Box::pin(ReceiverStream::new(receive)))
 }

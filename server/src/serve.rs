@@ -1,10 +1,15 @@
 //! The services on one port: gRPC, health and reflection, over whatever carries bytes. Pipes and
 //! sockets of this machine are in `local`; here is the port for other machines.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::net::TcpListener;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{
     Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity, Server, ServerTlsConfig,
     server::{Connected, TcpIncoming},
@@ -25,22 +30,21 @@ use crate::{
         guard::{Door, Port},
         tokens::Tokens,
     },
+    limits::{
+        ANSWER_BYTES_MAX, HANDSHAKE_WITHIN, HEADER_BYTES_MAX, Limits, MESSAGE_BYTES_MAX,
+        RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
+    },
+    lines::Lines,
     metrics,
     telemetry::calls::Calls,
 };
 
-/// Largest message that is read: a pipeline file and what surrounds it.
-const MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
-/// Streams of one connection.
-const STREAMS_MAX: u32 = 128;
-/// Requests of one connection that are worked on at once.
-const REQUESTS_MAX: usize = 64;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// More often than leases lapse: a worker must notice in time that its server is gone.
 const DIALLED_KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// How long a client may take to agree on keys.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Pause after a connection that could not be taken.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
@@ -51,6 +55,8 @@ pub struct Access {
     pub strict: bool,
     /// Connections are encrypted, and the server proves who it is.
     pub tls: Option<ServeTls>,
+    /// How much is taken from anybody.
+    pub limits: Limits,
 }
 
 /// What a server proves itself with.
@@ -107,9 +113,9 @@ impl House {
     /// Serves whoever connects to `listener`, until the house closes. Answers the address that it
     /// listens on.
     pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
-        let Access { strict, tls } = access;
+        let Access { strict, tls, limits } = access;
         let address = listener.local_addr()?;
-        let mut server = limited();
+        let mut server = limited().max_connection_age(limits.connection_age);
         if let Some(ServeTls { own, client_ca }) = tls {
             let mut config =
                 ServerTlsConfig::new().identity(own.identity()).timeout(HANDSHAKE_WITHIN);
@@ -122,8 +128,22 @@ impl House {
         }
         let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
         let loopback = address.ip().is_loopback();
-        let door = Door::Port(Arc::new(Port { tokens, runs, strict, loopback }));
-        self.spawn_serving(TcpIncoming::from(listener).with_nodelay(Some(true)), server, door);
+        let rates = Mutex::new(Rates::new(&limits));
+        let door = Door::Port(Arc::new(Port { tokens, runs, strict, loopback, limits, rates }));
+        let lines = Lines::new(limits);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming.then(async |accepted| {
+            if accepted.is_err() {
+                // Without a file handle left the next try fails as well.
+                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+            accepted
+        });
+        let incoming = incoming.filter_map(move |accepted| match accepted {
+            Ok(stream) => lines.take_in(stream).map(Ok),
+            Err(error) => Some(Err(error)),
+        });
+        self.spawn_serving(incoming, server, door);
         Ok(address)
     }
 
@@ -147,20 +167,28 @@ impl House {
                 }
             };
             let health = HealthService::from_health_reporter(house.health().clone());
+            macro_rules! bounded {
+                ($service:expr, $asked:expr, $answered:expr) => {
+                    $service.max_decoding_message_size($asked).max_encoding_message_size($answered)
+                };
+                ($service:expr) => {
+                    bounded!($service, MESSAGE_BYTES_MAX, ANSWER_BYTES_MAX)
+                };
+            }
+            let runs = RunsServer::new(house.clone());
+            let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
             let served = server
                 .layer(Calls)
                 .layer(door)
                 .accept_http1(true)
                 .add_routes(metrics::routes(house.clone()))
-                .add_service(HealthServer::new(health))
-                .add_service(reflection)
-                .add_service(
-                    RunsServer::new(house.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-                )
-                .add_service(GatesServer::new(house.clone()))
-                .add_service(LogServer::new(house.clone()))
-                .add_service(ExternalScalerServer::new(house.clone()))
-                .add_service(WorkersServer::new(house))
+                .add_service(bounded!(HealthServer::new(health)))
+                .add_service(bounded!(reflection))
+                .add_service(runs)
+                .add_service(bounded!(GatesServer::new(house.clone())))
+                .add_service(bounded!(LogServer::new(house.clone())))
+                .add_service(bounded!(ExternalScalerServer::new(house.clone())))
+                .add_service(bounded!(WorkersServer::new(house)))
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {
                 served = served => if let Err(error) = served {
@@ -185,7 +213,8 @@ impl House {
 pub(crate) fn limited() -> Server {
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
-        .concurrency_limit_per_connection(REQUESTS_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

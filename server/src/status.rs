@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, body::Body, codegen::http::Response};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use towpath_engine::refusal::{Refusal, RefusalClass};
 use towpath_storage::StoreError;
 
-use crate::runs::CommandError;
+use crate::{limits::Limit, runs::CommandError};
 
 /// The domain of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "towpath";
@@ -59,6 +59,7 @@ impl CommandError {
             Self::Forbidden { .. } => "FORBIDDEN",
             Self::ActorMismatch { .. } => "ACTOR_MISMATCH",
             Self::WorkerIdentityMismatch { .. } => "WORKER_IDENTITY_MISMATCH",
+            Self::Limit(limit) => limit.code(),
             Self::Bug(_) => "ENGINE_BUG",
         }
     }
@@ -87,6 +88,7 @@ impl CommandError {
             Self::TooMuch { .. } => Code::InvalidArgument,
             Self::Contended => Code::Aborted,
             Self::Unreplayable { .. } => Code::DataLoss,
+            Self::Limit(limit) => limit.grpc_code(),
             Self::Bug(_) => Code::Internal,
             Self::Store(error) => match error {
                 StoreError::Damaged { .. }
@@ -149,6 +151,7 @@ impl CommandError {
             Self::WorkerIdentityMismatch { .. } => {
                 "Start the worker under the name that its certificate or token was issued for."
             }
+            Self::Limit(limit) => limit.advice(),
             Self::Bug(_) => "This is a bug of ours; please report it.",
         }
     }
@@ -165,6 +168,11 @@ pub(crate) fn of(error: CommandError) -> Status {
     }
     let mut details = ErrorDetails::new();
     details.set_error_info(error.code(), ERROR_DOMAIN, metadata);
+    if let CommandError::Limit(limit) = &error
+        && let Some(wait) = limit.retry_after()
+    {
+        details.set_retry_info(Some(wait));
+    }
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(deeper) = cause {
@@ -172,4 +180,25 @@ pub(crate) fn of(error: CommandError) -> Status {
         cause = deeper.source();
     }
     Status::with_error_details(error.grpc_code(), message, details)
+}
+
+/// `response`, with a code of ours if the transport refused the request by itself.
+pub(crate) fn named(response: Response<Body>) -> Response<Body> {
+    let told = response.headers();
+    if !told.contains_key(Status::GRPC_STATUS) || told.contains_key(Status::GRPC_STATUS_DETAILS) {
+        return response;
+    }
+    let status = Status::from_header_map(told);
+    status.and_then(|status| misread(&status)).map_or(response, |error| of(error).into_http())
+}
+
+/// What it means that a message cannot be read, if `status` says so.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other codes are not those of the decoder")]
+pub(crate) fn misread(status: &Status) -> Option<CommandError> {
+    let what = || status.message().to_owned();
+    match status.code() {
+        Code::OutOfRange => Some(Limit::MessageTooLarge { found: what() }.into()),
+        Code::Internal => Some(CommandError::MessageInvalid { what: what() }),
+        _ => None,
+    }
 }

@@ -38,12 +38,25 @@ struct RecordJson<'a> {
 pub(crate) async fn events(desk: &Desk, args: EventsArgs) -> Finished {
     let server = desk.server().await?;
     let run = args.run.unwrap_or_default();
-    let request = v1::FollowRequest { run, after: args.after, follow: args.follow };
-    let mut records = server.log().follow(request).await?.into_inner();
+    let mut request = v1::FollowRequest { run, after: args.after, follow: args.follow };
+    let mut records = server.log().follow(request.clone()).await?.into_inner();
     loop {
         tokio::select! {
-            record = records.next() => match record {
-                Some(record) => print(&record?)?,
+            record = records.next() => match record.map(|record| record.map_err(Failure::from)) {
+                Some(Ok(record)) => {
+                    print(&record)?;
+                    let of_a_run = !request.run.is_empty();
+                    request.after = if of_a_run { record.version } else { record.position };
+                    if of_a_run {
+                        // `@latest` may be another one by the time it is asked for again.
+                        let named = record.stream.rsplit('/').next();
+                        request.run = named.unwrap_or_default().to_owned();
+                    }
+                }
+                Some(Err(failure)) if failure.is_aged() => {
+                    records = server.log().follow(request.clone()).await?.into_inner();
+                }
+                Some(Err(failure)) => return Err(failure),
                 None => break,
             },
             _ = tokio::signal::ctrl_c() => return Ok(exit::INTERRUPTED),

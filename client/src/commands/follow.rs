@@ -90,13 +90,16 @@ pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -
     loop {
         let finished = follow(desk, &server, &what).await;
         let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();
+        let aged = finished.as_ref().is_err_and(Failure::is_aged);
         let server_is_remote = server.is_remote();
         server.close().await;
         if !lost {
             return finished;
         }
         server = if server_is_remote {
-            desk.say("The server went away; the run goes on when it is back.");
+            if !aged {
+                desk.say("The server went away; the run goes on when it is back.");
+            }
             Server::reach_again(&desk.url()).await?
         } else {
             desk.say("The process that kept the store has ended; this one goes on.");

@@ -58,11 +58,25 @@ pub(crate) async fn logs(desk: &Desk, args: LogsArgs) -> Finished {
 async fn show(desk: &Desk, server: &Server, args: LogsArgs) -> Finished {
     let LogsArgs { job, run, attempt, follow, timestamps, raw } = args;
     let request = v1::ReadOutputRequest { run: run.run, job, attempt, follow };
-    let mut chunks = server.runs().read_output(request).await?.into_inner();
-    let mut open = Vec::new();
+    let mut chunks = server.runs().read_output(request.clone()).await?.into_inner();
+    let (mut open, mut seen, mut again) = (Vec::new(), 0, 0);
     let mut printer = Printer { desk, timestamps, raw, inside: [false; 2] };
     while let Some(chunk) = chunks.next().await {
-        open.extend_from_slice(&chunk?.content);
+        let v1::OutputChunk { content } = match chunk.map_err(Failure::from) {
+            Ok(chunk) => chunk,
+            Err(failure) if failure.is_aged() => {
+                // From the beginning, over another connection: what was seen is passed over.
+                chunks = server.runs().read_output(request.clone()).await?.into_inner();
+                again = seen;
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        let known = again.min(content.len());
+        again -= known;
+        let fresh = content.get(known..).unwrap_or_default();
+        seen += fresh.len();
+        open.extend_from_slice(fresh);
         let Some(end) = open.iter().rposition(|byte| *byte == b'\n') else { continue };
         let rest = open.split_off(end + 1);
         let whole = std::mem::replace(&mut open, rest);

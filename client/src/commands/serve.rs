@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use towpath_server::{Access, House, PemPair, ServeError, ServeTls, SystemClock};
+use towpath_server::{Access, House, Limits, PemPair, ServeError, ServeTls, SystemClock};
 
 use super::{Desk, Finished, follow::Signals};
 use crate::{
@@ -53,7 +54,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "TOW_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
     client_ca: Option<PathBuf>,
     /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `auth`, `tls_cert`,
-    /// `tls_key`, `client_ca`, `otlp`
+    /// `tls_key`, `client_ca`, `otlp`, and a table `limits`
     #[arg(long, env = "TOW_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the settings as they would be used, as JSON, and do nothing
@@ -74,6 +75,54 @@ struct ConfigFile {
     tls_key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
     otlp: Option<String>,
+    #[serde(default)]
+    limits: LimitsTable,
+}
+
+/// Bounds that the owner moved.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsTable {
+    rate: Option<NonZeroU32>,
+    burst: Option<NonZeroU32>,
+    connections: Option<NonZeroU32>,
+    connection_age: Option<String>,
+    request_timeout: Option<String>,
+}
+
+impl LimitsTable {
+    fn limits(self) -> Result<Limits, Failure> {
+        let usual = Limits::default();
+        let time = |said: Option<String>, usual: Duration| match said {
+            None => Ok(usual),
+            Some(said) => match duration(&said)? {
+                0 => Err(Failure::new(
+                    "CONFIG_INVALID",
+                    format!("`limits`: `{said}` is no time at all"),
+                    "Give it a length, such as `30s`.",
+                )),
+                ms => Ok(Duration::from_millis(ms)),
+            },
+        };
+        Ok(Limits {
+            rate: self.rate.map_or(usual.rate, NonZeroU32::get),
+            burst: self.burst.map_or(usual.burst, NonZeroU32::get),
+            connections: self.connections.map_or(usual.connections, |most| most.get() as usize),
+            connection_age: time(self.connection_age, usual.connection_age)?,
+            request_within: time(self.request_timeout, usual.request_within)?,
+            ..usual
+        })
+    }
+}
+
+/// The bounds as they are used.
+#[derive(Serialize)]
+struct LimitsJson {
+    rate: u32,
+    burst: u32,
+    connections: usize,
+    connection_age_ms: u128,
+    request_timeout_ms: u128,
 }
 
 /// The settings as they are used.
@@ -89,6 +138,19 @@ struct Config {
     client_ca: Option<PathBuf>,
     /// Where spans and figures go if the environment does not say.
     otlp: Option<String>,
+    #[serde(serialize_with = "as_json")]
+    limits: Limits,
+}
+
+fn as_json<S: serde::Serializer>(limits: &Limits, to: S) -> Result<S::Ok, S::Error> {
+    let json = LimitsJson {
+        rate: limits.rate,
+        burst: limits.burst,
+        connections: limits.connections,
+        connection_age_ms: limits.connection_age.as_millis(),
+        request_timeout_ms: limits.request_within.as_millis(),
+    };
+    json.serialize(to)
 }
 
 impl Config {
@@ -186,6 +248,7 @@ fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
         tls_key: args.tls_key.or(file.tls_key),
         client_ca: args.client_ca.or(file.client_ca),
         otlp: file.otlp,
+        limits: file.limits.limits()?,
     })
 }
 
@@ -204,7 +267,7 @@ fn access(config: &Config) -> Result<Access, Failure> {
             return Err(Failure::new("USAGE", message, advice));
         }
     };
-    Ok(Access { strict: config.is_strict(), tls })
+    Ok(Access { strict: config.is_strict(), tls, limits: config.limits })
 }
 
 fn unserved(error: ServeError) -> Failure {
@@ -283,6 +346,16 @@ mod tests {
         let file: ConfigFile = toml::from_str("listen = \"[::1]:9\"\ninsecure = true\n").unwrap();
         assert_eq!(file.listen.as_deref(), Some("[::1]:9"));
         assert!(toml::from_str::<ConfigFile>("lisen = \"x\"\n").is_err());
+        let file: ConfigFile =
+            toml::from_str("[limits]\nrate = 9\nconnection_age = \"5m\"\n").unwrap();
+        let limits = file.limits.limits().unwrap();
+        assert_eq!((limits.rate, limits.connection_age), (9, Duration::from_secs(300)));
+        assert_eq!(limits.burst, Limits::default().burst);
+        for wrong in ["rate = 0", "rates = 1", "rate = -1"] {
+            assert!(toml::from_str::<ConfigFile>(&format!("[limits]\n{wrong}\n")).is_err());
+        }
+        let file: ConfigFile = toml::from_str("[limits]\nconnection_age = \"0s\"\n").unwrap();
+        assert!(file.limits.limits().is_err());
     }
 
     #[tokio::test]
@@ -297,6 +370,7 @@ mod tests {
             tls_key: None,
             client_ca: None,
             otlp: None,
+            limits: Limits::default(),
         };
         assert_eq!(bind(&config(false)).await.unwrap_err().code, "INSECURE_LISTEN");
         bind(&config(true)).await.unwrap();

@@ -2,9 +2,9 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -14,13 +14,15 @@ use tonic::{
     Status,
     body::Body,
     codegen::http::{HeaderMap, Request, Response, StatusCode, header::AUTHORIZATION},
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
+    transport::server::TlsConnectInfo,
 };
 use tower::{Layer, Service};
 
 use super::{Principal, pki::worker_of, roles, tokens::Tokens};
 use crate::{
-    runs::{CommandError, Runs},
+    limits::{Limit, Limits, Rates},
+    lines::{Busy, Line},
+    runs::{CommandError, Runs, locked},
     status,
 };
 
@@ -45,11 +47,35 @@ pub(crate) struct Port {
     pub(crate) strict: bool,
     /// Only programs of this machine reach it.
     pub(crate) loopback: bool,
+    pub(crate) limits: Limits,
+    pub(crate) rates: Mutex<Rates>,
+}
+
+/// Somebody who was let in.
+struct Admitted {
+    principal: Option<Principal>,
+    line: Option<Line>,
+    busy: Option<Busy>,
 }
 
 impl Port {
+    /// Lets a request in: its connection has room, who asks may, and has not asked too often.
+    fn admit<B>(&self, request: &Request<B>) -> Result<Admitted, CommandError> {
+        let line = Line::of(request.extensions()).cloned();
+        let begun = line.as_ref().map(|line| line.begin(self.limits.connections)).transpose();
+        let principal = self.identify(request);
+        let who = match (&principal, &line) {
+            (Ok(Some(principal)), _) => principal.actor.to_string(),
+            // Whoever proves nothing is counted by the machine.
+            (Ok(None) | Err(_), Some(line)) => line.peer(),
+            (Ok(None) | Err(_), None) => String::new(),
+        };
+        locked(&self.rates).take(&who, Instant::now())?;
+        Ok(Admitted { principal: principal?, line, busy: begun? })
+    }
+
     /// Who asks, if that had to be proven, and whether they may.
-    fn admit<B>(&self, request: &Request<B>) -> Result<Option<Principal>, CommandError> {
+    fn identify<B>(&self, request: &Request<B>) -> Result<Option<Principal>, CommandError> {
         let path = request.uri().path();
         if path.starts_with("/grpc.health.v1.Health/") {
             return Ok(None);
@@ -89,7 +115,7 @@ impl Port {
             let unknown = "the token is unknown, revoked or expired";
             return token.map(Principal::of_token).ok_or(refused(unknown));
         }
-        let tls = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
+        let tls = request.extensions().get::<TlsConnectInfo<Line>>();
         let chain = tls.and_then(TlsConnectInfo::peer_certs);
         match chain.as_ref().and_then(|chain| chain.first()) {
             Some(certificate) => worker_of(certificate)
@@ -100,8 +126,10 @@ impl Port {
     }
 
     /// Comes back when `principal` may not stay.
-    async fn until_revoked(&self, principal: &Principal) -> Status {
-        let Some(token) = &principal.token else { return std::future::pending().await };
+    async fn until_revoked(&self, principal: Option<&Principal>) -> Status {
+        let Some(token) = principal.and_then(|principal| principal.token.as_ref()) else {
+            return std::future::pending().await;
+        };
         loop {
             tokio::time::sleep(ASK_AGAIN_EVERY).await;
             if !self.tokens.still_counts(token, self.runs.now()) {
@@ -142,32 +170,71 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Door::Port(port) = &self.door else { return Box::pin(self.inner.call(request)) };
-        let principal = match port.admit(&request) {
-            Ok(Some(principal)) => principal,
-            Ok(None) => return Box::pin(self.inner.call(request)),
-            Err(error) => {
-                tracing::info!(path = request.uri().path(), %error, "refused");
-                return Box::pin(std::future::ready(Ok(refusal(&request, error))));
-            }
+        let refused = |request: &Request<B>, error: CommandError| -> Self::Future {
+            tracing::info!(path = request.uri().path(), %error, "refused");
+            Box::pin(std::future::ready(Ok(refusal(request, error))))
         };
-        request.extensions_mut().insert(principal.clone());
+        if let Err(limit) = unpacked(&request) {
+            return refused(&request, limit.into());
+        }
+        let Door::Port(port) = &self.door else {
+            let served = self.inner.call(request);
+            return Box::pin(async move { Ok(status::named(served.await?)) });
+        };
+        let Admitted { principal, line, busy } = match port.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(error) => return refused(&request, error),
+        };
+        if let Some(principal) = &principal {
+            request.extensions_mut().insert(principal.clone());
+        }
         let (port, served) = (Arc::clone(port), self.inner.call(request));
         Box::pin(async move {
-            let revoked = Box::pin(async move { port.until_revoked(&principal).await });
-            Ok(served.await?.map(|body| Body::new(Watched { body: Some(body), revoked })))
+            let within = port.limits.request_within;
+            let Ok(served) = tokio::time::timeout(within, served).await else {
+                return Ok(status::of(Limit::RequestTimedOut { within }.into()).into_http());
+            };
+            drop(busy);
+            let revoked = Box::pin(async move { port.until_revoked(principal.as_ref()).await });
+            let aged = Box::pin(async move { until_aged(line.as_ref()).await });
+            let watched = |body| Body::new(Watched { body: Some(body), revoked, aged });
+            Ok(status::named(served?).map(watched))
         })
     }
+}
+
+/// Refuses a message that would have to be unpacked: a small one can hide a very large one.
+fn unpacked<B>(request: &Request<B>) -> Result<(), Limit> {
+    match request.headers().get("grpc-encoding") {
+        Some(encoding) if encoding != "identity" => {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+            Err(Limit::CompressionRefused { encoding })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Comes back when streams of `line` are to end.
+async fn until_aged(line: Option<&Line>) -> Status {
+    match line {
+        Some(line) => line.aged().await,
+        None => std::future::pending().await,
+    }
+    status::of(Limit::ConnectionAged.into())
 }
 
 /// The answer to whoever is not let in, in the language of the request.
 fn refusal<B>(request: &Request<B>, error: CommandError) -> Response<Body> {
     let grpc = request.uri().path() != roles::FIGURES;
-    let known = !matches!(error, CommandError::Unauthenticated { .. });
+    let unknown = matches!(error, CommandError::Unauthenticated { .. });
+    let much = matches!(error, CommandError::Limit(_));
     let mut refused = status::of(error).into_http();
     if !grpc {
-        *refused.status_mut() =
-            if known { StatusCode::FORBIDDEN } else { StatusCode::UNAUTHORIZED };
+        *refused.status_mut() = match (unknown, much) {
+            (true, _) => StatusCode::UNAUTHORIZED,
+            (_, true) => StatusCode::TOO_MANY_REQUESTS,
+            (false, false) => StatusCode::FORBIDDEN,
+        };
     }
     refused
 }
@@ -176,6 +243,18 @@ fn refusal<B>(request: &Request<B>, error: CommandError) -> Response<Body> {
 struct Watched {
     body: Option<Body>,
     revoked: BoxFuture<'static, Status>,
+    /// Asked only when there is nothing to say: what is under way still arrives.
+    aged: BoxFuture<'static, Status>,
+}
+
+impl Watched {
+    /// Ends the answer with `status`.
+    fn end(&mut self, status: Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.body = None;
+        let mut trailers = HeaderMap::new();
+        let added = status.add_header(&mut trailers);
+        Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
+    }
 }
 
 impl http_body::Body for Watched {
@@ -186,18 +265,17 @@ impl http_body::Body for Watched {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.body.is_none() {
-            return Poll::Ready(None);
-        }
+        // Whoever may not hear the rest does not, even if it is there.
         if let Poll::Ready(status) = self.revoked.as_mut().poll(cx) {
-            self.body = None;
-            let mut trailers = HeaderMap::new();
-            let added = status.add_header(&mut trailers);
-            return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
+            return self.end(status);
         }
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        match self.aged.as_mut().poll(cx) {
+            Poll::Ready(status) => self.end(status),
+            Poll::Pending => Poll::Pending,
         }
     }
 

@@ -11,7 +11,7 @@ use towpath_proto::{
     v1,
 };
 
-use super::{Streamed, channel};
+use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{House, figures::Figures, status};
 
 /// What the only metric is called.
@@ -36,7 +36,7 @@ impl ExternalScaler for House {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
-        let (send, stream) = channel();
+        let (send, stream) = channel(STREAM_QUEUE);
         let (house, asked) = (self.clone(), asked(request.into_inner()));
         let is_active =
             move |figures: &Figures| IsActiveResponse { result: jobs(figures, &asked) > 0 };

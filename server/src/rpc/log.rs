@@ -6,7 +6,7 @@ use towpath_engine::ids::RunId;
 use towpath_proto::v1::{self, log_server::Log};
 use towpath_storage::Record;
 
-use super::{Streamed, channel};
+use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{House, check, runs::stream, status};
 
 /// Records read from the store at a time.
@@ -26,7 +26,7 @@ impl Log for House {
             "" => None,
             asked => Some(self.find(asked).map_err(status::of)?),
         };
-        let (send, stream) = channel();
+        let (send, stream) = channel(STREAM_QUEUE);
         let house = self.clone();
         tokio::spawn(async move { house.follow_log(run, after, follow, send).await });
         Ok(Response::new(stream))
@@ -36,7 +36,7 @@ impl Log for House {
         &self,
         _: Request<v1::CheckRequest>,
     ) -> Result<Response<Self::CheckStream>, Status> {
-        let (send, stream) = channel();
+        let (send, stream) = channel(STREAM_QUEUE);
         let house = self.clone();
         tokio::spawn(async move { check::check(&house, send).await });
         Ok(Response::new(stream))

@@ -13,7 +13,7 @@ use towpath_engine::{
 };
 use towpath_proto::v1::{self, runs_server::Runs};
 
-use super::{Streamed, channel};
+use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
     House,
     auth::{self, roles::Role},
@@ -116,7 +116,7 @@ impl Runs for House {
     ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
         let id = self.find(&request.into_inner().run).map_err(status::of)?;
         let (version, bytes) = self.snapshot_of(&id).await.map_err(status::of)?;
-        let (send, stream) = channel();
+        let (send, stream) = channel(CHUNK_QUEUE);
         tokio::spawn(async move {
             for piece in bytes.chunks(SNAPSHOT_PART_BYTES) {
                 let part = v1::SnapshotPart { version, content: piece.to_vec().into() };
@@ -134,7 +134,7 @@ impl Runs for House {
     ) -> Result<Response<Self::ReadOutputStream>, Status> {
         let v1::ReadOutputRequest { run, job, attempt, follow } = request.into_inner();
         let (key, kept) = self.output_of(&run, &job, attempt).await.map_err(status::of)?;
-        let (send, stream) = channel();
+        let (send, stream) = channel(CHUNK_QUEUE);
         let house = self.clone();
         tokio::spawn(async move {
             match kept {
@@ -150,7 +150,7 @@ impl Runs for House {
         request: Request<v1::ReadArtifactRequest>,
     ) -> Result<Response<Self::ReadArtifactStream>, Status> {
         let blob = self.artifact(request.into_inner()).await.map_err(status::of)?;
-        let (send, stream) = channel();
+        let (send, stream) = channel(CHUNK_QUEUE);
         let house = self.clone();
         tokio::spawn(async move { house.send_blob(&blob, 0, &send).await });
         Ok(Response::new(stream))

@@ -14,10 +14,11 @@ use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
 use towpath_storage::{Full, StoreError};
 
-use super::{Streamed, channel};
+use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
     House, auth,
     figures::Figures,
+    limits::{Limit, PART_BYTES_MAX},
     outputs::Key,
     runs::CommandError,
     sessions::{Outgoing, SESSION_QUEUE},
@@ -43,12 +44,15 @@ impl Workers for House {
         let house = self.clone();
         let (_, extensions, mut incoming) = request.into_parts();
         tokio::spawn(async move {
-            let Some(Ok(v1::WorkerMessage { message: Some(Message::Hello(hello)) })) =
-                incoming.next().await
-            else {
-                let what = "a session begins with a hello".to_owned();
-                drop(send.send(Err(status::of(CommandError::MessageInvalid { what }))).await);
-                return;
+            let hello = match incoming.next().await {
+                Some(Ok(v1::WorkerMessage { message: Some(Message::Hello(hello)) })) => hello,
+                first => {
+                    let unread = first.and_then(Result::err).and_then(|why| status::misread(&why));
+                    let what = "a session begins with a hello".to_owned();
+                    let error = unread.unwrap_or(CommandError::MessageInvalid { what });
+                    drop(send.send(Err(status::of(error))).await);
+                    return;
+                }
             };
             let named = auth::is_worker(&extensions, &hello.worker);
             if let Err(error) = named {
@@ -81,7 +85,7 @@ impl Workers for House {
         &self,
         request: Request<v1::WatchDemandRequest>,
     ) -> Result<Response<Self::WatchDemandStream>, Status> {
-        let (send, stream) = channel();
+        let (send, stream) = channel(STREAM_QUEUE);
         let (house, asked) = (self.clone(), request.into_inner());
         let demand = move |figures: &Figures| figures.demand(&asked);
         tokio::spawn(async move { house.tell(demand, send).await });
@@ -146,7 +150,12 @@ impl House {
                 () = send.closed() => break Ok(()),
                 message = incoming.next() => message,
             };
-            let Some(Ok(v1::WorkerMessage { message })) = message else { break Ok(()) };
+            let message = match message {
+                Some(Ok(v1::WorkerMessage { message })) => message,
+                // A worker that is gone is told nothing.
+                Some(Err(gone)) => break status::misread(&gone).map_or(Ok(()), Err),
+                None => break Ok(()),
+            };
             if !self.dispatch().hear(session) {
                 // It was silent for too long: it must say anew what it holds.
                 break Ok(());
@@ -170,10 +179,12 @@ impl House {
     ) -> Result<(), CommandError> {
         match message {
             Some(Message::Output(v1::Output { of, offset, content })) => {
+                fits(&content)?;
                 let key = self.own(session, of)?;
                 self.outputs().write(&key, offset, &content).map_err(disk)
             }
             Some(Message::Artifact(v1::ArtifactPart { of, path, content, offset })) => {
+                fits(&content)?;
                 let key = self.own(session, of)?;
                 self.outputs().write_artifact(&key, &path, offset, &content).map_err(disk)
             }
@@ -316,6 +327,15 @@ impl House {
         let what = format!("artifact `{}` did not arrive as it was sent", artifact.path);
         Err(CommandError::MessageInvalid { what })
     }
+}
+
+/// Refuses a part of more bytes than one message may carry.
+fn fits(part: &[u8]) -> Result<(), Limit> {
+    if part.len() <= PART_BYTES_MAX {
+        return Ok(());
+    }
+    let found = format!("a part of {} bytes, and {PART_BYTES_MAX} are the most", part.len());
+    Err(Limit::MessageTooLarge { found })
 }
 
 fn disk(error: std::io::Error) -> CommandError {

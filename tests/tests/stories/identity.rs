@@ -29,7 +29,7 @@ const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const GATED: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x, when: manual}\n";
 
 fn strict() -> Access {
-    Access { strict: true, tls: None }
+    Access { strict: true, ..Access::default() }
 }
 
 /// Issues a token of `house` that counts from now on for ever; answers its secret.
@@ -222,7 +222,8 @@ fn worker(folder: &Path, name: &str) -> PemPair {
 
 async fn with_tls(folder: &Path) -> (TestHouse, String) {
     let house = TestHouse::with_system_clock().await;
-    let access = Access { strict: true, tls: Some(authority(folder)) };
+    let tls = Some(authority(folder));
+    let access = Access { strict: true, tls, ..Access::default() };
     let address = house.serve_guarded(access).await;
     (house, address)
 }

@@ -5,6 +5,7 @@ mod cancelling;
 mod durability;
 mod following;
 mod gates;
+mod hostile;
 mod identity;
 mod machines;
 mod many;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs};
 
 use towpath_engine::{diagnostics::FILE_CODES, refusal::Refusal};
-use towpath_server::FAILURE_CODES;
+use towpath_server::{FAILURE_CODES, Limit};
 use towpath_tests::{Source, root, sources};
 
 use crate::none;
@@ -46,7 +46,8 @@ fn is_code(text: &str) -> bool {
 }
 
 fn codes() -> BTreeSet<String> {
-    let known = Refusal::CODES.into_iter().chain(FAILURE_CODES).chain(FILE_CODES);
+    let known =
+        Refusal::CODES.into_iter().chain(FAILURE_CODES).chain(Limit::CODES).chain(FILE_CODES);
     known.map(str::to_owned).chain(store_codes()).chain(client_codes()).collect()
 }
 

@@ -1,0 +1,105 @@
+//! The bounds of a server as its clients meet them: `tow` waits when it is told to, and a reader that
+//! does not read costs the server little.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// A program that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// `tow` in `folder`, with nothing of the environment but what it needs.
+fn tow(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(snapbox::cmd::cargo_bin!("tow"));
+    command
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", folder)
+        .env("USER", "ana")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A server over a store in `folder` with the settings `config`, and its address.
+fn serve(folder: &Path, config: &str) -> (Running, String) {
+    fs::write(folder.join("tow.toml"), config).expect("a file");
+    let store = format!("sled:{}", folder.join("store").display());
+    let args = ["serve", "--store", &store, "--listen", "127.0.0.1:0", "--output", "jsonl"];
+    let mut child = tow(folder, &args).args(["--config", "tow.toml"]).spawn().expect("a server");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("its output");
+    BufReader::new(out).read_line(&mut line).expect("a line");
+    let ready: Value = serde_json::from_str(&line).expect("the server is ready");
+    (Running(child), ready["address"].as_str().expect("an address").to_owned())
+}
+
+fn said(command: &mut Command) -> Output {
+    command.output().expect("tow runs")
+}
+
+#[test]
+fn tow_waits_until_the_server_has_room() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_server, address) = serve(folder.path(), "[limits]\nrate = 2\nburst = 1\n");
+
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let listed = said(&mut tow(folder.path(), &["list", "--server", &address]));
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    }
+
+    // Two requests each, the first of which was free.
+    assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn readers_that_do_not_read_cost_the_server_little() {
+    const READERS: usize = 30;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (server, address) = serve(folder.path(), "");
+    let yaml =
+        "version: \"1.0\"\nstages: [s]\njobs:\n  a: {stage: s, command: 'yes | head -c 6000000'}\n";
+    fs::write(folder.path().join("towpath.yml"), yaml).expect("a file");
+    let begun = said(&mut tow(folder.path(), &["run", "--server", &address, "--detach"]));
+    assert!(begun.status.success(), "{}", String::from_utf8_lossy(&begun.stderr));
+    let worker = ["worker", "--server", &address, "--name", "w", "--once"];
+    assert!(said(&mut tow(folder.path(), &worker)).status.success());
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.0.id())).expect("alive");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+        let number = line.split_whitespace().nth(1).expect("a number");
+        number.parse::<usize>().expect("a number") / 1024
+    };
+    let before = resident();
+
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut reader =
+            Running(tow(folder.path(), &["logs", "a", "--server", &address]).spawn().expect("tow"));
+        // One line has come, so the stream is open; nobody asks for the next.
+        let mut out = BufReader::new(reader.0.stdout.take().expect("its output"));
+        out.read_line(&mut String::new()).expect("a line");
+        readers.push((reader, out));
+    }
+
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 2 * READERS + 20, "{grown} MiB for {READERS} readers");
+    drop(readers);
+}

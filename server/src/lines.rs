@@ -1,0 +1,201 @@
+//! The connections of a port: how many there are, and those that never say anything.
+
+use std::{
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+use tonic::transport::server::{Connected, TlsConnectInfo};
+
+use crate::limits::{Limit, Limits, REQUESTS_MAX, SURPLUS_MAX, SURPLUS_WITHIN};
+
+/// Counts the connections of a port.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    limits: Limits,
+    open: Arc<AtomicUsize>,
+    /// Those beyond the bound, which are only told so.
+    surplus: Arc<AtomicUsize>,
+}
+
+/// One connection, as every request of it knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Line(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    peer: Option<IpAddr>,
+    /// There are more connections than there may be.
+    surplus: bool,
+    /// There has been a request.
+    spoken: AtomicBool,
+    /// Requests that are worked on.
+    busy: AtomicUsize,
+    /// When its streams end.
+    ends_at: Instant,
+}
+
+/// A request that is being worked on, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Busy(Line);
+
+/// Somebody's place among the connections.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// A place among those that `taken` counts, if there are fewer than `most`.
+    fn among(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let place = Self(Arc::clone(taken));
+        (taken.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lines {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, open: Arc::default(), surplus: Arc::default() }
+    }
+
+    /// Takes a connection in. `None`: there are so many that this one is not even told.
+    pub(crate) fn take_in(&self, stream: TcpStream) -> Option<Wire> {
+        let regular = Place::among(&self.open, self.limits.connections);
+        let surplus = regular.is_none();
+        let Some(place) = regular.or_else(|| Place::among(&self.surplus, SURPLUS_MAX)) else {
+            tracing::warn!(most = self.limits.connections, "a connection too many");
+            return None;
+        };
+        let patience = if surplus { SURPLUS_WITHIN } else { self.limits.first_request_within };
+        let age = self.limits.connection_age;
+        // Not all at once, when all have come at once.
+        let share = f64::from(uuid::Uuid::now_v7().as_u128() as u32) / f64::from(u32::MAX);
+        let state = State {
+            peer: stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
+            surplus,
+            spoken: AtomicBool::new(false),
+            busy: AtomicUsize::new(0),
+            ends_at: Instant::now() + age + age.mul_f64(share / 10.0),
+        };
+        let patience = Some(Box::pin(tokio::time::sleep(patience)));
+        Some(Wire { stream, line: Line(Arc::new(state)), patience, _place: place })
+    }
+}
+
+impl Line {
+    /// The connection that a request came over, if it came to a port.
+    pub(crate) fn of(extensions: &tonic::codegen::http::Extensions) -> Option<&Self> {
+        let tls = || extensions.get::<TlsConnectInfo<Self>>().map(TlsConnectInfo::get_ref);
+        extensions.get::<Self>().or_else(tls)
+    }
+
+    /// Begins a request.
+    pub(crate) fn begin(&self, connections: usize) -> Result<Busy, Limit> {
+        if self.0.surplus {
+            return Err(Limit::ConnectionsTooMany { max: connections });
+        }
+        self.0.spoken.store(true, Ordering::Relaxed);
+        let busy = Busy(self.clone());
+        if self.0.busy.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
+            return Err(Limit::RequestsTooMany);
+        }
+        Ok(busy)
+    }
+
+    /// Whom requests without a name are counted as.
+    pub(crate) fn peer(&self) -> String {
+        self.0.peer.map_or_else(|| "somebody".to_owned(), |peer| peer.to_string())
+    }
+
+    /// Comes back when streams of this connection end.
+    pub(crate) async fn aged(&self) {
+        tokio::time::sleep_until(self.0.ends_at).await;
+    }
+}
+
+/// The bytes of a connection, which ends if no request comes in time.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: TcpStream,
+    line: Line,
+    /// Until there is a request.
+    patience: Option<Pin<Box<Sleep>>>,
+    _place: Place,
+}
+
+impl Connected for Wire {
+    type ConnectInfo = Line;
+
+    fn connect_info(&self) -> Line {
+        self.line.clone()
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(patience) = &mut this.patience {
+            if this.line.0.spoken.load(Ordering::Relaxed) {
+                this.patience = None;
+            } else if patience.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,314 @@
+//! Connections that are too many, too old, too busy, or say nothing.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::HeaderValue;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_stream::StreamExt as _;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+use towpath_proto::v1::{
+    self, log_client::LogClient, runs_client::RunsClient, worker_message::Message as ToServer,
+};
+use towpath_server::{Access, Limits, dial_tcp};
+use towpath_tests::{RealWorker, ScriptedWorker, TestHouse, WAIT_MAX, code, file, start_request};
+use towpath_worker::Stay;
+
+use super::{Besieged, GATES, LIST, ONE, frame, request, send, status};
+
+#[tokio::test]
+async fn more_streams_than_agreed_are_refused() {
+    let besieged = Besieged::new().await;
+    // Whoever never says that it agrees is answered by us, and not by the transport.
+    for agrees in [true, false] {
+        let (refused, ended) = flood(&besieged, agrees, false).await;
+        assert!(ended.is_some() || refused >= STREAMS - 128, "{refused} of {STREAMS}");
+    }
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_resets_ends_its_connection() {
+    const ENHANCE_YOUR_CALM: u8 = 11;
+    let besieged = Besieged::new().await;
+    for agrees in [true, false] {
+        assert_eq!(flood(&besieged, agrees, true).await.1, Some(ENHANCE_YOUR_CALM));
+    }
+    besieged.stands().await;
+}
+
+/// Requests of one flood.
+const STREAMS: u32 = 10_000;
+
+/// Begins requests over one connection, none of which comes to its end, and takes all of them back
+/// if it `resets`. Answers how many were refused, and why the connection ended.
+async fn flood(besieged: &Besieged, agrees: bool, resets: bool) -> (u32, Option<u8>) {
+    let mut raw = TcpStream::connect(&besieged.address).await.expect("a connection");
+    let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    raw.write_all(settings).await.expect("it is sent");
+    let mut bytes = Vec::new();
+    if agrees {
+        let mut theirs = [0; 9];
+        raw.read_exact(&mut theirs).await.expect("settings");
+        let mut rest = vec![0; usize::from(theirs[2])];
+        raw.read_exact(&mut rest).await.expect("settings");
+        bytes.extend(b"\x00\x00\x00\x04\x01\x00\x00\x00\x00");
+    }
+    let mut head = vec![0x83, 0x86];
+    for (index, value) in [(4_u8, LIST), (1, "tow")] {
+        head.extend([index, u8::try_from(value.len()).expect("a short value")]);
+        head.extend(value.as_bytes());
+    }
+    for stream in (1..2 * STREAMS).step_by(2) {
+        bytes.extend([0, 0, u8::try_from(head.len()).expect("a short head"), 1, 4]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(&head);
+        if resets {
+            bytes.extend([0, 0, 4, 3, 0]);
+            bytes.extend(stream.to_be_bytes());
+            bytes.extend([0, 0, 0, 8]);
+        }
+    }
+    let (mut read, mut write) = raw.split();
+    let writing = async { drop(write.write_all(&bytes).await) };
+    let reading = async {
+        let mut refused = 0;
+        let mut frame = [0; 9];
+        while refused < STREAMS - 128 && read.read_exact(&mut frame).await.is_ok() {
+            let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
+            let mut rest = vec![0; length as usize];
+            if read.read_exact(&mut rest).await.is_err() {
+                break;
+            }
+            if frame[3] == 7 {
+                return (refused, Some(rest[7]));
+            }
+            // Answered at once, or reset as refused (7) or too much (11).
+            let answered = frame[3] == 1 && frame[4] & 1 == 1;
+            refused += u32::from(answered || frame[3] == 3 && [7, 11].contains(&rest[3]));
+        }
+        (refused, None)
+    };
+    let both = async { tokio::join!(writing, reading).1 };
+    tokio::time::timeout(WAIT_MAX, both).await.expect("in time")
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_is_closed_and_one_that_asked_stays() {
+    let short = Duration::from_millis(300);
+    let besieged =
+        Besieged::with(Limits { first_request_within: short, ..Limits::default() }).await;
+    let mut runs = RunsClient::new(besieged.channel());
+    runs.list_runs(v1::ListRunsRequest::default()).await.expect("an answer");
+    let beginnings: [&[u8]; 5] = [
+        b"",
+        b"P",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nx: ",
+        b"\x16\x03\x01",
+    ];
+
+    let closed = join_all(beginnings.map(async |beginning| {
+        let mut stream = TcpStream::connect(&besieged.address).await.expect("a connection");
+        stream.write_all(beginning).await.expect("it is sent");
+        let mut rest = Vec::new();
+        tokio::time::timeout(WAIT_MAX, stream.read_to_end(&mut rest)).await.is_ok()
+    }));
+
+    assert_eq!(closed.await, [true; 5]);
+    runs.list_runs(v1::ListRunsRequest::default()).await.expect("the same connection");
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn one_connection_asks_so_much_at_once_and_no_more() {
+    let besieged = Besieged::new().await;
+    let mut raw = besieged.raw().await;
+    // Requests that do not come to their end.
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        let (answer, mut stream) = raw.send_request(request(GATES), false).expect("a stream");
+        stream.send_data(frame(0, 100, b"x"), false).expect("a body");
+        open.push((answer, stream));
+    }
+
+    let refused = loop {
+        let more = status(send(&mut raw, request(LIST), frame(0, 0, b""), true)).await;
+        if more.code() != Code::Ok {
+            break more;
+        }
+    };
+    assert_eq!((refused.code(), &*code(&refused)), (Code::ResourceExhausted, "REQUESTS_TOO_MANY"));
+    assert!(refused.get_error_details().retry_info().is_some());
+    drop(open);
+    let answered = async {
+        while status(send(&mut raw, request(LIST), frame(0, 0, b""), true)).await.code() != Code::Ok
+        {
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, answered).await.expect("there is room again");
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_come_to_its_end_is_ended() {
+    let short = Duration::from_millis(150);
+    let besieged = Besieged::with(Limits { request_within: short, ..Limits::default() }).await;
+    let mut raw = besieged.raw().await;
+    let refused = status(send(&mut raw, request(LIST), frame(0, 100, b"x"), false)).await;
+    assert_eq!((refused.code(), &*code(&refused)), (Code::DeadlineExceeded, "REQUEST_TIMED_OUT"));
+
+    // A stream has no end.
+    let follow = v1::FollowRequest { run: besieged.run.clone(), after: 0, follow: true };
+    let mut log = LogClient::new(besieged.channel());
+    let mut records = log.follow(follow).await.expect("a stream").into_inner();
+    let more = async { while records.next().await.is_some_and(|record| record.is_ok()) {} };
+    assert!(tokio::time::timeout(4 * short, more).await.is_err(), "it goes on");
+    drop(records);
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn the_time_that_a_client_gives_is_kept() {
+    let besieged = Besieged::new().await;
+    let mut hurried = request(LIST);
+    hurried.headers_mut().insert("grpc-timeout", HeaderValue::from_static("100m"));
+    let mut raw = besieged.raw().await;
+    let refused = status(send(&mut raw, hurried, frame(0, 100, b"x"), false)).await;
+    assert!([Code::Cancelled, Code::DeadlineExceeded].contains(&refused.code()), "{refused:?}");
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_when_to_ask_again() {
+    let limits = Limits { rate: 2, burst: 3, ..Limits::default() };
+    let besieged = Besieged::with(limits).await;
+    let mut runs = RunsClient::new(besieged.channel());
+    let refused = loop {
+        if let Err(refused) = runs.list_runs(v1::ListRunsRequest::default()).await {
+            break refused;
+        }
+    };
+    assert_eq!((refused.code(), &*code(&refused)), (Code::ResourceExhausted, "RATE_EXCEEDED"));
+    let details = refused.get_error_details();
+    let wait = details.retry_info().and_then(|info| info.retry_delay).expect("when to ask again");
+    assert!(wait <= Duration::from_millis(500), "{wait:?}");
+    // What has a stream already is not asked again: its messages are no requests.
+    tokio::time::sleep(wait).await;
+    let hello =
+        v1::Hello { worker: "w".to_owned(), slots: 1, draining: true, ..Default::default() };
+    let worker = ScriptedWorker::connect(besieged.channel(), hello).await.expect("a session");
+    for _ in 0..100 {
+        worker.say(ToServer::Beat(v1::Beat {})).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(worker);
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_bound_are_told_so_and_make_room() {
+    let besieged = Besieged::with(Limits { connections: 2, ..Limits::default() }).await;
+    let mut first = besieged.raw().await;
+    let second = besieged.raw().await;
+
+    let mut third = besieged.raw().await;
+    let refused = status(send(&mut third, request(LIST), frame(0, 0, b""), true)).await;
+    assert_eq!(code(&refused), "CONNECTIONS_TOO_MANY");
+    let answer = status(send(&mut first, request(LIST), frame(0, 0, b""), true)).await;
+    assert_eq!(answer.code(), Code::Ok, "those that are there are not disturbed");
+
+    drop((second, third));
+    let room = async {
+        loop {
+            let mut next = besieged.raw().await;
+            let asked = send(&mut next, request(LIST), frame(0, 0, b""), true);
+            if status(asked).await.code() == Code::Ok {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, room).await.expect("there is room again");
+    drop(first);
+    tokio::time::timeout(WAIT_MAX, async {
+        let asked = || RunsClient::new(besieged.channel());
+        while asked().list_runs(v1::ListRunsRequest::default()).await.is_err() {}
+    })
+    .await
+    .expect("there is room again");
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
+    let besieged = Besieged::new().await;
+    let whole = start_request(&file(ONE)).file.expect("a file").content;
+    for path in ["/towpath.v1.Runs/StartRun", "/towpath.v1.Runs/ImportRun"] {
+        let mut stream = TcpStream::connect(&besieged.address).await.expect("a connection");
+        stream.set_zero_linger().expect("a socket");
+        let (mut raw, connection) = h2::client::handshake(&mut stream).await.expect("a handshake");
+        let part = frame(0, whole.len() + 100, whole.as_ref());
+        let (_answer, mut body) = raw.send_request(request(path), false).expect("a stream");
+        body.send_data(part, false).expect("a body");
+        drop(tokio::time::timeout(Duration::from_millis(50), connection).await);
+    }
+    besieged.stands().await;
+}
+
+#[tokio::test]
+async fn sessions_and_streams_outlive_the_age_of_their_connection() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let age = Duration::from_millis(400);
+    let house = TestHouse::with_system_clock().await;
+    let limits = Limits { connection_age: age, ..Limits::default() };
+    let address = house.serve_guarded(Access { limits, ..Access::default() }).await;
+    let dial = || dial_tcp(&address).expect("an address");
+    let stay = Stay { reconnect: true, ..Stay::default() };
+    let worker = RealWorker::begin_at(dial(), "w", 1, folder.path(), stay);
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: 'for n in 1 2 3 4 5; do echo $n; sleep 0.3; done; echo x >>ran'}\n";
+    let mut begin = start_request(&file(yaml));
+    begin.file.as_mut().expect("a file").folder = folder.path().display().to_string();
+    let run = house.try_start(begin).await.expect("the run begins").id;
+
+    // The same channel all the time: it connects anew, and the stream goes on where it was.
+    let (mut log, mut after, mut aged) = (LogClient::new(dial()), 0, 0);
+    let mut kinds = Vec::new();
+    let following = async {
+        while kinds.last().is_none_or(|kind| kind != "run_finished") {
+            let follow = v1::FollowRequest { run: run.clone(), after, follow: true };
+            let mut records = log.follow(follow).await.expect("a stream").into_inner();
+            while let Some(record) = records.next().await {
+                match record {
+                    Ok(record) => {
+                        after = record.version;
+                        kinds.push(record.kind);
+                    }
+                    Err(status) => {
+                        assert_eq!(
+                            (status.code(), &*code(&status)),
+                            (Code::Unavailable, "CONNECTION_AGED")
+                        );
+                        aged += 1;
+                        break;
+                    }
+                }
+                if kinds.last().is_some_and(|kind| kind == "run_finished") {
+                    break;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, following).await.expect("in time");
+
+    assert!(aged >= 2, "the connection aged {aged} times");
+    assert_eq!(kinds, house.kinds(&run).await, "no record twice, and none left out");
+    assert_eq!(house.count(&run, "job_leased").await, 1);
+    assert_eq!(house.phase(&run).await, "succeeded");
+    assert_eq!(std::fs::read_to_string(folder.path().join("ran")).expect("it ran"), "x\n");
+    worker.stop().await;
+    house.close().await;
+}
