@@ -50,8 +50,15 @@ pub(crate) const INTERRUPTED: u8 = 130;
 /// The exit code of the error code `code`.
 pub(crate) fn of_code(code: &str) -> u8 {
     match code {
-        "RUN_UNKNOWN" | "JOB_UNKNOWN" | "STAGE_UNKNOWN" | "BLOB_MISSING" | "ARTIFACT_UNKNOWN"
-        | "FILE_UNREADABLE" | "WORKER_UNKNOWN" | "TOKEN_UNKNOWN" => NOT_FOUND,
+        "RUN_UNKNOWN"
+        | "JOB_UNKNOWN"
+        | "STAGE_UNKNOWN"
+        | "BLOB_MISSING"
+        | "ARTIFACT_UNKNOWN"
+        | "FILE_UNREADABLE"
+        | "WORKER_UNKNOWN"
+        | "TOKEN_UNKNOWN"
+        | "CERTIFICATE_UNKNOWN" => NOT_FOUND,
         "NOTHING_TO_RESUME" => NOTHING_TO_DO,
         "FILE_INVALID" | "CONFIG_INVALID" | "IMPORT_INVALID" | "IMPORT_MISMATCH"
         | "TLS_UNUSABLE" | "TOKENS_INVALID" => INVALID_FILE,

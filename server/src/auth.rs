@@ -1,11 +1,16 @@
 //! Who asks, and whether they may. Identity is proven by a bearer token or by the certificate of a
 //! worker, on ports only: a pipe and the store's own socket belong to the owner of the store.
 
+pub(crate) mod certificates;
 pub(crate) mod guard;
 pub mod pki;
 pub mod roles;
 pub mod tokens;
+mod whole;
 
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
 use tonic::{Extensions, Request};
 use towpath_engine::ids::Actor;
 use towpath_proto::v1;
@@ -18,17 +23,25 @@ use crate::{runs::CommandError, wire};
 pub(crate) struct Principal {
     pub(crate) actor: Actor,
     pub(crate) roles: Vec<Role>,
-    /// What proved it, if it can be revoked.
-    token: Option<Token>,
+    proof: Proof,
+}
+
+/// What proved an identity.
+#[derive(Clone, Debug)]
+enum Proof {
+    Token(Token),
+    /// The certificate of a worker, and those between it and the authority.
+    Certificate(Arc<Vec<CertificateDer<'static>>>),
 }
 
 impl Principal {
     fn of_token(token: Token) -> Self {
-        Self { actor: token.actor(), roles: token.roles.clone(), token: Some(token) }
+        Self { actor: token.actor(), roles: token.roles.clone(), proof: Proof::Token(token) }
     }
 
-    fn of_worker(name: &str) -> Self {
-        Self { actor: Actor::worker(name), roles: vec![Role::Worker], token: None }
+    fn of_worker(name: &str, chain: Arc<Vec<CertificateDer<'static>>>) -> Self {
+        let proof = Proof::Certificate(chain);
+        Self { actor: Actor::worker(name), roles: vec![Role::Worker], proof }
     }
 }
 

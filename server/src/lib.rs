@@ -31,6 +31,7 @@ pub mod telemetry;
 mod timers;
 mod wire;
 
+pub use auth::certificates::CertificatesError;
 pub use clock::{Clock, SetClock, SystemClock};
 pub use house::{House, OpenError};
 pub use limits::{Limit, Limits};

@@ -4,6 +4,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -27,6 +28,7 @@ use towpath_proto::{
 use crate::{
     House,
     auth::{
+        certificates::{Certificates, CertificatesError},
         guard::{Door, Port},
         tokens::Tokens,
     },
@@ -66,6 +68,8 @@ pub struct ServeTls {
     pub own: PemPair,
     /// The authority of the workers, in PEM; `None`: certificates of clients are not asked for.
     pub client_ca: Option<Vec<u8>>,
+    /// The authority's list of certificates that it has taken back. It is read anew when it changes.
+    pub client_crl: Option<PathBuf>,
 }
 
 /// What a client knows servers by, and itself.
@@ -107,6 +111,9 @@ pub enum ServeError {
     /// A certificate or key that cannot be used.
     #[error("the certificates cannot be used")]
     Tls(#[from] Error),
+    /// The authority of the workers, or its list.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
 }
 
 impl House {
@@ -116,10 +123,12 @@ impl House {
         let Access { strict, tls, limits } = access;
         let address = listener.local_addr()?;
         let mut server = limited().max_connection_age(limits.connection_age);
-        if let Some(ServeTls { own, client_ca }) = tls {
+        let mut certificates = None;
+        if let Some(ServeTls { own, client_ca, client_crl }) = tls {
             let mut config =
                 ServerTlsConfig::new().identity(own.identity()).timeout(HANDSHAKE_WITHIN);
             if let Some(ca) = client_ca {
+                certificates = Some(Certificates::of(&ca, client_crl.as_deref())?);
                 // People have tokens and no certificates.
                 config =
                     config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
@@ -129,7 +138,8 @@ impl House {
         let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
         let loopback = address.ip().is_loopback();
         let rates = Mutex::new(Rates::new(&limits));
-        let door = Door::Port(Arc::new(Port { tokens, runs, strict, loopback, limits, rates }));
+        let port = Port { tokens, certificates, runs, strict, loopback, limits, rates };
+        let door = Door::Port(Arc::new(port));
         let lines = Lines::new(limits);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let incoming = incoming.then(async |accepted| {

@@ -4,10 +4,14 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde::Serialize;
-use towpath_server::auth::pki::{self, CERTIFICATE_DAYS, PkiError, Subject};
+use towpath_engine::time::Timestamp;
+use towpath_server::{
+    Clock as _, SystemClock,
+    auth::pki::{self, CERTIFICATE_DAYS, DAY, Entry, PkiError, Subject},
+};
 
 use super::{Desk, Finished};
-use crate::{cli::Output, exit, failure::Failure};
+use crate::{cli::Output, exit, failure::Failure, render::safe};
 
 /// Make the certificates of servers and workers
 ///
@@ -51,6 +55,62 @@ enum What {
         #[arg(long, default_value_t = CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650), value_name = "N")]
         days: u32,
     },
+    /// Show which certificates were issued, and what has become of them
+    List {
+        /// The authority's folder
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Take certificates back
+    ///
+    /// Signs the list of all that were taken back. Give it to the server, in the place of the file
+    /// of `--client-crl`: connections of these workers end within a second.
+    Revoke {
+        /// The authority's folder
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The name that they were issued for, or the number of one
+        #[arg(value_name = "NAME|SERIAL")]
+        which: String,
+    },
+}
+
+/// A certificate, as machines read it. Names are stable.
+#[derive(Serialize)]
+struct CertificateJson {
+    serial: String,
+    kind: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked_at: Option<String>,
+    state: &'static str,
+}
+
+impl CertificateJson {
+    fn of(entry: Entry, now: Timestamp) -> Self {
+        let state = match (entry.revoked_at, entry.expires_at) {
+            (Some(_), _) => "revoked",
+            (None, Some(end)) if end <= now => "expired",
+            (None, _) => "good",
+        };
+        Self {
+            serial: entry.serial,
+            kind: entry.kind,
+            name: entry.name,
+            expires_at: entry.expires_at.map(|at| at.to_string()),
+            revoked_at: entry.revoked_at.map(|at| at.to_string()),
+            state,
+        }
+    }
+}
+
+/// The list of what was taken back, as machines read it. Names are stable.
+#[derive(Serialize)]
+struct RevokedJson {
+    list: String,
+    revoked: usize,
 }
 
 /// What was written, as machines read it. Names are stable.
@@ -70,9 +130,27 @@ pub(crate) fn pki(desk: &Desk, args: PkiArgs) -> Finished {
         }
         What::Issue { dir, server, worker, days } => {
             let subject = worker.map_or(Subject::Server(server), Subject::Worker);
-            let issued = pki::issue(&dir, &subject, days).map_err(failure)?;
+            let issued = pki::issue(&dir, &subject, DAY * days).map_err(failure)?;
             let key = Some(issued.key.display().to_string());
             WrittenJson { certificate: issued.certificate.display().to_string(), key }
+        }
+        What::List { dir } => return list(desk, pki::list(&dir).map_err(failure)?),
+        What::Revoke { dir, which } => {
+            let (path, count) = pki::revoke(&dir, &which, SystemClock.now()).map_err(failure)?;
+            let many = if count == 1 {
+                "1 certificate".to_owned()
+            } else {
+                format!("{count} certificates")
+            };
+            desk.say(&format!(
+                "The list holds {many}. Put it where the server's `--client-crl` is."
+            ));
+            let list = path.display().to_string();
+            match desk.output() {
+                Output::Text => desk.print(&format!("{list}\n"))?,
+                Output::Json | Output::Jsonl => desk.json(&RevokedJson { list, revoked: count })?,
+            }
+            return Ok(exit::DONE);
         }
     };
     match desk.output() {
@@ -87,6 +165,31 @@ pub(crate) fn pki(desk: &Desk, args: PkiArgs) -> Finished {
     Ok(exit::DONE)
 }
 
+fn list(desk: &Desk, entries: Vec<Entry>) -> Finished {
+    let now = SystemClock.now();
+    let shown: Vec<_> = entries.into_iter().map(|entry| CertificateJson::of(entry, now)).collect();
+    match desk.output() {
+        Output::Text if shown.is_empty() => desk.say("The authority has issued nothing yet."),
+        Output::Text => {
+            for one in &shown {
+                let whose = desk.style.pad(&safe(&format!("{} {}", one.kind, one.name)), 28);
+                let end = one.expires_at.as_deref().unwrap_or("unknown");
+                desk.print(&format!(
+                    "{:<32}  {whose}  {:<7}  ends {end}\n",
+                    one.serial, one.state
+                ))?;
+            }
+        }
+        Output::Json => desk.json(&shown)?,
+        Output::Jsonl => {
+            for one in shown {
+                desk.json(&one)?;
+            }
+        }
+    }
+    Ok(exit::DONE)
+}
+
 fn failure(error: PkiError) -> Failure {
     let message = error.to_string();
     match error {
@@ -97,6 +200,9 @@ fn failure(error: PkiError) -> Failure {
         PkiError::Exists { .. } => {
             let advice = "Nothing is overwritten; move it away, or choose another folder.";
             Failure::new("FILE_EXISTS", message, advice)
+        }
+        PkiError::CertificateUnknown { .. } => {
+            Failure::new("CERTIFICATE_UNKNOWN", message, "See `tow pki list`.")
         }
         PkiError::Unusable { path, source } => Failure::file(&path, &source),
         PkiError::Unmade(_) => {

@@ -10,7 +10,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use towpath_server::{Access, House, Limits, PemPair, ServeError, ServeTls, SystemClock};
+use towpath_server::{
+    Access, CertificatesError, House, Limits, PemPair, ServeError, ServeTls, SystemClock,
+};
 
 use super::{Desk, Finished, follow::Signals};
 use crate::{
@@ -53,8 +55,11 @@ pub(crate) struct ServeArgs {
     /// The authority that certificates of workers must come from
     #[arg(long, env = "TOW_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
     client_ca: Option<PathBuf>,
+    /// The authority's list of certificates that it has taken back; see `tow pki revoke`
+    #[arg(long, env = "TOW_CLIENT_CRL", hide_env_values = true, value_name = "FILE")]
+    client_crl: Option<PathBuf>,
     /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `auth`, `tls_cert`,
-    /// `tls_key`, `client_ca`, `otlp`, and a table `limits`
+    /// `tls_key`, `client_ca`, `client_crl`, `otlp`, and a table `limits`
     #[arg(long, env = "TOW_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the settings as they would be used, as JSON, and do nothing
@@ -75,6 +80,7 @@ struct ConfigFile {
     tls_key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
     otlp: Option<String>,
+    client_crl: Option<PathBuf>,
     #[serde(default)]
     limits: LimitsTable,
 }
@@ -138,6 +144,7 @@ struct Config {
     client_ca: Option<PathBuf>,
     /// Where spans and figures go if the environment does not say.
     otlp: Option<String>,
+    client_crl: Option<PathBuf>,
     #[serde(serialize_with = "as_json")]
     limits: Limits,
 }
@@ -248,6 +255,7 @@ fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
         tls_key: args.tls_key.or(file.tls_key),
         client_ca: args.client_ca.or(file.client_ca),
         otlp: file.otlp,
+        client_crl: args.client_crl.or(file.client_crl),
         limits: file.limits.limits()?,
     })
 }
@@ -259,6 +267,7 @@ fn access(config: &Config) -> Result<Access, Failure> {
         (Some(certificate), Some(key), ca) => Some(ServeTls {
             own: PemPair { certificate: read(certificate)?, key: read(key)? },
             client_ca: ca.as_deref().map(read).transpose()?,
+            client_crl: config.client_crl.clone(),
         }),
         (None, None, None) => None,
         (Some(_), None, _) | (None, Some(_), _) | (None, None, Some(_)) => {
@@ -267,12 +276,23 @@ fn access(config: &Config) -> Result<Access, Failure> {
             return Err(Failure::new("USAGE", message, advice));
         }
     };
+    if config.client_crl.is_some() && config.client_ca.is_none() {
+        let advice = "Name the authority whose list it is with `--client-ca`.";
+        return Err(Failure::new("USAGE", "`--client-crl` needs `--client-ca`", advice));
+    }
     Ok(Access { strict: config.is_strict(), tls, limits: config.limits })
 }
 
 fn unserved(error: ServeError) -> Failure {
     match error {
         ServeError::Port(error) => error.into(),
+        ServeError::Certificates(CertificatesError::Unreadable { path, source }) => {
+            Failure::file(&path, &source)
+        }
+        ServeError::Certificates(error) => {
+            let advice = "Check the files of `--client-ca` and `--client-crl`.";
+            Failure::new("TLS_UNUSABLE", error.to_string(), advice)
+        }
         ServeError::Tls(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             let message = format!("the certificates cannot be used: {error}");
@@ -370,6 +390,7 @@ mod tests {
             tls_key: None,
             client_ca: None,
             otlp: None,
+            client_crl: None,
             limits: Limits::default(),
         };
         assert_eq!(bind(&config(false)).await.unwrap_err().code, "INSECURE_LISTEN");

@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::Frame;
+use rustls_pki_types::CertificateDer;
 use tonic::{
     Status,
     body::Body,
@@ -18,7 +19,13 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-use super::{Principal, pki::worker_of, roles, tokens::Tokens};
+use super::{
+    Principal, Proof,
+    certificates::Certificates,
+    pki::worker_of,
+    roles,
+    tokens::{Token, Tokens},
+};
 use crate::{
     limits::{Limit, Limits, Rates},
     lines::{Busy, Line},
@@ -28,6 +35,9 @@ use crate::{
 
 /// How often an open stream is asked whether whoever opened it still may.
 const ASK_AGAIN_EVERY: Duration = Duration::from_millis(500);
+
+/// How often its certificate is looked at again if nothing was revoked: it may have expired.
+const CHECK_AGAIN_EVERY: Duration = Duration::from_secs(2);
 
 /// Who is let in where.
 #[derive(Clone, Debug)]
@@ -42,6 +52,8 @@ pub(crate) enum Door {
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) tokens: Tokens,
+    /// What the certificates of workers are checked against, if they are asked for.
+    pub(crate) certificates: Option<Certificates>,
     pub(crate) runs: Arc<Runs>,
     /// Nobody is let in without proof; else only once there are tokens.
     pub(crate) strict: bool,
@@ -117,24 +129,47 @@ impl Port {
         }
         let tls = request.extensions().get::<TlsConnectInfo<Line>>();
         let chain = tls.and_then(TlsConnectInfo::peer_certs);
-        match chain.as_ref().and_then(|chain| chain.first()) {
-            Some(certificate) => worker_of(certificate)
-                .map(|name| Principal::of_worker(&name))
-                .ok_or(refused("the certificate names no worker")),
-            None => Err(refused("the request presents no token")),
-        }
+        let (Some(chain), Some(certificates)) = (chain, &self.certificates) else {
+            return Err(refused("the request presents no token"));
+        };
+        certificates.check(&chain, self.runs.now()).map_err(refused)?;
+        let name = chain.first().and_then(|certificate| worker_of(certificate));
+        let name = name.ok_or(refused("the certificate names no worker"))?;
+        Ok(Principal::of_worker(&name, chain))
     }
 
     /// Comes back when `principal` may not stay.
     async fn until_revoked(&self, principal: Option<&Principal>) -> Status {
-        let Some(token) = principal.and_then(|principal| principal.token.as_ref()) else {
-            return std::future::pending().await;
+        let why = match principal.map(|principal| &principal.proof) {
+            Some(Proof::Token(token)) => self.until_token_ends(token).await,
+            Some(Proof::Certificate(chain)) => self.until_certificate_ends(chain).await,
+            None => std::future::pending().await,
         };
+        status::of(CommandError::Unauthenticated { why })
+    }
+
+    async fn until_token_ends(&self, token: &Token) -> &'static str {
         loop {
             tokio::time::sleep(ASK_AGAIN_EVERY).await;
             if !self.tokens.still_counts(token, self.runs.now()) {
-                let why = "the token was revoked, was changed or has expired";
-                return status::of(CommandError::Unauthenticated { why });
+                return "the token was revoked, was changed or has expired";
+            }
+        }
+    }
+
+    async fn until_certificate_ends(&self, chain: &[CertificateDer<'static>]) -> &'static str {
+        let Some(certificates) = &self.certificates else { return std::future::pending().await };
+        let (mut checked, mut edition) = (Instant::now(), certificates.edition());
+        loop {
+            tokio::time::sleep(ASK_AGAIN_EVERY).await;
+            let newest = certificates.edition();
+            // To check one costs a signature: not twice a second for each of a thousand workers.
+            if newest == edition && checked.elapsed() < CHECK_AGAIN_EVERY {
+                continue;
+            }
+            (checked, edition) = (Instant::now(), newest);
+            if let Err(why) = certificates.check(chain, self.runs.now()) {
+                return why;
             }
         }
     }

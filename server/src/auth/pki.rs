@@ -1,6 +1,8 @@
 //! Certificates of one installation: an authority of its own, and what it issues to servers and
 //! workers. Keys are made here and written for their owner alone.
 
+mod book;
+
 use std::{
     fs,
     io::{self, Write as _},
@@ -11,8 +13,11 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
+use towpath_engine::time::Timestamp;
+
+pub use book::{CRL_FILE, Entry, list, revoke};
 
 /// The authority's certificate, which everybody is given.
 pub const CA_FILE: &str = "ca.pem";
@@ -21,11 +26,14 @@ const CA_KEY_FILE: &str = "ca.key";
 const INSTALL_FILE: &str = "install";
 /// How the names of workers begin in their certificates.
 const IDENTITY_PREFIX: &str = "spiffe://towpath/";
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// One day, in which lifetimes are counted.
+pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an authority is trusted.
 const CA_DAYS: u32 = 3_650;
 /// How long a certificate is good when nobody says otherwise.
 pub const CERTIFICATE_DAYS: u32 = 90;
+/// Bytes of a serial number.
+const SERIAL_BYTES: usize = 16;
 /// Clocks differ: certificates are good from a little before now.
 const BACKDATED: Duration = Duration::from_secs(60 * 60);
 
@@ -70,9 +78,22 @@ pub enum PkiError {
         /// Why.
         source: io::Error,
     },
+    /// The authority has issued no such certificate.
+    #[error("no certificate is called `{which}`")]
+    CertificateUnknown {
+        /// What was asked for.
+        which: String,
+    },
     /// The certificate cannot be made.
     #[error("no certificate: {0}")]
     Unmade(#[from] rcgen::Error),
+}
+
+impl PkiError {
+    fn unusable(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Unusable { path: path.clone(), source }
+    }
 }
 
 /// Makes an authority for the installation `install` in the new folder `folder`.
@@ -86,14 +107,14 @@ pub fn init(folder: &Path, install: &str) -> Result<PathBuf, PkiError> {
     write(&folder.join(INSTALL_FILE), 0o644, install)?;
     let path = folder.join(CA_FILE);
     write(&path, 0o644, &certificate.pem())?;
+    book::begin(folder, timestamp(SystemTime::now()))?;
     Ok(path)
 }
 
-/// Issues a certificate that is good for `days` days, by the authority in `folder`.
-pub fn issue(folder: &Path, subject: &Subject, days: u32) -> Result<Issued, PkiError> {
+/// Issues a certificate that is good `for_long` from now on, by the authority in `folder`.
+pub fn issue(folder: &Path, subject: &Subject, for_long: Duration) -> Result<Issued, PkiError> {
     let install = read(&folder.join(INSTALL_FILE))?;
-    let issuer =
-        Issuer::new(authority(&install), KeyPair::from_pem(&read(&folder.join(CA_KEY_FILE))?)?);
+    let issuer = issuer(folder)?;
     let (file, mut params) = match subject {
         Subject::Server(hosts) => {
             let first = hosts.first().map(String::as_str).unwrap_or_default();
@@ -113,7 +134,9 @@ pub fn issue(folder: &Path, subject: &Subject, days: u32) -> Result<Issued, PkiE
             (format!("worker-{name}"), params)
         }
     };
-    good_for(&mut params, days);
+    let until = good_for(&mut params, for_long);
+    let serial = serial()?;
+    params.serial_number = Some(SerialNumber::from(serial.to_vec()));
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     let key = KeyPair::generate()?;
@@ -123,8 +146,40 @@ pub fn issue(folder: &Path, subject: &Subject, days: u32) -> Result<Issued, PkiE
         key: folder.join(format!("{file}.key")),
     };
     write(&issued.key, 0o600, &key.serialize_pem())?;
+    let (kind, name) = match subject {
+        Subject::Server(hosts) => ("server", hosts.join(",")),
+        Subject::Worker(name) => ("worker", name.clone()),
+    };
+    // In the book before anybody has it: what is not known cannot be taken back by name.
+    let entry = Entry {
+        serial: hex::encode(serial),
+        kind: kind.to_owned(),
+        name,
+        expires_at: Some(timestamp(until)),
+        revoked_at: None,
+    };
+    book::note(folder, entry)?;
     write(&issued.certificate, 0o644, &certificate.pem())?;
     Ok(issued)
+}
+
+/// A number that no other certificate has. It is positive, and its first byte is not zero.
+fn serial() -> Result<[u8; SERIAL_BYTES], PkiError> {
+    let mut random = [0; SERIAL_BYTES];
+    let no_chance = |error: getrandom::Error| io::Error::other(error.to_string());
+    let filled = getrandom::fill(&mut random).map_err(no_chance);
+    filled.map_err(PkiError::unusable(Path::new("random numbers")))?;
+    if let Some(first) = random.first_mut() {
+        *first = *first & 0x3f | 0x40;
+    }
+    Ok(random)
+}
+
+/// The authority in `folder`, which can sign.
+fn issuer(folder: &Path) -> Result<Issuer<'static, KeyPair>, PkiError> {
+    let install = read(&folder.join(INSTALL_FILE))?;
+    let key = KeyPair::from_pem(&read(&folder.join(CA_KEY_FILE))?)?;
+    Ok(Issuer::new(authority(&install), key))
 }
 
 /// The worker that a certificate, which the authority has signed, was issued to.
@@ -144,14 +199,21 @@ fn authority(install: &str) -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, format!("Towpath {install}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    good_for(&mut params, CA_DAYS);
+    good_for(&mut params, DAY * CA_DAYS);
     params
 }
 
-fn good_for(params: &mut CertificateParams, days: u32) {
+/// Makes a certificate good `for_long` from now on; answers until when that is.
+fn good_for(params: &mut CertificateParams, for_long: Duration) -> SystemTime {
     let now = SystemTime::now();
     params.not_before = (now - BACKDATED).into();
-    params.not_after = (now + DAY * days).into();
+    params.not_after = (now + for_long).into();
+    now + for_long
+}
+
+fn timestamp(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    Timestamp(i64::try_from(since).unwrap_or(i64::MAX))
 }
 
 /// Refuses what would have to be escaped in a file name, an identity or on a terminal.
@@ -194,9 +256,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("pki");
         init(&folder, "test").unwrap();
-        let worker = issue(&folder, &Subject::Worker("eu-1".to_owned()), 1).unwrap();
+        let worker = issue(&folder, &Subject::Worker("eu-1".to_owned()), DAY).unwrap();
         let hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let server = issue(&folder, &Subject::Server(hosts), 1).unwrap();
+        let server = issue(&folder, &Subject::Server(hosts), DAY).unwrap();
         for key in [&folder.join(CA_KEY_FILE), &worker.key, &server.key] {
             assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
         }
@@ -216,13 +278,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         init(folder.path(), "test").unwrap();
         assert!(matches!(init(folder.path(), "test"), Err(PkiError::Exists { .. })));
-        let worker = |name: &str| issue(folder.path(), &Subject::Worker(name.to_owned()), 1);
+        let worker = |name: &str| issue(folder.path(), &Subject::Worker(name.to_owned()), DAY);
         worker("a").unwrap();
         assert!(matches!(worker("a"), Err(PkiError::Exists { .. })));
         for name in ["", "../a", "a/b", ".a", "-a", "a b"] {
             assert!(matches!(worker(name), Err(PkiError::NameMalformed { .. })), "{name}");
         }
-        let nobody = issue(folder.path(), &Subject::Server(Vec::new()), 1);
+        let nobody = issue(folder.path(), &Subject::Server(Vec::new()), DAY);
         assert!(matches!(nobody, Err(PkiError::NameMalformed { .. })));
     }
 }

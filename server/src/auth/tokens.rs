@@ -1,9 +1,7 @@
 //! Bearer tokens: who they stand for is kept in the store's folder, the secrets themselves are not.
 
 use std::{
-    fmt, fs,
-    io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -15,7 +13,10 @@ use towpath_engine::{
     time::Timestamp,
 };
 
-use super::roles::Role;
+use super::{
+    roles::Role,
+    whole::{self, Stamp},
+};
 
 /// The file within the store's folder.
 pub const TOKENS_FILE: &str = "tokens.json";
@@ -209,41 +210,21 @@ fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     Ok(file.tokens)
 }
 
-/// Changes the tokens of `folder`: whoever reads sees all of it or nothing, and of two who change
-/// them one waits for the other.
+/// Changes the tokens of `folder`.
 fn change(
     folder: &Path,
     change: impl FnOnce(&mut Vec<Token>) -> Result<(), TokensError>,
 ) -> Result<(), TokensError> {
-    let (path, beside) = (folder.join(TOKENS_FILE), folder.join("tokens.new"));
+    let path = folder.join(TOKENS_FILE);
     let unusable = TokensError::unusable(&path);
-    let mut owned = fs::OpenOptions::new();
-    owned.write(true).create(true).mode(0o600);
-    let lock = owned.open(folder.join("tokens.lock")).map_err(&unusable)?;
-    lock.lock().map_err(&unusable)?;
+    let _lock = whole::lock(&folder.join("tokens.lock")).map_err(&unusable)?;
     let mut tokens = read(&path)?;
     change(&mut tokens)?;
     let file = File { form: FORM, tokens };
     let mut text = serde_json::to_vec_pretty(&file).map_err(io::Error::from).map_err(&unusable)?;
     text.push(b'\n');
-    let write = || {
-        // What a writer left that was killed may have another mode.
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut new =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        new.write_all(&text)?;
-        new.sync_all()?;
-        fs::rename(&beside, &path)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().map_err(unusable)
+    whole::replace(&path, 0o600, &text).map_err(unusable)
 }
-
-/// What tells one state of the file from another.
-type Stamp = (u64, i64, i64, u64);
 
 /// The tokens of a store as its server knows them: what the file says, as soon as it says so.
 #[derive(Debug)]
@@ -295,9 +276,7 @@ impl Tokens {
 
     /// The tokens as the file has them now. A file that cannot be read lets nobody in.
     fn fresh(&self) -> (Arc<[Token]>, bool) {
-        let found = fs::metadata(&self.path);
-        let stamp =
-            found.ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()));
+        let stamp = whole::stamp(&self.path);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if stamp != known.stamp {
             known.seen |= stamp.is_some();

@@ -201,8 +201,9 @@ async fn a_token_does_not_speak_for_somebody_else() {
 fn authority(folder: &Path) -> ServeTls {
     pki::init(folder, "test").expect("an authority");
     let hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let issued = pki::issue(folder, &Subject::Server(hosts), 1).expect("a certificate");
-    ServeTls { own: pair(&issued), client_ca: Some(ca(folder)) }
+    let issued = pki::issue(folder, &Subject::Server(hosts), pki::DAY).expect("a certificate");
+    let client_crl = Some(folder.join(pki::CRL_FILE));
+    ServeTls { own: pair(&issued), client_ca: Some(ca(folder)), client_crl }
 }
 
 fn ca(folder: &Path) -> Vec<u8> {
@@ -216,8 +217,13 @@ fn pair(issued: &Issued) -> PemPair {
 
 /// What a worker called `name` proves itself with to the authority in `folder`.
 fn worker(folder: &Path, name: &str) -> PemPair {
+    worker_for(folder, name, pki::DAY)
+}
+
+/// The same, good `for_long` from now on.
+fn worker_for(folder: &Path, name: &str, for_long: Duration) -> PemPair {
     let subject = Subject::Worker(name.to_owned());
-    pair(&pki::issue(folder, &subject, 1).expect("a certificate"))
+    pair(&pki::issue(folder, &subject, for_long).expect("a certificate"))
 }
 
 async fn with_tls(folder: &Path) -> (TestHouse, String) {
@@ -296,5 +302,64 @@ async fn two_ends_that_do_not_agree_on_tls_say_so_in_time() {
     // Whoever comes next is not disturbed.
     let good = dial(&address, ca(folder.path()), None);
     assert_eq!(code(&runs_of(&good, "").await.expect_err("nobody")), "UNAUTHENTICATED");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_ends_its_session_and_opens_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (house, address) = with_tls(folder.path()).await;
+    let (one, two) = (worker(folder.path(), "eu-1"), worker(folder.path(), "eu-2"));
+    let first = dial(&address, ca(folder.path()), Some(one));
+    let second = dial(&address, ca(folder.path()), Some(two));
+    let mut revoked = connect(first.clone(), "eu-1").await.expect("it is welcome");
+    let mut other = connect(second.clone(), "eu-2").await.expect("it is welcome");
+    let run = house
+        .start(&file(
+            "stages: [s]\njobs:\n  a: {stage: s, command: x}\n  b: {stage: s, command: x}\n",
+        ))
+        .await;
+    let held = revoked.take().await;
+
+    pki::revoke(folder.path(), "eu-1", SystemClock.now()).expect("it was issued");
+
+    let ended = revoked.refusal().await;
+    assert_eq!((ended.code(), &*code(&ended)), (Code::Unauthenticated, "UNAUTHENTICATED"));
+    assert!(ended.message().contains("revoked"), "{ended}");
+    let refused = connect(first, "eu-1").await.expect_err("over the same connection");
+    assert_eq!(code(&refused), "UNAUTHENTICATED");
+    assert_eq!(house.count(&run, "job_succeeded").await, 0);
+    // Others are not disturbed, and a list that is damaged makes nobody good again.
+    let of = other.take().await;
+    assert_ne!(of.of, held.of);
+    fs::write(folder.path().join(pki::CRL_FILE), "nothing").expect("a file");
+    other.report(&of, towpath_tests::succeeded()).await;
+    for gone in ["worker-eu-1.pem", "worker-eu-1.key"] {
+        fs::remove_file(folder.path().join(gone)).expect("a file");
+    }
+    let again = worker(folder.path(), "eu-1");
+    let renewed = dial(&address, ca(folder.path()), Some(again));
+    connect(renewed, "eu-1").await.expect("a new certificate is good");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_ends_its_session_and_opens_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (house, address) = with_tls(folder.path()).await;
+    let short = worker_for(folder.path(), "eu-1", Duration::from_secs(3));
+    let channel = dial(&address, ca(folder.path()), Some(short.clone()));
+    let mut session = connect(channel.clone(), "eu-1").await.expect("it is welcome");
+
+    let ended = session.refusal().await;
+
+    assert_eq!(code(&ended), "UNAUTHENTICATED");
+    assert!(ended.message().contains("expired"), "{ended}");
+    assert_eq!(code(&connect(channel, "eu-1").await.expect_err("expired")), "UNAUTHENTICATED");
+    // A connection made anew does not even come so far.
+    let anew = dial(&address, ca(folder.path()), Some(short));
+    let asked = tokio::time::timeout(WAIT_MAX, connect(anew, "eu-1"));
+    assert!(asked.await.expect("in time").is_err());
+    house.start(&file(ONE)).await;
     house.close().await;
 }
