@@ -32,6 +32,12 @@ impl Cli {
         let mut cli = Self::from_arg_matches(&matches)?;
         cli.name = matches.subcommand_name().unwrap_or_default().to_owned();
         let spelt = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        cli.global.context_spelt = spelt("context");
+        if spelt("context") && (spelt("store") || spelt("server")) {
+            let both = "`--context` cannot be used together with `--store` or `--server`";
+            let error = clap::error::ErrorKind::ArgumentConflict;
+            return Err(Self::command().error(error, both));
+        }
         match (spelt("store"), spelt("server")) {
             (true, true) => {
                 let both = "`--store` and `--server` cannot be used together";
@@ -54,6 +60,12 @@ pub(crate) struct Global {
     /// The server that keeps the runs, as HOST:PORT, instead of a store
     #[arg(long, global = true, env = "TOW_SERVER", hide_env_values = true, value_name = "ADDR")]
     pub(crate) server: Option<String>,
+    /// The server by its name; see `tow context`
+    #[arg(long, global = true, env = "TOW_CONTEXT", hide_env_values = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// The context was named on the command line.
+    #[arg(skip)]
+    pub(crate) context_spelt: bool,
     /// The certificate of the authority that the server's was issued by; makes connections use TLS
     #[arg(long, global = true, env = "TOW_TLS_CA", hide_env_values = true, value_name = "FILE")]
     pub(crate) tls_ca: Option<PathBuf>,
@@ -123,6 +135,8 @@ pub(crate) enum Command {
     Workers(commands::workers::WorkersArgs),
     /// Say who may ask a server, and for what
     Token(commands::token::TokenArgs),
+    /// Give servers names
+    Context(commands::context::ContextArgs),
     /// Make the certificates of servers and workers
     Pki(commands::pki::PkiArgs),
     /// Start a worker for every job that waits for one

@@ -5,6 +5,7 @@ pub(crate) mod autoscale;
 pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod completions;
+pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod events;
@@ -41,8 +42,9 @@ use serde::Serialize;
 use crate::{
     cli::{Cli, Command, Global, Output},
     connect::{SERVER_SCHEME, Server, bearer, equip, store_url},
+    contexts::Contexts,
     failure::Failure,
-    render::Style,
+    render::{Style, safe},
     telemetry::{Part, Telemetry},
 };
 
@@ -138,7 +140,8 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
 }
 
 async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
-    let Cli { global, command, name: _ } = cli;
+    let Cli { mut global, command, name: _ } = cli;
+    let token = choose_context(&mut global, &command)?;
     let style = Style::of_stdout(global.ascii);
     let desk = Desk { global, style };
     if let (Some(name), Some(_)) = (of_a_store(&command), &desk.global.server) {
@@ -150,7 +153,7 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
         ));
     }
     let own = if let Command::Worker(args) = &command { args.certificate() } else { None };
-    equip(desk.global.tls_ca.as_deref(), own, telemetry.place())?;
+    equip(desk.global.tls_ca.as_deref(), own, token, telemetry.place())?;
     match command {
         Command::Init(args) => init::init(&desk, args),
         Command::Validate(args) => validate::validate(&desk, args),
@@ -172,6 +175,7 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
         Command::Worker(args) => worker::worker(&desk, args).await,
         Command::Workers(args) => workers::workers(&desk, args).await,
         Command::Token(args) => token::token(&desk, args),
+        Command::Context(args) => context::context(&desk, args),
         Command::Pki(args) => pki::pki(&desk, args),
         Command::Autoscale(args) => autoscale::autoscale(&desk, args).await,
         Command::Import(args) => import::import(&desk, args).await,
@@ -184,6 +188,48 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
         Command::Completions(args) => completions::completions(&desk, &args),
         Command::Version(args) => version::version(&desk, args).await,
     }
+}
+
+/// Puts the server of a context where `--server` would stand, if one is to be used; answers its
+/// token. What is spelt out counts more than the environment, and that more than the file.
+fn choose_context(global: &mut Global, command: &Command) -> Result<Option<String>, Failure> {
+    let named = global.server.is_some() || global.store.is_some();
+    if !talks(command) || (named && !global.context_spelt) {
+        return Ok(None);
+    }
+    let contexts = Contexts::read()?;
+    let name = match &global.context {
+        // Said to be none.
+        Some(name) if name.is_empty() => None,
+        Some(name) => Some(name.clone()),
+        None => contexts.current().map(str::to_owned),
+    };
+    let Some(name) = name else { return Ok(None) };
+    let context = contexts.get(&name)?;
+    drop(writeln!(io::stderr(), "context {}: {}", safe(&name), safe(&context.server)));
+    let token = context.token()?;
+    global.store = None;
+    global.server = Some(context.server);
+    global.tls_ca = global.tls_ca.take().or(context.ca);
+    Ok(token)
+}
+
+/// Whether a command talks to a store or a server.
+fn talks(command: &Command) -> bool {
+    let alone = matches!(
+        command,
+        Command::Init(_)
+            | Command::Validate(_)
+            | Command::Graph(_)
+            | Command::Serve(_)
+            | Command::Context(_)
+            | Command::Pki(_)
+            | Command::Schema(_)
+            | Command::Demo(_)
+            | Command::Restore(_)
+            | Command::Completions(_)
+    );
+    !alone
 }
 
 /// The name of a command that needs the store itself.

@@ -62,27 +62,32 @@ pub(crate) fn place() -> Option<MetadataValue<Ascii>> {
     CREDENTIALS.get().and_then(|credentials| credentials.place.clone())
 }
 
-/// Takes the token of `TOW_TOKEN`, the authority in the file `ca`, the worker's own files, and
-/// where in a trace all this happens.
+/// Takes the token of `TOW_TOKEN`, else that of the context, the authority in the file `ca`, the
+/// worker's own files, and where in a trace all this happens.
 pub(crate) fn equip(
     ca: Option<&Path>,
     own: Option<(&Path, &Path)>,
+    token: Option<String>,
     place: Option<TraceContext>,
 ) -> Result<(), Failure> {
     let unusable = || {
-        let advice = "Set it to what `tow token issue` printed, and nothing else.";
-        Failure::new("USAGE", "`TOW_TOKEN` cannot be a token", advice)
+        let advice = "Set `TOW_TOKEN` to what `tow token issue` printed, and nothing else.";
+        Failure::new("USAGE", "what is given as a token cannot be one", advice)
     };
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
-    let bearer = match std::env::var("TOW_TOKEN") {
-        Ok(token) if !token.is_empty() => {
+    let token = match std::env::var("TOW_TOKEN") {
+        Ok(set) if !set.is_empty() => Some(set),
+        Ok(_) | Err(std::env::VarError::NotPresent) => token,
+        Err(std::env::VarError::NotUnicode(_)) => return Err(unusable()),
+    };
+    let bearer = match token {
+        Some(token) => {
             let mut value: MetadataValue<Ascii> =
                 format!("Bearer {}", token.trim()).parse().map_err(|_| unusable())?;
             value.set_sensitive(true);
             Some(value)
         }
-        Ok(_) | Err(std::env::VarError::NotPresent) => None,
-        Err(std::env::VarError::NotUnicode(_)) => return Err(unusable()),
+        None => None,
     };
     let own = match own {
         Some((certificate, key)) => {

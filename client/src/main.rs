@@ -6,6 +6,7 @@
 mod cli;
 mod commands;
 mod connect;
+mod contexts;
 mod exit;
 mod failure;
 mod line;

@@ -1,9 +1,10 @@
-//! The bounds of a server as its clients meet them: `tow` waits when it is told to, and a reader that
-//! does not read costs the server little.
+//! A server as its clients meet it: `tow` waits when it is told to, a reader that does not read costs
+//! the server little, and servers have names.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -102,4 +103,68 @@ fn readers_that_do_not_read_cost_the_server_little() {
     let grown = resident().saturating_sub(before);
     assert!(grown < 2 * READERS + 20, "{grown} MiB for {READERS} readers");
     drop(readers);
+}
+
+fn text(said: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr))
+}
+
+#[test]
+fn a_server_is_reached_by_its_name_and_shown_its_token() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let (_server, address) = serve(at, "auth = true\n");
+    let store = format!("sled:{}", at.join("store").display());
+    let issue = ["token", "issue", "--store", &store, "--name", "ana", "--role", "viewer"];
+    let token = said(&mut tow(at, &issue));
+    fs::write(at.join("token"), &token.stdout).expect("a file");
+    fs::set_permissions(at.join("token"), fs::Permissions::from_mode(0o600)).expect("a mode");
+    let ends = |code: i32, command: &mut Command| {
+        let output = said(command);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        text(&output)
+    };
+
+    let add = ["context", "add", "prod", "--server", &address, "--token-file", "token"];
+    ends(0, &mut tow(at, &add));
+    assert!(ends(6, &mut tow(at, &add)).contains("CONTEXT_EXISTS"));
+    let listed = ends(0, &mut tow(at, &["list", "--context", "prod"]));
+    assert!(listed.contains(&format!("context prod: {address}")), "{listed}");
+    ends(0, tow(at, &["list"]).env("TOW_CONTEXT", "prod"));
+    // What is spelt out counts more than the environment, and that more than the file.
+    assert!(ends(3, &mut tow(at, &["list", "--context", "other"])).contains("CONTEXT_UNKNOWN"));
+    ends(3, tow(at, &["list"]).env("TOW_CONTEXT", "other"));
+    ends(0, tow(at, &["list", "--context", "prod"]).env("TOW_SERVER", "127.0.0.1:1"));
+    ends(42, tow(at, &["list"]).env("TOW_SERVER", "127.0.0.1:1").env("TOW_CONTEXT", "prod"));
+    ends(2, &mut tow(at, &["list", "--context", "prod", "--server", &address]));
+    ends(40, tow(at, &["list", "--context", "prod"]).env("TOW_TOKEN", "towpath_wrong"));
+    // A server that is named by itself is not shown the token of a context.
+    ends(40, &mut tow(at, &["list", "--server", &address]));
+
+    let empty = tempfile::tempdir().expect("a folder");
+    let away = |args: &[&str]| {
+        let mut command = tow(empty.path(), args);
+        command.env("HOME", at);
+        command
+    };
+    let no_store = format!("sled:{}", empty.path().join("none").display());
+    let here = |said: String| assert!(!said.contains("context prod"), "{said}");
+    here(ends(0, &mut away(&["list"])));
+    ends(0, &mut away(&["context", "use", "prod"]));
+    ends(0, &mut away(&["list"]));
+    assert!(ends(0, &mut away(&["context", "list"])).contains("* prod"));
+    let shown = said(&mut away(&["context", "show", "--output", "json"]));
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!((&shown["server"], &shown["used"]), (&Value::from(address), &Value::from(true)));
+    here(ends(0, away(&["list"]).env("TOW_CONTEXT", "")));
+    here(ends(0, away(&["list"]).env("TOW_STORE", &no_store)));
+    fs::set_permissions(at.join("token"), fs::Permissions::from_mode(0o644)).expect("a mode");
+    assert!(ends(5, &mut away(&["list"])).contains("CONTEXT_TOKEN"));
+    ends(0, &mut away(&["context", "remove", "prod"]));
+    here(ends(0, &mut away(&["list"])));
+
+    let file = at.join(".config/towpath/config.toml");
+    fs::write(file, "[contexts.a]\nserver = \"a:1\"\ntoken = \"towpath_1\"\n").expect("a file");
+    let refused = ends(5, &mut away(&["list"]));
+    assert!(refused.contains("line 3") && !refused.contains("towpath_1"), "{refused}");
 }

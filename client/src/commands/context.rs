@@ -1,0 +1,163 @@
+//! `tow context`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::{Desk, Finished};
+use crate::{
+    cli::Output,
+    contexts::{Context, Contexts},
+    exit,
+    failure::Failure,
+    render::safe,
+};
+
+/// Give servers names
+///
+/// Kept in `~/.config/towpath/config.toml`, or where `TOW_CONTEXTS` says. What is spelt out counts
+/// more than the environment, that more than a context, and without one it is the nearest store.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ContextArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show every context
+    List,
+    /// Show one context
+    Show {
+        /// Which [default: the one that is used]
+        name: Option<String>,
+    },
+    /// Use a context whenever nothing else is named
+    Use {
+        /// Which
+        #[arg(required_unless_present = "none")]
+        name: Option<String>,
+        /// Use none
+        #[arg(long, conflicts_with = "name")]
+        none: bool,
+    },
+    /// Add a context for the server of `--server`, with the authority of `--tls-ca`
+    Add {
+        /// What it is called
+        name: String,
+        /// The file that holds the token, with mode 0600
+        #[arg(long, value_name = "FILE", conflicts_with = "token_command")]
+        token_file: Option<PathBuf>,
+        /// A command that prints the token
+        #[arg(long, value_name = "CMD")]
+        token_command: Option<String>,
+    },
+    /// Forget a context
+    Remove {
+        /// Which
+        name: String,
+    },
+}
+
+/// A context, as machines read it. Names are stable.
+#[derive(Serialize)]
+struct ContextJson {
+    name: String,
+    used: bool,
+    server: String,
+    ca: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    token_command: Option<String>,
+}
+
+impl ContextJson {
+    fn of(contexts: &Contexts, name: &str) -> Result<Self, Failure> {
+        let Context { server, ca, token_file, token_command } = contexts.get(name)?;
+        let used = contexts.current() == Some(name);
+        Ok(Self { name: name.to_owned(), used, server, ca, token_file, token_command })
+    }
+}
+
+/// Shows contexts or changes them.
+pub(crate) fn context(desk: &Desk, args: ContextArgs) -> Finished {
+    let mut contexts = Contexts::read()?;
+    match args.what {
+        What::List => list(desk, &contexts)?,
+        What::Show { name } => {
+            let Some(name) = name.as_deref().or(contexts.current()) else {
+                let advice = "Name one, or choose one with `tow context use`.";
+                return Err(Failure::new("CONTEXT_UNKNOWN", "no context is used", advice));
+            };
+            let shown = ContextJson::of(&contexts, name)?;
+            match desk.output() {
+                Output::Text => show(desk, &shown)?,
+                Output::Json | Output::Jsonl => desk.json(&shown)?,
+            }
+        }
+        What::Use { name, none: _ } => {
+            contexts.use_one(name.as_deref())?;
+            match name {
+                Some(name) => desk.say(&format!("Using {}.", safe(&name))),
+                None => desk.say("Using no context."),
+            }
+        }
+        What::Add { name, token_file, token_command } => {
+            let Some(server) = desk.global.server.clone() else {
+                let advice = "Name it with `--server HOST:PORT`.";
+                return Err(Failure::new("USAGE", "a context needs a server", advice));
+            };
+            let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+            let ca = desk.global.tls_ca.clone().map(whole);
+            let token_file = token_file.map(whole);
+            contexts.add(&name, &Context { server, ca, token_file, token_command })?;
+            desk.say(&format!("`tow --context {0}` or `tow context use {0}`.", safe(&name)));
+        }
+        What::Remove { name } => {
+            contexts.remove(&name)?;
+            desk.say(&format!("{} is forgotten.", safe(&name)));
+        }
+    }
+    Ok(exit::DONE)
+}
+
+fn show(desk: &Desk, shown: &ContextJson) -> Result<(), Failure> {
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let rows = [
+        ("name", Some(shown.name.clone())),
+        ("server", Some(shown.server.clone())),
+        ("ca", path(&shown.ca)),
+        ("token file", path(&shown.token_file)),
+        ("token command", shown.token_command.clone()),
+    ];
+    for (key, said) in rows {
+        if let Some(said) = said {
+            desk.print(&format!("{key:<14} {}\n", safe(&said)))?;
+        }
+    }
+    Ok(())
+}
+
+fn list(desk: &Desk, contexts: &Contexts) -> Result<(), Failure> {
+    let names = contexts.all().map(|(name, _)| ContextJson::of(contexts, name));
+    let shown = names.collect::<Result<Vec<_>, _>>()?;
+    match desk.output() {
+        Output::Text if shown.is_empty() => {
+            desk.say("There are no contexts; `tow context add` makes one.");
+        }
+        Output::Text => {
+            for one in &shown {
+                let mark = if one.used { '*' } else { ' ' };
+                let name = desk.style.pad(&safe(&one.name), 16);
+                desk.print(&format!("{mark} {name} {}\n", safe(&one.server)))?;
+            }
+        }
+        Output::Json => desk.json(&shown)?,
+        Output::Jsonl => {
+            for one in shown {
+                desk.json(&one)?;
+            }
+        }
+    }
+    Ok(())
+}
