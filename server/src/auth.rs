@@ -3,6 +3,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod guard;
+pub mod oidc;
 pub mod pki;
 pub mod roles;
 pub mod tokens;
@@ -15,7 +16,7 @@ use tonic::{Extensions, Request};
 use towpath_engine::ids::Actor;
 use towpath_proto::v1;
 
-use self::{roles::Role, tokens::Token};
+use self::{oidc::Vouched, roles::Role, tokens::Token};
 use crate::{runs::CommandError, wire};
 
 /// Somebody whose identity is proven.
@@ -30,6 +31,7 @@ pub(crate) struct Principal {
 #[derive(Clone, Debug)]
 enum Proof {
     Token(Token),
+    Oidc(Vouched),
     /// The certificate of a worker, and those between it and the authority.
     Certificate(Arc<Vec<CertificateDer<'static>>>),
 }
@@ -37,6 +39,11 @@ enum Proof {
 impl Principal {
     fn of_token(token: Token) -> Self {
         Self { actor: token.actor(), roles: token.roles.clone(), proof: Proof::Token(token) }
+    }
+
+    fn of_vouched(vouched: Vouched) -> Self {
+        let (actor, roles) = (vouched.actor.clone(), vouched.roles.clone());
+        Self { actor, roles, proof: Proof::Oidc(vouched) }
     }
 
     fn of_worker(name: &str, chain: Arc<Vec<CertificateDer<'static>>>) -> Self {

@@ -30,6 +30,7 @@ use crate::{
     auth::{
         certificates::{Certificates, CertificatesError},
         guard::{Door, Port},
+        oidc::{Oidc, OidcError, OidcSettings},
         tokens::Tokens,
     },
     limits::{
@@ -57,6 +58,8 @@ pub struct Access {
     pub strict: bool,
     /// Connections are encrypted, and the server proves who it is.
     pub tls: Option<ServeTls>,
+    /// An issuer whose ID tokens are taken beside the store's own.
+    pub oidc: Option<OidcSettings>,
     /// How much is taken from anybody.
     pub limits: Limits,
 }
@@ -114,13 +117,16 @@ pub enum ServeError {
     /// The authority of the workers, or its list.
     #[error(transparent)]
     Certificates(#[from] CertificatesError),
+    /// The keys of an issuer of tokens.
+    #[error(transparent)]
+    Oidc(#[from] OidcError),
 }
 
 impl House {
     /// Serves whoever connects to `listener`, until the house closes. Answers the address that it
     /// listens on.
     pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
-        let Access { strict, tls, limits } = access;
+        let Access { strict, tls, oidc, limits } = access;
         let address = listener.local_addr()?;
         let mut server = limited().max_connection_age(limits.connection_age);
         let mut certificates = None;
@@ -138,7 +144,8 @@ impl House {
         let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
         let loopback = address.ip().is_loopback();
         let rates = Mutex::new(Rates::new(&limits));
-        let port = Port { tokens, certificates, runs, strict, loopback, limits, rates };
+        let oidc = oidc.map(Oidc::of).transpose()?;
+        let port = Port { tokens, oidc, certificates, runs, strict, loopback, limits, rates };
         let door = Door::Port(Arc::new(port));
         let lines = Lines::new(limits);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

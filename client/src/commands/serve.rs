@@ -1,8 +1,9 @@
 //! `tow serve`.
 
+mod tables;
+
 use std::{
     net::SocketAddr,
-    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use towpath_server::{
     Access, CertificatesError, House, Limits, PemPair, ServeError, ServeTls, SystemClock,
+    auth::oidc::OidcError,
 };
+
+use tables::{LimitsTable, OidcTable, as_json};
 
 use super::{Desk, Finished, follow::Signals};
 use crate::{
@@ -59,7 +63,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "TOW_CLIENT_CRL", hide_env_values = true, value_name = "FILE")]
     client_crl: Option<PathBuf>,
     /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `auth`, `tls_cert`,
-    /// `tls_key`, `client_ca`, `client_crl`, `otlp`, and a table `limits`
+    /// `tls_key`, `client_ca`, `client_crl`, `otlp`, and tables `limits` and `oidc`
     #[arg(long, env = "TOW_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the settings as they would be used, as JSON, and do nothing
@@ -81,54 +85,9 @@ struct ConfigFile {
     client_ca: Option<PathBuf>,
     otlp: Option<String>,
     client_crl: Option<PathBuf>,
+    oidc: Option<OidcTable>,
     #[serde(default)]
     limits: LimitsTable,
-}
-
-/// Bounds that the owner moved.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LimitsTable {
-    rate: Option<NonZeroU32>,
-    burst: Option<NonZeroU32>,
-    connections: Option<NonZeroU32>,
-    connection_age: Option<String>,
-    request_timeout: Option<String>,
-}
-
-impl LimitsTable {
-    fn limits(self) -> Result<Limits, Failure> {
-        let usual = Limits::default();
-        let time = |said: Option<String>, usual: Duration| match said {
-            None => Ok(usual),
-            Some(said) => match duration(&said)? {
-                0 => Err(Failure::new(
-                    "CONFIG_INVALID",
-                    format!("`limits`: `{said}` is no time at all"),
-                    "Give it a length, such as `30s`.",
-                )),
-                ms => Ok(Duration::from_millis(ms)),
-            },
-        };
-        Ok(Limits {
-            rate: self.rate.map_or(usual.rate, NonZeroU32::get),
-            burst: self.burst.map_or(usual.burst, NonZeroU32::get),
-            connections: self.connections.map_or(usual.connections, |most| most.get() as usize),
-            connection_age: time(self.connection_age, usual.connection_age)?,
-            request_within: time(self.request_timeout, usual.request_within)?,
-            ..usual
-        })
-    }
-}
-
-/// The bounds as they are used.
-#[derive(Serialize)]
-struct LimitsJson {
-    rate: u32,
-    burst: u32,
-    connections: usize,
-    connection_age_ms: u128,
-    request_timeout_ms: u128,
 }
 
 /// The settings as they are used.
@@ -145,25 +104,15 @@ struct Config {
     /// Where spans and figures go if the environment does not say.
     otlp: Option<String>,
     client_crl: Option<PathBuf>,
+    oidc: Option<OidcTable>,
     #[serde(serialize_with = "as_json")]
     limits: Limits,
-}
-
-fn as_json<S: serde::Serializer>(limits: &Limits, to: S) -> Result<S::Ok, S::Error> {
-    let json = LimitsJson {
-        rate: limits.rate,
-        burst: limits.burst,
-        connections: limits.connections,
-        connection_age_ms: limits.connection_age.as_millis(),
-        request_timeout_ms: limits.request_within.as_millis(),
-    };
-    json.serialize(to)
 }
 
 impl Config {
     /// Whether nobody is let in without proof, whatever the store has.
     fn is_strict(&self) -> bool {
-        self.auth || self.tls_cert.is_some()
+        self.auth || self.tls_cert.is_some() || self.oidc.is_some()
     }
 }
 
@@ -256,6 +205,7 @@ fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
         client_ca: args.client_ca.or(file.client_ca),
         otlp: file.otlp,
         client_crl: args.client_crl.or(file.client_crl),
+        oidc: file.oidc,
         limits: file.limits.limits()?,
     })
 }
@@ -280,7 +230,8 @@ fn access(config: &Config) -> Result<Access, Failure> {
         let advice = "Name the authority whose list it is with `--client-ca`.";
         return Err(Failure::new("USAGE", "`--client-crl` needs `--client-ca`", advice));
     }
-    Ok(Access { strict: config.is_strict(), tls, limits: config.limits })
+    let oidc = config.oidc.clone().map(OidcTable::settings).transpose()?;
+    Ok(Access { strict: config.is_strict(), tls, oidc, limits: config.limits })
 }
 
 fn unserved(error: ServeError) -> Failure {
@@ -288,6 +239,11 @@ fn unserved(error: ServeError) -> Failure {
         ServeError::Port(error) => error.into(),
         ServeError::Certificates(CertificatesError::Unreadable { path, source }) => {
             Failure::file(&path, &source)
+        }
+        ServeError::Oidc(OidcError::Unreadable { path, source }) => Failure::file(&path, &source),
+        ServeError::Oidc(error) => {
+            let advice = "Put the issuer's JWK set there, as its `jwks_uri` gives it.";
+            Failure::new("CONFIG_INVALID", error.to_string(), advice)
         }
         ServeError::Certificates(error) => {
             let advice = "Check the files of `--client-ca` and `--client-crl`.";
@@ -391,6 +347,7 @@ mod tests {
             client_ca: None,
             otlp: None,
             client_crl: None,
+            oidc: None,
             limits: Limits::default(),
         };
         assert_eq!(bind(&config(false)).await.unwrap_err().code, "INSECURE_LISTEN");

@@ -18,13 +18,15 @@ use tonic::{
     transport::server::TlsConnectInfo,
 };
 use tower::{Layer, Service};
+use towpath_engine::time::Timestamp;
 
 use super::{
     Principal, Proof,
     certificates::Certificates,
+    oidc::Oidc,
     pki::worker_of,
     roles,
-    tokens::{Token, Tokens},
+    tokens::{TOKEN_PREFIX, Tokens},
 };
 use crate::{
     limits::{Limit, Limits, Rates},
@@ -52,6 +54,8 @@ pub(crate) enum Door {
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) tokens: Tokens,
+    /// An issuer of tokens that are not the store's own.
+    pub(crate) oidc: Option<Oidc>,
     /// What the certificates of workers are checked against, if they are asked for.
     pub(crate) certificates: Option<Certificates>,
     pub(crate) runs: Arc<Runs>,
@@ -123,7 +127,11 @@ impl Port {
             if !scheme.eq_ignore_ascii_case("bearer") {
                 return Err(refused("the token is not written as `Bearer TOKEN`"));
             }
-            let token = self.tokens.find(secret.trim(), self.runs.now());
+            let (secret, now) = (secret.trim(), self.runs.now());
+            if let Some(oidc) = self.oidc.as_ref().filter(|_| !secret.starts_with(TOKEN_PREFIX)) {
+                return oidc.verify(secret, now).map(Principal::of_vouched).map_err(refused);
+            }
+            let token = self.tokens.find(secret, now);
             let unknown = "the token is unknown, revoked or expired";
             return token.map(Principal::of_token).ok_or(refused(unknown));
         }
@@ -141,18 +149,28 @@ impl Port {
     /// Comes back when `principal` may not stay.
     async fn until_revoked(&self, principal: Option<&Principal>) -> Status {
         let why = match principal.map(|principal| &principal.proof) {
-            Some(Proof::Token(token)) => self.until_token_ends(token).await,
+            Some(Proof::Token(token)) => {
+                self.until_not(|now| self.tokens.still_counts(token, now)).await;
+                "the token was revoked, was changed or has expired"
+            }
+            Some(Proof::Oidc(vouched)) => {
+                let counts = |oidc: &Oidc, now| oidc.still_counts(vouched, now);
+                self.until_not(|now| self.oidc.as_ref().is_some_and(|oidc| counts(oidc, now)))
+                    .await;
+                "the ID token has expired, or its key was withdrawn"
+            }
             Some(Proof::Certificate(chain)) => self.until_certificate_ends(chain).await,
             None => std::future::pending().await,
         };
         status::of(CommandError::Unauthenticated { why })
     }
 
-    async fn until_token_ends(&self, token: &Token) -> &'static str {
+    /// Comes back when `counts` says no.
+    async fn until_not(&self, counts: impl Fn(Timestamp) -> bool) {
         loop {
             tokio::time::sleep(ASK_AGAIN_EVERY).await;
-            if !self.tokens.still_counts(token, self.runs.now()) {
-                return "the token was revoked, was changed or has expired";
+            if !counts(self.runs.now()) {
+                return;
             }
         }
     }

@@ -16,6 +16,7 @@ use towpath_proto::v1::{
 use towpath_server::{
     Access, Clock as _, DialTls, PemPair, ServeTls, SystemClock,
     auth::{
+        oidc::OidcSettings,
         pki::{self, Issued, Subject},
         roles::Role,
         tokens::{self, NewToken, TokenKind},
@@ -361,5 +362,55 @@ async fn a_certificate_that_expires_ends_its_session_and_opens_none() {
     let asked = tokio::time::timeout(WAIT_MAX, connect(anew, "eu-1"));
     assert!(asked.await.expect("in time").is_err());
     house.start(&file(ONE)).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_issuer_vouches_for_people_and_its_groups_say_what_they_may() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listed = include_str!("../../../server/src/auth/oidc/tests/rsa.json");
+    let token = include_str!("../../../server/src/auth/oidc/tests/rsa.jwt").trim();
+    let keys = folder.path().join("keys.json");
+    fs::write(&keys, listed).expect("a file");
+    let house = TestHouse::with_system_clock().await;
+    let issuer = |group: &str, audience: &str| OidcSettings {
+        issuer: "https://id.example".to_owned(),
+        audience: audience.to_owned(),
+        keys: keys.clone(),
+        name_claim: "sub".to_owned(),
+        groups_claim: "groups".to_owned(),
+        roles: [(group.to_owned(), vec![Role::Operator])].into(),
+    };
+    let serve = async |oidc| {
+        let access = Access { strict: true, oidc: Some(oidc), ..Access::default() };
+        dial_tcp(&house.serve_guarded(access).await).expect("an address")
+    };
+    let channel = serve(issuer("db-team", "towpath")).await;
+    let own = issue(&house, "olga", &[Role::Viewer]);
+
+    let run = start(&channel, token, "").await.expect("her group may");
+    assert_eq!(run.requested_by, "human:ana");
+    assert_eq!(runs_of(&channel, &own).await.expect("tokens of the store count as well"), 1);
+    let stranger = serve(issuer("others", "towpath")).await;
+    assert_eq!(code(&start(&stranger, token, "").await.expect_err("no role")), "FORBIDDEN");
+    let other = serve(issuer("db-team", "others")).await;
+    assert_eq!(code(&start(&other, token, "").await.expect_err("not for us")), "UNAUTHENTICATED");
+
+    // A stream that is open ends when the issuer withdraws the key.
+    let request = v1::FollowRequest { run: run.id.clone(), after: 0, follow: true };
+    let mut log = LogClient::new(channel.clone());
+    let mut stream = log.follow(with(request, token)).await.expect("she may").into_inner();
+    stream.next().await.expect("a record").expect("a record");
+    fs::write(&keys, listed.replace("\"rsa\"", "\"next\"")).expect("a file");
+    let ended = async {
+        loop {
+            if let Some(Err(status)) = stream.next().await {
+                return status;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(WAIT_MAX, ended).await.expect("it ends");
+    assert_eq!(code(&ended), "UNAUTHENTICATED");
+    assert_eq!(code(&runs_of(&channel, token).await.expect_err("no key")), "UNAUTHENTICATED");
     house.close().await;
 }
