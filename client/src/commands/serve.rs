@@ -4,6 +4,7 @@ mod tables;
 
 use std::{
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use towpath_server::{
-    Access, CertificatesError, House, Limits, PemPair, ServeError, ServeTls, SystemClock,
+    Access, CertificatesError, House, LEASE_MS, Limits, PemPair, ServeError, ServeTls, SystemClock,
     auth::oidc::OidcError,
 };
 
@@ -29,6 +30,9 @@ use crate::{
 
 /// How long streams may take to end when nobody says otherwise, in milliseconds.
 const DRAIN_MS: u64 = 10_000;
+/// What `--lease` may say, in milliseconds. Shorter, and a busy machine loses what runs; longer, and
+/// the jobs of a dead machine wait.
+const LEASES_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
 /// Keep a store and serve it to other machines
 ///
@@ -47,6 +51,9 @@ pub(crate) struct ServeArgs {
     /// How long streams may take to end when the server stops, such as `10s` [default: 10s]
     #[arg(long, env = "TOW_DRAIN_TIMEOUT", hide_env_values = true, value_name = "DURATION")]
     drain_timeout: Option<String>,
+    /// How long a worker may be silent before what it holds is given to others, 1s to 1h [default: 30s]
+    #[arg(long, env = "TOW_LEASE", hide_env_values = true, value_name = "DURATION")]
+    lease: Option<String>,
     /// Let nobody in who does not prove who it is [default: as soon as the store has tokens]
     #[arg(long, env = "TOW_AUTH", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
     auth: bool,
@@ -62,8 +69,8 @@ pub(crate) struct ServeArgs {
     /// The authority's list of certificates that it has taken back; see `tow pki revoke`
     #[arg(long, env = "TOW_CLIENT_CRL", hide_env_values = true, value_name = "FILE")]
     client_crl: Option<PathBuf>,
-    /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `auth`, `tls_cert`,
-    /// `tls_key`, `client_ca`, `client_crl`, `otlp`, and tables `limits` and `oidc`
+    /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `lease`, `auth`,
+    /// `tls_cert`, `tls_key`, `client_ca`, `client_crl`, `otlp`, and tables `limits` and `oidc`
     #[arg(long, env = "TOW_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the settings as they would be used, as JSON, and do nothing
@@ -79,6 +86,7 @@ struct ConfigFile {
     store: Option<String>,
     insecure: Option<bool>,
     drain_timeout: Option<String>,
+    lease: Option<String>,
     auth: Option<bool>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
@@ -97,6 +105,7 @@ struct Config {
     store: String,
     insecure: bool,
     drain_timeout_ms: u64,
+    lease_ms: u64,
     auth: bool,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
@@ -144,7 +153,7 @@ pub(crate) async fn serve(desk: &Desk, args: ServeArgs, telemetry: &Telemetry) -
     let mut signals = Signals::new()?;
     let access = access(&config)?;
     let listener = bind(&config).await?;
-    let house = open(&config.store).await?;
+    let house = open(&config).await?;
     let address = house.serve(listener, access).map_err(unserved)?;
     house.listen_locally()?;
     if telemetry.wants_figures()
@@ -189,7 +198,7 @@ fn ready(desk: &Desk, config: &Config, house: &House, at: SocketAddr) -> Result<
 
 fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
     let file = args.config.as_deref().map(read).transpose()?.unwrap_or_default();
-    let drain = args.drain_timeout.or(file.drain_timeout);
+    let (drain, lease) = (args.drain_timeout.or(file.drain_timeout), args.lease.or(file.lease));
     let drain_timeout_ms = drain.as_deref().map_or(Ok(DRAIN_MS), duration)?;
     Ok(Config {
         listen: with_port(&args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1".to_owned())),
@@ -199,6 +208,7 @@ fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
         },
         insecure: args.insecure || file.insecure.unwrap_or_default(),
         drain_timeout_ms,
+        lease_ms: lease.as_deref().map_or(Ok(LEASE_MS), lease_ms)?,
         auth: args.auth || file.auth.unwrap_or_default(),
         tls_cert: args.tls_cert.or(file.tls_cert),
         tls_key: args.tls_key.or(file.tls_key),
@@ -275,6 +285,17 @@ pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
     })
 }
 
+/// How long a lease lasts, in milliseconds.
+fn lease_ms(text: &str) -> Result<u64, Failure> {
+    let ms = duration(text)?;
+    if LEASES_MS.contains(&ms) {
+        return Ok(ms);
+    }
+    let message = format!("a lease of `{text}` is not between 1s and 1h");
+    let advice = "Leave it out, or choose some times the longest pause that you expect.";
+    Err(Failure::new("USAGE", message, advice))
+}
+
 async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     let unusable = |error: std::io::Error| {
         Failure::new(
@@ -297,10 +318,11 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
 }
 
 /// Opens the store; somebody may be just closing it.
-async fn open(store: &str) -> Result<House, Failure> {
+async fn open(config: &Config) -> Result<House, Failure> {
     let until = Instant::now() + TRY_FOR;
     loop {
-        match House::open(store, Arc::new(SystemClock)).await {
+        let clock = Arc::new(SystemClock);
+        match House::open_with_lease(&config.store, clock, config.lease_ms).await {
             Ok(house) => return Ok(house),
             Err(error) => {
                 let failure = Failure::from(error);
@@ -334,6 +356,14 @@ mod tests {
         assert!(file.limits.limits().is_err());
     }
 
+    #[test]
+    fn a_lease_is_neither_too_short_nor_too_long() {
+        assert_eq!(lease_ms("1s").unwrap(), 1_000);
+        assert_eq!(lease_ms("1h").unwrap(), 3_600_000);
+        assert_eq!(lease_ms("999ms").unwrap_err().code, "USAGE");
+        assert_eq!(lease_ms("3601s").unwrap_err().code, "USAGE");
+    }
+
     #[tokio::test]
     async fn an_address_that_others_can_hear_must_be_asked_for() {
         let config = |insecure| Config {
@@ -341,6 +371,7 @@ mod tests {
             store: "memory:".to_owned(),
             insecure,
             drain_timeout_ms: 1,
+            lease_ms: LEASE_MS,
             auth: false,
             tls_cert: None,
             tls_key: None,
