@@ -3,12 +3,14 @@
 //!
 //! Everything goes through real gRPC over a pipe. Nothing here decides anything.
 
+mod chance;
 mod house;
 mod program;
 mod real;
 mod repository;
 mod scripted;
 
+pub use chance::Chance;
 pub use house::{ANA, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime, start_request};
 pub use program::program;
 pub use real::RealWorker;

@@ -1,12 +1,17 @@
 //! Where `tow` is, for the tests that run it.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, path::PathBuf, process::Command, sync::OnceLock};
 
 use crate::root;
 
 /// The program, built from the sources as they are now, with the profile of the test that asks.
 /// `TOW_BIN` names another one.
 pub fn program() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build).clone()
+}
+
+fn build() -> PathBuf {
     if let Some(chosen) = env::var_os("TOW_BIN") {
         return chosen.into();
     }

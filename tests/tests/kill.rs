@@ -8,7 +8,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     env, fs,
     fs::File,
-    hash::{BuildHasher as _, RandomState},
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use towpath_tests::program;
+use towpath_tests::{Chance, program};
 
 const STAGES: usize = 8;
 const JOBS_PER_STAGE: usize = 15;
@@ -29,18 +28,6 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 const DONE: i32 = 0;
 const NOT_FOUND: i32 = 3;
 const NOTHING_TO_DO: i32 = 4;
-
-/// Where the moments come from. Good enough for moments.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 /// A hundred and twenty jobs that leave a mark and take a moment. Names are as odd as they may be.
 fn pipeline(chance: &mut Chance) -> String {
@@ -201,11 +188,10 @@ impl Scene {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_is_done_twice() {
-    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("TOW_SEED").unwrap_or_else(|| RandomState::new().hash_one(0) | 1);
-    let wanted = number("TOW_KILLS").unwrap_or(100);
+    let wanted = env::var("TOW_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
     let program = program();
-    let mut chance = Chance(seed.max(1));
+    let mut chance = Chance::new();
+    let seed = chance.seed;
     let (mut kills, mut runs, mut starts, mut records) = (0, 0, 0, 0);
     // Said now, because a failure below says no more than what went wrong.
     say(&format!("kill: TOW_SEED={seed}"));
@@ -216,7 +202,7 @@ fn nothing_acknowledged_is_lost_and_nothing_is_done_twice() {
         loop {
             let arguments: &[&str] =
                 if begun { &["resume", "@latest"] } else { &["run", "towpath.yml"] };
-            let moment = MOMENTS_MS.start + chance.below(MOMENTS_MS.end - MOMENTS_MS.start);
+            let moment = chance.within(MOMENTS_MS);
             let life = (kills < wanted).then(|| Duration::from_millis(moment));
             match scene.live(arguments, life) {
                 Ended::Killed => {
