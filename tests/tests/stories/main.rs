@@ -3,6 +3,7 @@
 
 mod cancelling;
 mod durability;
+mod failures;
 mod following;
 mod gates;
 mod hostile;
