@@ -13,6 +13,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
 use crate::{
     READ_BYTES_MAX, StoreError,
@@ -24,6 +25,8 @@ use crate::{
 /// Name prefix of blobs that are still being written.
 pub(crate) const UNFINISHED_PREFIX: &str = ".put-";
 
+/// What is being done when a blob cannot be written.
+const WRITING: &str = "writing a blob";
 /// Bytes moved at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
@@ -37,6 +40,28 @@ pub struct BlobRef {
     pub size: u64,
     /// Their digest.
     pub sha256: [u8; 32],
+}
+
+/// A blob on its way in, in a file that goes when this does.
+#[derive(Debug)]
+pub struct UnfinishedBlob {
+    file: NamedTempFile,
+    digest: Sha256,
+    size: u64,
+}
+
+impl UnfinishedBlob {
+    /// Takes in the next bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.digest.update(bytes);
+        self.size += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(StoreError::while_doing(WRITING))
+    }
+
+    /// The name of what was written so far.
+    pub fn name(&self) -> BlobRef {
+        BlobRef { size: self.size, sha256: self.digest.clone().finalize().into() }
+    }
 }
 
 /// A directory of blobs.
@@ -99,13 +124,7 @@ impl Blobs {
 
     /// Keeps what `source` yields, without ever holding it in memory.
     pub fn put_read(&self, mut source: impl Read) -> Result<BlobRef, StoreError> {
-        let doing = "writing a blob";
-        self.room.check(0)?;
-        let mut builder = tempfile::Builder::new();
-        let unfinished = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
-        let mut unfinished = unfinished.map_err(StoreError::while_doing(doing))?;
-        let mut digest = Sha256::new();
-        let mut size = 0;
+        let mut unfinished = self.begin(0)?;
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let read = match source.read(&mut chunk) {
@@ -114,17 +133,31 @@ impl Blobs {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(StoreError::while_doing("reading a blob to keep")(error)),
             };
-            digest.update(&chunk[..read]);
-            unfinished.write_all(&chunk[..read]).map_err(StoreError::while_doing(doing))?;
-            size += read as u64;
+            unfinished.write(&chunk[..read])?;
         }
-        let blob = BlobRef { size, sha256: digest.finalize().into() };
+        self.keep(unfinished)
+    }
+
+    /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is gone
+    /// again unless it is kept.
+    pub fn begin(&self, bytes: u64) -> Result<UnfinishedBlob, StoreError> {
+        self.room.check(bytes)?;
+        let mut builder = tempfile::Builder::new();
+        let file = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
+        let file = file.map_err(StoreError::while_doing(WRITING))?;
+        Ok(UnfinishedBlob { file, digest: Sha256::new(), size: 0 })
+    }
+
+    /// Keeps what was written of a blob as the whole of it.
+    pub fn keep(&self, unfinished: UnfinishedBlob) -> Result<BlobRef, StoreError> {
+        let blob = unfinished.name();
         // A damaged one is replaced: the right bytes are at hand.
         if !self.is_sound(&blob) {
-            unfinished.as_file().sync_data().map_err(StoreError::while_doing(doing))?;
+            let file = unfinished.file;
+            file.as_file().sync_data().map_err(StoreError::while_doing(WRITING))?;
             let path = self.path(&blob.sha256);
             create_directory(path.parent().unwrap_or(&self.directory))?;
-            unfinished.persist(path).map_err(StoreError::while_doing(doing))?;
+            file.persist(path).map_err(StoreError::while_doing(WRITING))?;
         }
         self.sync_names(&blob.sha256)?;
         Ok(blob)
@@ -196,7 +229,7 @@ impl Blobs {
     }
 
     /// Says whether the blob is there with the right bytes.
-    fn is_sound(&self, blob: &BlobRef) -> bool {
+    pub fn is_sound(&self, blob: &BlobRef) -> bool {
         self.verify(&blob.sha256).is_ok_and(|size| size == blob.size)
     }
 

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 
 pub use crate::{
     backup::{BackedUp, backup, restore},
-    blobs::{BlobReader, BlobRef, Blobs},
+    blobs::{BlobReader, BlobRef, Blobs, UnfinishedBlob},
     error::{AppendError, BackupDamage, Damage, StoreError, UrlFault},
     home::Home,
     memory::MemoryStore,
