@@ -21,6 +21,7 @@ pub mod retry;
 pub mod run;
 pub mod schema;
 pub mod seed_lines;
+pub mod source;
 pub mod specimens;
 pub mod time;
 pub mod trace;
