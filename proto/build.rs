@@ -7,7 +7,8 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=towpath/v1");
     println!("cargo:rerun-if-changed=externalscaler");
-    let files = ["runs", "gates", "log", "workers"].map(|file| format!("towpath/v1/{file}.proto"));
+    let files = ["runs", "gates", "log", "workers", "blobs"];
+    let files = files.map(|file| format!("towpath/v1/{file}.proto"));
     let others = ["externalscaler/externalscaler.proto".to_owned()];
     let descriptors = protox::compile(files.into_iter().chain(others), ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

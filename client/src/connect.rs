@@ -14,8 +14,8 @@ use tonic::{
 use tonic_types::StatusExt as _;
 use towpath_engine::trace::TraceContext;
 use towpath_proto::v1::{
-    self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
-    workers_client::WorkersClient,
+    self, blobs_client::BlobsClient, gates_client::GatesClient, log_client::LogClient,
+    runs_client::RunsClient, workers_client::WorkersClient,
 };
 use towpath_server::{DialTls, House, PemPair, SystemClock, dial_socket, dial_tcp, dial_tls};
 
@@ -274,6 +274,10 @@ impl Server {
 
     pub(crate) fn runs(&self) -> RunsClient<Line> {
         RunsClient::new(self.line()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn blobs(&self) -> BlobsClient<Line> {
+        BlobsClient::new(self.line())
     }
 
     pub(crate) fn gates(&self) -> GatesClient<Line> {

@@ -11,6 +11,7 @@ mod exit;
 mod failure;
 mod line;
 mod render;
+mod source;
 mod telemetry;
 
 use std::{io::Write as _, process::ExitCode};

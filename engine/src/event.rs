@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName, WorkerName},
     plan::JobPlan,
+    source::Source,
     time::Timestamp,
 };
 
@@ -111,6 +112,9 @@ pub enum RunEvent {
         /// What the client called its request: asked again under this name, the answer is this run.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         idempotency_key: Option<String>,
+        /// The files of the run. `None`: they lie in `folder`, and workers share it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<Source>,
     },
     /// Part of the plan, in file order. Large plans need several.
     JobsPlanned {
@@ -297,6 +301,9 @@ pub enum RunEvent {
         /// How long the whole run may take from here on, in milliseconds. `None`: no limit.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<u64>,
+        /// The files of the run from here on. `None`: those it had.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<Source>,
     },
     /// A result was taken over from another tool's record.
     JobImported {

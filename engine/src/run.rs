@@ -26,6 +26,7 @@ use crate::{
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName},
     job::{IllegalEvent, JobState},
     plan::{JobPlan, Plan},
+    source::Source,
     time::Timestamp,
 };
 use agenda::Agenda;
@@ -57,6 +58,9 @@ pub struct Header {
     pub due: Option<Timestamp>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// The files of the run. `None`: they lie in `folder`, and workers share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// Who asked.
     pub requested_by: Actor,
     /// When they asked.
@@ -288,6 +292,15 @@ impl Run {
         }
     }
 
+    /// The files that the direct needs of `job` left behind, with the need that left each.
+    pub fn needed_files<'a>(
+        &'a self,
+        job: &'a Job,
+    ) -> impl Iterator<Item = (&'a JobName, &'a Artifact)> {
+        let needs = job.plan.needs.iter().filter_map(|need| self.job(need.as_str()));
+        needs.flat_map(|need| need.artifacts.iter().map(|file| (&need.plan.name, file)))
+    }
+
     /// How many jobs hold each lock.
     pub fn busy(&self) -> Busy {
         let mut busy = Busy::new();
@@ -310,7 +323,7 @@ impl Run {
         })
     }
 
-    /// What an approval of `job` covers: the plan, the job, and the results it stands on. Any
+    /// What an approval of `job` covers: the plan, the job, the files, and the results it stands on. Any
     /// change of them is another digest, and an approval of the old one opens nothing.
     pub fn binds(&self, job: &Job) -> Digest {
         let mut text = String::new();
@@ -319,6 +332,10 @@ impl Run {
         text.push_str(&plan.unwrap_or_default());
         text.push('\n');
         text.push_str(&own);
+        if let Some(source) = self.header.as_ref().and_then(|header| header.source.as_ref()) {
+            text.push_str("\nsource ");
+            text.push_str(&source.commit);
+        }
         for need in job.plan.needs.iter().filter_map(|need| self.job(need.as_str())) {
             let log = need.log.map(|log| log.sha256.to_string()).unwrap_or_default();
             let result = (need.plan.name.as_str(), need.attempt, need.state.word(), log);

@@ -31,6 +31,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             traceparent: Some(text("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
             folder: text("/srv/shop"),
             idempotency_key: Some(text("ci-4711")),
+            source: None,
         },
         RunEvent::JobsPlanned { jobs: vec![full_job()] },
         RunEvent::RunStarted {},
@@ -96,6 +97,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             stages: vec!["copy".into()],
             jobs: 2,
             timeout_ms: Some(3_600_000),
+            source: None,
         },
         RunEvent::JobImported {
             job: job(),

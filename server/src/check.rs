@@ -4,7 +4,12 @@ use std::collections::HashMap;
 
 use tokio::sync::mpsc;
 use tonic::Status;
-use towpath_engine::{codec, ids::RunId, run::Run};
+use towpath_engine::{
+    codec,
+    ids::RunId,
+    run::Run,
+    source::{Origin, Source},
+};
 use towpath_proto::v1;
 use towpath_storage::verify;
 
@@ -110,6 +115,12 @@ async fn compare(
 /// Every blob that an event names must be there, with the bytes that were meant.
 fn check_blobs(house: &House, rebuilt: &Rebuilt, findings: &mut Vec<String>) {
     for (id, run) in rebuilt {
+        let source = run.header().and_then(|header| header.source.as_ref());
+        if let Some(Source { origin: Origin::Bundle(bundle), .. }) = source
+            && let Err(error) = house.outputs().blobs.verify(&bundle.sha256.0)
+        {
+            findings.push(format!("run {id}, its bundle: {error}"));
+        }
         for job in run.jobs() {
             let files = job.artifacts.iter().map(|artifact| artifact.blob);
             for blob in job.log.into_iter().chain(files) {

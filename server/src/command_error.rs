@@ -2,7 +2,7 @@
 //! `status`.
 
 use towpath_engine::{
-    ids::{JobName, RunId},
+    ids::{Digest, JobName, RunId},
     job::IllegalEvent,
     refusal::Refusal,
 };
@@ -141,6 +141,20 @@ pub enum CommandError {
     /// A bound of the port.
     #[error(transparent)]
     Limit(#[from] Limit),
+    /// The bundle of a run was not sent before the run.
+    #[error("the bundle {sha256} of the run is not here")]
+    SourceMissing {
+        /// Which.
+        sha256: Digest,
+    },
+    /// A bundle that is larger than may be.
+    #[error("a bundle of {bytes} bytes is larger than the {bytes_max} that one may have")]
+    SourceTooLarge {
+        /// How large it is.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
     /// The engine decided on something that cannot be replayed.
     #[error("a bug in the engine: {0}")]
     Bug(#[from] IllegalEvent),

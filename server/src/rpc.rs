@@ -1,5 +1,6 @@
 //! The gRPC face. Every handler reads the same way: wire in, execute, wire out.
 
+mod blobs;
 mod gates;
 mod keda;
 mod log;

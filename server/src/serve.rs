@@ -20,8 +20,8 @@ use towpath_proto::{
     DESCRIPTORS,
     externalscaler::external_scaler_server::ExternalScalerServer,
     v1::{
-        gates_server::GatesServer, log_server::LogServer, runs_server::RunsServer,
-        workers_server::WorkersServer,
+        blobs_server::BlobsServer, gates_server::GatesServer, log_server::LogServer,
+        runs_server::RunsServer, workers_server::WorkersServer,
     },
 };
 
@@ -202,6 +202,7 @@ impl House {
                 .add_service(bounded!(HealthServer::new(health)))
                 .add_service(bounded!(reflection))
                 .add_service(runs)
+                .add_service(bounded!(BlobsServer::new(house.clone())))
                 .add_service(bounded!(GatesServer::new(house.clone())))
                 .add_service(bounded!(LogServer::new(house.clone())))
                 .add_service(bounded!(ExternalScalerServer::new(house.clone())))

@@ -13,7 +13,7 @@ use crate::{limits::Limit, runs::CommandError};
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 19] = [
+pub const FAILURE_CODES: [&str; 21] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -33,6 +33,8 @@ pub const FAILURE_CODES: [&str; 19] = [
     "FORBIDDEN",
     "ACTOR_MISMATCH",
     "WORKER_IDENTITY_MISMATCH",
+    "SOURCE_MISSING",
+    "SOURCE_TOO_LARGE",
 ];
 
 impl CommandError {
@@ -60,6 +62,8 @@ impl CommandError {
             Self::ActorMismatch { .. } => "ACTOR_MISMATCH",
             Self::WorkerIdentityMismatch { .. } => "WORKER_IDENTITY_MISMATCH",
             Self::Limit(limit) => limit.code(),
+            Self::SourceMissing { .. } => "SOURCE_MISSING",
+            Self::SourceTooLarge { .. } => "SOURCE_TOO_LARGE",
             Self::Bug(_) => "ENGINE_BUG",
         }
     }
@@ -76,7 +80,10 @@ impl CommandError {
             | Self::MessageInvalid { .. }
             | Self::ImportInvalid { .. } => Code::InvalidArgument,
             Self::ArtifactUnknown { .. } | Self::WorkerUnknown { .. } => Code::NotFound,
-            Self::KeyReused | Self::JobEnded { .. } | Self::VersionMismatch { .. } => {
+            Self::KeyReused
+            | Self::JobEnded { .. }
+            | Self::VersionMismatch { .. }
+            | Self::SourceMissing { .. } => {
                 Code::FailedPrecondition
             }
             Self::WorkerNameTaken { .. } => Code::AlreadyExists,
@@ -85,7 +92,7 @@ impl CommandError {
             | Self::ActorMismatch { .. }
             | Self::WorkerIdentityMismatch { .. } => Code::PermissionDenied,
             Self::StoreBusy => Code::ResourceExhausted,
-            Self::TooMuch { .. } => Code::InvalidArgument,
+            Self::TooMuch { .. } | Self::SourceTooLarge { .. } => Code::InvalidArgument,
             Self::Contended => Code::Aborted,
             Self::Unreplayable { .. } => Code::DataLoss,
             Self::Limit(limit) => limit.grpc_code(),
@@ -152,6 +159,10 @@ impl CommandError {
                 "Start the worker under the name that its certificate or token was issued for."
             }
             Self::Limit(limit) => limit.advice(),
+            Self::SourceMissing { .. } => "Send the bundle first; `tow run` does.",
+            Self::SourceTooLarge { .. } => {
+                "Leave large files out with `.gitignore`, or use `--source remote`."
+            }
             Self::Bug(_) => "This is a bug of ours; please report it.",
         }
     }

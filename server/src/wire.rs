@@ -9,13 +9,15 @@ use towpath_engine::{
     event::{Artifact, Fact, FailureCause, RunEvent},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
     pipeline_file,
-    run::Run,
+    run::{Job, Run},
+    source::{Origin, Source},
 };
 use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
 use towpath_storage::Position;
 
 pub(crate) use explain::{Around, explanation};
-pub(crate) use views::{artifact_of, gate, job, run};
+use views::blob as blob_message;
+pub(crate) use views::{artifact_of, gate, job, run, source as source_message};
 
 use crate::{outputs::Key, runs::CommandError, telemetry};
 
@@ -39,17 +41,37 @@ pub(crate) struct ReadFile {
     pub(crate) folder: String,
     pub(crate) sha256: Digest,
     pub(crate) plan: towpath_engine::plan::Plan,
+    pub(crate) source: Option<Source>,
 }
 
 /// Reads the pipeline file of a request.
 pub(crate) fn pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, CommandError> {
-    let v1::PipelineFile { name, folder, content } =
+    let v1::PipelineFile { name, folder, content, source: files } =
         file.ok_or_else(|| invalid("the pipeline file is missing"))?;
+    let source = files.map(source).transpose()?;
     let parsed = pipeline_file::parse_bytes(&name, &content).map_err(|diagnostics| {
         let text = String::from_utf8_lossy(&content);
         CommandError::FileInvalid { name: name.clone(), problems: problems(&diagnostics, &text) }
     })?;
-    Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder })
+    Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder, source })
+}
+
+/// The files of a run that a message names.
+fn source(source: v1::Source) -> Result<Source, CommandError> {
+    use v1::source::Origin as Sent;
+    let v1::Source { commit, origin, folder, parent, dirty } = source;
+    let origin = match origin.ok_or_else(|| invalid("a source without an origin"))? {
+        Sent::Bundle(bundle) => Origin::Bundle(blob(&bundle)?),
+        Sent::Remote(address) => Origin::Remote(address),
+    };
+    let parent = (!parent.is_empty()).then_some(parent);
+    let source = Source { commit, origin, folder, parent, dirty };
+    source.problem().map_or(Ok(source), |problem| Err(invalid(problem)))
+}
+
+/// The blob that a message names.
+pub(crate) fn blob(blob: &v1::Blob) -> Result<Blob, CommandError> {
+    Ok(Blob { size: blob.size, sha256: digest(&blob.sha256)? })
 }
 
 /// The first problems of a file, one on each line: as many as fit the head of a message.
@@ -113,6 +135,8 @@ pub(crate) fn assignment(
     let header = run.header()?;
     let filled = run.assignment(job).ok()?;
     let key = Key { run: id.clone(), job: name.clone(), attempt: *attempt };
+    let (files, files_left_out) =
+        if header.source.is_some() { needed_files(run, job) } else { Default::default() };
     let assignment = v1::Assignment {
         of: Some(holding(&key)),
         fence: position,
@@ -126,8 +150,31 @@ pub(crate) fn assignment(
         artifacts: job.plan.artifacts.clone(),
         traceparent: telemetry::of_attempt(run, name, *attempt),
         stage: job.plan.stage.to_string(),
+        source: header.source.as_ref().map(source_message),
+        files,
+        files_left_out,
     };
     Some((key, outgoing(Message::Assignment(assignment))))
+}
+
+/// Most bytes of an assignment that name files of needed jobs; a message has at most 4 MiB.
+const NEEDED_FILES_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What a needed file takes besides its names, in bytes.
+const NEEDED_FILE_BYTES: usize = 100;
+
+/// What the needs of `job` left behind, and how many files more than fit.
+fn needed_files(run: &Run, job: &Job) -> (Vec<v1::NeededFile>, u32) {
+    let (mut files, mut left_out, mut bytes) = (Vec::new(), 0, 0);
+    for (need, artifact) in run.needed_files(job) {
+        bytes += need.as_str().len() + artifact.path.len() + NEEDED_FILE_BYTES;
+        if bytes > NEEDED_FILES_BYTES_MAX {
+            left_out += 1;
+            continue;
+        }
+        let blob = Some(blob_message(&artifact.blob));
+        files.push(v1::NeededFile { job: need.to_string(), path: artifact.path.clone(), blob });
+    }
+    (files, left_out)
 }
 
 /// How an attempt ended, or why nobody knows.

@@ -143,6 +143,7 @@ fn create(run: &mut Run, jobs: usize, retries: u32) -> Vec<Written> {
         gates_preapproved: false,
         traceparent: None,
         idempotency_key: None,
+        source: None,
     };
     let by = Actor::human("bench");
     carry_out(run, &Command::Create(create), &by, Timestamp(0)).expect("a run")

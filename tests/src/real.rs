@@ -55,6 +55,7 @@ impl RealWorker {
             run: None,
             attempts: folder.join("attempts"),
             bearer,
+            file_remotes: false,
             stay,
         };
         let stop = Stop::default();

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use towpath_engine::{
     codec::{decode, encode},
-    event::Fact,
-    ids::Actor,
+    event::{Fact, RunEvent},
+    ids::{Actor, Blob},
+    source::{Origin, Source},
     specimens::one_of_each_kind,
     time::Timestamp,
 };
@@ -63,6 +64,44 @@ fn old_bytes_mean_what_they_meant() {
     for (kind, bytes) in golden() {
         let fact = decode(&bytes).unwrap_or_else(|error| panic!("`{kind}`: {error}"));
         assert_eq!(Some(&fact), specimens.get(&kind), "`{kind}` means something else now");
+    }
+}
+
+#[test]
+fn the_bytes_of_a_run_with_files_of_its_own_are_written_as_ever() {
+    // Fields that came later: a kind has one file, and these bytes are beside it.
+    let text = fs::read_to_string(folder().with_file_name("v1-source.jsonl")).expect("the bytes");
+    let facts: Vec<Fact> =
+        text.lines().map(|line| decode(line.as_bytes()).expect("an event")).collect();
+
+    let sources = facts.iter().map(|fact| {
+        if let RunEvent::RunCreated { source, .. } | RunEvent::PlanReplaced { source, .. } =
+            &fact.event
+        {
+            source
+        } else {
+            panic!("{fact:?}")
+        }
+    });
+    let expected = [
+        Source {
+            commit: "76a4a20c7e6acc38ccb2b134521f5f72eaefc6dc".to_owned(),
+            origin: Origin::Bundle(Blob::of(b"pack")),
+            folder: "db/shop".to_owned(),
+            parent: Some("71d284d4b57ce5a25696cd9a4f1196b8c4bd0c25".to_owned()),
+            dirty: true,
+        },
+        Source {
+            commit: "71d284d4b57ce5a25696cd9a4f1196b8c4bd0c25".to_owned(),
+            origin: Origin::Remote("https://example.org/shop.git".to_owned()),
+            folder: String::new(),
+            parent: None,
+            dirty: false,
+        },
+    ];
+    assert!(sources.eq(expected.map(Some).iter()));
+    for (line, fact) in text.lines().zip(&facts) {
+        assert_eq!(String::from_utf8(encode(fact).expect("it fits a record")).as_deref(), Ok(line));
     }
 }
 

@@ -32,6 +32,7 @@ fn script(folder: &Path, text: &str, number: u32) -> Script {
         env: BTreeMap::new(),
         secrets: Vec::new(),
         folder: folder.to_owned(),
+        root: None,
         timeout: Some(Duration::from_secs(60)),
         grace: None,
         artifacts: Vec::new(),

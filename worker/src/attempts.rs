@@ -129,6 +129,7 @@ impl AttemptsDir {
         lock_within(&lock, &folder)?;
         make_private(&folder.join("outputs")).map_err(unusable)?;
         make_private(&folder.join("spool")).map_err(unusable)?;
+        make_private(&folder.join("work")).map_err(unusable)?;
         make_pipe(&folder.join("hold")).map_err(unusable)?;
         let berths = Berths::found_in(&folder).map_err(unusable)?;
         Ok(Self { folder, environment, berths: Mutex::new(berths), _lock: lock })
@@ -187,6 +188,16 @@ impl AttemptsDir {
     /// The file where what an attempt printed waits for the server.
     pub(crate) fn spool(&self, run: &RunId, job: &JobName, attempt: Attempt) -> PathBuf {
         self.folder.join("spool").join(format!("{}.{attempt}", stem(run, job)))
+    }
+
+    /// The folder that an attempt works in, if its run brings its files along.
+    pub(crate) fn work(&self, run: &RunId, job: &JobName, attempt: Attempt) -> PathBuf {
+        self.folder.join("work").join(format!("{}.{attempt}", stem(run, job)))
+    }
+
+    /// Where the files of runs wait for the next attempt.
+    pub(crate) fn sources(&self) -> PathBuf {
+        self.folder.join("sources")
     }
 
     /// A berth for the attempt `kept`, with its journal begun. `AlreadyExists`: it has one.
@@ -304,10 +315,15 @@ impl Berths {
             }
         }
         let names: Vec<_> = outputs.iter().filter_map(|output| output.file_name()).collect();
-        for kind in ["outputs", "spool"] {
+        for kind in ["outputs", "spool", "work"] {
             for entry in fs::read_dir(folder.join(kind))? {
                 let entry = entry?;
-                if !names.contains(&entry.file_name().as_os_str()) {
+                if names.contains(&entry.file_name().as_os_str()) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else {
                     fs::remove_file(entry.path())?;
                 }
             }
@@ -413,12 +429,14 @@ mod tests {
         fs::write(folder.path().join("8/journal"), "attempt {\"ru").unwrap();
         fs::write(folder.path().join("outputs/stray.1"), "x=1").unwrap();
         fs::write(folder.path().join("spool/stray.1"), "1 o x\n").unwrap();
+        fs::create_dir_all(folder.path().join("work/stray.1/deep")).unwrap();
 
         let attempts = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
         assert_eq!(attempts.found(), []);
         assert!(!folder.path().join("7").exists() && !folder.path().join("8").exists());
         assert!(!folder.path().join("outputs/stray.1").exists());
         assert!(!folder.path().join("spool/stray.1").exists());
+        assert!(!folder.path().join("work/stray.1").exists());
         assert_eq!(attempts.berths().last, 8);
     }
 }

@@ -68,6 +68,9 @@ impl Environment {
         seen.insert("TOW_ATTEMPT".into(), script.attempt.to_string().into());
         seen.insert("TOW_FENCE".into(), script.fence.to_string().into());
         seen.insert("TOW_OUTPUT".into(), output.into());
+        if let Some(root) = &script.root {
+            seen.insert("TOW_ROOT".into(), root.into());
+        }
         if let Some(traceparent) = &script.traceparent {
             seen.insert("TRACEPARENT".into(), of_script(traceparent).into());
         }

@@ -63,6 +63,8 @@ pub struct Script {
     pub secrets: Vec<String>,
     /// Where the script runs.
     pub folder: PathBuf,
+    /// The root of the run's source, given to the script as `TOW_ROOT`. `None`: there is none.
+    pub root: Option<PathBuf>,
     /// The longest it may run.
     pub timeout: Option<Duration>,
     /// From SIGTERM to SIGKILL. `None`: [`GRACE_DEFAULT`].
@@ -460,6 +462,7 @@ mod tests {
             env: BTreeMap::new(),
             secrets: Vec::new(),
             folder: folder.join("work"),
+            root: None,
             timeout: None,
             grace: None,
             artifacts: Vec::new(),

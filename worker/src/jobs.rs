@@ -3,21 +3,27 @@
 
 use std::{
     collections::HashMap,
+    fs,
     future::pending,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use towpath_engine::ids::{JobName, RunId};
+use towpath_engine::{
+    event::FailureCause,
+    ids::{JobName, RunId},
+};
 use towpath_proto::v1;
 
 use crate::{
-    Adopted, AttemptsDir, FoundAttempt, Script, adopt, execute,
+    Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt, execute,
     held::{HeldAttempt, Key, holding, key},
     telemetry::executed,
     tell::tell,
+    workshop::{Needed, Prepared, Unprepared, Workshop},
 };
 
 /// Chunks of one job that may wait for the disk.
@@ -28,6 +34,7 @@ type Send = mpsc::Sender<v1::WorkerMessage>;
 /// What a worker holds, and who watches over it.
 pub(crate) struct Jobs {
     attempts: Arc<AttemptsDir>,
+    workshop: Arc<Workshop>,
     held: HashMap<Key, Arc<HeldAttempt>>,
     /// What an earlier process left, until a server says what of it counts.
     found: Vec<FoundAttempt>,
@@ -43,10 +50,11 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
-    pub(crate) fn new(attempts: AttemptsDir, kill: CancellationToken) -> Self {
+    pub(crate) fn new(attempts: AttemptsDir, workshop: Workshop, kill: CancellationToken) -> Self {
         Self {
             found: attempts.found(),
             attempts: Arc::new(attempts),
+            workshop: Arc::new(workshop),
             held: HashMap::new(),
             void: HashMap::new(),
             watching: JoinSet::new(),
@@ -67,9 +75,10 @@ impl Jobs {
         self.last.as_ref()
     }
 
-    /// Whether nothing is held and nothing is being ended.
+    /// Whether nothing is held, and nothing is being ended or cleared away.
     pub(crate) fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.found.is_empty() && self.void.is_empty()
+        let held = !self.held.is_empty() || !self.found.is_empty();
+        !held && self.void.is_empty() && self.watching.is_empty()
     }
 
     /// Everything that runs, or has ended and is not known to be recorded.
@@ -132,23 +141,34 @@ impl Jobs {
             ended(&attempt).await;
             let (run, job, number) = &attempt.key;
             attempts.forget(run, job, *number);
+            clear(attempts.work(run, job, *number)).await;
             gone.cancel();
         });
     }
 
     /// Begins what the server assigned.
     pub(crate) fn begin(&mut self, assignment: v1::Assignment, send: &Send) {
-        let Some(script) = script_of(assignment) else { return };
+        let Some((mut script, needed)) = script_of(assignment) else { return };
         let key = (script.run.clone(), script.job.clone(), script.attempt);
         let past = self.void.get(&(key.0.clone(), key.1.clone())).cloned();
         let attempt = self.hold(key);
         self.begun += 1;
         self.telling.spawn(tell(Arc::clone(&attempt), 0, send.clone()));
-        let attempts = Arc::clone(&self.attempts);
+        let (attempts, workshop) = (Arc::clone(&self.attempts), Arc::clone(&self.workshop));
         self.watching.spawn(async move {
             if let Some(past) = past {
                 // A job never runs beside its own past.
                 past.cancelled().await;
+            }
+            if let Some(needed) = needed {
+                let root = attempts.work(&script.run, &script.job, script.attempt);
+                match workshop.prepare(&attempt.key, needed, root, &attempt.cancel).await {
+                    Ok(Prepared { root, folder }) => {
+                        script.root = Some(root);
+                        script.folder = folder;
+                    }
+                    Err(unprepared) => return attempt.end(not_begun(unprepared), Ok(())),
+                }
             }
             let (lines, chunks) = mpsc::channel(CHUNKS);
             let (cancel, began) = (attempt.cancel.clone(), SystemTime::now());
@@ -171,11 +191,16 @@ impl Jobs {
     pub(crate) fn forget(&mut self, of: v1::Holding) {
         let key = key(of);
         self.attempts.forget(&key.0, &key.1, key.2);
-        let ended = self.held.remove(&key).and_then(|attempt| {
+        let attempt = self.held.remove(&key);
+        let ended = attempt.and_then(|attempt| {
             let progress = attempt.progress().borrow().clone();
             progress.ended.map(|(ended, _)| ended)
         });
         self.last = ended.or(self.last.take());
+        let work = self.attempts.work(&key.0, &key.1, key.2);
+        if work.exists() {
+            self.watching.spawn(clear(work));
+        }
     }
 
     /// Waits until somebody who watches has nothing more to do; for ever, if nobody watches.
@@ -214,11 +239,26 @@ async fn ended(attempt: &HeldAttempt) {
     drop(progress.wait_for(|progress| progress.ended.is_some()).await);
 }
 
+/// Removes the folder of an attempt that is over. A leftover goes at the next start.
+async fn clear(work: PathBuf) {
+    drop(tokio::task::spawn_blocking(move || fs::remove_dir_all(work)).await);
+}
+
+/// How an attempt ends whose folder was not made.
+fn not_begun(unprepared: Unprepared) -> Adopted {
+    Adopted::Ended(match unprepared {
+        Unprepared::Cancelled => Ended::Cancelled { ran_ms: 0 },
+        Unprepared::Because(why) => {
+            Ended::Failed { cause: FailureCause::NotStarted(why), ran_ms: 0 }
+        }
+    })
+}
+
 fn key_of(found: &FoundAttempt) -> Key {
     (found.run.clone(), found.job.clone(), found.attempt)
 }
 
-fn script_of(assignment: v1::Assignment) -> Option<Script> {
+fn script_of(assignment: v1::Assignment) -> Option<(Script, Option<Needed>)> {
     let v1::Assignment {
         of,
         fence,
@@ -232,9 +272,13 @@ fn script_of(assignment: v1::Assignment) -> Option<Script> {
         artifacts,
         traceparent,
         stage: _,
+        source,
+        files,
+        files_left_out: left_out,
     } = assignment;
     let (run, job, attempt) = key(of?);
-    Some(Script {
+    let needed = source.map(|source| Needed { source, files, left_out });
+    let script = Script {
         run,
         job,
         attempt,
@@ -244,9 +288,11 @@ fn script_of(assignment: v1::Assignment) -> Option<Script> {
         env,
         secrets,
         folder: folder.into(),
+        root: None,
         timeout: timeout_ms.map(Duration::from_millis),
         grace: grace_ms.map(Duration::from_millis),
         artifacts,
         traceparent: (!traceparent.is_empty()).then_some(traceparent),
-    })
+    };
+    Some((script, needed))
 }

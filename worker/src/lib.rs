@@ -14,11 +14,16 @@ mod jobs;
 mod journal;
 pub mod mask;
 pub mod outputs;
+mod place;
+pub mod remote;
 pub mod session;
+pub mod source_tree;
+pub mod sources;
 mod supervise;
 mod tap;
 pub mod telemetry;
 mod tell;
+mod workshop;
 
 pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};
 pub use capture::OutputChunk;

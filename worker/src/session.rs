@@ -19,7 +19,13 @@ use towpath_proto::v1::{
     workers_client::WorkersClient,
 };
 
-use crate::{Adopted, AttemptsDir, AttemptsError, Environment, jobs::Jobs, tell::say};
+use crate::{
+    Adopted, AttemptsDir, AttemptsError, Environment,
+    jobs::Jobs,
+    sources::{SOURCES_BYTES_MAX, Sources},
+    tell::say,
+    workshop::Workshop,
+};
 
 /// Messages to the server that may wait; beyond that what is told waits on disk.
 const QUEUE: usize = 256;
@@ -51,6 +57,8 @@ pub struct WorkerOptions {
     pub attempts: PathBuf,
     /// What it shows a server that asks who it is, as `Bearer TOKEN`.
     pub bearer: Option<MetadataValue<Ascii>>,
+    /// Whether runs may take their files from repositories on this machine's disks.
+    pub file_remotes: bool,
     /// How long it stays.
     pub stay: Stay,
 }
@@ -106,8 +114,16 @@ pub type Worked = Result<Option<Adopted>, WorkerError>;
 /// Works until told to stop, and then until everything that ran is reported and recorded.
 pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worked {
     let attempts = AttemptsDir::open(&options.attempts, Environment::of_process())?;
+    let unusable = |source| AttemptsError::Unusable { folder: attempts.sources(), source };
+    let workshop = Workshop {
+        sources: Sources::open(&attempts.sources(), SOURCES_BYTES_MAX).map_err(unusable)?,
+        channel: channel.clone(),
+        bearer: options.bearer.clone(),
+        worker: options.name.clone(),
+        file_remotes: options.file_remotes,
+    };
     let mut worker = Worker {
-        jobs: Jobs::new(attempts, stop.kill.clone()),
+        jobs: Jobs::new(attempts, workshop, stop.kill.clone()),
         client: WorkersClient::new(channel),
         instance: uuid::Uuid::now_v7().to_string(),
         options,

@@ -150,6 +150,7 @@ mod tests {
             gates_preapproved: false,
             traceparent: None,
             idempotency_key: None,
+            source: None,
         };
         let job = |line: SeedLine| ImportedJob {
             job: line.job,

@@ -214,6 +214,7 @@ fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinH
         run: Some(follow.run.to_string()),
         attempts: server.folder().join("attempts").join(follow.run.as_str()),
         bearer: None,
+        file_remotes: false,
         stay: Stay::default(),
     };
     tokio::spawn(work(server.channel(), options, stop))

@@ -34,6 +34,7 @@ impl Pipeline {
             name: self.name.clone(),
             folder: self.folder.to_string_lossy().into_owned(),
             content: self.bytes.clone().into(),
+            source: None,
         }
     }
 }

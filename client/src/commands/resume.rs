@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
-use towpath_proto::v1;
+use towpath_proto::v1::{self, source::Origin};
 
 use super::{
     Desk, Finished,
     follow::{Follow, work_on},
-    pipeline,
+    pipeline::{self, Pipeline},
 };
-use crate::{cli::WhichRun, connect::Server, failure::Failure};
+use crate::{
+    cli::WhichRun,
+    connect::Server,
+    failure::Failure,
+    source::{self, SourceKind},
+};
 
 /// Let a run go on where it stopped
 ///
@@ -25,6 +30,9 @@ pub(crate) struct ResumeArgs {
     /// Take over what was edited in the pipeline file since the run began
     #[arg(long)]
     accept_changes: bool,
+    /// With it, bundle the files as they are, with changes that are not committed
+    #[arg(long, requires = "accept_changes")]
+    allow_dirty: bool,
     /// Stay at a gate until somebody decides it elsewhere
     #[arg(long)]
     wait: bool,
@@ -46,12 +54,25 @@ pub(crate) async fn resume(desk: &Desk, args: ResumeArgs) -> Finished {
 }
 
 async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, Failure> {
-    let ResumeArgs { run, from, accept_changes, wait, tags } = args;
+    let ResumeArgs { run, from, accept_changes, allow_dirty, wait, tags } = args;
     let run = server.runs().get_run(v1::GetRunRequest { run: run.run }).await?.into_inner();
+    let pipeline = pipeline_now(desk, &run)?;
+    let mut file = pipeline.as_ref().map(Pipeline::message);
+    if let (true, Some(pipeline), Some(file)) = (accept_changes, &pipeline, &mut file) {
+        let kind = match run.source.as_ref().and_then(|source| source.origin.as_ref()) {
+            Some(Origin::Bundle(_)) => SourceKind::Bundle,
+            Some(Origin::Remote(_)) => SourceKind::Remote,
+            None => SourceKind::Folder,
+        };
+        if let Some(taken) = source::take(desk, kind, allow_dirty, pipeline).await? {
+            taken.send(desk, server).await?;
+            file.source = Some(taken.source);
+        }
+    }
     let request = v1::ResumeRunRequest {
         run: run.id.clone(),
         from_stage: from.unwrap_or_default(),
-        file: file_now(desk, &run)?,
+        file,
         accept_changes,
         actor: desk.actor(),
     };
@@ -67,7 +88,7 @@ async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, F
 }
 
 /// The pipeline file as it is now, if it is still where it was.
-pub(crate) fn file_now(desk: &Desk, run: &v1::Run) -> Result<Option<v1::PipelineFile>, Failure> {
+fn pipeline_now(desk: &Desk, run: &v1::Run) -> Result<Option<Pipeline>, Failure> {
     let name = Path::new(&run.file).file_name().unwrap_or_default();
     let path = Path::new(&run.folder).join(name);
     if !path.is_file() {
@@ -75,5 +96,5 @@ pub(crate) fn file_now(desk: &Desk, run: &v1::Run) -> Result<Option<v1::Pipeline
         desk.say(&format!("`{gone}` is gone; the plan that the run began with is used."));
         return Ok(None);
     }
-    Ok(Some(pipeline::read(desk, &path)?.message()))
+    pipeline::read(desk, &path).map(Some)
 }

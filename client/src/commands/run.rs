@@ -14,6 +14,7 @@ use crate::{
     connect::Server,
     exit,
     failure::Failure,
+    source::{SourceArgs, Taken},
 };
 
 /// Jobs at once when nobody says how many. Source: the file-driven pipeline format.
@@ -46,6 +47,8 @@ pub(crate) struct RunArgs {
     /// A name for this request: asked again under it, the same run is meant [default: a new one]
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    #[command(flatten)]
+    source: SourceArgs,
 }
 
 /// Begins a run and works on it.
@@ -53,15 +56,18 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let pipeline = pipeline::read(desk, &path)?;
     let mut server = Server::reach(&desk.url()).await?;
+    let taken = args.source.take(desk, &server, &pipeline).await?;
+    let mut file = pipeline.message();
+    file.source = taken.as_ref().map(|taken| taken.source.clone());
     let request = v1::StartRunRequest {
-        file: Some(pipeline.message()),
+        file: Some(file),
         parallelism: args.parallelism,
         gates_preapproved: args.yes,
         traceparent: String::new(),
         actor: desk.actor(),
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };
-    let run = begin(desk, &mut server, request).await?;
+    let run = begin(desk, &mut server, request, taken.as_ref()).await?;
     if args.detach {
         let gone = server.is_ours();
         server.close().await;
@@ -87,11 +93,19 @@ async fn begin(
     desk: &Desk,
     server: &mut Server,
     request: v1::StartRunRequest,
+    taken: Option<&Taken>,
 ) -> Result<v1::Run, Failure> {
     loop {
-        let failure = match server.runs().start_run(request.clone()).await {
-            Ok(run) => return Ok(run.into_inner()),
-            Err(status) => Failure::from(status),
+        let asked = async {
+            if let Some(taken) = taken {
+                taken.send(desk, server).await?;
+            }
+            let run = server.runs().start_run(request.clone()).await?;
+            Ok::<_, Failure>(run.into_inner())
+        };
+        let failure = match asked.await {
+            Ok(run) => return Ok(run),
+            Err(failure) => failure,
         };
         if !failure.is_unreachable() || !server.is_remote() {
             return Err(failure);

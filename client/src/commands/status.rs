@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use towpath_proto::v1;
+use towpath_proto::v1::{self, source::Origin};
 
 use super::{
     Desk, Finished,
@@ -101,6 +101,34 @@ pub(crate) struct RunJson {
     can_move: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     traceparent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SourceJson>,
+}
+
+/// The files of a run, as machines read them.
+#[derive(Serialize)]
+struct SourceJson {
+    commit: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bundle: Option<BlobJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<String>,
+    folder: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    parent: String,
+    dirty: bool,
+}
+
+impl From<v1::Source> for SourceJson {
+    fn from(source: v1::Source) -> Self {
+        let v1::Source { commit, origin, folder, parent, dirty } = source;
+        let (bundle, remote) = match origin {
+            Some(Origin::Bundle(blob)) => (Some(blob.into()), None),
+            Some(Origin::Remote(address)) => (None, Some(address)),
+            None => (None, None),
+        };
+        Self { commit, bundle, remote, folder, parent, dirty }
+    }
 }
 
 impl From<v1::Run> for RunJson {
@@ -136,6 +164,7 @@ impl From<v1::Run> for RunJson {
             position: run.position,
             can_move: run.can_move,
             traceparent: run.traceparent,
+            source: run.source.map(SourceJson::from),
         }
     }
 }

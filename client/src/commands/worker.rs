@@ -20,8 +20,8 @@ const TIMED_OUT: u8 = 124;
 
 /// Run jobs for a server
 ///
-/// Takes jobs of any run from the server of `--server` and runs them on this machine, in the folder
-/// that the run names. When the server cannot be reached the jobs go on, and what they print and
+/// Takes jobs of any run from the server of `--server` and runs them on this machine: in a folder
+/// of their own with the files that the run brought along, or in the folder that the run names. When the server cannot be reached the jobs go on, and what they print and
 /// how they end is told later. SIGTERM and Ctrl-C let running jobs finish first, a second one ends
 /// them; if this process is killed, its jobs go on and the next worker of the same name takes them
 /// up.
@@ -64,6 +64,9 @@ pub(crate) struct WorkerArgs {
     /// Where running jobs are written down [default: ~/.local/state/towpath/attempts/NAME]
     #[arg(long, value_name = "DIR")]
     attempts: Option<PathBuf>,
+    /// Take the files of a run from a repository on this machine too, if it names one by `file://`
+    #[arg(long)]
+    allow_file_remotes: bool,
     /// Take one job, and end when it is recorded
     #[arg(long, conflicts_with = "max_jobs")]
     once: bool,
@@ -111,6 +114,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
         run: acquired.as_ref().map(|(run, _)| run.clone()),
         job: acquired.map(|(_, job)| job),
         bearer: connect::bearer(),
+        file_remotes: args.allow_file_remotes,
         stay: Stay {
             reconnect: true,
             jobs_max: if single { Some(1) } else { args.max_jobs },

@@ -8,6 +8,7 @@ use towpath_engine::{
     job::JobState,
     plan::When,
     run::{Job, Phase, Run},
+    source::{Origin, Source},
     time::{Timestamp, duration_words},
 };
 
@@ -183,6 +184,10 @@ fn stage_line(stage: &str, jobs: &[&Job], style: &Style) -> String {
 pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) -> String {
     let mut text = head(run, short_id, style);
     text.push('\n');
+    if let Some(source) = run.header().and_then(|header| header.source.as_ref()) {
+        text.push_str(&source_line(source));
+        text.push('\n');
+    }
     for (stage, jobs) in by_stage(run) {
         text.push_str(&stage_line(stage, &jobs, style));
         text.push('\n');
@@ -194,6 +199,16 @@ pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) ->
     text.push_str(&foot(run, now, style));
     text.push('\n');
     text
+}
+
+/// Where the files of a run come from.
+fn source_line(source: &Source) -> String {
+    let from = match &source.origin {
+        Origin::Bundle(_) => "in a bundle".to_owned(),
+        Origin::Remote(address) => format!("from {}", safe(address)),
+    };
+    let dirty = if source.dirty { ", with changes that are not committed" } else { "" };
+    format!("  files: commit {:.12} {from}{dirty}", source.commit)
 }
 
 fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
@@ -309,6 +324,7 @@ mod tests {
             gates_preapproved: false,
             traceparent: None,
             idempotency_key: None,
+            source: None,
         };
         let mut run = Run::default();
         let ana = Actor::human("ana");

@@ -7,6 +7,7 @@ use crate::{
     plan::{JobPlan, Plan},
     refusal::Refusal,
     run::Run,
+    source::Source,
     time::Timestamp,
 };
 
@@ -40,6 +41,8 @@ pub struct CreateRun {
     pub traceparent: Option<String>,
     /// What the client called its request.
     pub idempotency_key: Option<String>,
+    /// The files of the run. `None`: they lie in `folder`, and workers share it.
+    pub source: Option<Source>,
 }
 
 pub(super) fn decide(
@@ -73,6 +76,7 @@ pub(super) fn decide(
         traceparent: create.traceparent.clone(),
         folder: create.folder.clone(),
         idempotency_key: create.idempotency_key.clone(),
+        source: create.source.clone(),
     }];
     events.extend(plan_chunks(&create.plan.jobs));
     events.push(RunEvent::RunStarted {});

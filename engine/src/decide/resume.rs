@@ -7,6 +7,7 @@ use crate::{
     plan::Plan,
     refusal::Refusal,
     run::{Phase, Run},
+    source::Source,
 };
 
 /// What the pipeline file means now.
@@ -16,6 +17,8 @@ pub struct EditedPlan {
     pub file_sha256: Digest,
     /// What it means.
     pub plan: Plan,
+    /// The files of the run as they are now. `None`: nobody looked.
+    pub source: Option<Source>,
 }
 
 /// Let the run go on.
@@ -30,7 +33,8 @@ pub struct ResumeRun {
 }
 
 /// Succeeded jobs stay as they are unless `from` says otherwise; everything else that has ended
-/// gets another chance. A plan that has changed is refused unless the edit is accepted.
+/// gets another chance. A plan that has changed is refused unless the edit is accepted; other files
+/// than the frozen ones are taken over only together with it.
 pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Refusal> {
     let header = run.header().ok_or(Refusal::RunUnknown)?;
     if run.phase().is_ending() {
@@ -38,9 +42,10 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
     }
     let mut events = Vec::new();
     let mut stages = &header.stages;
-    if let Some(EditedPlan { file_sha256, plan }) = &resume.file {
+    if let Some(EditedPlan { file_sha256, plan, source }) = &resume.file {
         let now = plan.digest();
-        if now != header.plan_sha256 {
+        let moved = source.is_some() && *source != header.source && resume.accept_changes;
+        if now != header.plan_sha256 || moved {
             if !resume.accept_changes {
                 return Err(Refusal::PlanChanged { frozen: header.plan_sha256, now });
             }
@@ -53,6 +58,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
                 stages: plan.stages.clone(),
                 jobs: u32::try_from(plan.jobs.len()).unwrap_or(u32::MAX),
                 timeout_ms: plan.timeout_ms,
+                source: source.clone(),
             });
             events.extend(plan_chunks(&plan.jobs));
             events.push(RunEvent::RunStarted {});
@@ -93,7 +99,7 @@ mod tests {
 
     fn edited(jobs: Vec<JobPlan>, accept_changes: bool) -> Command {
         let create = creation(jobs);
-        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: create.plan };
+        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: create.plan, source: None };
         Command::Resume(ResumeRun { file: Some(file), accept_changes, from: None })
     }
 
@@ -163,6 +169,36 @@ mod tests {
     }
 
     #[test]
+    fn other_files_are_taken_over_only_if_the_edit_is_accepted() {
+        let source = |commit: &str| Source {
+            commit: commit.repeat(40),
+            origin: crate::source::Origin::Bundle(crate::ids::Blob::of(commit.as_bytes())),
+            folder: String::new(),
+            parent: None,
+            dirty: false,
+        };
+        let mut house =
+            Stage::begin_with(vec![job("a")], |create| create.source = Some(source("a")));
+        house.leases();
+        house.fails("a", 1);
+        let plan = house.run.plan().unwrap();
+        let resumed = |accept_changes| {
+            let (file_sha256, source) = (Digest([1; 32]), Some(source("b")));
+            let file = Some(EditedPlan { file_sha256, plan: plan.clone(), source });
+            Command::Resume(ResumeRun { file, accept_changes, from: None })
+        };
+
+        house.carries_out(&resumed(false));
+        assert_eq!(house.run.header().unwrap().source, Some(source("a")));
+        house.leases();
+        house.fails("a", 2);
+        house.carries_out(&resumed(true));
+
+        assert_eq!(house.run.header().unwrap().source, Some(source("b")));
+        assert_eq!(house.leases().as_deref(), Some("a"));
+    }
+
+    #[test]
     fn a_gate_asks_again_after_a_resume() {
         let mut house = Stage::begin(vec![gated(job("x"))]);
         house.approves("x");
@@ -191,7 +227,7 @@ mod tests {
         }
         let mut plan = creation(vec![job("a")]).plan;
         plan.timeout_ms = Some(5_000);
-        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: plan.clone() };
+        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: plan.clone(), source: None };
         let edited = ResumeRun { file: Some(file), accept_changes: true, from: None };
         house.carries_out(&Command::Resume(edited));
 

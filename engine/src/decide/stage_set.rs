@@ -48,6 +48,7 @@ pub(crate) fn creation(jobs: Vec<JobPlan>) -> CreateRun {
         gates_preapproved: false,
         traceparent: None,
         idempotency_key: None,
+        source: None,
     }
 }
 

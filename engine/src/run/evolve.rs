@@ -27,12 +27,22 @@ impl Run {
                 }
             }
             RunEvent::RunStarted {} => self.start(fact)?,
-            RunEvent::PlanReplaced { file_sha256, plan_sha256, stages, jobs, timeout_ms } => {
+            RunEvent::PlanReplaced {
+                file_sha256,
+                plan_sha256,
+                stages,
+                jobs,
+                timeout_ms,
+                source,
+            } => {
                 if let Some(header) = &mut self.header {
                     header.file_sha256 = *file_sha256;
                     header.plan_sha256 = *plan_sha256;
                     header.stages.clone_from(stages);
                     header.timeout_ms = *timeout_ms;
+                    if source.is_some() {
+                        header.source.clone_from(source);
+                    }
                     header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
                 }
                 let old = std::mem::take(&mut self.jobs);
@@ -92,6 +102,7 @@ impl Run {
             traceparent,
             folder,
             idempotency_key: _,
+            source,
         } = &fact.event
         else {
             return;
@@ -110,6 +121,7 @@ impl Run {
             timeout_ms: due.map(|due| due.ms_since(fact.at)),
             due: *due,
             traceparent: traceparent.clone(),
+            source: source.clone(),
             requested_by: fact.by.clone(),
             created_at: fact.at,
         });

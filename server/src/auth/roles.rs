@@ -64,7 +64,7 @@ const READERS: &[Role] =
     &[Role::Viewer, Role::Operator, Role::Approver, Role::Auditor, Role::Admin];
 
 /// Every request of the contract, and the roles that may make it: any one of them is enough.
-pub(crate) const TABLE: [(&str, &[Role]); 26] = [
+pub(crate) const TABLE: [(&str, &[Role]); 29] = [
     ("/towpath.v1.Runs/StartRun", &[Role::Operator]),
     ("/towpath.v1.Runs/GetRun", READERS),
     ("/towpath.v1.Runs/ListRuns", READERS),
@@ -87,6 +87,9 @@ pub(crate) const TABLE: [(&str, &[Role]); 26] = [
     ("/towpath.v1.Workers/ListWorkers", READERS),
     ("/towpath.v1.Workers/DrainWorker", &[Role::Operator, Role::Admin]),
     ("/towpath.v1.Workers/WatchDemand", READERS),
+    ("/towpath.v1.Blobs/FindBlob", &[Role::Operator]),
+    ("/towpath.v1.Blobs/PutBlob", &[Role::Operator]),
+    ("/towpath.v1.Blobs/FetchBlob", &[Role::Worker]),
     ("/externalscaler.ExternalScaler/IsActive", READERS),
     ("/externalscaler.ExternalScaler/StreamIsActive", READERS),
     ("/externalscaler.ExternalScaler/GetMetricSpec", READERS),
@@ -161,6 +164,9 @@ mod tests {
             ("towpath.v1.Workers/ListWorkers", "voa-ud"),
             ("towpath.v1.Workers/DrainWorker", "-o---d"),
             ("towpath.v1.Workers/WatchDemand", "voa-ud"),
+            ("towpath.v1.Blobs/FindBlob", "-o----"),
+            ("towpath.v1.Blobs/PutBlob", "-o----"),
+            ("towpath.v1.Blobs/FetchBlob", "---w--"),
             ("externalscaler.ExternalScaler/IsActive", "voa-ud"),
             ("externalscaler.ExternalScaler/StreamIsActive", "voa-ud"),
             ("externalscaler.ExternalScaler/GetMetricSpec", "voa-ud"),

@@ -204,6 +204,7 @@ impl House {
             idempotency_key: key,
         } = request.into_inner();
         let mut create = creation(wire::pipeline_file(file)?, parallelism);
+        self.has_source(create.source.as_ref()).await?;
         create.gates_preapproved = gates_preapproved;
         let asked = traceparent.parse::<TraceContext>().ok().filter(|_| !told).or(caller);
         create.traceparent = asked.map(|context| context.to_string());
@@ -229,9 +230,12 @@ impl House {
 
     /// The run that an earlier request of the same name began.
     async fn begun(&self, id: &RunId, again: &CreateRun) -> Result<v1::Run, CommandError> {
-        let file = |loaded: &Loaded| loaded.run.header().map(|header| header.file_sha256);
-        let file = self.runs().look(id, file).await?;
-        if file != Some(again.file_sha256) {
+        let same = |loaded: &Loaded| {
+            loaded.run.header().is_some_and(|header| {
+                header.file_sha256 == again.file_sha256 && header.source == again.source
+            })
+        };
+        if !self.runs().look(id, same).await? {
             return Err(CommandError::KeyReused);
         }
         self.view(id).await
@@ -246,9 +250,14 @@ impl House {
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
         let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
+        self.has_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
         let resume = ResumeRun {
             from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
-            file: file.map(|file| EditedPlan { file_sha256: file.sha256, plan: file.plan }),
+            file: file.map(|file| EditedPlan {
+                file_sha256: file.sha256,
+                plan: file.plan,
+                source: file.source,
+            }),
             accept_changes,
         };
         self.command(&run, Command::Resume(resume), (&by, about)).await
@@ -351,6 +360,7 @@ fn creation(file: wire::ReadFile, parallelism: u32) -> CreateRun {
         folder: file.folder,
         file_sha256: file.sha256,
         plan: file.plan,
+        source: file.source,
         parallelism,
         gates_preapproved: false,
         traceparent: None,

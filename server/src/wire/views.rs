@@ -6,6 +6,7 @@ use towpath_engine::{
     job::JobState,
     plan::When,
     run::{Job, Run},
+    source::{Origin, Source},
     time::duration_words,
     trace::TraceContext,
 };
@@ -46,6 +47,22 @@ pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &st
         abort_root: run.abort_root().map(ToString::to_string).unwrap_or_default(),
         short_id: short_id.to_owned(),
         traceparent: run.span().map(|span| span.to_string()).unwrap_or_default(),
+        source: header.source.as_ref().map(source),
+    }
+}
+
+/// The files of a run.
+pub(crate) fn source(source: &Source) -> v1::Source {
+    let Source { commit, origin, folder, parent, dirty } = source;
+    v1::Source {
+        commit: commit.clone(),
+        origin: Some(match origin {
+            Origin::Bundle(bundle) => v1::source::Origin::Bundle(blob(bundle)),
+            Origin::Remote(address) => v1::source::Origin::Remote(address.clone()),
+        }),
+        folder: folder.clone(),
+        parent: parent.clone().unwrap_or_default(),
+        dirty: *dirty,
     }
 }
 
@@ -176,7 +193,7 @@ fn failure(cause: &FailureCause) -> String {
     }
 }
 
-fn blob(blob: &Blob) -> v1::Blob {
+pub(crate) fn blob(blob: &Blob) -> v1::Blob {
     v1::Blob { size: blob.size, sha256: blob.sha256.to_string() }
 }
 

@@ -61,6 +61,7 @@ impl Both {
             gates_preapproved: scenario.preapproved,
             traceparent: None,
             idempotency_key: None,
+            source: None,
         });
         both.carry_out(&create, true)?;
         Ok(both)

@@ -38,6 +38,7 @@ pub(crate) fn creation(rng: &mut Rng, request: u64, limit: u32) -> CreateRun {
         gates_preapproved: rng.chance(20),
         traceparent: None,
         idempotency_key: Some(format!("request-{request}")),
+        source: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Stories over the whole house: a real server, real gRPC over a pipe, a store in memory, and a
 //! clock that stands still. One file for each promise.
 
+mod anywhere;
 mod cancelling;
 mod durability;
 mod failures;

@@ -70,7 +70,7 @@ impl House {
     }
 
     /// Sends what a blob holds from `offset` on.
-    pub(super) async fn send_blob(
+    pub(in crate::rpc) async fn send_blob(
         &self,
         sha256: &Digest,
         mut offset: u64,

@@ -1,0 +1,211 @@
+//! The sources that a worker has by now: a bare repository for each, under a name that says what is
+//! in it. Whole or not there at all, kept for the next attempt, and the longest unused go first.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use tempfile::{NamedTempFile, TempDir};
+
+/// Most bytes of sources that are kept while nobody uses them.
+pub const SOURCES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Begins the names of what is not whole yet.
+const UNFINISHED_PREFIX: &str = ".part-";
+/// The file of a source whose age says when it was last used.
+const USED: &str = "used";
+
+type InUse = Arc<Mutex<HashMap<String, u32>>>;
+
+/// The folder of the sources.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    folder: PathBuf,
+    bytes_max: u64,
+    in_use: InUse,
+    /// Held while a source is made or removed.
+    pub(crate) making: tokio::sync::Mutex<()>,
+}
+
+/// A source that stays for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Borrowed {
+    pub(crate) path: PathBuf,
+    name: String,
+    in_use: InUse,
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        let mut in_use = locked(&self.in_use);
+        if let Some(count) = in_use.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                in_use.remove(&self.name);
+            }
+        }
+    }
+}
+
+fn locked(in_use: &InUse) -> MutexGuard<'_, HashMap<String, u32>> {
+    in_use.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sources {
+    /// The sources in `folder`. What a killed worker left unfinished is removed.
+    pub(crate) fn open(folder: &Path, bytes_max: u64) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if name_of(&path).starts_with(UNFINISHED_PREFIX) {
+                remove(&path);
+            }
+        }
+        let (folder, in_use) = (folder.to_owned(), InUse::default());
+        Ok(Self { folder, bytes_max, in_use, making: tokio::sync::Mutex::default() })
+    }
+
+    /// The source called `name`, if it is there.
+    pub(crate) fn find(&self, name: &str) -> Option<Borrowed> {
+        let path = self.folder.join(name);
+        if !path.is_dir() {
+            return None;
+        }
+        *locked(&self.in_use).entry(name.to_owned()).or_default() += 1;
+        // Without it the source only looks older than it is.
+        drop(File::create(path.join(USED)));
+        Some(Borrowed { path, name: name.to_owned(), in_use: Arc::clone(&self.in_use) })
+    }
+
+    /// A file that is gone again when its handle is.
+    pub(crate) fn scratch_file(&self) -> io::Result<NamedTempFile> {
+        tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(&self.folder)
+    }
+
+    /// A folder that is gone again when its handle is, unless it is kept.
+    pub(crate) fn scratch_folder(&self) -> io::Result<TempDir> {
+        tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempdir_in(&self.folder)
+    }
+
+    /// Keeps what was made in `made` under `name`, and makes room.
+    pub(crate) fn keep(&self, made: TempDir, name: &str) -> io::Result<Borrowed> {
+        File::create(made.path().join(USED))?;
+        match fs::rename(made.path(), self.folder.join(name)) {
+            // Now it lies elsewhere: nothing is left to be removed.
+            Ok(()) => drop(made.keep()),
+            Err(error) => return Err(error),
+        }
+        let kept = self.find(name).ok_or(io::ErrorKind::NotFound)?;
+        self.trim()?;
+        Ok(kept)
+    }
+
+    /// Removes a source that turned out to be damaged.
+    pub(crate) fn discard(&self, name: &str) {
+        remove(&self.folder.join(name));
+    }
+
+    /// Removes the longest unused until the rest is within its bound.
+    fn trim(&self) -> io::Result<()> {
+        let mut all: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let Ok(used) = fs::metadata(path.join(USED)).and_then(|used| used.modified()) else {
+                continue;
+            };
+            if !name_of(&path).starts_with(UNFINISHED_PREFIX) {
+                all.push((used, size(&path), path));
+            }
+        }
+        all.sort();
+        let mut bytes: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, own, path) in all {
+            if bytes <= self.bytes_max {
+                break;
+            }
+            if !locked(&self.in_use).contains_key(name_of(&path)) {
+                remove(&path);
+                bytes -= own;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// A leftover costs space and nothing else.
+fn remove(path: &Path) {
+    drop(if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) });
+}
+
+/// The bytes of all files below `folder`, as far as they can be seen.
+fn size(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => size(&entry.path()),
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn make(sources: &Sources, name: &str, age: u64) -> Borrowed {
+        let made = sources.scratch_folder().unwrap();
+        fs::write(made.path().join("pack"), [0; 100]).unwrap();
+        let kept = sources.keep(made, name).unwrap();
+        let used = File::options().write(true).open(kept.path.join(USED)).unwrap();
+        used.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        kept
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_longest_unused_go_first_and_what_is_in_use_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources::open(folder.path(), 250).unwrap();
+        let oldest = make(&sources, "a", 300);
+        drop(make(&sources, "b", 200));
+        drop(make(&sources, "c", 100));
+        assert_eq!(names(folder.path()), ["a", "c"]);
+
+        drop(oldest);
+        drop(make(&sources, "d", 50));
+        assert_eq!(names(folder.path()), ["c", "d"]);
+        assert!(sources.find("a").is_none() && sources.find("c").is_some());
+    }
+
+    #[test]
+    fn what_is_not_whole_is_never_found_and_removed_at_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources::open(folder.path(), 1_000).unwrap();
+        drop(sources.scratch_folder().unwrap());
+        assert_eq!(names(folder.path()), [""; 0]);
+
+        // Killed: nobody was left to remove them.
+        fs::create_dir(folder.path().join(".part-1")).unwrap();
+        fs::write(folder.path().join(".part-2"), "half").unwrap();
+        drop(make(&sources, "whole", 0));
+        Sources::open(folder.path(), 1_000).unwrap();
+        assert_eq!(names(folder.path()), ["whole"]);
+    }
+}
