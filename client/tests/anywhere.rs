@@ -374,9 +374,11 @@ fn edited_files_are_taken_over_when_the_edit_is_accepted() {
     let pipeline = PIPELINE.replace("cat data.txt ../top.txt", "grep right data.txt");
     yard.write("repository/db/towpath.yml", &pipeline);
     yard.commit();
-    let _worker = yard.worker("w", &[]);
+    let _worker = yard.worker("w", &["--keep-work"]);
     let run = yard.begin("repository/db", &[]);
     assert_eq!(yard.ended(&run), "failed");
+    let kept = yard.at(&format!("w/kept/{run}.a.1/db/data.txt"));
+    until("the folder of the failed attempt", || kept.exists());
     yard.write("repository/db/data.txt", "right\n");
 
     // The frozen files stay what they were.

@@ -56,6 +56,7 @@ impl RealWorker {
             attempts: folder.join("attempts"),
             bearer,
             file_remotes: false,
+            keep_work: false,
             stay,
         };
         let stop = Stop::default();

@@ -195,6 +195,13 @@ impl AttemptsDir {
         self.folder.join("work").join(format!("{}.{attempt}", stem(run, job)))
     }
 
+    /// Takes the folder of an attempt away from where folders are removed.
+    pub(crate) fn keep_work(&self, work: &Path) -> io::Result<()> {
+        let kept = self.folder.join("kept");
+        make_private(&kept)?;
+        fs::rename(work, kept.join(work.file_name().unwrap_or_default()))
+    }
+
     /// Where the files of runs wait for the next attempt.
     pub(crate) fn sources(&self) -> PathBuf {
         self.folder.join("sources")

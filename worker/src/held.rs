@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_engine::ids::{Attempt, JobName, RunId};
 use towpath_proto::v1;
 
-use crate::{Adopted, AttemptsDir, OutputChunk, capture::LOG_BYTES_MAX};
+use crate::{Adopted, AttemptsDir, Ended, OutputChunk, capture::LOG_BYTES_MAX};
 
 /// Most bytes of one attempt's output that wait on disk. An attempt has less, unless workers were
 /// killed over it: each begins to count anew.
@@ -65,6 +65,12 @@ impl HeldAttempt {
     /// How far it is, now and later.
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
+    }
+
+    /// Whether it has ended, and badly.
+    pub(crate) fn has_failed(&self) -> bool {
+        let ended = &self.progress.borrow().ended;
+        matches!(ended, Some((Adopted::Ended(Ended::Failed { .. }), _)))
     }
 
     /// Makes room for what the server has heard of the output and this machine forgot.

@@ -192,13 +192,18 @@ impl Jobs {
         let key = key(of);
         self.attempts.forget(&key.0, &key.1, key.2);
         let attempt = self.held.remove(&key);
+        let failed = attempt.as_ref().is_some_and(|attempt| attempt.has_failed());
         let ended = attempt.and_then(|attempt| {
             let progress = attempt.progress().borrow().clone();
             progress.ended.map(|(ended, _)| ended)
         });
         self.last = ended.or(self.last.take());
         let work = self.attempts.work(&key.0, &key.1, key.2);
-        if work.exists() {
+        if !work.exists() {
+            return;
+        }
+        // What cannot be kept is cleared away.
+        if !(failed && self.workshop.keep_work && self.attempts.keep_work(&work).is_ok()) {
             self.watching.spawn(clear(work));
         }
     }

@@ -59,6 +59,8 @@ pub struct WorkerOptions {
     pub bearer: Option<MetadataValue<Ascii>>,
     /// Whether runs may take their files from repositories on this machine's disks.
     pub file_remotes: bool,
+    /// Whether the folders of failed attempts stay, below `kept/` of the attempts' own files.
+    pub keep_work: bool,
     /// How long it stays.
     pub stay: Stay,
 }
@@ -121,6 +123,7 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worke
         bearer: options.bearer.clone(),
         worker: options.name.clone(),
         file_remotes: options.file_remotes,
+        keep_work: options.keep_work,
     };
     let mut worker = Worker {
         jobs: Jobs::new(attempts, workshop, stop.kill.clone()),

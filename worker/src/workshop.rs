@@ -12,7 +12,7 @@ use std::{
 use git2::{Oid, Repository};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
-use tokio_stream::StreamExt as _;
+use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Request, Status,
@@ -35,6 +35,8 @@ use crate::{
 
 /// Pauses before a download is tried again, in milliseconds: a server may be away for a minute.
 const PAUSES_MS: [u64; 8] = [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000];
+/// How long a server may say nothing in the middle of a download.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a pack that are indexed at once.
 const INDEXED_BYTES: usize = 1024 * 1024;
 
@@ -80,6 +82,8 @@ pub(crate) struct Workshop {
     pub(crate) worker: String,
     /// Whether remotes may be repositories of this machine.
     pub(crate) file_remotes: bool,
+    /// Whether the folders of failed attempts are kept.
+    pub(crate) keep_work: bool,
 }
 
 impl Workshop {
@@ -236,27 +240,41 @@ impl Workshop {
             request.metadata_mut().insert("authorization", bearer.clone());
         }
         let mut client = BlobsClient::new(self.channel.clone());
-        let mut chunks = client.fetch_blob(request).await?.into_inner();
-        let unwritable = |error: io::Error| {
-            Unfetched::Because(format!("cannot be written on this worker: {error}"))
-        };
-        let mut file = self.sources.scratch_file().map_err(unwritable)?;
-        let (mut hash, mut size) = (Sha256::new(), 0);
-        while let Some(chunk) = chunks.next().await {
-            let v1::OutputChunk { content } = chunk?;
-            size += content.len() as u64;
-            if size > blob.size {
-                break;
-            }
-            hash.update(&content);
-            file.write_all(&content).map_err(unwritable)?;
-        }
-        if (Blob { size, sha256: Digest(hash.finalize().into()) }) != *blob {
-            let why = "did not arrive with the bytes of its digest".to_owned();
-            return Err(Unfetched::Because(why));
-        }
-        Ok(file)
+        let opened = in_time(client.fetch_blob(request)).await?;
+        let file = self.sources.scratch_file().map_err(unwritable)?;
+        receive(opened.into_inner(), blob, file).await
     }
+}
+
+/// Writes what comes into `file`, if it is `blob` and nothing else.
+async fn receive(
+    mut chunks: impl Stream<Item = Result<v1::OutputChunk, Status>> + Unpin,
+    blob: &Blob,
+    mut file: NamedTempFile,
+) -> Result<NamedTempFile, Unfetched> {
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    while let Some(chunk) = in_time(async { chunks.next().await.transpose() }).await? {
+        size += chunk.content.len() as u64;
+        if size > blob.size {
+            break;
+        }
+        hash.update(&chunk.content);
+        file.write_all(&chunk.content).map_err(unwritable)?;
+    }
+    if (Blob { size, sha256: Digest(hash.finalize().into()) }) == *blob {
+        return Ok(file);
+    }
+    Err(Unfetched::Because("did not arrive with the bytes of its digest".to_owned()))
+}
+
+/// The answer, unless the server falls silent.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let silent = |_| Status::unavailable("the server fell silent");
+    tokio::time::timeout(SILENCE_MAX, answer).await.map_err(silent)?
+}
+
+fn unwritable(error: io::Error) -> Unfetched {
+    Unfetched::Because(format!("cannot be written on this worker: {error}"))
 }
 
 /// Why a download did not come to its end.
@@ -365,6 +383,7 @@ mod tests {
             bearer: None,
             worker: "w".to_owned(),
             file_remotes: true,
+            keep_work: false,
         };
         (workshop, listener)
     }
@@ -397,6 +416,28 @@ mod tests {
         assert!(matches!(unprepared, Unprepared::Cancelled), "{unprepared:?}");
         assert_eq!(fs::read_dir(folder.path().join("sources")).unwrap().count(), 0);
         assert!(!folder.path().join("root").exists());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_have_the_bytes_of_its_digest_is_not_taken() {
+        let blob = Blob::of(b"the right bytes");
+        let receive = async |pieces: &[&'static [u8]]| {
+            let chunk = |piece: &&'static [u8]| Ok(v1::OutputChunk { content: (*piece).into() });
+            let chunks: Vec<_> = pieces.iter().map(chunk).collect();
+            let file = NamedTempFile::new().unwrap();
+            receive(tokio_stream::iter(chunks), &blob, file).await
+        };
+
+        let file = receive(&[b"the right", b"", b" bytes"]).await.ok().unwrap();
+        assert_eq!(fs::read(file.path()).unwrap(), b"the right bytes");
+        for wrong in [
+            &[b"the wrong bytes".as_slice()][..],
+            &[b"the right byte"],
+            &[],
+            &[b"the right bytes", b"!"],
+        ] {
+            assert!(matches!(receive(wrong).await, Err(Unfetched::Because(_))), "{wrong:?}");
+        }
     }
 
     #[tokio::test]

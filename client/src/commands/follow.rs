@@ -215,6 +215,7 @@ fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinH
         attempts: server.folder().join("attempts").join(follow.run.as_str()),
         bearer: None,
         file_remotes: false,
+        keep_work: false,
         stay: Stay::default(),
     };
     tokio::spawn(work(server.channel(), options, stop))

@@ -67,6 +67,9 @@ pub(crate) struct WorkerArgs {
     /// Take the files of a run from a repository on this machine too, if it names one by `file://`
     #[arg(long)]
     allow_file_remotes: bool,
+    /// Keep the folders of failed attempts, below `kept/` of the folder of `--attempts`
+    #[arg(long)]
+    keep_work: bool,
     /// Take one job, and end when it is recorded
     #[arg(long, conflicts_with = "max_jobs")]
     once: bool,
@@ -115,6 +118,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
         job: acquired.map(|(_, job)| job),
         bearer: connect::bearer(),
         file_remotes: args.allow_file_remotes,
+        keep_work: args.keep_work,
         stay: Stay {
             reconnect: true,
             jobs_max: if single { Some(1) } else { args.max_jobs },

@@ -199,6 +199,24 @@ mod tests {
     }
 
     #[test]
+    fn an_approval_covers_the_files() {
+        let binds = |commit: Option<&str>| {
+            let house = Stage::begin_with(vec![gated(job("x"))], |create| {
+                create.source = commit.map(|commit| Source {
+                    commit: commit.repeat(40),
+                    origin: crate::source::Origin::Remote("git@host:a".into()),
+                    folder: String::new(),
+                    parent: None,
+                    dirty: false,
+                });
+            });
+            house.run.binds(house.run.job("x").unwrap())
+        };
+        assert_ne!(binds(Some("a")), binds(Some("b")));
+        assert_ne!(binds(Some("a")), binds(None));
+    }
+
+    #[test]
     fn a_gate_asks_again_after_a_resume() {
         let mut house = Stage::begin(vec![gated(job("x"))]);
         house.approves("x");

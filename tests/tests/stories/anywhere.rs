@@ -9,7 +9,16 @@ use towpath_engine::{ids::Digest, source::BUNDLE_BYTES_MAX};
 use towpath_proto::v1::{
     self, blob_part::Part, blobs_client::BlobsClient, report::Ended, source::Origin,
 };
+use towpath_server::{
+    Access, Clock as _, SystemClock,
+    auth::{
+        roles::Role,
+        tokens::{self, NewToken, TokenKind},
+    },
+    dial_tcp,
+};
 use towpath_tests::{RealWorker, TestHouse, code, eventually, file, start_request};
+use towpath_worker::Stay;
 
 const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_000;
@@ -340,6 +349,28 @@ async fn a_job_does_not_begin_when_its_files_cannot_be_put_in_their_place() {
     }
     worker.stop().await;
     assert_eq!(names(&folder.path().join("attempts/work")), [""; 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_shows_its_token_when_it_fetches_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let house = TestHouse::with_system_clock().await;
+    let strict = Access { strict: true, tls: None };
+    let address = house.serve_guarded(strict).await;
+    let (name, roles) = ("eu-1".to_owned(), vec![Role::Worker]);
+    let new = NewToken { name, kind: TokenKind::Service, roles, expires_at: None };
+    let issued = tokens::issue(&house.server().folder(), new, SystemClock.now()).expect("a token");
+    let bearer = format!("Bearer {}", issued.reveal()).parse().expect("a header");
+    let channel = dial_tcp(&address).expect("an address");
+
+    let run = begin(&house, ONE, &[("data.txt", FILE, "for eu-1\n")]).await;
+    let worker =
+        RealWorker::begin_as(channel, "eu-1", folder.path(), Stay::default(), Some(bearer));
+
+    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(lines(&house, &run, "a").await, ["for eu-1"]);
+    worker.stop().await;
     house.close().await;
 }
 

@@ -11,7 +11,8 @@ use tonic::{
 };
 use towpath_engine::time::Timestamp;
 use towpath_proto::v1::{
-    self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
+    self, blobs_client::BlobsClient, gates_client::GatesClient, log_client::LogClient,
+    runs_client::RunsClient,
 };
 use towpath_server::{
     Access, Clock as _, DialTls, PemPair, ServeTls, SystemClock,
@@ -194,6 +195,11 @@ async fn a_token_does_not_speak_for_somebody_else() {
     let Err(WorkerError::Session(refused)) = begin("eu-2").ended().await else {
         panic!("a worker goes by its own name")
     };
+    assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
+    // Nor does it fetch in another worker's name.
+    let fetch = v1::FetchBlobRequest { worker: "eu-2".to_owned(), ..Default::default() };
+    let mut blobs = BlobsClient::new(channel.clone());
+    let refused = blobs.fetch_blob(with(fetch, &worker)).await.expect_err("not eu-2");
     assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
     house.close().await;
 }
