@@ -203,18 +203,26 @@ impl Draft {
         };
         drop(head);
         let draft = Self { scratch, origin, commit, parent, folder, dirty };
-        draft.has_pipeline(&own, pipeline)?;
+        draft.has_pipeline(&own, pipeline, allow_dirty)?;
         Ok(draft)
     }
 
     /// A run whose own file is not among its files is not what anybody means.
-    fn has_pipeline(&self, own: &Repository, pipeline: &Pipeline) -> Result<(), Failure> {
+    fn has_pipeline(
+        &self,
+        own: &Repository,
+        pipeline: &Pipeline,
+        allow_dirty: bool,
+    ) -> Result<(), Failure> {
         let path = fs::canonicalize(&pipeline.name).unwrap_or_default();
         let name = path.file_name().unwrap_or_default();
         let tree =
             own.find_commit(self.commit).and_then(|commit| commit.tree()).map_err(unusable)?;
         if tree.get_path(&Path::new(&self.folder).join(name)).is_ok() {
             return Ok(());
+        }
+        if allow_dirty || self.origin.is_none() {
+            return Err(refused(format!("git ignores `{}`", pipeline.name)));
         }
         Err(dirty_failure(std::slice::from_ref(&pipeline.name)))
     }

@@ -289,6 +289,12 @@ fn what_cannot_travel_is_refused_with_its_name() {
         "{said}"
     );
 
+    yard.write("repository/db/ignored", PIPELINE);
+    let (code, said) = yard.say(&["run", "--detach", "ignored"]);
+    assert!(code == 6 && said.contains("SOURCE_DIRTY"), "{said}");
+    let (code, said) = yard.say(&["run", "--detach", "--allow-dirty", "ignored"]);
+    assert!(code == 5 && said.contains("error[SOURCE_UNUSABLE]: git ignores `ignored`"), "{said}");
+
     let (code, said) = yard.say(&["run", "--detach", "--source", "remote"]);
     assert!(code == 5 && said.contains("error[SOURCE_UNUSABLE]"), "{said}");
     let (code, said) = yard.say(&["run", "--detach", "--source", "folder"]);

@@ -293,6 +293,8 @@ mod tests {
             // `a/b/d` may be a link to the root, and `..` of that is outside.
             ("e", "a/b/d/.."),
             ("a/e", "x/../../.."),
+            ("a/e", "d/.."),
+            ("a/b/e", "../d/../x"),
         ] {
             assert!(!link_stays(path, target), "{path} -> {target}");
         }

@@ -398,7 +398,9 @@ mod tests {
     async fn prepare(folder: &Path, needed: Needed, cancel: &CancellationToken) -> Unprepared {
         let (workshop, _listener) = workshop(folder);
         let of = ("r".into(), "a".into(), Attempt(1));
-        workshop.prepare(&of, needed, folder.join("root"), cancel).await.unwrap_err()
+        let preparing = workshop.prepare(&of, needed, folder.join("root"), cancel);
+        let prepared = tokio::time::timeout(Duration::from_secs(10), preparing).await;
+        prepared.expect("it comes to its end").unwrap_err()
     }
 
     #[tokio::test]

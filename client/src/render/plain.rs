@@ -22,11 +22,15 @@ pub(crate) fn line(position: u64, fact: &Fact, run: &Run) -> Option<String> {
 
 fn about(fact: &Fact, run: &Run) -> Option<String> {
     Some(match &fact.event {
-        RunEvent::RunCreated { run, pipeline, jobs, parallelism, .. } => {
+        RunEvent::RunCreated { run, pipeline, jobs, parallelism, source, .. } => {
             let pipeline = safe(pipeline);
             format!(
-                "run={run} pipeline={pipeline} jobs={jobs} parallelism={parallelism} by={}",
-                fact.by
+                "run={run} pipeline={pipeline} jobs={jobs} parallelism={parallelism} by={}{}",
+                fact.by,
+                source
+                    .as_ref()
+                    .map(|source| format!(" commit={}", source.commit))
+                    .unwrap_or_default()
             )
         }
         RunEvent::JobsPlanned { .. } | RunEvent::RunStarted {} => return None,
