@@ -58,6 +58,7 @@ impl Desk {
             gates_preapproved: false,
             traceparent: None,
             idempotency_key: None,
+            source: None,
         };
         let ana = Actor::human("ana");
         self.runs.execute(&run, Command::Create(create), &ana).await.unwrap();
