@@ -83,9 +83,7 @@ impl CommandError {
             Self::KeyReused
             | Self::JobEnded { .. }
             | Self::VersionMismatch { .. }
-            | Self::SourceMissing { .. } => {
-                Code::FailedPrecondition
-            }
+            | Self::SourceMissing { .. } => Code::FailedPrecondition,
             Self::WorkerNameTaken { .. } => Code::AlreadyExists,
             Self::Unauthenticated { .. } => Code::Unauthenticated,
             Self::Forbidden { .. }
