@@ -12,7 +12,7 @@ use towpath_engine::{
 use towpath_proto::v1::{self, blob_part::Part, blobs_server::Blobs};
 use towpath_storage::{BlobRef, StoreError};
 
-use super::{Streamed, channel};
+use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
     House, auth,
     outputs::Key,
@@ -49,7 +49,7 @@ impl Blobs for House {
     ) -> Result<Response<Self::FetchBlobStream>, Status> {
         let (_, extensions, request) = request.into_parts();
         let sha256 = self.needed(&extensions, request).await.map_err(status::of)?;
-        let (send, stream) = channel();
+        let (send, stream) = channel(CHUNK_QUEUE);
         let house = self.clone();
         tokio::spawn(async move { house.send_blob(&sha256, 0, &send).await });
         Ok(Response::new(stream))

@@ -356,7 +356,7 @@ async fn a_job_does_not_begin_when_its_files_cannot_be_put_in_their_place() {
 async fn a_worker_shows_its_token_when_it_fetches_too() {
     let folder = tempfile::tempdir().expect("a folder");
     let house = TestHouse::with_system_clock().await;
-    let strict = Access { strict: true, tls: None };
+    let strict = Access { strict: true, ..Access::default() };
     let address = house.serve_guarded(strict).await;
     let (name, roles) = ("eu-1".to_owned(), vec![Role::Worker]);
     let new = NewToken { name, kind: TokenKind::Service, roles, expires_at: None };
