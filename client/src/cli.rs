@@ -117,7 +117,7 @@ pub(crate) enum Command {
     /// List runs, newest first
     #[command(visible_alias = "ls")]
     List(commands::list::ListArgs),
-    /// Open a gate
+    /// Approve at a gate
     Approve(commands::approve::ApproveArgs),
     /// Keep a gate shut
     Reject(commands::reject::RejectArgs),

@@ -7,6 +7,8 @@
 mod approve;
 mod cancel;
 mod create;
+#[cfg(test)]
+mod four_eyes;
 mod import;
 mod lease;
 mod lose;
@@ -78,14 +80,19 @@ pub enum CarryOutError {
     Bug(#[from] IllegalEvent),
 }
 
-/// The events that `command` means for `run` at `now`, before what follows from them.
-pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Vec<RunEvent>, Refusal> {
+/// The events that `command` of `by` means for `run` at `now`, before what follows from them.
+pub fn decide(
+    run: &Run,
+    command: &Command,
+    by: &Actor,
+    now: Timestamp,
+) -> Result<Vec<RunEvent>, Refusal> {
     match command {
         Command::Create(create) => create::decide(run, create, now),
         Command::Lease(lease) => lease::decide(run, lease, now),
         Command::Report(report) => report::decide(run, report, now),
         Command::Lose(lose) => lose::decide(run, lose),
-        Command::Approve(approve) => approve::decide(run, approve),
+        Command::Approve(approve) => approve::decide(run, approve, by, now),
         Command::Reject(reject) => reject::decide(run, reject),
         Command::Cancel(reason) => cancel::decide(run, reason),
         Command::Resume(resume) => resume::decide(run, resume),
@@ -110,7 +117,7 @@ pub fn carry_out(
     let at = now.max(run.newest_at());
     let mut written = Vec::new();
     let mut decided = Vec::new();
-    for event in decide(run, command, at)? {
+    for event in decide(run, command, by, at)? {
         let fact = Fact { at, by: by.clone(), event };
         let bytes = encode(&fact).map_err(too_long(&fact.event))?;
         decided.push((fact, bytes));

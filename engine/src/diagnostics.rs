@@ -19,7 +19,7 @@ const QUOTE_CHARS_MAX: usize = 80;
 const LINES_AROUND: usize = 1;
 
 /// Every code that a pipeline file can earn, in alphabetical order.
-pub const FILE_CODES: [&str; 40] = [
+pub const FILE_CODES: [&str; 41] = [
     "ALIAS_EXCESSIVE",
     "ARTIFACT_PATH",
     "CHARACTER_REFUSED",
@@ -34,6 +34,7 @@ pub const FILE_CODES: [&str; 40] = [
     "FILE_EMPTY",
     "FILE_NOT_UTF8",
     "FILE_TOO_LARGE",
+    "GATE_POINTLESS",
     "JOBS_NONE",
     "JOBS_TOO_MANY",
     "JOB_TOO_LARGE",

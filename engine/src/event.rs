@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gate::{Authors, Standing},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName, WorkerName},
     plan::JobPlan,
     source::Source,
@@ -62,6 +63,32 @@ pub enum SkipCause {
     ConditionFalse,
 }
 
+/// Why approvals count no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VoidCause {
+    /// The first of them counted until this moment, and the job had not been leased.
+    Expired(Timestamp),
+    /// The plan was replaced by one with this digest.
+    PlanReplaced(Digest),
+    /// Everything from this stage on runs again.
+    StageRepeated(StageName),
+    /// This job, whose result they covered, runs again.
+    JobRepeated(JobName),
+}
+
+impl VoidCause {
+    /// The cause in words, as the end of a sentence.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Expired(until) => format!("the first approval counted until {until}"),
+            Self::PlanReplaced(plan) => format!("the plan was replaced by {}", plan.short()),
+            Self::StageRepeated(stage) => format!("stage `{stage}` and all after it run again"),
+            Self::JobRepeated(job) => format!("`{job}`, which it covered, runs again"),
+        }
+    }
+}
+
 /// A file that a job left behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,6 +142,12 @@ pub enum RunEvent {
         /// The files of the run. `None`: they lie in `folder`, and workers share it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<Source>,
+        /// What is known about who asked, where a gate depends on it.
+        #[serde(default, skip_serializing_if = "Standing::is_empty")]
+        requester: Standing,
+        /// Who wrote the pipeline file, as the client says. `None`: nobody knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authors: Option<Authors>,
     },
     /// Part of the plan, in file order. Large plans need several.
     JobsPlanned {
@@ -140,7 +173,7 @@ pub enum RunEvent {
         /// What an approval covers: the plan, the job and the results it stands on.
         binds: Digest,
     },
-    /// A person let a manual job through.
+    /// A person approved at a gate. The last of those that it wants lets the job through.
     GateApproved {
         /// The job behind the gate.
         job: JobName,
@@ -149,6 +182,28 @@ pub enum RunEvent {
         /// What the person said.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         comment: String,
+        /// How many more people the gate wants. 0: it is open.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        missing: u32,
+        /// What was known about the person, where the gate has a policy.
+        #[serde(default, skip_serializing_if = "Standing::is_empty")]
+        standing: Standing,
+        /// When the approval counts no more, unless the job was leased before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Timestamp>,
+        /// It is that of whoever asked for the run, given with `--yes` when they did.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        in_advance: bool,
+    },
+    /// What waited at a gate, or had passed it and not begun, is not what was read any more:
+    /// approvals given are void, and the gate is reached again.
+    GateVoided {
+        /// The job behind the gate.
+        job: JobName,
+        /// What the approvals covered.
+        binds: Digest,
+        /// Why.
+        because: VoidCause,
     },
     /// A person kept a gate shut.
     GateRejected {
@@ -304,6 +359,12 @@ pub enum RunEvent {
         /// The files of the run from here on. `None`: those it had.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<Source>,
+        /// What is known about who accepted it, where a gate depends on it.
+        #[serde(default, skip_serializing_if = "Standing::is_empty")]
+        requester: Standing,
+        /// Who wrote the new file, as the client says. `None`: nobody knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authors: Option<Authors>,
     },
     /// A result was taken over from another tool's record.
     JobImported {
@@ -324,6 +385,11 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         error: String,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over like this")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A result as another tool recorded it.
@@ -348,6 +414,7 @@ impl RunEvent {
             Self::ConditionEvaluated { .. } => "condition_evaluated",
             Self::GateReached { .. } => "gate_reached",
             Self::GateApproved { .. } => "gate_approved",
+            Self::GateVoided { .. } => "gate_voided",
             Self::GateRejected { .. } => "gate_rejected",
             Self::JobLeased { .. } => "job_leased",
             Self::JobSucceeded { .. } => "job_succeeded",
@@ -374,6 +441,7 @@ impl RunEvent {
             Self::ConditionEvaluated { job, .. }
             | Self::GateReached { job, .. }
             | Self::GateApproved { job, .. }
+            | Self::GateVoided { job, .. }
             | Self::GateRejected { job, .. }
             | Self::JobLeased { job, .. }
             | Self::JobSucceeded { job, .. }

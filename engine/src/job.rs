@@ -74,11 +74,18 @@ impl JobState {
             (Self::Waiting | Self::Admitted, E::GateReached { binds, .. }) => {
                 Ok(Self::AtGate(*binds))
             }
-            (Self::AtGate(asked), E::GateApproved { binds, .. }) if asked == binds => {
-                Ok(Self::Approved)
+            (Self::AtGate(asked), E::GateApproved { binds, missing, .. }) if asked == binds => {
+                Ok(if *missing == 0 { Self::Approved } else { self.clone() })
             }
             (Self::AtGate(asked), E::GateRejected { binds, .. }) if asked == binds => {
                 Ok(Self::Rejected)
+            }
+            (Self::AtGate(asked), E::GateVoided { binds, .. }) if asked == binds => {
+                Ok(Self::Waiting)
+            }
+            // Also once it has begun, as long as it is to begin again.
+            (Self::Approved | Self::BackingOff(_) | Self::Requeued, E::GateVoided { .. }) => {
+                Ok(Self::Waiting)
             }
             (
                 Self::Waiting
@@ -200,7 +207,10 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
-    use crate::event::SkipCause;
+    use crate::{
+        event::{SkipCause, VoidCause},
+        gate::Standing,
+    };
 
     fn states() -> Vec<JobState> {
         let worker = WorkerName::from("w");
@@ -226,6 +236,18 @@ mod tests {
         RunEvent::JobFailed { job: "j".into(), attempt: Attempt(1), cause, ran_ms: 0, log: None }
     }
 
+    fn approved(binds: Digest, missing: u32) -> RunEvent {
+        RunEvent::GateApproved {
+            job: "j".into(),
+            binds,
+            comment: String::new(),
+            missing,
+            standing: Standing::default(),
+            until: None,
+            in_advance: false,
+        }
+    }
+
     fn events() -> Vec<(&'static str, RunEvent)> {
         let job = || "j".into();
         let (attempt, binds) = (Attempt(1), Digest([0; 32]));
@@ -247,14 +269,16 @@ mod tests {
             ("condition holds", condition(true)),
             ("condition fails", condition(false)),
             ("gate_reached", RunEvent::GateReached { job: job(), binds }),
-            ("gate_approved", RunEvent::GateApproved { job: job(), binds, comment: String::new() }),
+            ("gate_approved", approved(binds, 0)),
+            ("approved (1 more)", approved(binds, 1)),
             ("gate_rejected", RunEvent::GateRejected { job: job(), binds, comment: String::new() }),
+            ("approved (other)", approved(Digest([1; 32]), 0)),
             (
-                "approved (other)",
-                RunEvent::GateApproved {
+                "gate_voided",
+                RunEvent::GateVoided {
                     job: job(),
-                    binds: Digest([1; 32]),
-                    comment: String::new(),
+                    binds,
+                    because: VoidCause::Expired(Timestamp(0)),
                 },
             ),
             (

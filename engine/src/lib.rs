@@ -11,6 +11,7 @@ pub mod decide;
 pub mod diagnostics;
 pub mod event;
 pub mod expression;
+pub mod gate;
 pub mod graph;
 pub mod ids;
 pub mod job;

@@ -8,6 +8,7 @@ mod characters;
 mod check;
 mod duration;
 mod found;
+mod gate;
 mod job;
 mod lints;
 mod matrix;

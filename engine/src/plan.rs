@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, JobName, StageName};
+use crate::{
+    gate::GatePolicy,
+    ids::{Digest, JobName, StageName},
+};
 
 /// Most jobs of one plan, after matrices are expanded.
 pub const JOBS_MAX: usize = 200_000;
@@ -133,6 +136,9 @@ pub struct JobPlan {
     /// When it runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub when: When,
+    /// Who opens its gate, if it has one. `None`: any one person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GatePolicy>,
     /// What its failure means.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_failure: OnFailure,
@@ -187,6 +193,7 @@ impl JobPlan {
             shell: Vec::new(),
             needs: Vec::new(),
             when: When::default(),
+            gate: None,
             on_failure: OnFailure::default(),
             retry: None,
             timeout_ms: None,

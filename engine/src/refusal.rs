@@ -17,6 +17,8 @@ pub enum RefusalClass {
     Invalid,
     /// The run is not in a state for it.
     Conflict,
+    /// Somebody else must do it.
+    Forbidden,
 }
 
 /// The engine understood the command and said no. Nothing was recorded.
@@ -75,6 +77,60 @@ pub enum Refusal {
         decision: &'static str,
         /// Who decided.
         by: String,
+    },
+    /// Approvals before this one have expired; the gate asks again.
+    #[error("the approvals at `{job}` have expired")]
+    ApprovalExpired {
+        /// The job.
+        job: JobName,
+    },
+    /// Agents, services and workers open no gates.
+    #[error("`{by}` is no person, and the gate of `{job}` is opened by people")]
+    ApproverNotHuman {
+        /// The job.
+        job: JobName,
+        /// Who wanted to approve.
+        by: String,
+    },
+    /// The gate is for others.
+    #[error("`{by}` may not approve at `{job}`: {why}")]
+    ApproverNotAllowed {
+        /// The job.
+        job: JobName,
+        /// Who wanted to approve.
+        by: String,
+        /// What is missing.
+        why: String,
+    },
+    /// The gate wants somebody else than who asked for the run.
+    #[error("`{by}` asked for the run, or replaced its plan, and may not approve at `{job}`")]
+    ApproverIsRequester {
+        /// The job.
+        job: JobName,
+        /// Who wanted to approve.
+        by: String,
+    },
+    /// The gate wants somebody else than who wrote the pipeline file.
+    #[error("`{by}` wrote or committed the pipeline file and may not approve at `{job}`")]
+    ApproverIsAuthor {
+        /// The job.
+        job: JobName,
+        /// Who wanted to approve.
+        by: String,
+    },
+    /// Nobody can tell whether they wrote the pipeline file.
+    #[error("no e-mail address of `{by}` is known, so they could be an author of the file")]
+    ApproverEmailUnknown {
+        /// The job.
+        job: JobName,
+        /// Who wanted to approve.
+        by: String,
+    },
+    /// A gate excludes the authors of the file, and nobody knows them.
+    #[error("the gate of `{job}` excludes the authors of the file, and nobody knows who they are")]
+    AuthorsUnknown {
+        /// The job.
+        job: JobName,
     },
     /// The run has ended.
     #[error("the run has ended: {}", .phase.word())]
@@ -141,7 +197,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, for the house rule that each has its page.
-    pub const CODES: [&'static str; 17] = [
+    pub const CODES: [&'static str; 24] = [
         "RUN_UNKNOWN",
         "RUN_EXISTS",
         "JOB_UNKNOWN",
@@ -150,6 +206,13 @@ impl Refusal {
         "GATE_NOT_WAITING",
         "APPROVAL_STALE",
         "GATE_DECIDED",
+        "APPROVAL_EXPIRED",
+        "APPROVER_NOT_HUMAN",
+        "APPROVER_NOT_ALLOWED",
+        "APPROVER_IS_REQUESTER",
+        "APPROVER_IS_AUTHOR",
+        "APPROVER_EMAIL_UNKNOWN",
+        "AUTHORS_UNKNOWN",
         "RUN_ENDED",
         "RUN_ENDING",
         "NOTHING_TO_RESUME",
@@ -172,6 +235,13 @@ impl Refusal {
             Self::GateNotWaiting { .. } => "GATE_NOT_WAITING",
             Self::ApprovalStale { .. } => "APPROVAL_STALE",
             Self::GateDecided { .. } => "GATE_DECIDED",
+            Self::ApprovalExpired { .. } => "APPROVAL_EXPIRED",
+            Self::ApproverNotHuman { .. } => "APPROVER_NOT_HUMAN",
+            Self::ApproverNotAllowed { .. } => "APPROVER_NOT_ALLOWED",
+            Self::ApproverIsRequester { .. } => "APPROVER_IS_REQUESTER",
+            Self::ApproverIsAuthor { .. } => "APPROVER_IS_AUTHOR",
+            Self::ApproverEmailUnknown { .. } => "APPROVER_EMAIL_UNKNOWN",
+            Self::AuthorsUnknown { .. } => "AUTHORS_UNKNOWN",
             Self::RunEnded { .. } => "RUN_ENDED",
             Self::RunEnding { .. } => "RUN_ENDING",
             Self::NothingToResume => "NOTHING_TO_RESUME",
@@ -197,6 +267,8 @@ impl Refusal {
             | Self::GateNotWaiting { .. }
             | Self::ApprovalStale { .. }
             | Self::GateDecided { .. }
+            | Self::ApprovalExpired { .. }
+            | Self::AuthorsUnknown { .. }
             | Self::RunEnded { .. }
             | Self::RunEnding { .. }
             | Self::NothingToResume
@@ -204,6 +276,11 @@ impl Refusal {
             | Self::JobsRunning { .. }
             | Self::JobNotRetryable { .. }
             | Self::AttemptStale { .. } => RefusalClass::Conflict,
+            Self::ApproverNotHuman { .. }
+            | Self::ApproverNotAllowed { .. }
+            | Self::ApproverIsRequester { .. }
+            | Self::ApproverIsAuthor { .. }
+            | Self::ApproverEmailUnknown { .. } => RefusalClass::Forbidden,
         }
     }
 
@@ -221,6 +298,22 @@ impl Refusal {
                 "Read what waits now with `tow status`, then approve that."
             }
             Self::GateDecided { .. } => "See `tow status`; a decision cannot be taken back.",
+            Self::ApprovalExpired { .. } => {
+                "The gate asks again: read it with `tow status`, then approve."
+            }
+            Self::ApproverNotHuman { .. } => "Ask a person to approve, in their own name.",
+            Self::ApproverNotAllowed { .. } => {
+                "Ask somebody whom the gate names; `tow why` says whom."
+            }
+            Self::ApproverIsRequester { .. } | Self::ApproverIsAuthor { .. } => {
+                "Ask somebody else to approve."
+            }
+            Self::ApproverEmailUnknown { .. } => {
+                "Issue a token with `--email`, or set `user.email` of git on the store's machine."
+            }
+            Self::AuthorsUnknown { .. } => {
+                "Commit the pipeline file to git and begin from a whole clone, or take `author` out."
+            }
             Self::RunEnded { .. } => "Use `tow resume` to let it go on.",
             Self::RunEnding { .. } => "Follow it with `tow watch` until it has ended.",
             Self::NothingToResume => {

@@ -9,6 +9,7 @@ mod assignment;
 mod consequences;
 mod evolve;
 mod phase;
+mod quorum;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,6 +24,7 @@ pub use phase::Phase;
 
 use crate::{
     event::{Artifact, Fact, FailureCause, SkipCause},
+    gate::{Approval, Authors, Standing},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName},
     job::{IllegalEvent, JobState},
     plan::{JobPlan, Plan},
@@ -63,6 +65,12 @@ pub struct Header {
     pub source: Option<Source>,
     /// Who asked.
     pub requested_by: Actor,
+    /// What is known about them.
+    pub requester: Standing,
+    /// Who replaced the plan since then, the newest last.
+    pub accepted: Vec<(Actor, Standing)>,
+    /// Who wrote the pipeline file. `None`: nobody knows.
+    pub authors: Option<Authors>,
     /// When they asked.
     pub created_at: Timestamp,
 }
@@ -72,7 +80,7 @@ pub struct Header {
 pub struct GateDecision {
     /// Whether the gate was opened.
     pub approved: bool,
-    /// Who said so.
+    /// Who said so, the last of those who had to.
     pub by: Actor,
     /// When.
     pub at: Timestamp,
@@ -111,6 +119,15 @@ pub struct Job {
     pub artifacts: Vec<Artifact>,
     /// What was decided at its gate.
     pub gate: Option<GateDecision>,
+    /// The approvals of its gate, oldest first, as far as they are not void.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
+    /// What was asked at its gate last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binds: Option<Digest>,
+    /// How often its gate was reached.
+    #[serde(default)]
+    pub asked: u32,
     /// The record it came from, if another tool ran it.
     pub imported: Option<Imported>,
 }
@@ -145,15 +162,18 @@ impl Job {
             outputs: BTreeMap::new(),
             artifacts: Vec::new(),
             gate: None,
+            approvals: Vec::new(),
+            binds: None,
+            asked: 0,
             imported: None,
         }
     }
 
-    /// Back to the beginning. Only the attempt number stays: it is the fence.
+    /// Back to the beginning. Only the numbers stay that are fences: of attempts and of gates.
     fn reset(&mut self, at: Timestamp) {
         let plan = Arc::clone(&self.plan);
-        let attempt = self.attempt;
-        *self = Self { plan, attempt, ..Self::new(JobPlan::new("", "", ""), at) };
+        let (attempt, asked) = (self.attempt, self.asked);
+        *self = Self { plan, attempt, asked, ..Self::new(JobPlan::new("", "", ""), at) };
     }
 }
 
@@ -286,10 +306,8 @@ impl Run {
         }
         let due = self.header.as_ref().and_then(|header| header.due);
         let due = due.filter(|_| self.phase == Phase::Running);
-        match (due, self.agenda.next_backoff(now)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let expires = self.agenda.next_lapse().filter(|_| self.phase == Phase::Running);
+        [due, expires, self.agenda.next_backoff(now)].into_iter().flatten().min()
     }
 
     /// The files that the direct needs of `job` left behind, with the need that left each.
@@ -323,33 +341,14 @@ impl Run {
         })
     }
 
-    /// What an approval of `job` covers: the plan, the job, the files, and the results it stands on. Any
-    /// change of them is another digest, and an approval of the old one opens nothing.
-    pub fn binds(&self, job: &Job) -> Digest {
-        let mut text = String::new();
-        let plan = self.header.as_ref().map(|header| header.plan_sha256.to_string());
-        let own = serde_json::to_string(&job.plan).expect("BUG: a job is always JSON");
-        text.push_str(&plan.unwrap_or_default());
-        text.push('\n');
-        text.push_str(&own);
-        if let Some(source) = self.header.as_ref().and_then(|header| header.source.as_ref()) {
-            text.push_str("\nsource ");
-            text.push_str(&source.commit);
-        }
-        for need in job.plan.needs.iter().filter_map(|need| self.job(need.as_str())) {
-            let log = need.log.map(|log| log.sha256.to_string()).unwrap_or_default();
-            let result = (need.plan.name.as_str(), need.attempt, need.state.word(), log);
-            text.push('\n');
-            text.push_str(&serde_json::to_string(&result).expect("BUG: a result is always JSON"));
-            for (key, value) in &need.outputs {
-                text.push_str(&serde_json::to_string(&(key, value)).expect("BUG: text is JSON"));
-            }
-        }
-        Digest::of(text.as_bytes())
-    }
-
     fn index_of(&self, name: &str) -> Option<u32> {
         self.by_name.get(name).copied()
+    }
+
+    /// Files whether the gate of job `index` was approved in advance.
+    fn note_preapproval(&mut self, index: u32) {
+        let approved = self.is_preapproved(&self.jobs[index as usize]);
+        self.agenda.set_preapproved(index, approved);
     }
 
     fn reindex(&mut self) {
@@ -357,5 +356,8 @@ impl Run {
             self.jobs.iter().zip(0..).map(|(job, index)| (job.plan.name.clone(), index)).collect();
         let stages = self.header.as_ref().map_or(&[][..], |header| &header.stages);
         self.agenda = Agenda::build(stages, &self.jobs, &self.by_name);
+        for index in self.agenda.gates().collect::<Vec<u32>>() {
+            self.note_preapproval(index);
+        }
     }
 }

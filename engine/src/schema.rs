@@ -6,7 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::plan::{RETRIES_MAX, SCRIPT_BYTES_MAX, WEIGHT_MAX};
+use crate::{
+    gate::{APPROVERS_MAX, PEOPLE_MAX},
+    plan::{RETRIES_MAX, SCRIPT_BYTES_MAX, WEIGHT_MAX},
+};
 
 /// One key of a map.
 pub(crate) struct Key {
@@ -45,6 +48,9 @@ pub(crate) enum Shape {
     Resource,
     Weights,
     Matrix,
+    Gate,
+    Approvers,
+    Excluded,
 }
 
 /// What `when` takes.
@@ -53,6 +59,8 @@ pub(crate) const WHEN: [&str; 3] = ["on_success", "always", "manual"];
 pub(crate) const ON_FAILURE: [&str; 2] = ["continue", "abort"];
 /// What `retry.on` takes beside exit codes.
 pub(crate) const RETRY_ON: [&str; 3] = ["timeout", "signal", "spawn"];
+/// What `gate.not` takes.
+pub(crate) const GATE_NOT: [&str; 2] = ["requester", "author"];
 /// Largest limit of a resource.
 pub(crate) const RESOURCE_LIMIT_MAX: u32 = 100_000;
 
@@ -101,7 +109,7 @@ pub(crate) const DEFAULTS_KEYS: [Key; 5] = [
 ];
 
 /// The keys of a job.
-pub(crate) const JOB_KEYS: [Key; 20] = [
+pub(crate) const JOB_KEYS: [Key; 21] = [
     required("stage", Shape::Name, "The stage the job belongs to."),
     required(
         "command",
@@ -118,6 +126,11 @@ pub(crate) const JOB_KEYS: [Key; 20] = [
         "when",
         Shape::Choice(&WHEN),
         "When the job runs. `always`: even if a need failed. `manual`: after a person approved it.",
+    ),
+    key(
+        "gate",
+        Shape::Gate,
+        "Who opens the gate of a job with `when: manual`. Default: any one person.",
     ),
     key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
     key("retry", Shape::Retry, RETRY_DOC),
@@ -172,6 +185,26 @@ pub(crate) const RETRY_KEYS: [Key; 6] = [
         Shape::RetryOn,
         "What is retried: exit codes, `timeout`, `signal`, `spawn`. Default: every failure.",
     ),
+];
+
+/// The keys of a `gate` map.
+pub(crate) const GATE_KEYS: [Key; 4] = [
+    key(
+        "approvers",
+        Shape::Approvers,
+        "Who may approve: `role:approver`, `human:ana`. Default: every person who may approve at all.",
+    ),
+    key(
+        "min",
+        Shape::Count { min: 1, max: PEOPLE_MAX },
+        "How many different people must approve. Default: 1.",
+    ),
+    key(
+        "not",
+        Shape::Excluded,
+        "Who may not, although they fit: `requester`, `author` (of the pipeline file, by git).",
+    ),
+    key("expires", Shape::Duration, "How long an approval counts while the job has not begun."),
 ];
 
 /// The keys of a `resource` map.
@@ -232,6 +265,7 @@ fn definitions() -> Value {
             ],
         },
         "resource": { "oneOf": [{ "$ref": "#/$defs/name" }, map_of(&RESOURCE_KEYS)] },
+        "gate": map_of(&GATE_KEYS),
         "combination": {
             "type": "object",
             "minProperties": 1,
@@ -327,6 +361,17 @@ fn value_of(shape: Shape) -> Value {
         })),
         Shape::Resource => reference("resource"),
         Shape::Matrix => reference("matrix"),
+        Shape::Gate => reference("gate"),
+        Shape::Approvers => {
+            let one = json!({
+                "type": "string",
+                "pattern": "^(role:(viewer|operator|approver|worker|auditor|admin)|human:[ -~]+)$",
+            });
+            let mut all = one_or_many(&one);
+            all["oneOf"][1]["maxItems"] = APPROVERS_MAX.into();
+            all
+        }
+        Shape::Excluded => one_or_many(&json!({ "enum": GATE_NOT })),
     }
 }
 
@@ -372,6 +417,11 @@ mod tests {
             ("retry", "on") => "[1, timeout]",
             ("resource", "name") => "db",
             ("resource", "limit") => "4",
+            ("job", "gate") => "{min: 2}",
+            ("gate", "approvers") => "['role:approver', 'human:ana']",
+            ("gate", "min") => "2",
+            ("gate", "not") => "[requester]",
+            ("gate", "expires") => "4h",
             other => panic!("{other:?} has no example"),
         }
     }
@@ -386,7 +436,9 @@ mod tests {
     fn file_with(table: &str, name: &str, value: &str) -> String {
         match table {
             "file" => file(&format!("{name}: {value}"), ""),
+            "job" if name == "gate" => file("", &format!(", when: manual, gate: {value}")),
             "job" => file("", &format!(", {name}: {value}")),
+            "gate" => file("", &format!(", when: manual, gate: {{{name}: {value}}}")),
             "defaults" => file(&format!("defaults: {{{name}: {value}}}"), ""),
             "retry" if name == "max" => file("", &format!(", retry: {{max: {value}}}")),
             "retry" => file("", &format!(", retry: {{max: 1, backoff: 1s, {name}: {value}}}"))
@@ -396,13 +448,14 @@ mod tests {
         }
     }
 
-    fn tables() -> [(&'static str, &'static [Key]); 5] {
+    fn tables() -> [(&'static str, &'static [Key]); 6] {
         [
             ("file", &FILE_KEYS),
             ("job", &JOB_KEYS),
             ("defaults", &DEFAULTS_KEYS),
             ("retry", &RETRY_KEYS),
             ("resource", &RESOURCE_KEYS),
+            ("gate", &GATE_KEYS),
         ]
     }
 
@@ -449,6 +502,7 @@ mod tests {
             "/$defs/defaults",
             "/$defs/retry/oneOf/1",
             "/$defs/resource/oneOf/1",
+            "/$defs/gate",
         ];
         for ((_, keys), place) in tables().into_iter().zip(places) {
             let mut names: Vec<_> = keys.iter().map(|key| key.name).collect();

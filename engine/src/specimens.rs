@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    event::{Artifact, FailureCause, ImportedResult, RunEvent, RunOutcome, SkipCause},
+    event::{Artifact, FailureCause, ImportedResult, RunEvent, RunOutcome, SkipCause, VoidCause},
+    gate::Standing,
     ids::{Attempt, Blob, Digest},
     plan::{JobPlan, OnFailure, Resource, RetryOn, RetryPolicy, When},
     time::Timestamp,
@@ -32,6 +33,8 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             folder: text("/srv/shop"),
             idempotency_key: Some(text("ci-4711")),
             source: None,
+            requester: Standing::default(),
+            authors: None,
         },
         RunEvent::JobsPlanned { jobs: vec![full_job()] },
         RunEvent::RunStarted {},
@@ -41,7 +44,16 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             inputs: BTreeMap::from([(text("needs.check.outputs.rows"), text("12"))]),
         },
         RunEvent::GateReached { job: job(), binds },
-        RunEvent::GateApproved { job: job(), binds, comment: text("counts read") },
+        RunEvent::GateApproved {
+            job: job(),
+            binds,
+            comment: text("counts read"),
+            missing: 0,
+            standing: Standing::default(),
+            until: None,
+            in_advance: false,
+        },
+        RunEvent::GateVoided { job: job(), binds, because: VoidCause::JobRepeated("check".into()) },
         RunEvent::GateRejected { job: job(), binds, comment: text("not on a Friday") },
         RunEvent::JobLeased { job: job(), attempt, worker: "eu-2".into(), lease_ms: 30_000 },
         RunEvent::JobSucceeded {
@@ -98,6 +110,8 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             jobs: 2,
             timeout_ms: Some(3_600_000),
             source: None,
+            requester: Standing::default(),
+            authors: None,
         },
         RunEvent::JobImported {
             job: job(),

@@ -13,7 +13,10 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use tonic::{Extensions, Request};
-use towpath_engine::ids::Actor;
+use towpath_engine::{
+    gate::{self, EMAILS_MAX, Standing},
+    ids::Actor,
+};
 use towpath_proto::v1;
 
 use self::{oidc::Vouched, roles::Role, tokens::Token};
@@ -34,6 +37,17 @@ enum Proof {
     Oidc(Vouched),
     /// The certificate of a worker, and those between it and the authority.
     Certificate(Arc<Vec<CertificateDer<'static>>>),
+}
+
+impl Proof {
+    /// The addresses that it vouches for.
+    fn emails(&self) -> Vec<String> {
+        match self {
+            Self::Token(token) => token.emails.clone(),
+            Self::Oidc(vouched) => vouched.email.iter().cloned().collect(),
+            Self::Certificate(_) => Vec::new(),
+        }
+    }
 }
 
 impl Principal {
@@ -92,6 +106,21 @@ pub(crate) fn actor<T: Claims>(request: &Request<T>) -> Result<Actor, CommandErr
         return Ok(principal.actor.clone());
     }
     Err(CommandError::ActorMismatch { own, claimed: claimed.to_owned() })
+}
+
+/// What is known about who makes `request` beside their name: what was proven, and only where
+/// nobody asks for proof what they claim.
+pub(crate) fn standing<T>(request: &Request<T>, claimed: &[String]) -> Standing {
+    match request.extensions().get::<Principal>() {
+        Some(principal) => Standing {
+            roles: principal.roles.iter().map(|role| role.word().to_owned()).collect(),
+            emails: principal.proof.emails(),
+        },
+        None => Standing {
+            roles: vec![gate::OWNER.to_owned()],
+            emails: claimed.iter().take(EMAILS_MAX).filter_map(|text| gate::email(text)).collect(),
+        },
+    }
 }
 
 /// Refuses whoever was proven to be somebody without `role`.

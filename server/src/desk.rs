@@ -59,6 +59,8 @@ impl Desk {
             traceparent: None,
             idempotency_key: None,
             source: None,
+            requester: towpath_engine::gate::Standing::default(),
+            authors: None,
         };
         let ana = Actor::human("ana");
         self.runs.execute(&run, Command::Create(create), &ana).await.unwrap();

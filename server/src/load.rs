@@ -19,7 +19,7 @@ use crate::{
 /// Records read at a time.
 const PAGE: usize = 4_096;
 /// The version of the snapshot format. A snapshot of another version is passed over.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The first line of a snapshot.
 #[derive(Serialize, Deserialize)]

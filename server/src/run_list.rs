@@ -171,6 +171,7 @@ impl RunList {
             | RunEvent::ConditionEvaluated { .. }
             | RunEvent::GateReached { .. }
             | RunEvent::GateApproved { .. }
+            | RunEvent::GateVoided { .. }
             | RunEvent::GateRejected { .. }
             | RunEvent::JobLeased { .. }
             | RunEvent::JobSucceeded { .. }

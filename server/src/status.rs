@@ -74,6 +74,7 @@ impl CommandError {
                 RefusalClass::Missing => Code::NotFound,
                 RefusalClass::Invalid => Code::InvalidArgument,
                 RefusalClass::Conflict => Code::FailedPrecondition,
+                RefusalClass::Forbidden => Code::PermissionDenied,
             },
             Self::FileInvalid { .. }
             | Self::RunAmbiguous { .. }

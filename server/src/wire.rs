@@ -7,6 +7,7 @@ use towpath_engine::{
     decide::Ended,
     diagnostics::Diagnostics,
     event::{Artifact, Fact, FailureCause, RunEvent},
+    gate::{self as gates, AUTHORS_MAX, Authors},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
     pipeline_file,
     run::{Job, Run},
@@ -17,7 +18,7 @@ use towpath_storage::Position;
 
 pub(crate) use explain::{Around, explanation};
 use views::blob as blob_message;
-pub(crate) use views::{artifact_of, gate, job, run, source as source_message};
+pub(crate) use views::{artifact_of, gate, job, run, source as source_message, waits_for};
 
 use crate::{outputs::Key, runs::CommandError, telemetry};
 
@@ -42,18 +43,30 @@ pub(crate) struct ReadFile {
     pub(crate) sha256: Digest,
     pub(crate) plan: towpath_engine::plan::Plan,
     pub(crate) source: Option<Source>,
+    pub(crate) authors: Option<Authors>,
 }
 
 /// Reads the pipeline file of a request.
 pub(crate) fn pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, CommandError> {
-    let v1::PipelineFile { name, folder, content, source: files } =
+    let v1::PipelineFile { name, folder, content, source: files, authors: told } =
         file.ok_or_else(|| invalid("the pipeline file is missing"))?;
     let source = files.map(source).transpose()?;
+    let authors = told.map(authors).transpose()?;
     let parsed = pipeline_file::parse_bytes(&name, &content).map_err(|diagnostics| {
         let text = String::from_utf8_lossy(&content);
         CommandError::FileInvalid { name: name.clone(), problems: problems(&diagnostics, &text) }
     })?;
-    Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder, source })
+    Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder, source, authors })
+}
+
+fn authors(told: v1::Authors) -> Result<Authors, CommandError> {
+    let v1::Authors { emails, uncommitted } = told;
+    if emails.len() > AUTHORS_MAX {
+        return Err(invalid("a pipeline file of too many authors"));
+    }
+    let address = |text: String| gates::email(&text).ok_or_else(|| invalid("no e-mail address"));
+    let emails = emails.into_iter().map(address).collect::<Result<_, _>>()?;
+    Ok(Authors { emails, uncommitted })
 }
 
 /// The files of a run that a message names.

@@ -15,6 +15,7 @@ use std::{
 use towpath_engine::{
     decide::{Command, CreateRun, Ended, LeaseJob, ReportJob, Written, carry_out},
     event::FailureCause,
+    gate::Standing,
     ids::{Actor, Digest},
     plan::{JobPlan, Plan, RetryPolicy},
     run::{Busy, Run},
@@ -144,6 +145,8 @@ fn create(run: &mut Run, jobs: usize, retries: u32) -> Vec<Written> {
         traceparent: None,
         idempotency_key: None,
         source: None,
+        requester: Standing::default(),
+        authors: None,
     };
     let by = Actor::human("bench");
     carry_out(run, &Command::Create(create), &by, Timestamp(0)).expect("a run")

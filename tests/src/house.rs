@@ -259,6 +259,7 @@ impl TestHouse {
             binds: binds.to_owned(),
             comment: "counts read".to_owned(),
             actor: ANA.to_owned(),
+            ..Default::default()
         };
         let mut gates = self.gates();
         let reply = if approve {

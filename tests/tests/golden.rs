@@ -106,6 +106,52 @@ fn the_bytes_of_a_run_with_files_of_its_own_are_written_as_ever() {
 }
 
 #[test]
+fn a_run_of_four_eyes_replays_to_the_same_state() {
+    // Every field that came with policies at gates: who asked, authors, approvals that expire, one
+    // of them in advance, and one that was void because the plan was replaced.
+    let text = fs::read(folder().with_file_name("v1-four-eyes.jsonl")).expect("the golden run");
+    let facts: Vec<Fact> = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| decode(line).expect("an event"))
+        .collect();
+
+    let run = towpath_engine::run::Run::replay(&facts).expect("it can still be replayed");
+
+    let kinds: Vec<&str> = facts.iter().map(|fact| fact.event.kind()).collect();
+    assert_eq!(
+        kinds[5..],
+        [
+            "gate_reached",
+            "gate_approved",
+            "gate_voided",
+            "plan_replaced",
+            "jobs_planned",
+            "run_started",
+            "gate_reached",
+            "gate_approved",
+            "gate_approved",
+        ]
+    );
+    let gate = run.job("switch").expect("the gate");
+    assert_eq!(gate.state.word(), "approved");
+    assert_eq!(gate.quorum_words(), "2 of 2 approvals, by human:bob, human:cleo");
+    let header = run.header().expect("a header");
+    assert_eq!(header.requester.emails, ["ana@example.org"]);
+    assert_eq!(header.authors.as_ref().expect("authors").emails, ["eve@example.org"]);
+    assert_eq!(again(&facts), String::from_utf8(text), "every byte is as it was");
+}
+
+fn again(facts: &[Fact]) -> Result<String, std::string::FromUtf8Error> {
+    let lines = facts.iter().flat_map(|fact| {
+        let mut line = encode(fact).expect("it fits a record");
+        line.push(b'\n');
+        line
+    });
+    String::from_utf8(lines.collect())
+}
+
+#[test]
 fn a_run_of_old_bytes_replays_to_the_same_state() {
     // One stream, as an early version wrote it: a gate, a retry, a skip, a resume.
     let text = fs::read(folder().with_file_name("v1-run.jsonl")).expect("the golden run");
@@ -125,13 +171,5 @@ fn a_run_of_old_bytes_replays_to_the_same_state() {
         .map(|job| format!("{} {} {}", job.plan.name, job.state.word(), job.attempt))
         .collect();
     assert_eq!(states, ["a succeeded 3", "b succeeded 1", "c skipped 0", "switch succeeded 1"]);
-    let again: Vec<u8> = facts
-        .iter()
-        .flat_map(|fact| {
-            let mut line = encode(fact).expect("it fits a record");
-            line.push(b'\n');
-            line
-        })
-        .collect();
-    assert_eq!(String::from_utf8(again), String::from_utf8(text), "every byte is as it was");
+    assert_eq!(again(&facts), String::from_utf8(text), "every byte is as it was");
 }

@@ -3,12 +3,13 @@
 use towpath_proto::v1;
 
 use super::{Desk, Finished};
-use crate::{cli::OfRun, connect::Server, exit, failure::Failure, render::safe};
+use crate::{authors, cli::OfRun, connect::Server, exit, failure::Failure, render::safe};
 
-/// Open a gate
+/// Approve at a gate
 ///
 /// The approval is recorded with your name and covers exactly what waits now: the plan, the job and
-/// the results before it. It cannot be taken back; `tow cancel` ends the run instead.
+/// the results before it. The last of those that the gate wants opens it. An approval cannot be
+/// taken back; `tow reject` shuts a gate that is not open yet, `tow cancel` ends the run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApproveArgs {
     /// The job behind the gate [default: the only gate that waits]
@@ -23,24 +24,38 @@ pub(crate) struct ApproveArgs {
     binds: Option<String>,
 }
 
-/// Opens a gate, and says what happens next.
+/// Approves, and says what the gate wants and what happens next.
 pub(crate) async fn approve(desk: &Desk, args: ApproveArgs) -> Finished {
     let server = desk.server().await?;
     let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
+    let job = safe(&gate.job);
+    if let Some(policy) = &gate.policy {
+        desk.say(&format!("The gate of `{job}` wants {}.", safe(&policy.words)));
+    }
     let request = v1::DecideGateRequest {
+        emails: emails(&gate),
         run: gate.run.clone(),
         job: gate.job.clone(),
         binds: args.binds.unwrap_or(gate.binds),
         comment: args.comment,
         actor: desk.actor(),
     };
-    server.gates().approve_gate(request).await?;
-    desk.say(&format!("Opened the gate of `{}`.", safe(&gate.job)));
-    if server.is_ours() {
+    let reply = server.gates().approve_gate(request).await?.into_inner();
+    if reply.missing > 0 {
+        desk.say(&format!("Approved `{job}`: {}.", safe(&reply.waits_for)));
+    } else {
+        desk.say(&format!("Opened the gate of `{job}`."));
+    }
+    if reply.missing == 0 && server.is_ours() {
         desk.say(&format!("Nobody works on the run; `tow resume {}` does.", short(&gate.run)));
     }
     server.close().await;
     Ok(exit::DONE)
+}
+
+/// Who decides, by address, where the gate may want to know.
+pub(crate) fn emails(gate: &v1::Gate) -> Vec<String> {
+    if gate.policy.is_some() { authors::own_emails() } else { Vec::new() }
 }
 
 /// The gate that is meant: of the job named, or the only one.

@@ -151,6 +151,8 @@ mod tests {
             traceparent: None,
             idempotency_key: None,
             source: None,
+            requester: towpath_engine::gate::Standing::default(),
+            authors: None,
         };
         let job = |line: SeedLine| ImportedJob {
             job: line.job,

@@ -15,7 +15,7 @@ use tokio_stream::StreamExt as _;
 use towpath_engine::{
     captured, codec,
     event::{Fact, RunEvent},
-    ids::{JobName, RunId},
+    ids::{Digest, JobName, RunId},
     job::JobState,
     run::{Phase, Run},
     time::Timestamp,
@@ -281,7 +281,7 @@ struct Show<'a> {
     /// The newest output of what runs.
     last: Arc<Mutex<LastLines>>,
     /// Gates that the person at this terminal was asked about.
-    asked: Vec<JobName>,
+    asked: Vec<Digest>,
     live: bool,
     headed: bool,
 }
@@ -348,8 +348,14 @@ impl<'a> Show<'a> {
         let failed_try = matches!(fact.event, RunEvent::JobAttemptFailed { .. });
         if matches!(fact.event, RunEvent::JobLeased { .. }) {
             self.listen(name);
-        } else if matches!(fact.event, RunEvent::GateApproved { .. }) {
-            let line = format!("    Gate of {} opened by {}.", safe(name.as_str()), fact.by);
+        } else if let RunEvent::GateApproved { missing, .. } = &fact.event {
+            let did = if *missing > 0 { "approved" } else { "opened" };
+            let by = self.run.approver(fact);
+            let line = format!("    Gate of {} {did} by {by}.", safe(name.as_str()));
+            self.lines.push(style.fit(&line, style.width));
+        } else if let RunEvent::GateVoided { because, .. } = &fact.event {
+            let (name, why) = (safe(name.as_str()), safe(&because.words()));
+            let line = format!("    What was approved at {name} is void: {why}.");
             self.lines.push(style.fit(&line, style.width));
         } else if failed_try || job.state.is_over() {
             self.lines.push(board::ended_line(job, style));

@@ -7,12 +7,13 @@ use std::{
 };
 
 use towpath_engine::{
+    gate::Excluded,
     pipeline_file::{self, Parsed},
     plan::Plan,
 };
 use towpath_proto::v1;
 
-use crate::{commands::Desk, failure::Failure};
+use crate::{authors, commands::Desk, failure::Failure, render::safe};
 
 /// The names that are looked for, in this order.
 const DEFAULT_NAMES: [&str; 3] = ["towpath.yml", "towpath.yaml", "pulsaride-pipeline.yml"];
@@ -25,9 +26,17 @@ pub(crate) struct Pipeline {
     pub(crate) folder: PathBuf,
     pub(crate) bytes: Vec<u8>,
     pub(crate) plan: Plan,
+    /// Who wrote it, if a gate wants to know and it can be known.
+    authors: Option<v1::Authors>,
 }
 
 impl Pipeline {
+    /// The addresses of whoever asks for a run of it, if a gate may want to know.
+    pub(crate) fn emails(&self) -> Vec<String> {
+        let asked = self.plan.jobs.iter().any(|job| job.gate.is_some());
+        if asked { authors::own_emails() } else { Vec::new() }
+    }
+
     /// As a request carries it.
     pub(crate) fn message(&self) -> v1::PipelineFile {
         v1::PipelineFile {
@@ -35,6 +44,7 @@ impl Pipeline {
             folder: self.folder.to_string_lossy().into_owned(),
             content: self.bytes.clone().into(),
             source: None,
+            authors: self.authors.clone(),
         }
     }
 }
@@ -68,7 +78,8 @@ pub(crate) fn read(desk: &Desk, path: &Path) -> Result<Pipeline, Failure> {
                 drop(writeln!(io::stderr().lock(), "{}\n", shown.trim_end()));
             }
             let folder = folder_of(path)?;
-            Ok(Pipeline { name, folder, bytes, plan })
+            let authors = authors_of(desk, path, &bytes, &plan);
+            Ok(Pipeline { name, folder, bytes, plan, authors })
         }
         Err(problems) => {
             let shown = problems.render(&name, &text, colour, Some(width));
@@ -76,6 +87,20 @@ pub(crate) fn read(desk: &Desk, path: &Path) -> Result<Pipeline, Failure> {
             Err(Failure::file_invalid(summary, shown))
         }
     }
+}
+
+/// Who wrote the file, if a gate of `plan` wants to know. If that cannot be known, says why.
+fn authors_of(desk: &Desk, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::Authors> {
+    let mut policies = plan.jobs.iter().filter_map(|job| job.gate.as_ref());
+    if !policies.any(|policy| policy.excludes(Excluded::Author)) {
+        return None;
+    }
+    let found = authors::of(path, bytes);
+    if let Err(why) = &found {
+        let name = safe(&path.to_string_lossy());
+        desk.say(&format!("Nobody knows who wrote `{name}`: {}.", safe(&why.to_string())));
+    }
+    found.ok()
 }
 
 /// The bytes of the file at `path`, if they can be a pipeline file at all.

@@ -29,6 +29,7 @@ pub(crate) async fn reject(desk: &Desk, args: RejectArgs) -> Finished {
         binds: String::new(),
         comment: args.comment,
         actor: desk.actor(),
+        emails: Vec::new(),
     };
     let phase = server.gates().reject_gate(request).await?.into_inner().phase;
     let phase = phase.replace('_', " ");

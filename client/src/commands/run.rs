@@ -32,7 +32,7 @@ pub(crate) struct RunArgs {
     /// Most jobs that run at once, 1 to 1024
     #[arg(short, long, default_value_t = PARALLELISM, value_name = "N")]
     parallelism: u32,
-    /// Approve every gate in advance, in your name
+    /// Approve every gate in advance, in your name, as far as it lets you
     #[arg(short, long)]
     yes: bool,
     /// Stay at a gate until somebody decides it elsewhere
@@ -65,6 +65,7 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
         gates_preapproved: args.yes,
         traceparent: String::new(),
         actor: desk.actor(),
+        emails: pipeline.emails(),
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };
     let run = begin(desk, &mut server, request, taken.as_ref()).await?;

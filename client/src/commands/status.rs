@@ -202,6 +202,23 @@ pub(crate) struct JobJson {
     gate: Option<GateJson>,
     #[serde(skip_serializing_if = "String::is_empty")]
     traceparent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<PolicyJson>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    approvals: Vec<GateJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<u32>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    until: String,
+}
+
+#[derive(Serialize)]
+struct PolicyJson {
+    approvers: Vec<String>,
+    min: u32,
+    not: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -223,6 +240,19 @@ struct GateJson {
     by: String,
     at: String,
     comment: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    roles: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    until: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    in_advance: bool,
+}
+
+impl From<v1::GateDecision> for GateJson {
+    fn from(gate: v1::GateDecision) -> Self {
+        let v1::GateDecision { approved, by, at, comment, roles, until, in_advance } = gate;
+        Self { approved, by, at, comment, roles, until, in_advance }
+    }
 }
 
 impl From<v1::Blob> for BlobJson {
@@ -238,9 +268,11 @@ impl From<v1::Job> for JobJson {
             path: artifact.path,
             blob: artifact.blob.unwrap_or_default().into(),
         };
-        let gate = |gate: v1::GateDecision| {
-            let v1::GateDecision { approved, by, at, comment } = gate;
-            GateJson { approved, by, at, comment }
+        let policy = |policy: v1::GatePolicy| PolicyJson {
+            approvers: policy.approvers,
+            min: policy.min,
+            not: policy.not,
+            expires_ms: (policy.expires_ms > 0).then_some(policy.expires_ms),
         };
         Self {
             name: job.name,
@@ -261,8 +293,12 @@ impl From<v1::Job> for JobJson {
             outputs: job.outputs,
             artifacts: job.artifacts.into_iter().map(artifact).collect(),
             log: job.log.map(BlobJson::from),
-            gate: job.gate.map(gate),
             traceparent: job.traceparent,
+            gate: job.gate.map(GateJson::from),
+            policy: job.policy.map(policy),
+            approvals: job.approvals.into_iter().map(GateJson::from).collect(),
+            missing: (job.missing > 0).then_some(job.missing),
+            until: job.until,
         }
     }
 }

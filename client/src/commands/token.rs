@@ -42,6 +42,9 @@ enum What {
         /// How long it counts, such as `30d` [default: until it is revoked]
         #[arg(long, value_name = "DURATION")]
         expires: Option<String>,
+        /// An address under which they commit; gates that exclude authors want to know
+        #[arg(long = "email", value_name = "EMAIL")]
+        emails: Vec<String>,
     },
     /// List the tokens; secrets are not kept
     List,
@@ -80,6 +83,8 @@ struct TokenJson {
     created_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    emails: Vec<String>,
 }
 
 impl From<Token> for TokenJson {
@@ -89,6 +94,7 @@ impl From<Token> for TokenJson {
             created_at: token.created_at.to_string(),
             expires_at: token.expires_at.map(|end| end.to_string()),
             roles: token.roles,
+            emails: token.emails,
         }
     }
 }
@@ -97,11 +103,12 @@ impl From<Token> for TokenJson {
 pub(crate) fn token(desk: &Desk, args: TokenArgs) -> Finished {
     let folder = folder(desk)?;
     match args.what {
-        What::Issue { name, kind, roles, expires } => {
+        What::Issue { name, kind, roles, expires, emails } => {
             let now = SystemClock.now();
             let expires = expires.as_deref().map(duration).transpose()?;
             let expires_at = expires.map(|ms| now.plus_ms(ms));
-            let new = NewToken { name: name.clone(), kind: kind.into(), roles, expires_at };
+            let kind = kind.into();
+            let new = NewToken { name: name.clone(), kind, roles, expires_at, emails };
             let secret = tokens::issue(&folder, new, now).map_err(failure)?;
             desk.say(&format!("The token of {}; nobody can be shown it again.", safe(&name)));
             desk.print(&format!("{}\n", secret.reveal()))?;
@@ -139,7 +146,11 @@ fn list(desk: &Desk, tokens: Vec<Token>) -> Result<(), Failure> {
                 let end = token.expires_at.as_deref().unwrap_or("never");
                 let actor = desk.style.pad(&safe(&token.actor), 24);
                 let roles = roles.join(",");
-                let line = format!("{actor} {roles:<24}  since {}  ends {end}", token.created_at);
+                let mut line =
+                    format!("{actor} {roles:<24}  since {}  ends {end}", token.created_at);
+                if !token.emails.is_empty() {
+                    line.push_str(&format!("  {}", safe(&token.emails.join(","))));
+                }
                 desk.print(&(line + "\n"))?;
             }
         }
@@ -165,6 +176,10 @@ fn failure(error: TokensError) -> Failure {
         }
         TokensError::NameMalformed { .. } => {
             let advice = "Use 1 to 100 letters, digits and `._-@+`.";
+            Failure::new("USAGE", message, advice)
+        }
+        TokensError::EmailMalformed { .. } => {
+            let advice = "Give at most 16 addresses like `ana@example.org`, in ASCII.";
             Failure::new("USAGE", message, advice)
         }
         TokensError::Invalid { .. } => {

@@ -97,7 +97,10 @@ pub(crate) fn note(job: &Job) -> String {
             Some(gate) => format!("rejected by {}: {}", gate.by, safe(&gate.comment)),
             None => "rejected".to_owned(),
         },
-        JobState::AtGate(binds) => format!("gate, waits for a person ({})", binds.short()),
+        JobState::AtGate(binds) => match job.quorum_words() {
+            words if words.is_empty() => format!("gate, waits for a person ({})", binds.short()),
+            words => format!("gate, {} ({})", safe(&words), binds.short()),
+        },
         JobState::Requeued => "its worker was lost, runs again".to_owned(),
         JobState::Waiting
         | JobState::Admitted
@@ -325,6 +328,8 @@ mod tests {
             traceparent: None,
             idempotency_key: None,
             source: None,
+            requester: towpath_engine::gate::Standing::default(),
+            authors: None,
         };
         let mut run = Run::default();
         let ana = Actor::human("ana");

@@ -36,9 +36,14 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
         RunEvent::JobsPlanned { .. } | RunEvent::RunStarted {} => return None,
         RunEvent::ConditionEvaluated { holds, .. } => format!("holds={holds}"),
         RunEvent::GateReached { binds, .. } => format!("binds={}", binds.short()),
-        RunEvent::GateApproved { comment, .. } | RunEvent::GateRejected { comment, .. } => {
-            format!("by={}{}", fact.by, said(comment))
+        RunEvent::GateApproved { comment, missing, .. } => {
+            let more = if *missing > 0 { format!(" missing={missing}") } else { String::new() };
+            format!("by={}{more}{}", run.approver(fact), said(comment))
         }
+        RunEvent::GateVoided { binds, because, .. } => {
+            format!("binds={} because={:?}", binds.short(), safe(&because.words()))
+        }
+        RunEvent::GateRejected { comment, .. } => format!("by={}{}", fact.by, said(comment)),
         RunEvent::JobLeased { attempt, worker, .. } => {
             format!("attempt={attempt} worker={}", worker_word(worker.as_str()))
         }
@@ -123,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_success_says_attempt_and_duration() {
-        let event = one_of_each_kind().swap_remove(8);
+        let mut all = one_of_each_kind().into_iter();
+        let event = all.find(|event| event.kind() == "job_succeeded").unwrap();
         let fact = Fact { at: Timestamp(0), by: Actor::human("ana"), event };
         let line = line(18_234, &fact, &Run::default()).unwrap();
         assert_eq!(line, "1970-01-01T00:00:00.000Z 00018234 job.succeeded attempt=2 dur=6.0s");

@@ -2,10 +2,12 @@
 
 use crate::{
     event::RunEvent,
-    ids::{Digest, JobName},
+    gate::{Standing, is_human},
+    ids::{Actor, Digest, JobName},
     job::JobState,
     refusal::Refusal,
     run::Run,
+    time::Timestamp,
 };
 
 /// Open a gate.
@@ -17,18 +19,32 @@ pub struct ApproveGate {
     pub binds: Digest,
     /// What they say.
     pub comment: String,
+    /// What is known about them beside their name.
+    pub standing: Standing,
 }
 
-/// Records who opened the gate of a job. A gate is reached only once everything before it has
-/// ended, so an approval always speaks about results the approver could have read, and `binds`
-/// says which.
-pub(super) fn decide(run: &Run, approve: &ApproveGate) -> Result<Vec<RunEvent>, Refusal> {
-    let ApproveGate { job, binds, comment } = approve.clone();
+/// Records that somebody approved at the gate of a job; the last of those that the gate wants opens
+/// it. A gate is reached only once everything before it has ended, so an approval always speaks
+/// about results the approver could have read, and `binds` says which.
+pub(super) fn decide(
+    run: &Run,
+    approve: &ApproveGate,
+    by: &Actor,
+    now: Timestamp,
+) -> Result<Vec<RunEvent>, Refusal> {
+    let ApproveGate { job, binds, comment, standing } = approve.clone();
     let known = super::known(run, &job)?;
     let comment = super::bounded_comment(&comment)?;
+    is_human(&job, by)?;
     match (&known.state, &known.gate) {
         (JobState::AtGate(waiting), _) if *waiting == binds => {
-            Ok(vec![RunEvent::GateApproved { job, binds, comment }])
+            if known.has_lapsed(now) {
+                return Err(Refusal::ApprovalExpired { job });
+            }
+            let approval = run.approval(known, (by, &standing), comment, now, false)?;
+            // Whoever has approved already counts once.
+            let given = known.approval_of(by, &standing).is_some();
+            Ok(if given { Vec::new() } else { vec![approval] })
         }
         (JobState::AtGate(waiting), _) => {
             Err(Refusal::ApprovalStale { job, waiting: *waiting, given: binds })

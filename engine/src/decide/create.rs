@@ -3,6 +3,7 @@
 use crate::{
     codec::FACT_BYTES_MAX,
     event::RunEvent,
+    gate::{Authors, Excluded, Standing},
     ids::{Digest, RunId},
     plan::{JobPlan, Plan},
     refusal::Refusal,
@@ -43,6 +44,10 @@ pub struct CreateRun {
     pub idempotency_key: Option<String>,
     /// The files of the run. `None`: they lie in `folder`, and workers share it.
     pub source: Option<Source>,
+    /// What is known about who asks.
+    pub requester: Standing,
+    /// Who wrote the file. `None`: nobody knows.
+    pub authors: Option<Authors>,
 }
 
 pub(super) fn decide(
@@ -62,6 +67,7 @@ pub(super) fn decide(
         let bounds = format!("1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
         return Err(Refusal::ArgumentOutOfBounds { what: "the idempotency key", bounds });
     }
+    let (requester, authors) = concerned(&create.plan, &create.requester, create.authors.as_ref())?;
     let mut events = vec![RunEvent::RunCreated {
         run: create.run.clone(),
         pipeline: create.plan.pipeline.clone(),
@@ -77,10 +83,34 @@ pub(super) fn decide(
         folder: create.folder.clone(),
         idempotency_key: create.idempotency_key.clone(),
         source: create.source.clone(),
+        requester,
+        authors,
     }];
     events.extend(plan_chunks(&create.plan.jobs));
     events.push(RunEvent::RunStarted {});
     Ok(events)
+}
+
+/// What the gates of `plan` depend on, and nothing more: the log is no address book. A plan that
+/// excludes authors whom nobody knows is refused before anything runs.
+pub(super) fn concerned(
+    plan: &Plan,
+    requester: &Standing,
+    authors: Option<&Authors>,
+) -> Result<(Standing, Option<Authors>), Refusal> {
+    let with_policy = plan.jobs.iter().filter_map(|job| Some((job, job.gate.as_ref()?)));
+    let (mut policies, mut excluding) = (false, None);
+    for (job, policy) in with_policy {
+        policies = true;
+        if policy.excludes(Excluded::Author) {
+            excluding = excluding.or(Some(job));
+        }
+    }
+    if let (Some(job), None) = (excluding, authors) {
+        return Err(Refusal::AuthorsUnknown { job: job.name.clone() });
+    }
+    let requester = if policies { requester.clone() } else { Standing::default() };
+    Ok((requester, authors.filter(|_| excluding.is_some()).cloned()))
 }
 
 /// The jobs as events, as few as the bound of a record allows.

@@ -36,6 +36,9 @@ pub(super) fn decide(
         None => run.next_for(&lease.tags, &lease.busy, now),
     };
     let Some(job) = next else { return Ok(Vec::new()) };
+    if job.has_lapsed(now) {
+        return Ok(run.lapsed(now));
+    }
     let name = job.plan.name.clone();
     Ok(vec![match run.assignment(job) {
         Ok(_) => RunEvent::JobLeased {

@@ -2,10 +2,14 @@
 
 use crate::{event::RunEvent, refusal::Refusal, run::Run, time::Timestamp};
 
-/// A run that has taken too long is ended. (A job in back-off needs no event to become due.)
+/// A run that has taken too long is ended, and approvals that have expired are void. (A job in
+/// back-off needs no event to become due.)
 pub(super) fn decide(run: &Run, now: Timestamp) -> Result<Vec<RunEvent>, Refusal> {
     let due = run.header().and_then(|header| header.due).is_some_and(|due| due <= now);
-    Ok(if due && run.phase().is_running() { vec![RunEvent::RunTimedOut {}] } else { Vec::new() })
+    if !run.phase().is_running() {
+        return Ok(Vec::new());
+    }
+    Ok(if due { vec![RunEvent::RunTimedOut {}] } else { run.lapsed(now) })
 }
 
 #[cfg(test)]

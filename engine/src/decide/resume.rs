@@ -1,12 +1,13 @@
 //! `tow resume`: a run goes on where it stopped.
 
-use super::create::plan_chunks;
+use super::create::{concerned, plan_chunks};
 use crate::{
-    event::RunEvent,
+    event::{RunEvent, VoidCause},
+    gate::{Authors, Standing},
     ids::{Digest, StageName},
     plan::Plan,
     refusal::Refusal,
-    run::{Phase, Run},
+    run::{Job, Phase, Run},
     source::Source,
 };
 
@@ -19,6 +20,10 @@ pub struct EditedPlan {
     pub plan: Plan,
     /// The files of the run as they are now. `None`: nobody looked.
     pub source: Option<Source>,
+    /// What is known about who sends it.
+    pub requester: Standing,
+    /// Who wrote it. `None`: nobody knows.
+    pub authors: Option<Authors>,
 }
 
 /// Let the run go on.
@@ -42,7 +47,8 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
     }
     let mut events = Vec::new();
     let mut stages = &header.stages;
-    if let Some(EditedPlan { file_sha256, plan, source }) = &resume.file {
+    let mut void = None;
+    if let Some(EditedPlan { file_sha256, plan, source, requester, authors }) = &resume.file {
         let now = plan.digest();
         let moved = source.is_some() && *source != header.source && resume.accept_changes;
         if now != header.plan_sha256 || moved {
@@ -52,6 +58,8 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
             if run.counts().running > 0 {
                 return Err(Refusal::JobsRunning { running: run.counts().running });
             }
+            let (requester, authors) = concerned(plan, requester, authors.as_ref())?;
+            void = Some(VoidCause::PlanReplaced(now));
             events.push(RunEvent::PlanReplaced {
                 file_sha256: *file_sha256,
                 plan_sha256: now,
@@ -59,6 +67,8 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
                 jobs: u32::try_from(plan.jobs.len()).unwrap_or(u32::MAX),
                 timeout_ms: plan.timeout_ms,
                 source: source.clone(),
+                requester,
+                authors,
             });
             events.extend(plan_chunks(&plan.jobs));
             events.push(RunEvent::RunStarted {});
@@ -72,16 +82,31 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         if run.counts().running > 0 {
             return Err(Refusal::JobsRunning { running: run.counts().running });
         }
+        void = void.or(Some(VoidCause::StageRepeated(from.clone())));
         events.push(RunEvent::JobsInvalidated { from: from.clone() });
     }
-    let lost = run.jobs().iter().any(|job| job.state.is_over_badly());
-    if lost {
+    let lost = run.jobs().iter().find(|job| job.state.is_over_badly());
+    if let Some(job) = lost {
+        void = void.or(Some(VoidCause::JobRepeated(job.plan.name.clone())));
         events.push(RunEvent::RunResumed {});
+    }
+    if let Some(because) = void.filter(|_| run.phase().is_running()) {
+        let replaced = matches!(because, VoidCause::PlanReplaced(_));
+        let first = resume.from.as_ref().and_then(|from| place(&header.stages, from));
+        let repeated = |job: &Job| {
+            first.is_some_and(|first| place(&header.stages, &job.plan.stage) >= Some(first))
+        };
+        let again = |job: &Job| replaced || job.state.is_over_badly() || repeated(job);
+        events.splice(0..0, run.voids(&because, again));
     }
     if events.is_empty() && matches!(run.phase(), Phase::Finished(_)) {
         return Err(Refusal::NothingToResume);
     }
     Ok(events)
+}
+
+fn place(stages: &[StageName], stage: &StageName) -> Option<usize> {
+    stages.iter().position(|known| known == stage)
 }
 
 #[cfg(test)]
@@ -99,7 +124,13 @@ mod tests {
 
     fn edited(jobs: Vec<JobPlan>, accept_changes: bool) -> Command {
         let create = creation(jobs);
-        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: create.plan, source: None };
+        let file = EditedPlan {
+            file_sha256: Digest([9; 32]),
+            plan: create.plan,
+            source: None,
+            requester: Standing::default(),
+            authors: None,
+        };
         Command::Resume(ResumeRun { file: Some(file), accept_changes, from: None })
     }
 
@@ -245,7 +276,13 @@ mod tests {
         }
         let mut plan = creation(vec![job("a")]).plan;
         plan.timeout_ms = Some(5_000);
-        let file = EditedPlan { file_sha256: Digest([9; 32]), plan: plan.clone(), source: None };
+        let file = EditedPlan {
+            file_sha256: Digest([9; 32]),
+            plan: plan.clone(),
+            source: None,
+            requester: Standing::default(),
+            authors: None,
+        };
         let edited = ResumeRun { file: Some(file), accept_changes: true, from: None };
         house.carries_out(&Command::Resume(edited));
 

@@ -1,6 +1,11 @@
 //! `tow retry`: one job, and what was skipped because of it, gets another chance.
 
-use crate::{event::RunEvent, ids::JobName, refusal::Refusal, run::Run};
+use crate::{
+    event::{RunEvent, VoidCause},
+    ids::JobName,
+    refusal::Refusal,
+    run::Run,
+};
 
 pub(super) fn decide(run: &Run, name: &JobName) -> Result<Vec<RunEvent>, Refusal> {
     let job = super::known(run, name)?;
@@ -11,7 +16,12 @@ pub(super) fn decide(run: &Run, name: &JobName) -> Result<Vec<RunEvent>, Refusal
         let state = job.state.word();
         return Err(Refusal::JobNotRetryable { job: name.clone(), state });
     }
-    Ok(vec![RunEvent::JobRetried { job: name.clone() }])
+    let mut events = Vec::new();
+    if run.phase().is_running() {
+        events = run.voids(&VoidCause::JobRepeated(name.clone()), run.freed_by(name));
+    }
+    events.push(RunEvent::JobRetried { job: name.clone() });
+    Ok(events)
 }
 
 #[cfg(test)]

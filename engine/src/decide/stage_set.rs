@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{ApproveGate, CarryOutError, Command, CreateRun, Ended, LeaseJob, LoseJob, ReportJob};
 use crate::{
     event::{Fact, FailureCause},
+    gate::Standing,
     ids::{Actor, Digest},
     job::JobState,
     plan::{JobPlan, Plan, When},
@@ -49,6 +50,8 @@ pub(crate) fn creation(jobs: Vec<JobPlan>) -> CreateRun {
         traceparent: None,
         idempotency_key: None,
         source: None,
+        requester: Standing::default(),
+        authors: None,
     }
 }
 
@@ -78,7 +81,11 @@ impl Stage {
 
     /// Carries out `command`, and checks what must hold after every command.
     pub(crate) fn carries_out(&mut self, command: &Command) {
-        let written = super::carry_out(&mut self.run, command, &ana(), self.now).unwrap();
+        self.carries_out_of(&ana(), command);
+    }
+
+    pub(crate) fn carries_out_of(&mut self, by: &Actor, command: &Command) {
+        let written = super::carry_out(&mut self.run, command, by, self.now).unwrap();
         self.facts.extend(written.into_iter().map(|(fact, _)| fact));
         let replayed = Run::replay(&self.facts).unwrap();
         assert!(replayed == self.run, "the replay differs");
@@ -87,8 +94,12 @@ impl Stage {
     }
 
     pub(crate) fn refused(&mut self, command: &Command) -> Refusal {
+        self.refused_of(&ana(), command)
+    }
+
+    pub(crate) fn refused_of(&mut self, by: &Actor, command: &Command) -> Refusal {
         let before = self.run.clone();
-        match super::carry_out(&mut self.run, command, &ana(), self.now) {
+        match super::carry_out(&mut self.run, command, by, self.now) {
             Err(CarryOutError::Refused(refusal)) => {
                 assert!(before == self.run, "a refusal left a trace");
                 refusal
@@ -177,7 +188,12 @@ impl Stage {
     pub(crate) fn approval(&self, job: &str) -> Command {
         let state = &self.run.job(job).unwrap().state;
         let binds = if let JobState::AtGate(binds) = state { *binds } else { Digest([0; 32]) };
-        Command::Approve(ApproveGate { job: job.into(), binds, comment: "go".to_owned() })
+        Command::Approve(ApproveGate {
+            job: job.into(),
+            binds,
+            comment: "go".to_owned(),
+            standing: Standing::default(),
+        })
     }
 
     pub(crate) fn approves(&mut self, job: &str) {

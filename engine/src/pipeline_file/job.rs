@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use super::{
+    gate,
     matrix::{self, Matrix},
     options,
     read::{Fields, Placed, Reader, is_key, is_variable},
@@ -185,6 +186,15 @@ fn flow<'t>(reader: &mut Reader<'t>, fields: &Fields<'_, 't>, template: &mut Tem
             Some("manual") => When::Manual,
             Some(_) | None => When::OnSuccess,
         };
+    }
+    if let Some(node) = fields.get("gate") {
+        template.plan.gate = gate::gate(reader, node);
+        if template.plan.when != When::Manual {
+            let message = "`gate` says who opens a gate, and the job has none".to_owned();
+            let place = fields.key_span("gate").unwrap_or_else(|| node.span.clone());
+            let problem = Diagnostic::error("GATE_POINTLESS", &place, message);
+            reader.found.push(problem.help("make it one with `when: manual`"));
+        }
     }
     if let Some(node) = fields.get("if")
         && let Some(text) = reader.text(node, "`if`")

@@ -3,11 +3,13 @@
 //!
 //! Derived: everything here can be rebuilt from the jobs (`Agenda::build`), and a test compares.
 
+mod gates;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Job;
 use crate::{
-    ids::{JobName, StageName},
+    ids::{Digest, JobName, StageName},
     job::JobState,
     plan::{OnFailure, When},
     time::Timestamp,
@@ -130,6 +132,15 @@ pub(super) struct Agenda {
     /// Jobs that cannot run any more, with the need that ended badly.
     doomed: BTreeMap<u32, u32>,
     abort_due: Option<u32>,
+    /// Gates whose approvals expire, by when and by job.
+    lapses: BTreeSet<(Timestamp, u32)>,
+    lapse_of: BTreeMap<u32, Timestamp>,
+    /// Gates that whoever asked for the run has approved by that, and that do not know it yet.
+    preapproved: BTreeSet<u32>,
+    /// Whether any job has a gate: else nobody asks for the results before one.
+    has_gates: bool,
+    /// Over the results of all stages before the open one.
+    results_before: Option<Digest>,
 }
 
 impl Agenda {
@@ -168,7 +179,10 @@ impl Agenda {
         classes.sort();
         all.classes = classes.into_iter().map(|(_, class)| class).collect();
         all.ready = vec![BTreeSet::new(); all.classes.len()];
-        all.open_stage = all.stage_left.iter().position(|left| *left > 0).unwrap_or(stages.len());
+        all.has_gates = jobs.iter().any(|job| job.plan.when == When::Manual);
+        while all.stage_left.get(all.open_stage) == Some(&0) {
+            all.pass_stage(jobs);
+        }
         all.last_stage_lost = all.lost_in_last_stage(jobs);
         for index in 0..u32::try_from(jobs.len()).unwrap_or(u32::MAX) {
             all.note_end(index, jobs);
@@ -215,8 +229,8 @@ impl Agenda {
         if last == Some(stage) && jobs[index as usize].state.is_over_badly() {
             self.last_stage_lost += 1;
         }
-        while self.open_stage < self.stage_left.len() && self.stage_left[self.open_stage] == 0 {
-            self.open_stage += 1;
+        while self.stage_left.get(self.open_stage) == Some(&0) {
+            self.pass_stage(jobs);
             for place in 0..self.stage_jobs.get(self.open_stage).map_or(0, Vec::len) {
                 let member = self.stage_jobs[self.open_stage][place];
                 self.unfile(member);
@@ -297,6 +311,10 @@ impl Agenda {
             | JobState::Rejected => Place::Nowhere,
         };
         self.place[at] = place;
+        if let Some(until) = job.counts_until() {
+            self.lapses.insert((until, index));
+            self.lapse_of.insert(index, until);
+        }
         match place {
             Place::Nowhere | Place::Doomed => true,
             Place::Undecided => self.undecided.insert(index),
@@ -309,6 +327,9 @@ impl Agenda {
 
     fn unfile(&mut self, index: u32) {
         let at = index as usize;
+        if let Some(until) = self.lapse_of.remove(&index) {
+            self.lapses.remove(&(until, index));
+        }
         match std::mem::take(&mut self.place[at]) {
             Place::Nowhere => true,
             Place::Doomed => {
@@ -339,10 +360,6 @@ impl Agenda {
 
     pub(super) fn first_undecided(&self) -> Option<u32> {
         self.undecided.first().copied()
-    }
-
-    pub(super) fn first_gate(&self) -> Option<u32> {
-        self.gates.first().copied()
     }
 
     pub(super) fn abort_due(&self) -> Option<u32> {

@@ -22,7 +22,7 @@ impl Run {
                 .abort()
                 .or_else(|| self.skip())
                 .or_else(|| self.open())
-                .or_else(|| self.preapprove())
+                .or_else(|| self.preapproval())
                 .or_else(|| self.end()),
         }
     }
@@ -71,16 +71,6 @@ impl Run {
             }
             (_, _) => RunEvent::GateReached { job: name, binds: self.binds(job) },
         })
-    }
-
-    fn preapprove(&self) -> Option<RunEvent> {
-        if !self.header().is_some_and(|header| header.gates_preapproved) {
-            return None;
-        }
-        let job = &self.jobs[self.agenda.first_gate()? as usize];
-        let JobState::AtGate(binds) = job.state else { return None };
-        let comment = "approved in advance by `--yes`".to_owned();
-        Some(RunEvent::GateApproved { job: job.plan.name.clone(), binds, comment })
     }
 
     fn end(&self) -> Option<RunEvent> {

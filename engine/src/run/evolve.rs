@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{GateDecision, Header, Imported, Job, Phase, Run};
 use crate::{
-    event::{Fact, RunEvent, SkipCause},
-    ids::{Attempt, JobName},
+    event::{Fact, RunEvent},
+    gate::Approval,
+    ids::{Actor, Attempt, JobName},
     job::{IllegalEvent, JobState},
 };
 
@@ -34,6 +35,8 @@ impl Run {
                 jobs,
                 timeout_ms,
                 source,
+                requester,
+                authors,
             } => {
                 if let Some(header) = &mut self.header {
                     header.file_sha256 = *file_sha256;
@@ -44,6 +47,9 @@ impl Run {
                         header.source.clone_from(source);
                     }
                     header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
+                    header.authors.clone_from(authors);
+                    header.accepted.retain(|(by, _)| *by != fact.by);
+                    header.accepted.push((fact.by.clone(), requester.clone()));
                 }
                 let old = std::mem::take(&mut self.jobs);
                 self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
@@ -72,6 +78,7 @@ impl Run {
             RunEvent::ConditionEvaluated { job, .. }
             | RunEvent::GateReached { job, .. }
             | RunEvent::GateApproved { job, .. }
+            | RunEvent::GateVoided { job, .. }
             | RunEvent::GateRejected { job, .. }
             | RunEvent::JobLeased { job, .. }
             | RunEvent::JobSucceeded { job, .. }
@@ -103,6 +110,8 @@ impl Run {
             folder,
             idempotency_key: _,
             source,
+            requester,
+            authors,
         } = &fact.event
         else {
             return;
@@ -123,6 +132,9 @@ impl Run {
             traceparent: traceparent.clone(),
             source: source.clone(),
             requested_by: fact.by.clone(),
+            requester: requester.clone(),
+            accepted: Vec::new(),
+            authors: authors.clone(),
             created_at: fact.at,
         });
     }
@@ -136,7 +148,7 @@ impl Run {
             if old.state == JobState::Succeeded {
                 job = Job { plan, ..old };
             } else {
-                job = Job { plan, attempt: old.attempt, ..job };
+                job = Job { plan, attempt: old.attempt, asked: old.asked, ..job };
             }
         }
         self.jobs.push(job);
@@ -204,14 +216,8 @@ impl Run {
             return Err(IllegalEvent::new(&fact.event, "no job has that name"));
         };
         self.jobs[index as usize].state.next(&fact.event)?;
-        let aborted = self.abort_root.as_ref() == Some(name);
-        let freed = |job: &Job| match &job.skipped {
-            _ if job.plan.name == *name => true,
-            Some(SkipCause::NeedUnmet { root, .. }) => root == name,
-            Some(SkipCause::ConditionFalse) => false,
-            None => aborted && job.state == JobState::Skipped,
-        };
-        let root = self.abort_root.take().filter(|_| !aborted);
+        let freed = self.freed_by(name);
+        let root = self.abort_root.take().filter(|root| root != name);
         self.reset(fact, freed);
         self.abort_root = root;
         Ok(())
@@ -227,11 +233,17 @@ impl Run {
         if after.is_over() {
             self.agenda.settle_doomed(index);
         }
+        let approver = self.approver(fact);
         let job = &mut self.jobs[index as usize];
         job.note(fact);
+        job.approved(approver, fact);
+        // A gate that wants more people has waited since it was reached.
+        if after != before {
+            job.since = fact.at;
+        }
         job.state = after;
-        job.since = fact.at;
         self.agenda.moved(index, &before, &self.jobs);
+        self.note_preapproval(index);
         Ok(())
     }
 
@@ -248,6 +260,9 @@ impl Run {
                 if !self.agenda.is_due(index, fact.at) && !self.agenda.is_ready(index) {
                     return Err(IllegalEvent::new(&fact.event, "the job is not ready"));
                 }
+                if job.has_lapsed(fact.at) {
+                    return Err(IllegalEvent::new(&fact.event, "its approvals have expired"));
+                }
                 if self.counts().running >= self.header().map_or(1, |header| header.parallelism) {
                     return Err(IllegalEvent::new(&fact.event, "as many jobs run as may"));
                 }
@@ -262,10 +277,14 @@ impl Run {
                     return Err(IllegalEvent::new(&fact.event, "something before it is open"));
                 }
             }
+            RunEvent::GateApproved { .. } => self.may_count(job, fact)?,
+            RunEvent::GateVoided { binds, .. } if job.binds != Some(*binds) => {
+                return Err(IllegalEvent::new(&fact.event, "something else was asked"));
+            }
             RunEvent::RunCreated { .. }
             | RunEvent::JobsPlanned { .. }
             | RunEvent::RunStarted {}
-            | RunEvent::GateApproved { .. }
+            | RunEvent::GateVoided { .. }
             | RunEvent::GateRejected { .. }
             | RunEvent::JobSucceeded { .. }
             | RunEvent::JobAttemptFailed { .. }
@@ -315,8 +334,19 @@ impl Job {
             }
             RunEvent::JobLost { .. } => self.losses += 1,
             RunEvent::JobSkipped { because, .. } => self.skipped = Some(because.clone()),
-            RunEvent::GateApproved { comment, .. } => self.decided(true, comment, fact),
-            RunEvent::GateRejected { comment, .. } => self.decided(false, comment, fact),
+            RunEvent::GateReached { binds, .. } => {
+                self.binds = Some(*binds);
+                self.asked += 1;
+            }
+            RunEvent::GateRejected { comment, .. } => {
+                let (by, comment) = (fact.by.clone(), comment.clone());
+                self.gate = Some(GateDecision { approved: false, by, at: fact.at, comment });
+            }
+            RunEvent::GateVoided { .. } => {
+                self.binds = None;
+                self.gate = None;
+                self.approvals.clear();
+            }
             RunEvent::JobImported { started_at, finished_at, exit_code, error, .. } => {
                 self.attempt = Attempt::FIRST;
                 self.ran_ms = started_at.zip(*finished_at).map(|(from, to)| to.ms_since(from));
@@ -328,7 +358,7 @@ impl Job {
                 });
             }
             RunEvent::ConditionEvaluated { .. }
-            | RunEvent::GateReached { .. }
+            | RunEvent::GateApproved { .. }
             | RunEvent::RunCreated { .. }
             | RunEvent::JobsPlanned { .. }
             | RunEvent::RunStarted {}
@@ -343,9 +373,20 @@ impl Job {
         }
     }
 
-    fn decided(&mut self, approved: bool, comment: &str, fact: &Fact) {
-        let comment = comment.to_owned();
-        self.gate = Some(GateDecision { approved, by: fact.by.clone(), at: fact.at, comment });
+    /// One more person has approved.
+    fn approved(&mut self, by: Actor, fact: &Fact) {
+        let RunEvent::GateApproved { comment, missing, standing, until, in_advance, .. } =
+            &fact.event
+        else {
+            return;
+        };
+        let (at, comment) = (fact.at, comment.clone());
+        if *missing == 0 {
+            let (by, comment) = (by.clone(), comment.clone());
+            self.gate = Some(GateDecision { approved: true, by, at, comment });
+        }
+        let (standing, until, in_advance) = (standing.clone(), *until, *in_advance);
+        self.approvals.push(Approval { by, at, comment, standing, until, in_advance });
     }
 }
 

@@ -55,6 +55,7 @@ impl Phase {
                 E::ConditionEvaluated { .. }
                 | E::GateReached { .. }
                 | E::GateApproved { .. }
+                | E::GateVoided { .. }
                 | E::GateRejected { .. }
                 | E::JobLeased { .. }
                 | E::JobAttemptFailed { .. }

@@ -18,6 +18,7 @@ use jsonwebtoken::{
 use serde::Deserialize;
 use serde_json::Value;
 use towpath_engine::{
+    gate,
     ids::{Actor, ActorKind},
     time::Timestamp,
 };
@@ -79,6 +80,8 @@ pub enum OidcError {
 pub(crate) struct Vouched {
     pub(crate) actor: Actor,
     pub(crate) roles: Vec<Role>,
+    /// Their address, if the issuer says that it was verified.
+    pub(crate) email: Option<String>,
     /// The key that signed it.
     key: String,
     expires_at: Timestamp,
@@ -186,7 +189,11 @@ impl Oidc {
         let mut roles: Vec<Role> = given.copied().collect();
         roles.sort_unstable();
         roles.dedup();
-        Ok(Vouched { actor: Actor { kind: ActorKind::Human, name }, roles, key, expires_at })
+        let is_verified = rest.get("email_verified") == Some(&Value::Bool(true));
+        let email = rest.get("email").and_then(Value::as_str).filter(|_| is_verified);
+        let email = email.and_then(gate::email);
+        let actor = Actor { kind: ActorKind::Human, name };
+        Ok(Vouched { actor, roles, email, key, expires_at })
     }
 
     /// Whether what was verified once still counts at `now`: its time has not come, and the issuer

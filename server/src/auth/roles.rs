@@ -191,6 +191,11 @@ mod tests {
     }
 
     #[test]
+    fn gates_may_name_the_roles_that_there_are() {
+        assert_eq!(Role::ALL.map(Role::word), towpath_engine::gate::ROLES);
+    }
+
+    #[test]
     fn a_role_is_read_as_it_is_written() {
         for role in Role::ALL {
             assert_eq!(role.word().parse::<Role>().unwrap(), role);

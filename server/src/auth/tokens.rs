@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use towpath_engine::{
+    gate::{EMAILS_MAX, email},
     ids::{Actor, ActorKind},
     time::Timestamp,
 };
@@ -67,6 +68,9 @@ pub struct Token {
     /// From when on it counts no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// The e-mail addresses of whoever it stands for, as git knows them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub emails: Vec<String>,
 }
 
 impl Token {
@@ -87,6 +91,8 @@ pub struct NewToken {
     pub roles: Vec<Role>,
     /// From when on it counts no more.
     pub expires_at: Option<Timestamp>,
+    /// The e-mail addresses of whoever it stands for.
+    pub emails: Vec<String>,
 }
 
 /// Why tokens could not be read or changed.
@@ -109,6 +115,12 @@ pub enum TokensError {
     NameMalformed {
         /// The name.
         name: String,
+    },
+    /// An e-mail address that cannot be compared with others.
+    #[error("`{email}` cannot be the e-mail address of a token")]
+    EmailMalformed {
+        /// The address.
+        email: String,
     },
     /// The file says something else than tokens.
     #[error("`{}` holds no tokens: {why}", path.display())]
@@ -160,11 +172,12 @@ impl fmt::Debug for Secret {
 
 /// Issues a token for the store in `folder`. Nobody can be shown the secret again.
 pub fn issue(folder: &Path, new: NewToken, now: Timestamp) -> Result<Secret, TokensError> {
-    let NewToken { name, kind, roles, expires_at } = new;
+    let NewToken { name, kind, roles, expires_at, emails } = new;
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
     if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
         return Err(TokensError::NameMalformed { name });
     }
+    let emails = addresses(&emails)?;
     let path = folder.join(TOKENS_FILE);
     let mut random = [0; SECRET_BYTES];
     let no_chance = |error: getrandom::Error| io::Error::other(error.to_string());
@@ -175,10 +188,23 @@ pub fn issue(folder: &Path, new: NewToken, now: Timestamp) -> Result<Secret, Tok
         if tokens.iter().any(|token| token.name == name) {
             return Err(TokensError::Exists { name });
         }
-        tokens.push(Token { name, kind, roles, sha256, created_at: now, expires_at });
+        tokens.push(Token { name, kind, roles, sha256, created_at: now, expires_at, emails });
         Ok(())
     })?;
     Ok(Secret(secret))
+}
+
+/// Addresses in the form in which they are compared, each once.
+fn addresses(texts: &[String]) -> Result<Vec<String>, TokensError> {
+    let mut emails = Vec::new();
+    for text in texts {
+        let email = email(text).filter(|_| emails.len() < EMAILS_MAX);
+        let email = email.ok_or_else(|| TokensError::EmailMalformed { email: text.clone() })?;
+        if !emails.contains(&email) {
+            emails.push(email);
+        }
+    }
+    Ok(emails)
 }
 
 /// Every token of the store in `folder`, oldest first.
@@ -309,7 +335,8 @@ mod tests {
 
     fn new(name: &str) -> NewToken {
         let roles = vec![Role::Viewer];
-        NewToken { name: name.to_owned(), kind: TokenKind::Human, roles, expires_at: None }
+        let (name, kind) = (name.to_owned(), TokenKind::Human);
+        NewToken { name, kind, roles, expires_at: None, emails: Vec::new() }
     }
 
     #[test]
@@ -342,6 +369,22 @@ mod tests {
         let secret = issue(folder.path(), NewToken { expires_at: end, ..new("ana") }, NOW).unwrap();
         assert!(known.find(secret.reveal(), NOW.plus_ms(9)).is_some());
         assert!(known.find(secret.reveal(), NOW.plus_ms(10)).is_none());
+    }
+
+    #[test]
+    fn addresses_are_kept_as_they_are_compared() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |name: &str, emails: &[&str]| NewToken {
+            emails: emails.iter().map(|text| (*text).to_owned()).collect(),
+            ..new(name)
+        };
+        let known = with("ana", &["Ana+work@Example.org", "ana@example.org", "a@b.c"]);
+        issue(folder.path(), known, NOW).unwrap();
+        assert_eq!(list(folder.path()).unwrap()[0].emails, ["ana@example.org", "a@b.c"]);
+        for wrong in ["ana", "", "аna@example.org"] {
+            let refused = issue(folder.path(), with("bob", &[wrong]), NOW);
+            assert!(matches!(refused, Err(TokensError::EmailMalformed { .. })), "{wrong}");
+        }
     }
 
     #[test]

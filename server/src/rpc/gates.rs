@@ -1,7 +1,10 @@
 //! `towpath.v1.Gates`.
 
 use tonic::{Request, Response, Status};
-use towpath_engine::decide::{ApproveGate, Command, RejectGate};
+use towpath_engine::{
+    decide::{ApproveGate, Command, RejectGate},
+    run::Job,
+};
 use towpath_proto::v1::{self, gates_server::Gates};
 
 use crate::{
@@ -62,20 +65,31 @@ impl House {
     ) -> Result<v1::DecideGateReply, CommandError> {
         let by = auth::actor(&request)?;
         let about = About::of(request.extensions());
-        let v1::DecideGateRequest { run, job, binds, comment, actor: _ } = request.into_inner();
+        let standing = auth::standing(&request, &request.get_ref().emails);
+        let v1::DecideGateRequest { run, job, binds, comment, .. } = request.into_inner();
         let (id, job) = (self.find(&run)?, wire::job_name(&job));
         let command = if approve {
-            Command::Approve(ApproveGate { job, binds: wire::digest(&binds)?, comment })
+            Command::Approve(ApproveGate {
+                job: job.clone(),
+                binds: wire::digest(&binds)?,
+                comment,
+                standing,
+            })
         } else {
             let binds = (!binds.is_empty()).then(|| wire::digest(&binds)).transpose()?;
-            Command::Reject(RejectGate { job, binds, comment })
+            Command::Reject(RejectGate { job: job.clone(), binds, comment })
         };
         self.runs().execute(&id, command, &by).await?;
-        let phase = |loaded: &Loaded| {
+        let reply = |loaded: &Loaded| {
             about.link(&loaded.run);
-            loaded.run.phase().word().to_owned()
+            // Empty once the gate is decided, be it by somebody else meanwhile.
+            let waiting = loaded.run.gates().find(|waiting| waiting.plan.name == job);
+            v1::DecideGateReply {
+                phase: loaded.run.phase().word().to_owned(),
+                missing: waiting.map(Job::people_missing).unwrap_or_default(),
+                waits_for: waiting.map(wire::waits_for).unwrap_or_default(),
+            }
         };
-        let phase = self.runs().look(&id, phase).await?;
-        Ok(v1::DecideGateReply { phase })
+        self.runs().look(&id, reply).await
     }
 }

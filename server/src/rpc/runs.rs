@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
     event::RunOutcome,
+    gate::Standing,
     ids::{Actor, Digest, RunId},
     refusal::Refusal,
     seed_lines,
@@ -195,15 +196,16 @@ impl House {
             auth::needs(&request, Role::Approver, "a run whose gates are open")?;
         }
         let (caller, told) = (caller(&request), is_told(request.metadata()));
+        let requester = auth::standing(&request, &request.get_ref().emails);
         let v1::StartRunRequest {
             file,
             parallelism,
             gates_preapproved,
             traceparent,
-            actor: _,
             idempotency_key: key,
+            ..
         } = request.into_inner();
-        let mut create = creation(wire::pipeline_file(file)?, parallelism);
+        let mut create = creation(wire::pipeline_file(file)?, parallelism, requester);
         self.has_source(create.source.as_ref()).await?;
         create.gates_preapproved = gates_preapproved;
         let asked = traceparent.parse::<TraceContext>().ok().filter(|_| !told).or(caller);
@@ -247,17 +249,14 @@ impl House {
     ) -> Result<v1::Run, CommandError> {
         let by = auth::actor(&request)?;
         let about = About::of(request.extensions());
+        let requester = auth::standing(&request, &[]);
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
         let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
         self.has_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
         let resume = ResumeRun {
             from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
-            file: file.map(|file| EditedPlan {
-                file_sha256: file.sha256,
-                plan: file.plan,
-                source: file.source,
-            }),
+            file: file.map(|file| edited(file, requester)),
             accept_changes,
         };
         self.command(&run, Command::Resume(resume), (&by, about)).await
@@ -268,8 +267,9 @@ impl House {
         request: Request<v1::ImportRunRequest>,
     ) -> Result<v1::Run, CommandError> {
         let by = auth::actor(&request)?;
+        let requester = auth::standing(&request, &[]);
         let v1::ImportRunRequest { file, record, actor: _ } = request.into_inner();
-        let create = creation(wire::pipeline_file(file)?, 4);
+        let create = creation(wire::pipeline_file(file)?, 4, requester);
         let jobs = imported(&record)?;
         let id = create.run.clone();
         self.runs().execute(&id, Command::Import(ImportRun { create, jobs }), &by).await?;
@@ -352,9 +352,17 @@ fn page(asked: u32, default: u32) -> usize {
     (if asked == 0 { default } else { asked.min(PAGE_MAX) }) as usize
 }
 
+/// What `file` means now, and who sends it.
+fn edited(file: wire::ReadFile, requester: Standing) -> EditedPlan {
+    let wire::ReadFile { sha256, plan, source, authors, .. } = file;
+    EditedPlan { file_sha256: sha256, plan, source, requester, authors }
+}
+
 /// A new run of `file`, under an id of its own.
-fn creation(file: wire::ReadFile, parallelism: u32) -> CreateRun {
+fn creation(file: wire::ReadFile, parallelism: u32, requester: Standing) -> CreateRun {
     CreateRun {
+        authors: file.authors,
+        requester,
         run: new_id(),
         file: file.name,
         folder: file.folder,

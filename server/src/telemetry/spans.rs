@@ -72,6 +72,7 @@ fn attempt_end(event: &RunEvent) -> Option<(&JobName, Attempt, &'static str, Opt
         | RunEvent::ConditionEvaluated { .. }
         | RunEvent::GateReached { .. }
         | RunEvent::GateApproved { .. }
+        | RunEvent::GateVoided { .. }
         | RunEvent::GateRejected { .. }
         | RunEvent::JobLeased { .. }
         | RunEvent::JobSkipped { .. }

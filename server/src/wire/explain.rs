@@ -78,9 +78,10 @@ fn answer(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
         JobState::AtGate(binds) => (
             "gate",
             format!(
-                "`{name}` waits at its gate for a person since {} ({}).",
+                "`{name}` waits at its gate for a person since {} ({}){}.",
                 duration_words(around.now.ms_since(job.since)),
                 binds.short(),
+                quorum(job),
             ),
             format!("tow approve {} --run {id}", quoted(name.as_str())),
         ),
@@ -169,6 +170,12 @@ fn waiting(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
         format!("`{name}` is ready{gate} and will be given to the next free worker."),
         String::new(),
     )
+}
+
+/// What a gate with a policy wants, as the end of a sentence.
+fn quorum(job: &Job) -> String {
+    let words = views::waits_for(job);
+    if words.is_empty() { words } else { format!(": {words}") }
 }
 
 /// The first job of an earlier stage that has not ended.

@@ -2,6 +2,7 @@
 
 use towpath_engine::{
     event::{FailureCause, SkipCause},
+    gate::{Approval, GatePolicy},
     ids::{Blob, RunId},
     job::JobState,
     plan::When,
@@ -109,12 +110,17 @@ pub(crate) fn job(run: &Run, job: &Job) -> v1::Job {
             by: gate.by.to_string(),
             at: gate.at.to_string(),
             comment: gate.comment.clone(),
+            ..v1::GateDecision::default()
         }),
         log: job.log.map(|log| blob(&log)),
         irreversible: job.plan.irreversible,
         retry_due,
         exit_code: exit_code(job),
         traceparent: attempt_span(run, job).map(|span| span.to_string()).unwrap_or_default(),
+        policy: job.plan.gate.as_ref().map(policy),
+        approvals: job.approvals.iter().map(approval).collect(),
+        missing: if matches!(job.state, JobState::AtGate(_)) { job.people_missing() } else { 0 },
+        until: job.counts_until().map(|at| at.to_string()).unwrap_or_default(),
     }
 }
 
@@ -206,6 +212,39 @@ pub(crate) fn artifact_of(job: &Job, path: &str) -> Option<Blob> {
     job.artifacts.iter().find(|artifact| artifact.path == path).map(|artifact| artifact.blob)
 }
 
+fn policy(policy: &GatePolicy) -> v1::GatePolicy {
+    v1::GatePolicy {
+        approvers: policy.approvers.iter().map(ToString::to_string).collect(),
+        min: policy.min,
+        not: policy.not.iter().map(|excluded| excluded.word().to_owned()).collect(),
+        expires_ms: policy.expires_ms.unwrap_or(0),
+        words: policy.words(),
+    }
+}
+
+fn approval(approval: &Approval) -> v1::GateDecision {
+    v1::GateDecision {
+        approved: true,
+        by: approval.by.to_string(),
+        at: approval.at.to_string(),
+        comment: approval.comment.clone(),
+        roles: approval.standing.roles.clone(),
+        until: approval.until.map(|at| at.to_string()).unwrap_or_default(),
+        in_advance: approval.in_advance,
+    }
+}
+
+/// How far the gate of `job` is and who is waited for, in a sentence's worth of words; empty where
+/// any one person will do.
+pub(crate) fn waits_for(job: &Job) -> String {
+    let words = job.quorum_words();
+    if words.is_empty() {
+        return words;
+    }
+    let until = job.counts_until().map(|at| format!(", until {at}")).unwrap_or_default();
+    format!("{words}{until}; waits for {}", job.policy().waits_for(job.people_missing()))
+}
+
 /// A gate that waits.
 pub(crate) fn gate(id: &RunId, run: &Run, job: &Job) -> Option<v1::Gate> {
     let JobState::AtGate(binds) = &job.state else { return None };
@@ -216,5 +255,9 @@ pub(crate) fn gate(id: &RunId, run: &Run, job: &Job) -> Option<v1::Gate> {
         binds: binds.to_string(),
         since: job.since.to_string(),
         irreversible: job.plan.irreversible,
+        policy: job.plan.gate.as_ref().map(policy),
+        approvals: job.approvals.iter().map(approval).collect(),
+        missing: job.people_missing(),
+        until: job.counts_until().map(|at| at.to_string()).unwrap_or_default(),
     })
 }

@@ -23,6 +23,7 @@ use towpath_engine::{
         ReportJob, ResumeRun, carry_out,
     },
     event::{Fact, FailureCause, RunEvent, SkipCause},
+    gate::Standing,
     ids::{Actor, Attempt, Digest},
     job::JobState,
     plan::Plan,
@@ -62,6 +63,8 @@ impl Both {
             traceparent: None,
             idempotency_key: None,
             source: None,
+            requester: Standing::default(),
+            authors: None,
         });
         both.carry_out(&create, true)?;
         Ok(both)
@@ -213,7 +216,12 @@ impl Both {
             self.model.decide(job, approve);
         }
         let command = if approve {
-            Command::Approve(ApproveGate { job: name(job), binds, comment })
+            Command::Approve(ApproveGate {
+                job: name(job),
+                binds,
+                comment,
+                standing: Standing::default(),
+            })
         } else {
             Command::Reject(RejectGate { job: name(job), binds: Some(binds), comment })
         };

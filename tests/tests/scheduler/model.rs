@@ -241,6 +241,35 @@ impl Model {
         self.due = self.timeout_ms.map(|limit| now.plus_ms(limit));
     }
 
+    /// Whether what a person read at the gate of `job` runs again: any job of an earlier stage, a
+    /// need, or a need of a need.
+    fn stands_on(&self, job: usize, again: &[bool]) -> bool {
+        let spec = &self.jobs[job].spec;
+        let earlier = self.jobs.iter().zip(again);
+        let mut earlier = earlier.filter(|(other, _)| other.spec.stage < spec.stage);
+        earlier.any(|(_, again)| *again)
+            || spec.needs.iter().any(|need| again[*need] || self.stands_on(*need, again))
+    }
+
+    /// These jobs run again, and gates that stand on them ask again unless their job runs.
+    fn run_again(&mut self, again: &[bool]) {
+        for job in 0..self.jobs.len() {
+            let state = self.jobs[job].state;
+            let voidable = [State::AtGate, State::Approved, State::Requeued].contains(&state)
+                || matches!(state, State::BackingOff(_));
+            let gated = self.jobs[job].spec.when == When::Manual && self.phase == Phase::Running;
+            if gated && voidable && self.stands_on(job, again) {
+                self.jobs[job].state = State::Waiting;
+                self.jobs[job].holds = None;
+            }
+        }
+        for (job, again) in self.jobs.iter_mut().zip(again) {
+            if *again {
+                job.reset();
+            }
+        }
+    }
+
     pub(crate) fn resume(&mut self, from: Option<usize>, now: Timestamp) -> bool {
         let ending = !matches!(self.phase, Phase::Running | Phase::Finished(_));
         if ending || (from.is_some() && self.count(State::Running) > 0) {
@@ -250,11 +279,10 @@ impl Model {
         if !lost && from.is_none() {
             return self.phase == Phase::Running;
         }
-        for job in &mut self.jobs {
-            if job.is_over_badly() || from.is_some_and(|from| job.spec.stage >= from) {
-                job.reset();
-            }
-        }
+        let repeats =
+            |job: &Job| job.is_over_badly() || from.is_some_and(|from| job.spec.stage >= from);
+        let again: Vec<bool> = self.jobs.iter().map(repeats).collect();
+        self.run_again(&again);
         self.abort_root = None;
         self.go_on(now);
         true
@@ -266,13 +294,13 @@ impl Model {
             return false;
         }
         let aborted = self.abort_root == Some(chosen);
-        for (place, job) in self.jobs.iter_mut().enumerate() {
+        let freed = |(place, job): (usize, &Job)| {
             let by_abort =
                 job.state == State::Skipped && job.root.is_none() && job.holds != Some(false);
-            if place == chosen || job.root == Some(chosen) || (aborted && by_abort) {
-                job.reset();
-            }
-        }
+            place == chosen || job.root == Some(chosen) || (aborted && by_abort)
+        };
+        let again: Vec<bool> = self.jobs.iter().enumerate().map(freed).collect();
+        self.run_again(&again);
         if aborted {
             self.abort_root = None;
         }

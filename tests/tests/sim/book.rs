@@ -167,6 +167,7 @@ impl RunPages {
             | RunEvent::ConditionEvaluated { .. }
             | RunEvent::GateReached { .. }
             | RunEvent::GateApproved { .. }
+            | RunEvent::GateVoided { .. }
             | RunEvent::PlanReplaced { .. }
             | RunEvent::JobImported { .. } => {}
         }

@@ -2,6 +2,7 @@
 
 use towpath_engine::{
     decide::{ApproveGate, Command, CreateRun, RejectGate, ResumeRun},
+    gate::Standing,
     ids::{Actor, RunId},
     job::JobState,
     refusal::Refusal,
@@ -131,7 +132,8 @@ impl World {
         match self.rng.below(20) {
             0..10 => {
                 let (job, JobState::AtGate(binds)) = gate? else { return None };
-                Some(Command::Approve(ApproveGate { job, binds, comment }))
+                let standing = Standing::default();
+                Some(Command::Approve(ApproveGate { job, binds, comment, standing }))
             }
             10 => {
                 let (job, _) = gate?;

@@ -2,6 +2,7 @@
 
 use towpath_engine::{
     decide::CreateRun,
+    gate::Standing,
     ids::{Digest, RunId, StageName},
     plan::{JobPlan, OnFailure, Plan, Resource, RetryPolicy, When},
 };
@@ -39,6 +40,8 @@ pub(crate) fn creation(rng: &mut Rng, request: u64, limit: u32) -> CreateRun {
         traceparent: None,
         idempotency_key: Some(format!("request-{request}")),
         source: None,
+        requester: Standing::default(),
+        authors: None,
     }
 }
 

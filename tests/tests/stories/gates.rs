@@ -208,7 +208,7 @@ async fn gates_that_were_approved_in_advance_do_not_stop_the_run() {
         }),
         parallelism: 1,
         gates_preapproved: true,
-        actor: "service:nightly".to_owned(),
+        actor: "human:ana".to_owned(),
         ..Default::default()
     };
     let run = house.try_start(request).await.expect("the run begins").id;

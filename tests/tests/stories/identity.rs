@@ -46,7 +46,7 @@ fn issue_until(
     expires_at: Option<Timestamp>,
 ) -> String {
     let (name, roles) = (name.to_owned(), roles.to_vec());
-    let new = NewToken { name, kind: TokenKind::Human, roles, expires_at };
+    let new = NewToken { name, kind: TokenKind::Human, roles, expires_at, emails: Vec::new() };
     let issued = tokens::issue(&house.server().folder(), new, SystemClock.now());
     issued.expect("a token").reveal().to_owned()
 }

@@ -7,7 +7,7 @@ use towpath_engine::{ids::JobName, job::JobState};
 use towpath_proto::v1;
 
 use super::Show;
-use crate::{failure::Failure, render::safe};
+use crate::{authors, failure::Failure, render::safe};
 
 /// What became of a gate.
 pub(super) enum AtGate {
@@ -19,16 +19,13 @@ pub(super) enum AtGate {
 impl Show<'_> {
     /// Only people can go on: asks the one at this terminal, or says how to.
     pub(super) async fn at_gate(&mut self, wait: bool) -> Result<AtGate, Failure> {
-        let new: Vec<JobName> = self
-            .run
-            .gates()
-            .map(|job| job.plan.name.clone())
-            .filter(|job| !self.asked.contains(job))
-            .collect();
-        let Some(job) = new.first().cloned() else {
-            return Ok(if wait { AtGate::Wait } else { AtGate::Leave });
+        let left = if wait { AtGate::Wait } else { AtGate::Leave };
+        let waiting = self.run.gates().filter_map(|job| Some((job.plan.name.clone(), job.binds?)));
+        let Some((job, binds)) = waiting.into_iter().find(|(_, binds)| !self.asked.contains(binds))
+        else {
+            return Ok(left);
         };
-        self.asked.push(job.clone());
+        self.asked.push(binds);
         self.draw()?;
         self.screen.clear(&mut io::stdout().lock())?;
         self.show_gate(&job);
@@ -36,11 +33,11 @@ impl Show<'_> {
         let asks =
             self.live && io::stdin().is_terminal() && !set("CI") && !set("TOW_PROMPT_DISABLED");
         if !asks {
-            return Ok(if wait { AtGate::Wait } else { AtGate::Leave });
+            return Ok(left);
         }
         match ask().await.as_deref() {
-            Some("y" | "yes") => self.decide(&job, true).await,
-            Some("n" | "no") => self.decide(&job, false).await,
+            Some("y" | "yes") => self.decide(&job, true, left).await,
+            Some("n" | "no") => self.decide(&job, false, left).await,
             Some(_) | None => Ok(AtGate::Leave),
         }
     }
@@ -73,6 +70,11 @@ impl Show<'_> {
         let name = safe(name.as_str());
         self.desk
             .say(&format!("{} {name} waits at its gate.", style.mark(crate::render::Mark::Gate)));
+        // Whole, however wide: whom to ask must not be cut off.
+        if let Some(policy) = &job.plan.gate {
+            self.desk.say(&format!("  It wants {}.", safe(&policy.words())));
+            self.desk.say(&format!("  It has {}.", safe(&job.quorum_words())));
+        }
         for line in lines {
             self.desk.say(&style.fit(&format!("  {line}"), style.width));
         }
@@ -81,23 +83,43 @@ impl Show<'_> {
         self.desk.say(&format!("  tow reject {quoted} --run {id} --comment WHY"));
     }
 
-    async fn decide(&mut self, job: &JobName, approve: bool) -> Result<AtGate, Failure> {
-        let state = self.run.job(job.as_str()).map(|job| job.state.clone());
-        let Some(JobState::AtGate(binds)) = state else { return Ok(AtGate::Wait) };
+    /// Says what the person at the terminal said. Whom the gate does not let in leaves it as it is.
+    async fn decide(
+        &mut self,
+        job: &JobName,
+        approve: bool,
+        left: AtGate,
+    ) -> Result<AtGate, Failure> {
+        let Some(known) = self.run.job(job.as_str()) else { return Ok(AtGate::Wait) };
+        let JobState::AtGate(binds) = known.state else { return Ok(AtGate::Wait) };
+        let asks = known.plan.gate.is_some();
         let request = v1::DecideGateRequest {
             run: self.short_id.clone(),
             job: job.to_string(),
             binds: binds.to_string(),
             comment: String::new(),
             actor: self.desk.actor(),
+            emails: if asks { authors::own_emails() } else { Vec::new() },
         };
         let mut gates = self.server.gates();
-        if approve {
-            gates.approve_gate(request).await?;
-        } else {
+        if !approve {
             gates.reject_gate(request).await?;
+            return Ok(AtGate::Decided);
         }
-        Ok(AtGate::Decided)
+        match gates.approve_gate(request).await.map_err(Failure::from) {
+            Ok(reply) => {
+                let v1::DecideGateReply { missing, waits_for, .. } = reply.into_inner();
+                if missing > 0 {
+                    self.desk.say(&format!("  Approved: {}.", safe(&waits_for)));
+                }
+                Ok(AtGate::Decided)
+            }
+            Err(failure) if failure.code.starts_with("APPROVER_") => {
+                self.desk.say(&failure.to_string());
+                Ok(left)
+            }
+            Err(failure) => Err(failure),
+        }
     }
 }
 

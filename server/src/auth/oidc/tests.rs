@@ -110,6 +110,22 @@ fn a_good_token_says_who_asks_and_what_they_may() {
 }
 
 #[test]
+fn an_address_counts_only_if_the_issuer_verified_it() {
+    let issuer = Issuer::new();
+    for (verified, known) in [
+        (json!(true), Some("ana@example.org")),
+        (json!(false), None),
+        (json!("true"), None),
+        (Value::Null, None),
+    ] {
+        let mut claims = claims();
+        claims["email"] = json!("Ana+db@example.org");
+        claims["email_verified"] = verified;
+        assert_eq!(issuer.verify(&issuer.sign(&claims)).unwrap().email.as_deref(), known);
+    }
+}
+
+#[test]
 fn a_group_without_a_role_may_nothing() {
     let issuer = Issuer::new();
     for groups in [json!([]), json!("strangers"), json!(["DB-TEAM"]), json!(7), Value::Null] {

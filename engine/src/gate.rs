@@ -1,0 +1,351 @@
+//! Who may open a gate: the policy of a job, and what is known about whoever asks.
+//!
+//! Everything is decided on what stands in the log: the plan, who asked for the run, who wrote its
+//! file, and who has approved so far.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{Actor, ActorKind, JobName},
+    refusal::Refusal,
+    time::{Timestamp, duration_words},
+};
+
+/// Most people that one gate may want.
+pub const PEOPLE_MAX: u32 = 16;
+/// Most entries of `approvers`.
+pub const APPROVERS_MAX: usize = 64;
+/// Shortest time that an approval may count, in milliseconds.
+pub const EXPIRES_MS_MIN: u64 = 1_000;
+/// Longest time that an approval may count, in milliseconds: 90 days.
+pub const EXPIRES_MS_MAX: u64 = 90 * 24 * 60 * 60 * 1_000;
+/// Most authors of a pipeline file that a run can carry.
+pub const AUTHORS_MAX: usize = 64;
+/// Most e-mail addresses of one person.
+pub const EMAILS_MAX: usize = 16;
+/// Longest e-mail address, in bytes.
+const EMAIL_BYTES_MAX: usize = 254;
+
+/// The roles that `approvers` may name. The server has the same ones.
+pub const ROLES: [&str; 6] = ["viewer", "operator", "approver", "worker", "auditor", "admin"];
+/// Stands for every role: whoever is on the store's own socket, or on a port of this machine while
+/// there are no tokens, was not asked for proof.
+pub const OWNER: &str = "owner";
+
+/// Who opens a gate, how many of them, and for how long it counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatePolicy {
+    /// Who may approve: to fit one of these is enough. Empty: every person whom the server lets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<Approver>,
+    /// How many different people must approve, 1 to [`PEOPLE_MAX`].
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub min: u32,
+    /// Who may not, although they fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not: Vec<Excluded>,
+    /// How long an approval counts, in milliseconds. `None`: until the job is leased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+impl Default for GatePolicy {
+    fn default() -> Self {
+        Self { approvers: Vec::new(), min: 1, not: Vec::new(), expires_ms: None }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over like this")]
+fn is_one(min: &u32) -> bool {
+    *min == 1
+}
+
+/// Whom an entry of `approvers` lets in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approver {
+    /// Everybody who has this role.
+    Role(String),
+    /// This person.
+    Person(Actor),
+}
+
+/// Who may not approve although they fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Excluded {
+    /// Whoever asked for the run, or replaced its plan.
+    Requester,
+    /// Whoever wrote the pipeline file, or committed it.
+    Author,
+}
+
+/// What is known about somebody beside their name, as the shell proved it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Standing {
+    /// Their roles; [`OWNER`] for whoever was not asked for proof.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
+    /// Their e-mail addresses, as [`email`] writes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub emails: Vec<String>,
+}
+
+impl Standing {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.roles.is_empty() && self.emails.is_empty()
+    }
+}
+
+/// Who wrote a pipeline file, as the client found it in its history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authors {
+    /// Authors and committers, as [`email`] writes them; at most [`AUTHORS_MAX`].
+    pub emails: Vec<String>,
+    /// The file has changes that nobody committed: whoever sent it counts as an author.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncommitted: bool,
+}
+
+/// One approval that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Who approved.
+    pub by: Actor,
+    /// When.
+    pub at: Timestamp,
+    /// In their words.
+    pub comment: String,
+    /// What was known about them then.
+    pub standing: Standing,
+    /// When it counts no more, unless the job was leased before.
+    pub until: Option<Timestamp>,
+    /// It was given with `--yes` when the run began.
+    pub in_advance: bool,
+}
+
+/// An e-mail address in the form that is compared: lower case, without what follows a `+`.
+/// `None` for what is no address, and for letters beyond ASCII, which can look like others.
+pub fn email(text: &str) -> Option<String> {
+    let text = text.trim().to_ascii_lowercase();
+    let fits = text.len() <= EMAIL_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let (local, domain) = text.split_once('@').filter(|_| fits)?;
+    let local = local.split_once('+').map_or(local, |(before, _)| before);
+    let whole = !local.is_empty() && !domain.is_empty() && !domain.contains('@');
+    whole.then(|| format!("{local}@{domain}"))
+}
+
+/// The name under which somebody counts: one person has one, however it is written.
+pub(crate) fn person(actor: &Actor) -> String {
+    email(&actor.name).unwrap_or_else(|| actor.name.to_lowercase())
+}
+
+fn share(ours: &[String], theirs: &[String]) -> bool {
+    ours.iter().any(|email| theirs.contains(email))
+}
+
+/// Whether these are one person: by name, whatever its case and kind, or by an e-mail address.
+pub fn is_same_person(a: (&Actor, &Standing), b: (&Actor, &Standing)) -> bool {
+    person(a.0) == person(b.0) || share(&a.1.emails, &b.1.emails)
+}
+
+/// Whom a policy is asked about.
+pub(crate) struct Asking<'a> {
+    /// The job behind the gate.
+    pub job: &'a JobName,
+    /// Who wants to approve.
+    pub by: (&'a Actor, &'a Standing),
+    /// Who asked for the run, and who replaced its plan.
+    pub requesters: &'a [(&'a Actor, &'a Standing)],
+    /// Who wrote the file. `None`: nobody knows.
+    pub authors: Option<&'a Authors>,
+}
+
+impl GatePolicy {
+    /// Whether one of the excluded is `who`.
+    pub fn excludes(&self, who: Excluded) -> bool {
+        self.not.contains(&who)
+    }
+
+    /// Whether they may approve here; if not, why.
+    pub(crate) fn admits(&self, asking: &Asking<'_>) -> Result<(), Refusal> {
+        let (job, by) = (asking.job.clone(), asking.by.0.to_string());
+        if *self != Self::default() && !asking.by.0.name.is_ascii() {
+            let why = "a name with letters beyond ASCII can look like another one".to_owned();
+            return Err(Refusal::ApproverNotAllowed { job, by, why });
+        }
+        if !self.approvers.is_empty() && !self.approvers.iter().any(|one| one.fits(asking.by)) {
+            let why = format!("it is for {}", self.whom());
+            return Err(Refusal::ApproverNotAllowed { job, by, why });
+        }
+        if self.excludes(Excluded::Requester)
+            && asking.requesters.iter().any(|requester| is_same_person(*requester, asking.by))
+        {
+            return Err(Refusal::ApproverIsRequester { job, by });
+        }
+        if self.excludes(Excluded::Author) { asking.is_no_author() } else { Ok(()) }
+    }
+
+    /// Who may approve, in words: `role:approver or human:ana`.
+    fn whom(&self) -> String {
+        let all: Vec<String> = self.approvers.iter().map(ToString::to_string).collect();
+        if all.is_empty() { "any person".to_owned() } else { all.join(" or ") }
+    }
+
+    /// What the gate wants, in words: `2 people of role:approver, not the requester, within 4h00m`.
+    pub fn words(&self) -> String {
+        let mut words = match self.min {
+            1 => "one person".to_owned(),
+            min => format!("{min} people"),
+        };
+        if !self.approvers.is_empty() {
+            words.push_str(&format!(" of {}", self.whom()));
+        }
+        words.push_str(&self.exclusion());
+        if let Some(ms) = self.expires_ms {
+            words.push_str(&format!("; an approval counts for {}", duration_words(ms)));
+        }
+        words
+    }
+
+    /// Who may not, as the end of a sentence.
+    fn exclusion(&self) -> String {
+        match (self.excludes(Excluded::Requester), self.excludes(Excluded::Author)) {
+            (true, true) => ", neither the requester nor an author of the file".to_owned(),
+            (true, false) => ", not the requester".to_owned(),
+            (false, true) => ", not an author of the file".to_owned(),
+            (false, false) => String::new(),
+        }
+    }
+
+    /// Who is waited for while `missing` people are.
+    pub fn waits_for(&self, missing: u32) -> String {
+        let whom = match (missing, self.approvers.is_empty()) {
+            (1, true) => "one more person".to_owned(),
+            (1, false) => format!("one more of {}", self.whom()),
+            (more, true) => format!("{more} more people"),
+            (more, false) => format!("{more} more of {}", self.whom()),
+        };
+        whom + &self.exclusion()
+    }
+}
+
+impl Asking<'_> {
+    fn is_no_author(&self) -> Result<(), Refusal> {
+        let (job, by) = (self.job.clone(), self.by.0.to_string());
+        let Some(authors) = self.authors else { return Err(Refusal::AuthorsUnknown { job }) };
+        let sent_it = self.requesters.last().filter(|_| authors.uncommitted);
+        if sent_it.is_some_and(|sender| is_same_person(*sender, self.by))
+            || share(&authors.emails, &self.by.1.emails)
+        {
+            return Err(Refusal::ApproverIsAuthor { job, by });
+        }
+        // Whose address is unknown could be any of them.
+        if self.by.1.emails.is_empty() {
+            return Err(Refusal::ApproverEmailUnknown { job, by });
+        }
+        Ok(())
+    }
+}
+
+impl Approver {
+    fn fits(&self, (by, standing): (&Actor, &Standing)) -> bool {
+        match self {
+            Self::Role(role) => standing.roles.iter().any(|held| held == role || held == OWNER),
+            Self::Person(named) => person(named) == person(by),
+        }
+    }
+}
+
+impl std::fmt::Display for Approver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Role(role) => write!(f, "role:{role}"),
+            Self::Person(actor) => actor.fmt(f),
+        }
+    }
+}
+
+impl Excluded {
+    /// The word for it in a pipeline file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Requester => "requester",
+            Self::Author => "author",
+        }
+    }
+}
+
+/// Refuses whoever is no person: a gate is opened by people.
+pub(crate) fn is_human(job: &JobName, by: &Actor) -> Result<(), Refusal> {
+    match by.kind {
+        ActorKind::Human => Ok(()),
+        ActorKind::Agent | ActorKind::Service | ActorKind::Worker => {
+            Err(Refusal::ApproverNotHuman { job: job.clone(), by: by.to_string() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_compared_without_case_and_tag() {
+        for (text, expected) in [
+            ("Ana@Example.ORG", Some("ana@example.org")),
+            (" ana+ci@example.org ", Some("ana@example.org")),
+            ("ana", None),
+            ("@example.org", None),
+            ("+x@example.org", None),
+            ("a@b@c", None),
+            ("аna@example.org", None),
+            ("ana@exa mple.org", None),
+        ] {
+            assert_eq!(email(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn one_person_is_one_however_they_are_called() {
+        let known = |emails: &[&str]| Standing {
+            emails: emails.iter().map(|text| (*text).to_owned()).collect(),
+            ..Standing::default()
+        };
+        let (none, ana) = (known(&[]), known(&["ana@example.org"]));
+        let same = |a: &str, x: &Standing, b: &str, y: &Standing| {
+            is_same_person((&Actor::human(a), x), (&Actor::human(b), y))
+        };
+        assert!(same("ana", &none, "Ana", &none));
+        assert!(same("ana@example.org", &none, "Ana+ci@example.org", &none));
+        assert!(same("ana", &ana, "ana-laptop", &ana));
+        assert!(!same("ana", &ana, "bob", &none));
+        assert!(!same("ana", &none, "anna", &none));
+    }
+
+    #[test]
+    fn a_policy_reads_back_and_says_only_what_is_set() {
+        let policy = GatePolicy {
+            approvers: vec![Approver::Role("approver".into()), Approver::Person(Actor::human("a"))],
+            min: 2,
+            not: vec![Excluded::Requester, Excluded::Author],
+            expires_ms: Some(14_400_000),
+        };
+        let text = serde_json::to_string(&policy).unwrap();
+        assert_eq!(serde_json::from_str::<GatePolicy>(&text).unwrap(), policy);
+        assert_eq!(serde_json::to_string(&GatePolicy::default()).unwrap(), "{}");
+        assert_eq!(
+            policy.words(),
+            "2 people of role:approver or human:a, neither the requester nor an author of the \
+             file; an approval counts for 4h00m"
+        );
+    }
+}

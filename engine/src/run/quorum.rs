@@ -1,0 +1,253 @@
+//! What is asked at gates: who may approve, who is missing, and when approvals count no more.
+
+use super::{Job, Run};
+use crate::{
+    event::{Fact, RunEvent, SkipCause, VoidCause},
+    gate::{Approval, Asking, GatePolicy, Standing, is_human, is_same_person},
+    ids::{Actor, Digest, JobName},
+    job::{IllegalEvent, JobState},
+    refusal::Refusal,
+    time::Timestamp,
+};
+
+impl Job {
+    /// Who opens its gate.
+    pub fn policy(&self) -> GatePolicy {
+        self.plan.gate.clone().unwrap_or_default()
+    }
+
+    /// How many more people its gate wants.
+    pub fn people_missing(&self) -> u32 {
+        let min = self.plan.gate.as_ref().map_or(1, |policy| policy.min);
+        min.saturating_sub(u32::try_from(self.approvals.len()).unwrap_or(u32::MAX))
+    }
+
+    /// When the approvals so far count no more, unless the job is leased before: with the first.
+    pub fn counts_until(&self) -> Option<Timestamp> {
+        let untils = self.approvals.iter().filter_map(|approval| approval.until);
+        untils.min().filter(|_| match &self.state {
+            JobState::AtGate(_) | JobState::Approved => true,
+            JobState::Waiting
+            | JobState::Admitted
+            | JobState::Declined
+            | JobState::Leased(..)
+            | JobState::BackingOff(_)
+            | JobState::Requeued
+            | JobState::Succeeded
+            | JobState::Failed
+            | JobState::TimedOut
+            | JobState::Skipped
+            | JobState::Cancelled
+            | JobState::Rejected => false,
+        })
+    }
+
+    /// Whether its approvals have expired by `now`.
+    pub(crate) fn has_lapsed(&self, now: Timestamp) -> bool {
+        self.counts_until().is_some_and(|until| until <= now)
+    }
+
+    /// How far its gate is, in words: `1 of 2 approvals, by human:ana`. Empty where there is no
+    /// policy and nobody has approved.
+    pub fn quorum_words(&self) -> String {
+        if self.plan.gate.is_none() && self.approvals.is_empty() {
+            return String::new();
+        }
+        let by: Vec<String> =
+            self.approvals.iter().map(|approval| approval.by.to_string()).collect();
+        let wanted = self.policy().min;
+        let word = if wanted == 1 { "approval" } else { "approvals" };
+        let have = format!("{} of {wanted} {word}", by.len());
+        if by.is_empty() { have } else { format!("{have}, by {}", by.join(", ")) }
+    }
+
+    /// The approval of the same person, if they gave theirs already.
+    pub(crate) fn approval_of(&self, by: &Actor, standing: &Standing) -> Option<&Approval> {
+        self.approvals
+            .iter()
+            .find(|given| is_same_person((&given.by, &given.standing), (by, standing)))
+    }
+
+    /// What an approval of it covers, if its gate was reached and its approvals may still be void.
+    fn voidable(&self) -> Option<Digest> {
+        match &self.state {
+            JobState::AtGate(binds) => Some(*binds),
+            JobState::Approved | JobState::BackingOff(_) | JobState::Requeued => self.binds,
+            JobState::Waiting
+            | JobState::Admitted
+            | JobState::Declined
+            | JobState::Leased(..)
+            | JobState::Succeeded
+            | JobState::Failed
+            | JobState::TimedOut
+            | JobState::Skipped
+            | JobState::Cancelled
+            | JobState::Rejected => None,
+        }
+    }
+
+    fn voided(&self, because: &VoidCause) -> Option<RunEvent> {
+        let (job, because) = (self.plan.name.clone(), because.clone());
+        self.voidable().map(|binds| RunEvent::GateVoided { job, binds, because })
+    }
+}
+
+impl Run {
+    /// The approval of `by` at the gate of `job`, decided at `at`; or why they may not give it.
+    pub(crate) fn approval(
+        &self,
+        job: &Job,
+        by: (&Actor, &Standing),
+        comment: String,
+        at: Timestamp,
+        in_advance: bool,
+    ) -> Result<RunEvent, Refusal> {
+        let name = &job.plan.name;
+        self.may_approve(job, by)?;
+        let JobState::AtGate(binds) = job.state else {
+            return Err(Refusal::GateNotWaiting { job: name.clone(), state: job.state.word() });
+        };
+        let policy = job.plan.gate.as_ref();
+        Ok(RunEvent::GateApproved {
+            job: name.clone(),
+            binds,
+            comment,
+            missing: job.people_missing().saturating_sub(1),
+            standing: policy.map(|_| by.1.clone()).unwrap_or_default(),
+            until: policy.and_then(|policy| policy.expires_ms).map(|ms| at.plus_ms(ms)),
+            in_advance,
+        })
+    }
+
+    /// Whether `by` may approve at the gate of `job`.
+    fn may_approve(&self, job: &Job, by: (&Actor, &Standing)) -> Result<(), Refusal> {
+        is_human(&job.plan.name, by.0)?;
+        let (Some(policy), Some(header)) = (&job.plan.gate, &self.header) else { return Ok(()) };
+        let mut requesters = vec![(&header.requested_by, &header.requester)];
+        requesters.extend(header.accepted.iter().map(|(by, standing)| (by, standing)));
+        policy.admits(&Asking {
+            job: &job.plan.name,
+            by,
+            requesters: &requesters,
+            authors: header.authors.as_ref(),
+        })
+    }
+
+    /// Whether whoever asked for the run has approved the gate of `job` by that, and may.
+    pub(super) fn is_preapproved(&self, job: &Job) -> bool {
+        let Some(header) = self.header.as_ref().filter(|header| header.gates_preapproved) else {
+            return false;
+        };
+        let by = (&header.requested_by, &header.requester);
+        matches!(job.state, JobState::AtGate(_))
+            && job.approval_of(by.0, by.1).is_none()
+            && self.may_approve(job, by).is_ok()
+    }
+
+    /// The first gate that whoever asked for the run has approved by that.
+    pub(super) fn preapproval(&self) -> Option<RunEvent> {
+        let job = &self.jobs[self.agenda.first_preapproved()? as usize];
+        let header = self.header.as_ref()?;
+        let by = (&header.requested_by, &header.requester);
+        let comment = "approved in advance by `--yes`".to_owned();
+        // What follows from an event is decided at its moment.
+        self.approval(job, by, comment, self.newest_at, true).ok()
+    }
+
+    /// Whether an approval is legal: of a person who has not approved yet, and as many as are told
+    /// are missing after it.
+    pub(super) fn may_count(&self, job: &Job, fact: &Fact) -> Result<(), IllegalEvent> {
+        let RunEvent::GateApproved { missing, standing, .. } = &fact.event else {
+            return Ok(());
+        };
+        let illegal = |state: &str| Err(IllegalEvent::new(&fact.event, state));
+        let by = self.approver(fact);
+        if job.approval_of(&by, standing).is_some() {
+            return illegal("that person has approved already");
+        }
+        if job.people_missing() != missing.saturating_add(1) {
+            return illegal("another number of people is missing");
+        }
+        if job.has_lapsed(fact.at) {
+            illegal("the approvals before it have expired")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whose approval `fact` is, if it is one; else who issued its command.
+    pub fn approver(&self, fact: &Fact) -> Actor {
+        let in_advance = matches!(fact.event, RunEvent::GateApproved { in_advance: true, .. });
+        let requester = self.header.as_ref().filter(|_| in_advance);
+        requester.map_or_else(|| fact.by.clone(), |header| header.requested_by.clone())
+    }
+
+    /// The approvals that have expired by `now`.
+    pub(crate) fn lapsed(&self, now: Timestamp) -> Vec<RunEvent> {
+        let jobs = self.agenda.lapsed(now).map(|index| &self.jobs[index as usize]);
+        jobs.filter_map(|job| job.voided(&VoidCause::Expired(job.counts_until()?))).collect()
+    }
+
+    /// The gates that do not stand on what was read any more, once the jobs for which `again`
+    /// holds run again.
+    pub(crate) fn voids(&self, because: &VoidCause, again: impl Fn(&Job) -> bool) -> Vec<RunEvent> {
+        let changed: Vec<bool> = self.jobs.iter().map(again).collect();
+        let touched = (0..).zip(&changed).filter(|(_, again)| **again);
+        let Some(first) = touched.map(|(index, _)| self.agenda.stage(index)).min() else {
+            return Vec::new();
+        };
+        let stands_on = |index: u32| {
+            changed[index as usize]
+                || self.agenda.stage(index) > first
+                || (self.agenda.stage(index) == first
+                    && self.agenda.within_stage(index).iter().any(|need| changed[*need as usize]))
+        };
+        let gates = (0..).zip(&self.jobs).filter(|(_, job)| job.voidable().is_some());
+        gates
+            .filter(|(index, _)| stands_on(*index))
+            .filter_map(|(_, job)| job.voided(because))
+            .collect()
+    }
+
+    /// What an approval of `job` covers: the run, its plan, the job, the files, how often its gate was asked,
+    /// and every result it stands on: of the stages before, and of its needs and theirs. Any change
+    /// of them is another digest, and an approval of the old one opens nothing.
+    pub fn binds(&self, job: &Job) -> Digest {
+        let header = self.header.as_ref();
+        let plan = header.map(|header| header.plan_sha256.to_string()).unwrap_or_default();
+        let run = header.map(|header| header.run.as_str()).unwrap_or_default();
+        let own = serde_json::to_string(&job.plan).expect("BUG: a job is always JSON");
+        let before = self.agenda.results_before();
+        let files = header.and_then(|header| header.source.as_ref());
+        let files = files.map(|source| source.commit.as_str()).unwrap_or_default();
+        let mut text = format!("{run}\n{plan}\n{own}\n{}\n{files}\n{before}\n", job.asked);
+        let index = self.index_of(job.plan.name.as_str());
+        for need in index.map(|index| self.agenda.within_stage(index)).unwrap_or_default() {
+            text.push_str(&self.jobs[need as usize].result_line());
+            text.push('\n');
+        }
+        Digest::of(text.as_bytes())
+    }
+
+    /// The jobs that get another chance together with `name`, which gets one: what was skipped
+    /// because of it.
+    pub(crate) fn freed_by(&self, name: &JobName) -> impl Fn(&Job) -> bool + use<> {
+        let (name, aborted) = (name.clone(), self.abort_root.as_ref() == Some(name));
+        move |job| match &job.skipped {
+            _ if job.plan.name == name => true,
+            Some(SkipCause::NeedUnmet { root, .. }) => *root == name,
+            Some(SkipCause::ConditionFalse) => false,
+            None => aborted && job.state == JobState::Skipped,
+        }
+    }
+}
+
+impl Job {
+    /// The result of an ended job, as one line: what it was, and all that it left behind.
+    pub(super) fn result_line(&self) -> String {
+        let log = self.log.map(|log| log.sha256);
+        let (name, state) = (&self.plan.name, self.state.word());
+        let result = (name, self.attempt, state, log, &self.outputs, &self.artifacts);
+        serde_json::to_string(&result).expect("BUG: a result is always JSON")
+    }
+}
