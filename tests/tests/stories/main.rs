@@ -6,6 +6,7 @@ mod cancelling;
 mod durability;
 mod failures;
 mod following;
+mod four_eyes;
 mod gates;
 mod hostile;
 mod identity;
