@@ -10,6 +10,8 @@ use towpath_engine::{
     time::Timestamp,
 };
 
+use crate::eyes::Eyes;
+
 /// Which attempt of which job.
 pub(crate) type Key = (RunId, JobName, u32);
 
@@ -38,6 +40,7 @@ struct RunPages {
     jobs: BTreeMap<JobName, (JobPlan, Stand)>,
     leased: BTreeSet<(JobName, u32)>,
     abort_root: Option<JobName>,
+    eyes: Eyes,
 }
 
 #[derive(Clone, Default)]
@@ -103,6 +106,8 @@ impl Book {
 
 impl RunPages {
     fn take(&mut self, position: usize, fact: &Fact) -> Result<(), String> {
+        let jobs = &self.jobs;
+        self.eyes.see(fact, |job| jobs.get(job).map(|(plan, _)| plan.clone()))?;
         match &fact.event {
             RunEvent::RunCreated { stages, parallelism, .. } => {
                 self.stages = stages.iter().map(ToString::to_string).collect();
@@ -143,20 +148,20 @@ impl RunPages {
                 self.end_open(&Stand::Cancelled);
             }
             RunEvent::RunResumed {} => {
-                self.reopen(|_, stand| stand.is_over() && *stand != Stand::Succeeded);
+                self.reopen(|_, stand| stand.is_over() && *stand != Stand::Succeeded)?;
             }
             RunEvent::JobsInvalidated { from } => {
                 let from = self.stage_place(from.as_str());
                 let stages = self.stages.clone();
                 let place = |stage: &str| stages.iter().position(|other| other == stage);
-                self.reopen(|plan, _| place(plan.stage.as_str()).unwrap_or(0) >= from);
+                self.reopen(|plan, _| place(plan.stage.as_str()).unwrap_or(0) >= from)?;
             }
             RunEvent::JobRetried { job } => {
                 let root = Some(job.clone());
                 let freed = |plan: &JobPlan, stand: &Stand| {
                     plan.name == *job || *stand == Stand::Skipped(root.clone())
                 };
-                self.reopen(freed);
+                self.reopen(freed)?;
             }
             RunEvent::RunFinished { .. } => {
                 if let Some(open) = self.jobs.values().find(|(_, stand)| !stand.is_over()) {
@@ -199,12 +204,19 @@ impl RunPages {
         }
     }
 
-    fn reopen(&mut self, which: impl Fn(&JobPlan, &Stand) -> bool) {
+    fn reopen(&mut self, which: impl Fn(&JobPlan, &Stand) -> bool) -> Result<(), String> {
+        let mut again = Vec::new();
         for (plan, stand) in self.jobs.values_mut() {
             if which(plan, stand) {
                 *stand = Stand::Open;
+                again.push(plan.clone());
             }
         }
+        let (jobs, stages) = (&self.jobs, &self.stages);
+        let place = |plan: &JobPlan| stages.iter().position(|stage| stage == plan.stage.as_str());
+        let begun = |stand: &Stand| stand.is_over() || matches!(stand, Stand::Leased { .. });
+        let known = |job: &JobName| jobs.get(job).map(|(plan, stand)| (plan.clone(), begun(stand)));
+        self.eyes.reopened(&again, |plan| place(plan).unwrap_or(0), known)
     }
 
     fn may_lease(&mut self, job: &JobName, attempt: u32) -> Result<(), String> {

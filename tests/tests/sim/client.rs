@@ -15,6 +15,8 @@ use crate::{
     world::{Step, World},
 };
 
+/// Those who ask something of runs that have begun, two of them one person and one no person.
+const PEOPLE: [&str; 5] = ["human:ana", "human:bob", "human:Bob", "human:cleo", "agent:bot"];
 /// How long an answer is waited for.
 const ANSWER_WITHIN: u64 = 5_000;
 
@@ -23,6 +25,7 @@ const ANSWER_WITHIN: u64 = 5_000;
 pub(crate) struct Ask {
     pub(crate) run: RunId,
     pub(crate) command: Command,
+    pub(crate) by: Actor,
     /// The request for a run, by number, if it is one.
     pub(crate) request: Option<u64>,
 }
@@ -56,7 +59,7 @@ impl World {
             return;
         }
         let (run, command) = (create.run.clone(), Command::Create(create.clone()));
-        self.ask(Ask { run, command, request: Some(request) });
+        self.ask(Ask { run, command, by: Actor::human("ana"), request: Some(request) });
         let wait = ANSWER_WITHIN + self.rng.below(2_000);
         self.after(wait, Step::ClientInsists { request });
     }
@@ -74,8 +77,7 @@ impl World {
         if !self.server.up {
             return;
         }
-        let by = Actor::human("ana");
-        let mut queued = self.queue_up(&ask.run, std::slice::from_ref(&ask.command), &by);
+        let mut queued = self.queue_up(&ask.run, std::slice::from_ref(&ask.command), &ask.by);
         if queued.as_ref().err() == Some(&No::Refused(Refusal::RunExists)) {
             // Asked again: the answer waits until the run is safe.
             queued = self.queue_up(&ask.run, &[Command::PassTime], &Actor::timer());
@@ -118,7 +120,9 @@ impl World {
         }
         let run = runs[self.rng.index(runs.len())].clone();
         if let Some(command) = self.whim(&run) {
-            self.ask(Ask { run, command, request: None });
+            let by =
+                PEOPLE[self.rng.index(PEOPLE.len())].parse().unwrap_or_else(|_| Actor::timer());
+            self.ask(Ask { run, command, by, request: None });
         }
     }
 

@@ -7,6 +7,7 @@ mod book;
 mod chaos;
 mod client;
 mod disk;
+mod eyes;
 mod plans;
 mod random;
 mod server;

@@ -2,7 +2,7 @@
 
 use towpath_engine::{
     decide::CreateRun,
-    gate::Standing,
+    gate::{Excluded, GatePolicy, Standing},
     ids::{Digest, RunId, StageName},
     plan::{JobPlan, OnFailure, Plan, Resource, RetryPolicy, When},
 };
@@ -55,10 +55,18 @@ fn job(rng: &mut Rng, number: u64, stage: usize, before: &[JobPlan], limit: u32)
         }
     }
     job.when = match rng.below(10) {
-        0..7 => When::OnSuccess,
-        7..9 => When::Always,
+        0..6 => When::OnSuccess,
+        6..8 => When::Always,
         _ => When::Manual,
     };
+    if job.when == When::Manual && rng.chance(60) {
+        job.gate = Some(GatePolicy {
+            min: u32::try_from(rng.between(1, 2)).unwrap_or(1),
+            not: rng.chance(30).then_some(Excluded::Requester).into_iter().collect(),
+            expires_ms: rng.chance(50).then(|| rng.between(1_000, 60_000)),
+            ..GatePolicy::default()
+        });
+    }
     if rng.chance(10) {
         job.on_failure = OnFailure::Abort;
     }
