@@ -14,6 +14,9 @@ use std::{
 use serde_json::Value;
 use snapbox::{assert_data_eq, file};
 
+#[path = "cli/gates.rs"]
+mod gates;
+
 const SHOP: &str = include_str!("cli/shop.yml");
 const UNDEFINED: &str = include_str!("cli/undefined.yml");
 const TWO: &str = include_str!("cli/two.yml");
