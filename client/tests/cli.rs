@@ -13,7 +13,6 @@ use std::{
 
 use serde_json::Value;
 use snapbox::{assert_data_eq, file};
-
 #[path = "cli/gates.rs"]
 mod gates;
 

@@ -86,7 +86,10 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         events.push(RunEvent::JobsInvalidated { from: from.clone() });
     }
     let lost = run.jobs().iter().find(|job| job.state.is_over_badly());
-    if let Some(job) = lost {
+    // Whoever goes on after an approval means what was approved: without a word to the contrary
+    // nothing runs again that would make it void.
+    let asked = !events.is_empty() || !run.would_void(|job| job.state.is_over_badly());
+    if let Some(job) = lost.filter(|_| asked) {
         void = void.or(Some(VoidCause::JobRepeated(job.plan.name.clone())));
         events.push(RunEvent::RunResumed {});
     }

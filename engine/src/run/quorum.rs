@@ -209,9 +209,17 @@ impl Run {
             .collect()
     }
 
-    /// What an approval of `job` covers: the run, its plan, the job, the files, how often its gate was asked,
-    /// and every result it stands on: of the stages before, and of its needs and theirs. Any change
-    /// of them is another digest, and an approval of the old one opens nothing.
+    /// Whether approvals that were given would be void, if the jobs for which `again` holds ran
+    /// again.
+    pub(crate) fn would_void(&self, again: impl Fn(&Job) -> bool) -> bool {
+        let events = self.voids(&VoidCause::JobRepeated("".into()), again);
+        let mut gates = events.iter().filter_map(|event| self.job(event.job()?.as_str()));
+        gates.any(|job| !job.approvals.is_empty())
+    }
+
+    /// What an approval of `job` covers: the run, its plan and its files, the job, how often its gate
+    /// was asked, and every result it stands on: of the stages before, and of its needs and theirs.
+    /// Any change of them is another digest, and an approval of the old one opens nothing.
     pub fn binds(&self, job: &Job) -> Digest {
         let header = self.header.as_ref();
         let plan = header.map(|header| header.plan_sha256.to_string()).unwrap_or_default();

@@ -251,6 +251,16 @@ impl Model {
             || spec.needs.iter().any(|need| again[*need] || self.stands_on(*need, again))
     }
 
+    /// Whether a gate that a person has opened would shut.
+    fn would_void(&self, again: &[bool]) -> bool {
+        (0..self.jobs.len()).any(|job| {
+            let state = self.jobs[job].state;
+            let opened = [State::Approved, State::Requeued].contains(&state)
+                || matches!(state, State::BackingOff(_));
+            opened && self.jobs[job].spec.when == When::Manual && self.stands_on(job, again)
+        })
+    }
+
     /// These jobs run again, and gates that stand on them ask again unless their job runs.
     fn run_again(&mut self, again: &[bool]) {
         for job in 0..self.jobs.len() {
@@ -282,6 +292,9 @@ impl Model {
         let repeats =
             |job: &Job| job.is_over_badly() || from.is_some_and(|from| job.spec.stage >= from);
         let again: Vec<bool> = self.jobs.iter().map(repeats).collect();
+        if from.is_none() && self.phase == Phase::Running && self.would_void(&again) {
+            return true;
+        }
         self.run_again(&again);
         self.abort_root = None;
         self.go_on(now);
