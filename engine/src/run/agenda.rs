@@ -381,10 +381,6 @@ impl Agenda {
         self.leased.iter().copied()
     }
 
-    pub(super) fn gates(&self) -> impl Iterator<Item = u32> {
-        self.gates.iter().copied()
-    }
-
     pub(super) fn needs(&self, index: u32) -> &[u32] {
         &self.needs[index as usize]
     }

@@ -7,6 +7,10 @@ use super::{Agenda, Job};
 use crate::{ids::Digest, time::Timestamp};
 
 impl Agenda {
+    pub(in crate::run) fn gates(&self) -> impl Iterator<Item = u32> {
+        self.gates.iter().copied()
+    }
+
     /// The open stage has ended: its results are part of what later gates stand on.
     pub(super) fn pass_stage(&mut self, jobs: &[Job]) {
         if self.has_gates {
