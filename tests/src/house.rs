@@ -399,7 +399,7 @@ pub(crate) fn pipeline(yaml: &str) -> v1::PipelineFile {
         name: "towpath.yml".to_owned(),
         folder: std::env::temp_dir().display().to_string(),
         content: yaml.as_bytes().to_vec().into(),
-        source: None,
+        ..Default::default()
     }
 }
 

@@ -342,12 +342,9 @@ fn an_approval_does_not_expire_once_the_job_has_begun() {
 }
 
 fn accepted(jobs: Vec<JobPlan>) -> Command {
-    let file = EditedPlan {
-        file_sha256: Digest([9; 32]),
-        plan: creation(jobs).plan,
-        requester: Standing::default(),
-        authors: None,
-    };
+    let (file_sha256, plan) = (Digest([9; 32]), creation(jobs).plan);
+    let requester = Standing::default();
+    let file = EditedPlan { file_sha256, plan, source: None, requester, authors: None };
     Command::Resume(ResumeRun { file: Some(file), accept_changes: true, from: None })
 }
 

@@ -218,7 +218,10 @@ mod tests {
         let plan = house.run.plan().unwrap();
         let resumed = |accept_changes| {
             let (file_sha256, source) = (Digest([1; 32]), Some(source("b")));
-            let file = Some(EditedPlan { file_sha256, plan: plan.clone(), source });
+            let requester = Standing::default();
+            let plan = plan.clone();
+            let file = EditedPlan { file_sha256, plan, source, requester, authors: None };
+            let file = Some(file);
             Command::Resume(ResumeRun { file, accept_changes, from: None })
         };
 

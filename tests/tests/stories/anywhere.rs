@@ -359,7 +359,8 @@ async fn a_worker_shows_its_token_when_it_fetches_too() {
     let strict = Access { strict: true, ..Access::default() };
     let address = house.serve_guarded(strict).await;
     let (name, roles) = ("eu-1".to_owned(), vec![Role::Worker]);
-    let new = NewToken { name, kind: TokenKind::Service, roles, expires_at: None };
+    let kind = TokenKind::Service;
+    let new = NewToken { name, kind, roles, expires_at: None, emails: Vec::new() };
     let issued = tokens::issue(&house.server().folder(), new, SystemClock.now()).expect("a token");
     let bearer = format!("Bearer {}", issued.reveal()).parse().expect("a header");
     let channel = dial_tcp(&address).expect("an address");

@@ -31,7 +31,7 @@ impl Town {
     }
 
     async fn around(house: TestHouse) -> Self {
-        let address = house.serve_guarded(Access { strict: true, tls: None }).await;
+        let address = house.serve_guarded(Access { strict: true, ..Access::default() }).await;
         let channel = dial_tcp(&address).expect("an address");
         Self { house, channel, secrets: [].into() }
     }

@@ -11,7 +11,7 @@ fn pipeline(yaml: &str, folder: &Path) -> v1::StartRunRequest {
             name: "towpath.yml".to_owned(),
             folder: folder.display().to_string(),
             content: yaml.as_bytes().to_vec().into(),
-            source: None,
+            ..Default::default()
         }),
         parallelism: 4,
         actor: towpath_tests::ANA.to_owned(),
