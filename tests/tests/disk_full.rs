@@ -112,7 +112,10 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
     let attempts = scene.folder.path().join("worker").display().to_string();
     let worker = ["worker", "--name", "w", "--slots", "2", "--attempts", &attempts];
     let _worker = Ends(scene.tow(&worker).spawn().expect("a worker"));
-    let running = scene.tow(&["run", "--output", "jsonl"]).stdout(Stdio::null()).spawn();
+    let running = scene
+        .tow(&["run", "--source", "folder", "--output", "jsonl"])
+        .stdout(Stdio::null())
+        .spawn();
     let mut running = Ends(running.expect("a client"));
     until("the first job", || scene.there("begun"));
 
@@ -126,7 +129,7 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
     };
     fill_until_less_than(ROOM_BYTES_MIN / 2);
     assert_eq!(room.check(0), Ok(()), "what has begun may end");
-    scene.is_refused(&["run"]);
+    scene.is_refused(&["run", "--source", "folder"]);
     fill_until_less_than(0);
     fs::write(scene.folder.path().join("go"), "").expect("a file");
     until("the effect", || scene.there("effects"));
@@ -145,7 +148,11 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
     assert_eq!(effects, "first\nsecond\n");
     let logs = scene.says(&["logs", "first"]);
     assert_eq!(String::from_utf8_lossy(&logs.stdout).trim(), "printed");
-    assert_eq!(scene.says(&["run"]).status.code(), Some(0), "new work is taken again");
+    assert_eq!(
+        scene.says(&["run", "--source", "folder"]).status.code(),
+        Some(0),
+        "new work is taken again"
+    );
     let pid = scene.serving.0.id().to_string();
     let doctor = Command::new("nsenter")
         .args(["--mount", "--target", &pid])

@@ -296,7 +296,7 @@ async fn one_trace_goes_from_the_command_line_to_the_script_through_retries_and_
     let worker = scene.worker(&address);
 
     // When
-    let mut run = scene.tow(&["run", "--server", &address, "--detach"]);
+    let mut run = scene.tow(&["run", "--source", "folder", "--server", &address, "--detach"]);
     run.env("TRACEPARENT", format!("00-{TRACE}-{ABOVE}-01"));
     let run = scene.answer(run).await;
     assert!(run.status.success(), "{}", stderr(&run));

@@ -116,7 +116,15 @@ impl World {
     pub(crate) fn start_run(&mut self) {
         let mut command = self.lan.elsewhere(&self.program);
         command
-            .args(["run", "--server", &Lan::address(1), "--tls-ca", "pki/ca.pem"])
+            .args([
+                "run",
+                "--source",
+                "folder",
+                "--server",
+                &Lan::address(1),
+                "--tls-ca",
+                "pki/ca.pem",
+            ])
             .args(["--parallelism", "12"])
             .env("TOW_TOKEN", &self.token);
         self.client = Some(self.start(command, "client").0);
