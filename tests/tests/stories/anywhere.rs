@@ -187,8 +187,9 @@ async fn a_bundle_is_kept_whole_or_not_at_all() {
     let sending = tokio::spawn(async move {
         client.put_blob(tokio_stream::wrappers::ReceiverStream::new(stream)).await
     });
-    let first = [Part::Blob(blob(&bytes)), Part::Content(bytes[..2_000_000].to_vec().into())];
-    for part in first {
+    let name = [Part::Blob(blob(&bytes))];
+    let pieces = bytes[..2_000_000].chunks(64 * 1024);
+    for part in name.into_iter().chain(pieces.map(|piece| Part::Content(piece.to_vec().into()))) {
         parts.send(v1::BlobPart { part: Some(part) }).await.expect("the server listens");
     }
     eventually("half a blob", || !names(&folder.path().join("blobs")).is_empty()).await;
