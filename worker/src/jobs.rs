@@ -21,6 +21,7 @@ use towpath_proto::v1;
 use crate::{
     Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt, execute,
     held::{HeldAttempt, Key, holding, key},
+    strays::Strays,
     telemetry::executed,
     tell::tell,
     workshop::{Needed, Prepared, Unprepared, Workshop},
@@ -45,13 +46,22 @@ pub(crate) struct Jobs {
     /// Those who tell the server of this session.
     telling: JoinSet<()>,
     kill: CancellationToken,
+    /// Ends what ended attempts left.
+    strays: Arc<Strays>,
+    sweeping: JoinSet<()>,
     begun: u32,
     last: Option<Adopted>,
 }
 
 impl Jobs {
     pub(crate) fn new(attempts: AttemptsDir, workshop: Workshop, kill: CancellationToken) -> Self {
+        let strays = Arc::new(Strays::default());
+        let mut sweeping = JoinSet::new();
+        let sweeper = Arc::clone(&strays);
+        sweeping.spawn(async move { sweeper.sweep_always().await });
         Self {
+            strays,
+            sweeping,
             found: attempts.found(),
             attempts: Arc::new(attempts),
             workshop: Arc::new(workshop),
@@ -97,7 +107,7 @@ impl Jobs {
             if let Some(output_bytes) = counts.get(&attempt.key) {
                 attempt.begin_at(*output_bytes);
             }
-            let attempts = Arc::clone(&self.attempts);
+            let (attempts, strays) = (Arc::clone(&self.attempts), Arc::clone(&self.strays));
             self.watching.spawn(async move {
                 let (lines, chunks) = mpsc::channel(CHUNKS);
                 let cancel = attempt.cancel.clone();
@@ -105,6 +115,7 @@ impl Jobs {
                     tokio::join!(adopt(&attempts, &found, lines, cancel), attempt.keep(chunks));
                 let began = UNIX_EPOCH + Duration::from_millis(found.began_unix_ms);
                 executed(&attempt.key, found.traceparent.as_deref(), began, &adopted);
+                strays.ended(attempts.output(&found.run, &found.job, found.attempt));
                 attempt.end(adopted, kept);
             });
         }
@@ -155,6 +166,7 @@ impl Jobs {
         self.begun += 1;
         self.telling.spawn(tell(Arc::clone(&attempt), 0, send.clone()));
         let (attempts, workshop) = (Arc::clone(&self.attempts), Arc::clone(&self.workshop));
+        let strays = Arc::clone(&self.strays);
         self.watching.spawn(async move {
             if let Some(past) = past {
                 // A job never runs beside its own past.
@@ -176,6 +188,7 @@ impl Jobs {
                 tokio::join!(execute(&attempts, &script, lines, cancel), attempt.keep(chunks));
             let ended = Adopted::Ended(ended);
             executed(&attempt.key, script.traceparent.as_deref(), began, &ended);
+            strays.ended(attempts.output(&script.run, &script.job, script.attempt));
             attempt.end(ended, kept);
         });
     }
@@ -235,6 +248,8 @@ impl Jobs {
     pub(crate) async fn let_go(&mut self) {
         self.fall_silent().await;
         self.watching.shutdown().await;
+        self.sweeping.shutdown().await;
+        self.strays.sweep();
     }
 }
 

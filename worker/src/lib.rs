@@ -19,6 +19,7 @@ pub mod remote;
 pub mod session;
 pub mod source_tree;
 pub mod sources;
+mod strays;
 mod supervise;
 mod tap;
 pub mod telemetry;

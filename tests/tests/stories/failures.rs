@@ -408,7 +408,7 @@ async fn a_job_that_forks_daemons_leaves_none_behind() {
     // Each notes its pid; none of them ends by itself, or when it is asked to.
     let daemon = |name: &str| {
         format!(
-            "(sh -c 'trap \"\" TERM HUP; echo $$ >{name}; while :; do sleep 0.1; done' &) </dev/null >/dev/null 2>&1"
+            "(setsid sh -c 'trap \"\" TERM HUP; echo $$ >{name}; while :; do sleep 0.1; done' &) </dev/null >/dev/null 2>&1"
         )
     };
     let yaml = format!(
