@@ -1,7 +1,6 @@
 //! The house rules that no compiler checks. Each test names every file that breaks its rule.
 
 mod codes;
-mod dependencies;
 mod manifests;
 mod texts;
 
