@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, TryLockError},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Child,
@@ -22,7 +22,7 @@ use towpath_engine::ids::{Attempt, Digest, JobName, RunId};
 use crate::{
     environment::Environment,
     journal::{self, Kept, Page},
-    tap::{Tap, Took},
+    tap::{self, Tap},
 };
 
 /// Longest name of a file made from a run and a job, in bytes; file systems allow 255.
@@ -239,13 +239,18 @@ impl AttemptsDir {
         let mut later = Vec::new();
         let mut clean = None;
         for folder in free.by_ref() {
-            match Taps::open(&folder).map(|mut taps| (taps.state(), taps)) {
+            // The taps are opened only once nothing holds the pipes any more. A tap that has read
+            // end-of-file, or that was open while the last writer left, takes the pipe for closed:
+            // the next attempt would then be read only after its end, and a script that prints
+            // more than the pipe holds would wait for ever.
+            let state = BerthState::of(&folder);
+            match state.and_then(|state| Ok((state, Taps::open(&folder)?))) {
                 Ok((BerthState::Clean, taps)) => {
                     clean = Some(Berth { folder, taps });
                     break;
                 }
                 Ok((BerthState::Closing, _)) => later.push(folder),
-                // Somebody who left the group still holds a pipe, or the berth is damaged.
+                // A process that left the group still holds a pipe, or the berth is damaged.
                 Ok((BerthState::Held, _)) | Err(_) => drop(fs::remove_dir_all(folder)),
             }
         }
@@ -282,6 +287,30 @@ enum BerthState {
     Held,
 }
 
+impl BerthState {
+    /// The state of the berth at `folder`.
+    fn of(folder: &Path) -> io::Result<Self> {
+        // `end` comes first: once the shell is gone, what holds the output is a stray process.
+        let ended = is_closed(&folder.join("end"))?;
+        let output_closed = is_closed(&folder.join("out"))? && is_closed(&folder.join("err"))?;
+        Ok(match (ended, output_closed) {
+            (true, true) => Self::Clean,
+            (false, _) => Self::Closing,
+            (true, false) => Self::Held,
+        })
+    }
+}
+
+/// Whether no process has the pipe at `path` open for writing. A pipe that still holds bytes is
+/// not closed.
+fn is_closed(path: &Path) -> io::Result<bool> {
+    match tap::open_pipe(path)?.read(&mut [0]) {
+        Ok(read) => Ok(read == 0),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl Taps {
     /// Opens the pipes of the berth at `folder` for reading.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
@@ -290,15 +319,6 @@ impl Taps {
             err: Tap::open(&folder.join("err"))?,
             end: Tap::open(&folder.join("end"))?,
         })
-    }
-
-    fn state(&mut self) -> BerthState {
-        let closed = |tap: &mut Tap| tap.take_now() == Took::Closed;
-        match (closed(&mut self.end), closed(&mut self.out) && closed(&mut self.err)) {
-            (true, true) => BerthState::Clean,
-            (false, _) => BerthState::Closing,
-            (true, false) => BerthState::Held,
-        }
     }
 }
 

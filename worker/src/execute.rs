@@ -516,6 +516,61 @@ mod tests {
         assert_eq!(done.lines(Source::Err), ["sorry"]);
     }
 
+    /// Prints 1 MB to both streams, in pieces of which each waits until it is let go on.
+    const PRINTS_PIECES: &str = r#"
+for i in 1 2 3 4 5 6 7 8; do
+  seq -f "out $i %06g" 1 5000
+  seq -f "err $i %06g" 1 5000 >&2
+  until [ -e "go.$i" ]; do sleep 0.01; done
+done
+"#;
+
+    #[tokio::test]
+    async fn the_second_job_of_a_slot_is_read_while_it_prints() {
+        // given: a first job has used the attempt folder, and its shell has left it
+        let yard = Yard::new();
+        let first = yard.run("echo $$").await;
+        assert!(dies(&first.out()).await);
+        let mut script = yard.script(PRINTS_PIECES);
+        yard.attempts.forget(&script.run, &script.job, script.attempt);
+        script.attempt = script.attempt.next();
+
+        // when: the second job prints a piece only after the piece before has arrived here
+        let (lines, mut chunks) = mpsc::channel::<OutputChunk>(4);
+        let listens = async {
+            let (mut log, mut piece) = (Vec::new(), 1);
+            while let Some(chunk) = chunks.recv().await {
+                log.extend_from_slice(&chunk.records);
+                let last = [format!("out {piece} 005000\n"), format!("err {piece} 005000\n")];
+                let text = String::from_utf8_lossy(&log);
+                if last.iter().all(|last| text.contains(last.as_str())) {
+                    fs::write(script.folder.join(format!("go.{piece}")), "").unwrap();
+                    piece += 1;
+                }
+            }
+            log
+        };
+        let cancel = CancellationToken::new();
+        let both = async { tokio::join!(execute(&yard.attempts, &script, lines, cancel), listens) };
+        let within = tokio::time::timeout(Duration::from_secs(20), both).await;
+        let (ended, log) = within.expect("a script that prints waits for ever");
+
+        // then: every line is there, in the order of its stream, with the time it came at
+        assert!(matches!(ended, Ended::Succeeded { .. }), "{ended:?}");
+        assert!(yard.folder.path().join("attempts/1").exists(), "the slot was not used again");
+        assert!(!yard.folder.path().join("attempts/2").exists(), "the slot was not used again");
+        assert!(log.len() > 1_000_000, "{}", log.len());
+        for (source, name) in [(Source::Out, "out"), (Source::Err, "err")] {
+            let wanted =
+                (1..=8).flat_map(|i| (1..=5000).map(move |n| format!("{name} {i} {n:06}")));
+            assert!(lines_of(&log, source).into_iter().eq(wanted), "{name}");
+        }
+        let times: Vec<_> =
+            captured::lines(&log).map(|line| line.unwrap()).map(|line| line.at_ms).collect();
+        assert!(times.is_sorted(), "lines come in the order of their times");
+        assert!(times[0] < times[times.len() - 1], "not all lines came at the end");
+    }
+
     #[tokio::test]
     async fn a_script_fails_with_its_own_code() {
         let yard = Yard::new();

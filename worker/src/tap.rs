@@ -24,6 +24,11 @@ pub(crate) enum Took {
     Closed,
 }
 
+/// Opens the reading end of the pipe at `path`. Neither this nor a read of it waits.
+pub(crate) fn open_pipe(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+}
+
 /// A pipe being read.
 #[derive(Debug)]
 pub(crate) struct Tap {
@@ -34,10 +39,11 @@ pub(crate) struct Tap {
 
 impl Tap {
     /// Opens the pipe at `path`, whether or not anybody writes to it.
+    ///
+    /// A pipe that a process is about to close for the last time must not be opened for the next
+    /// writer: the runtime never takes back that it saw the end of a pipe.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let pipe: File =
-            OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-        let pipe = pipe::Receiver::from_file(pipe)?;
+        let pipe = pipe::Receiver::from_file(open_pipe(path)?)?;
         Ok(Self { pipe, buffer: Vec::new(), closed: false })
     }
 

@@ -1,0 +1,61 @@
+//! Jobs as `tow run` runs them: much output, odd files and many jobs at once, on one machine.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Longest time a run of this file may take, in seconds.
+const WITHIN_SECONDS: &str = "120";
+
+/// What one call came to.
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// `tow` in `folder`, with nothing of the environment but what it needs. A run that hangs is ended.
+fn tow(folder: &Path, args: &[&str]) -> Said {
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", WITHIN_SECONDS])
+        .arg(snapbox::cmd::cargo_bin!("tow"))
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", folder)
+        .env("USER", "ana")
+        .stdin(Stdio::null())
+        .output()
+        .expect("tow runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// A folder with a pipeline file.
+fn folder_with(pipeline: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("towpath.yml"), pipeline).expect("a file");
+    folder
+}
+
+#[test]
+fn a_later_job_of_a_slot_prints_more_than_a_pipe_holds() {
+    let folder = folder_with(
+        r#"
+stages: [a, b]
+jobs:
+  one: {stage: a, command: "true"}
+  two: {stage: b, command: "seq 1 20000"}
+"#,
+    );
+
+    let run = tow(folder.path(), &["run"]);
+
+    assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
+    let logs = tow(folder.path(), &["logs", "two"]);
+    let wanted: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    assert!(logs.out == wanted, "{} bytes, {}", logs.out.len(), logs.err);
+}
