@@ -274,7 +274,7 @@ pub fn evaluate_condition(
 }
 
 fn text_as_condition(expr: &str) -> String {
-    let expr = crate::diagnostics::shown(expr.trim());
+    let expr = crate::escape::shown(expr.trim());
     format!("`{expr}` is neither true nor false; compare it, as in `{expr} == \"yes\"`")
 }
 
@@ -309,7 +309,7 @@ pub fn fill_env(
 
 /// The text with every `${{ }}` that reads nothing but the matrix filled in. All others stay, and
 /// so does what cannot be filled in: checking the result tells why.
-pub(crate) fn fill_matrix(template: &str, context: &Context, as_word: bool) -> String {
+pub fn fill_matrix(template: &str, context: &Context, as_word: bool) -> String {
     let mut filled = String::with_capacity(template.len());
     let mut done = 0;
     for place in placeholders(template).unwrap_or_default() {

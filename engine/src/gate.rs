@@ -144,7 +144,7 @@ pub fn email(text: &str) -> Option<String> {
 }
 
 /// The name under which somebody counts: one person has one, however it is written.
-pub(crate) fn person(actor: &Actor) -> String {
+pub fn person(actor: &Actor) -> String {
     email(&actor.name).unwrap_or_else(|| actor.name.to_lowercase())
 }
 

@@ -5,14 +5,13 @@ mod views;
 
 use towpath_engine::{
     decide::Ended,
-    diagnostics::Diagnostics,
     event::{Artifact, Fact, FailureCause, RunEvent},
     gate::{self as gates, AUTHORS_MAX, Authors},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
-    pipeline_file,
     run::{Job, Run},
     source::{Origin, Source},
 };
+use towpath_pipeline::{diagnostics::Diagnostics, file};
 use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
 use towpath_storage::Position;
 
@@ -52,7 +51,7 @@ pub(crate) fn pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, 
         file.ok_or_else(|| invalid("the pipeline file is missing"))?;
     let source = files.map(source).transpose()?;
     let authors = told.map(authors).transpose()?;
-    let parsed = pipeline_file::parse_bytes(&name, &content).map_err(|diagnostics| {
+    let parsed = file::parse_bytes(&name, &content).map_err(|diagnostics| {
         let text = String::from_utf8_lossy(&content);
         CommandError::FileInvalid { name: name.clone(), problems: problems(&diagnostics, &text) }
     })?;

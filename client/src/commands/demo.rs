@@ -11,10 +11,8 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use towpath_engine::{
-    pipeline_file::{Parsed, parse},
-    time::duration_words,
-};
+use towpath_engine::time::duration_words;
+use towpath_pipeline::file::{Parsed, parse};
 
 use super::{Desk, Finished, validate::counted};
 use crate::{exit, failure::Failure};

@@ -6,8 +6,8 @@ use towpath_engine::{
     event::{FailureCause, ImportedResult},
     job::JobState,
     run::{Job, Run},
-    seed_lines::{self, SeedLine},
 };
+use towpath_pipeline::pulsaride_jsonl::{self, SeedLine};
 use towpath_proto::v1;
 
 use super::{Desk, Finished, follow::snapshot, validate::counted};
@@ -37,7 +37,7 @@ pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
     server.close().await;
     let (run, _) = read?;
     let lines = lines_of(&run);
-    let text = seed_lines::write(&lines);
+    let text = pulsaride_jsonl::write(&lines);
     let Some(path) = args.to_file else {
         desk.print(&text)?;
         return Ok(exit::DONE);
@@ -162,7 +162,7 @@ mod tests {
             exit_code: line.exit_code,
             error: line.error,
         };
-        let jobs = seed_lines::parse(RECORD).lines.into_iter().map(job).collect();
+        let jobs = pulsaride_jsonl::parse(RECORD).lines.into_iter().map(job).collect();
         let mut run = Run::default();
         let import = Command::Import(ImportRun { create, jobs });
         carry_out(&mut run, &import, &Actor::human("ana"), Timestamp(9)).unwrap();
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_was_imported_goes_out_as_it_came_in() {
-        let text = seed_lines::write(&lines_of(&imported()));
+        let text = pulsaride_jsonl::write(&lines_of(&imported()));
         assert_eq!(text, RECORD.replace("\"old\"", "\"new\""));
     }
 

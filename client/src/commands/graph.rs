@@ -1,7 +1,7 @@
 //! `tow graph`.
 
 use clap::ValueEnum;
-use towpath_engine::graph::{Graph, drawing};
+use towpath_pipeline::graph::{Graph, drawing};
 
 use super::{Desk, Finished, pipeline};
 use crate::{

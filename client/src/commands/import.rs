@@ -7,10 +7,8 @@ use std::{
 };
 
 use serde::Serialize;
-use towpath_engine::{
-    event::ImportedResult,
-    seed_lines::{self, SeedRun},
-};
+use towpath_engine::event::ImportedResult;
+use towpath_pipeline::pulsaride_jsonl::{self, SeedRun};
 use towpath_proto::v1;
 
 use super::{Desk, Finished, pipeline, validate::counted};
@@ -103,7 +101,7 @@ fn understood(path: &Path, bytes: &[u8]) -> Result<SeedRun, Failure> {
     };
     let text = std::str::from_utf8(bytes)
         .map_err(|error| invalid(format!("`{name}` is not UTF-8: {error}")))?;
-    let record = seed_lines::parse(text);
+    let record = pulsaride_jsonl::parse(text);
     if !record.problems.is_empty() {
         let mut message =
             format!("`{name}` has {}", counted(record.problems.len(), "unusable line"));

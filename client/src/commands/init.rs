@@ -12,7 +12,7 @@ use std::{
 
 use clap::ValueEnum;
 use serde::Serialize;
-use towpath_engine::pipeline_file::{Parsed, parse};
+use towpath_pipeline::file::{Parsed, parse};
 
 use super::{Desk, Finished, pipeline, validate::contents};
 use crate::{cli::Output, exit, failure::Failure, render::safe};

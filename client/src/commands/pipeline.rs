@@ -6,11 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use towpath_engine::{
-    gate::Excluded,
-    pipeline_file::{self, Parsed},
-    plan::Plan,
-};
+use towpath_engine::{gate::Excluded, plan::Plan};
+use towpath_pipeline::file::{self, Parsed};
 use towpath_proto::v1;
 
 use crate::{authors, commands::Desk, failure::Failure, render::safe};
@@ -71,7 +68,7 @@ pub(crate) fn read(desk: &Desk, path: &Path) -> Result<Pipeline, Failure> {
     let text = String::from_utf8_lossy(&bytes);
     let colour = desk.style.stderr_colour;
     let width = desk.style.width;
-    match pipeline_file::parse_bytes(&name, &bytes) {
+    match file::parse_bytes(&name, &bytes) {
         Ok(Parsed { plan, warnings }) => {
             for warning in &warnings {
                 let shown = warning.render(&name, &text, colour, Some(width));
@@ -113,11 +110,8 @@ pub(crate) fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
     // One byte more than may be: the parser then says what is wrong, and where.
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(|error| Failure::file(path, &error))?;
-    io::Read::read_to_end(
-        &mut io::Read::take(file, pipeline_file::FILE_BYTES_MAX as u64 + 1),
-        &mut bytes,
-    )
-    .map_err(|error| Failure::file(path, &error))?;
+    io::Read::read_to_end(&mut io::Read::take(file, file::FILE_BYTES_MAX as u64 + 1), &mut bytes)
+        .map_err(|error| Failure::file(path, &error))?;
     Ok(bytes)
 }
 

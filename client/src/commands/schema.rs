@@ -1,6 +1,6 @@
 //! `tow schema`.
 
-use towpath_engine::schema::json_schema_text;
+use towpath_pipeline::schema::json_schema_text;
 
 use super::{Desk, Finished};
 use crate::exit;

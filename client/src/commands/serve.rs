@@ -279,7 +279,7 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
 
 /// A length of time, in milliseconds.
 pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
-    towpath_engine::pipeline_file::duration_ms(text).map_err(|why| {
+    towpath_pipeline::file::duration_ms(text).map_err(|why| {
         let advice = "Write it as `500ms`, `30s`, `5m` or `1h`.";
         Failure::new("USAGE", format!("`{text}` is no length of time: {why}"), advice)
     })

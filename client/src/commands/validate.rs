@@ -6,10 +6,10 @@ use std::{
 };
 
 use serde::Serialize;
-use towpath_engine::{
+use towpath_engine::plan::Plan;
+use towpath_pipeline::{
     diagnostics::{DiagnosticJson, Diagnostics},
-    pipeline_file::{FILE_BYTES_MAX, Parsed, parse_bytes},
-    plan::Plan,
+    file::{FILE_BYTES_MAX, Parsed, parse_bytes},
 };
 
 use super::{Desk, Finished, pipeline};

@@ -89,7 +89,7 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
             format!("plan={} jobs={jobs} by={}", plan_sha256.short(), fact.by)
         }
         RunEvent::JobImported { result, .. } => {
-            format!("status={}", towpath_engine::seed_lines::status_word(*result))
+            format!("status={}", towpath_pipeline::pulsaride_jsonl::status_word(*result))
         }
     })
 }

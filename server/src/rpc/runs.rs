@@ -9,9 +9,9 @@ use towpath_engine::{
     gate::Standing,
     ids::{Actor, Digest, RunId},
     refusal::Refusal,
-    seed_lines,
     trace::TraceContext,
 };
+use towpath_pipeline::pulsaride_jsonl;
 use towpath_proto::v1::{self, runs_server::Runs};
 
 use super::{CHUNK_QUEUE, Streamed, channel};
@@ -380,12 +380,12 @@ fn imported(record: &[u8]) -> Result<Vec<ImportedJob>, CommandError> {
     let invalid = |what: String| CommandError::ImportInvalid { what };
     let text = std::str::from_utf8(record)
         .map_err(|error| invalid(format!("the record is not UTF-8: {error}")))?;
-    let run = seed_lines::parse(text);
+    let run = pulsaride_jsonl::parse(text);
     if let Some((line, what)) = run.problems.first() {
         return Err(invalid(format!("line {line}: {what}")));
     }
     // The parser has kept the last word on every job.
-    let job = |line: seed_lines::SeedLine| ImportedJob {
+    let job = |line: pulsaride_jsonl::SeedLine| ImportedJob {
         job: line.job,
         result: line.status,
         started_at: line.started_at,

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, fs};
 
-use towpath_engine::{diagnostics::FILE_CODES, refusal::Refusal};
+use towpath_engine::refusal::Refusal;
+use towpath_pipeline::diagnostics::FILE_CODES;
 use towpath_server::{FAILURE_CODES, Limit};
 use towpath_tests::{Source, root, sources};
 

@@ -7,19 +7,35 @@ use towpath_tests::root;
 use crate::none;
 
 /// The crates, their folders, and what of ours they may import.
-const MAY_IMPORT: [(&str, &str, &[&str]); 7] = [
+const MAY_IMPORT: [(&str, &str, &[&str]); 8] = [
     ("engine", "towpath-engine", &[]),
     // Itself, as a dev-dependency, for its contract.
     ("storage", "towpath-storage", &["towpath-storage"]),
+    ("pipeline", "towpath-pipeline", &["towpath-engine"]),
     ("proto", "towpath-proto", &[]),
-    ("server", "towpath-server", &["towpath-engine", "towpath-storage", "towpath-proto"]),
+    (
+        "server",
+        "towpath-server",
+        &["towpath-engine", "towpath-pipeline", "towpath-storage", "towpath-proto"],
+    ),
     ("worker", "towpath-worker", &["towpath-engine", "towpath-proto"]),
-    ("client", "towpath", &["towpath-server", "towpath-worker", "towpath-proto", "towpath-engine"]),
+    (
+        "client",
+        "towpath",
+        &[
+            "towpath-server",
+            "towpath-worker",
+            "towpath-pipeline",
+            "towpath-proto",
+            "towpath-engine",
+        ],
+    ),
     (
         "tests",
         "towpath-tests",
         &[
             "towpath-engine",
+            "towpath-pipeline",
             "towpath-storage",
             "towpath-proto",
             "towpath-server",

@@ -324,10 +324,8 @@ fn job_name(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_engine::{
-        pipeline_file::{Parsed, parse},
-        plan::Plan,
-    };
+    use towpath_engine::plan::Plan;
+    use towpath_pipeline::file::{Parsed, parse};
 
     use super::*;
 

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use towpath_engine::{
-    graph::{Graph, Wave},
     ids::JobName,
     plan::{JobPlan, OnFailure, Plan, RetryOn, When},
 };
+use towpath_pipeline::graph::{Graph, Wave};
 
 /// What would run. The names of the fields are stable: programs read them.
 #[derive(Debug, Serialize)]

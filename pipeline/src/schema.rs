@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{
+use towpath_engine::{
     gate::{APPROVERS_MAX, PEOPLE_MAX},
     plan::{RETRIES_MAX, SCRIPT_BYTES_MAX, WEIGHT_MAX},
 };
@@ -382,7 +382,7 @@ fn one_or_many(item: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline_file::parse;
+    use crate::file::parse;
 
     const COMMITTED: &str = include_str!("../schema/towpath.schema.json");
 
@@ -524,6 +524,6 @@ mod tests {
     #[test]
     fn the_committed_schema_is_current() {
         let shown = json_schema_text();
-        assert!(COMMITTED == shown, "engine/schema/towpath.schema.json should be:\n{shown}");
+        assert!(COMMITTED == shown, "pipeline/schema/towpath.schema.json should be:\n{shown}");
     }
 }

@@ -17,7 +17,7 @@ use petgraph::{
     graph::{DiGraph, NodeIndex},
 };
 
-use crate::{
+use towpath_engine::{
     ids::{JobName, StageName},
     plan::{JobPlan, Plan},
 };

@@ -8,8 +8,8 @@ use super::{
     read::{NAME_BYTES_MAX, Placed, Reader, is_key},
     tree::{Entry, Node},
 };
-use crate::{
-    diagnostics::{Diagnostic, shown},
+use crate::diagnostics::{Diagnostic, shown};
+use towpath_engine::{
     expression::{self, Context},
     ids::JobName,
     plan::JOBS_MAX,

@@ -18,9 +18,11 @@ mod tree;
 
 use crate::{
     diagnostics::{Diagnostic, Diagnostics, Severity, shown},
+    schema::FILE_KEYS,
+};
+use towpath_engine::{
     ids::StageName,
     plan::{JOBS_MAX, Plan},
-    schema::FILE_KEYS,
 };
 
 use found::Found;
@@ -194,10 +196,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        diagnostics::{FILE_CODES, LineIndex},
-        plan::{OnFailure, Resource, RetryOn, RetryPolicy, SCRIPT_BYTES_MAX, When},
-    };
+    use crate::diagnostics::{FILE_CODES, LineIndex};
+    use towpath_engine::plan::{OnFailure, Resource, RetryOn, RetryPolicy, SCRIPT_BYTES_MAX, When};
 
     /// The example of the format that is accepted as it is, with the need it forgets to define.
     const SEED: &str = r#"# pulsaride-pipeline.yml

@@ -9,8 +9,10 @@ use super::{
 };
 use crate::{
     diagnostics::{Diagnostic, shown},
-    expression::{self, ExprError, Known, NeedKnown},
     graph::Graph,
+};
+use towpath_engine::{
+    expression::{self, ExprError, Known, NeedKnown},
     ids::{JobName, StageName},
     plan::{JobPlan, Plan},
 };

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     diagnostics::shown,
-    plan::{RETRIES_MAX, Resource, RetryOn, RetryPolicy, WEIGHT_MAX},
     schema::{RESOURCE_KEYS, RESOURCE_LIMIT_MAX, RETRY_KEYS, RETRY_ON},
 };
+use towpath_engine::plan::{RETRIES_MAX, Resource, RetryOn, RetryPolicy, WEIGHT_MAX};
 
 /// The longest wait of a `retry` that names none, in milliseconds: an hour.
 const BACKOFF_MAX_MS_DEFAULT: u64 = 3_600_000;

@@ -1,8 +1,8 @@
 //! Warnings: files that can run and probably mean something else. Few, and each worth a line.
 
 use super::job::Template;
-use crate::{
-    diagnostics::{Diagnostic, shown},
+use crate::diagnostics::{Diagnostic, shown};
+use towpath_engine::{
     ids::StageName,
     plan::{Plan, When},
 };

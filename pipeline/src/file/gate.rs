@@ -6,12 +6,14 @@ use super::{
 };
 use crate::{
     diagnostics::{Diagnostic, shown},
+    schema::{GATE_KEYS, GATE_NOT},
+};
+use towpath_engine::{
     gate::{
         APPROVERS_MAX, Approver, EXPIRES_MS_MAX, EXPIRES_MS_MIN, Excluded, GatePolicy, PEOPLE_MAX,
         ROLES, person,
     },
     ids::{Actor, ActorKind},
-    schema::{GATE_KEYS, GATE_NOT},
     time::duration_words,
 };
 
@@ -126,7 +128,7 @@ fn expires<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline_file::parse;
+    use crate::file::parse;
 
     fn file(options: &str) -> String {
         format!("stages: [s]\njobs:\n  a: {{stage: s, command: x, {options}}}\n")

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{
-    diagnostics::shown,
+use crate::diagnostics::shown;
+use towpath_engine::{
     event::ImportedResult,
     ids::{JobName, StageName},
     time::Timestamp,

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use towpath_engine::{
+use towpath_pipeline::{
+    file::{FILE_BYTES_MAX, parse},
     graph::{Graph, drawing},
-    pipeline_file::{FILE_BYTES_MAX, parse},
-    seed_lines,
+    pulsaride_jsonl,
 };
 
 const ROUNDS: usize = 5;
@@ -40,7 +40,7 @@ fn main() -> std::io::Result<()> {
     }
     let line = "{\"pipeline_run_id\":\"r\",\"job\":\"j\",\"stage\":\"s\",\"status\":\"DONE\"}\n";
     let lines = line.repeat(100_000);
-    let ms = best(|| drop(seed_lines::parse(&lines)));
+    let ms = best(|| drop(pulsaride_jsonl::parse(&lines)));
     writeln!(out, "{:>9.2} ms  run file of 100,000 lines", ms.as_secs_f64() * 1e3)
 }
 

@@ -7,10 +7,8 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::Graph;
-use crate::{
-    diagnostics::shown,
-    plan::{JobPlan, OnFailure, When},
-};
+use crate::diagnostics::shown;
+use towpath_engine::plan::{JobPlan, OnFailure, When};
 
 /// Narrowest tree, in columns. Less is treated as this.
 const WIDTH_MIN: usize = 20;
@@ -262,7 +260,8 @@ fn edges(graph: &Graph<'_>) -> impl Iterator<Item = (usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{graph::tests::plan, plan::Plan};
+    use crate::graph::tests::plan;
+    use towpath_engine::plan::Plan;
 
     fn seed() -> Plan {
         let mut plan = plan(

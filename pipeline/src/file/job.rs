@@ -11,10 +11,12 @@ use super::{
 };
 use crate::{
     diagnostics::{Diagnostic, shown},
+    schema::{DEFAULTS_KEYS, JOB_KEYS, ON_FAILURE, WHEN},
+};
+use towpath_engine::{
     expression,
     ids::StageName,
     plan::{JobPlan, OnFailure, RetryPolicy, SCRIPT_BYTES_MAX, When},
-    schema::{DEFAULTS_KEYS, JOB_KEYS, ON_FAILURE, WHEN},
 };
 
 /// Programs that read a script the way `sh` does, so that a quoted word is one to them.

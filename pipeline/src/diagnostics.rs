@@ -7,14 +7,14 @@ use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
+use towpath_engine::escape::shown_all;
+pub(crate) use towpath_engine::escape::{is_obeyed, shown};
 
 /// Most problems that are kept of one file. Source: nobody reads more, and a broken generator can
 /// make one per job.
 pub const PROBLEMS_MAX: usize = 500;
 /// Columns that a drawing takes when nobody says otherwise.
 const WIDTH_DEFAULT: usize = 140;
-/// Longest piece of the file's own text within a message, in characters.
-const QUOTE_CHARS_MAX: usize = 80;
 /// Lines shown before and after the marked ones.
 const LINES_AROUND: usize = 1;
 
@@ -391,36 +391,8 @@ fn safe_source(text: &str) -> String {
         .collect()
 }
 
-/// Whether a terminal would obey the character instead of showing it.
-pub(crate) fn is_obeyed(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
-        || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
-/// Text of a file as a message may quote it: escaped and cut to a bearable length.
-pub(crate) fn shown(text: &str) -> String {
-    let mut quoted = shown_all(&text.chars().take(QUOTE_CHARS_MAX).collect::<String>());
-    if text.chars().nth(QUOTE_CHARS_MAX).is_some() {
-        quoted.push('…');
-    }
-    quoted
-}
-
 fn shown_path(path: &str) -> String {
     shown_all(path)
-}
-
-fn shown_all(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_obeyed(c) {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    safe
 }
 
 #[cfg(test)]
