@@ -21,7 +21,20 @@ pub const PASSED_ON: [&str; 9] =
 /// Names that begin so belong to Towpath; a job cannot set them.
 pub const RESERVED_PREFIX: &str = "TOW_";
 
-/// The environment of the worker, read once.
+/// The worker's own token. It opens the server to whoever has it, so no job ever gets it, not even
+/// one that names it as a secret.
+const TOKEN_VARIABLE: &str = "TOW_TOKEN";
+
+/// Keeps other processes of the same user out of this one's memory and environment.
+///
+/// A job runs as the user of its worker. Without this it reads the worker's token and the secrets
+/// of all other jobs in `/proc/PID/environ`. Processes of root still can, and a job can still read
+/// the environment of another job's processes.
+pub fn shut_out_jobs() -> std::io::Result<()> {
+    Ok(nix::sys::prctl::set_dumpable(false)?)
+}
+
+/// The environment of the worker, read once, without the worker's own token.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);
 
@@ -87,7 +100,8 @@ impl std::fmt::Debug for Environment {
 
 impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Self(variables.filter(|(name, _)| name != TOKEN_VARIABLE).collect())
     }
 }
 
@@ -97,4 +111,15 @@ pub(crate) fn unusable_name(env: &BTreeMap<String, String>) -> Option<&str> {
         name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
     };
     env.iter().find(|(name, value)| unusable(name, value)).map(|(name, _)| name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_shuts_other_processes_out_of_its_memory() {
+        shut_out_jobs().unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+    }
 }

@@ -416,6 +416,7 @@ mod tests {
             ("AWS_ACCESS_KEY_ID", "leak"),
             ("TOKEN", SECRET),
             ("PIN", "123"),
+            ("TOW_TOKEN", "towpath_of_the_worker"),
         ]
         .into_iter()
         .collect()
@@ -741,6 +742,8 @@ done
         let yard = Yard::new();
         for (name, reason) in [
             ("ABSENT", "the worker's environment has no secret `ABSENT`"),
+            // It would let the job act as its worker.
+            ("TOW_TOKEN", "the worker's environment has no secret `TOW_TOKEN`"),
             ("PIN", "the secret `PIN` cannot be masked: it must have 4 to 16384 bytes"),
         ] {
             let mut script = yard.script("echo started");

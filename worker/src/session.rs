@@ -21,6 +21,7 @@ use towpath_proto::v1::{
 
 use crate::{
     Adopted, AttemptsDir, AttemptsError, Environment,
+    environment::shut_out_jobs,
     jobs::Jobs,
     sources::{SOURCES_BYTES_MAX, Sources},
     tell::say,
@@ -115,6 +116,9 @@ pub type Worked = Result<Option<Adopted>, WorkerError>;
 
 /// Works until told to stop, and then until everything that ran is reported and recorded.
 pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worked {
+    if let Err(error) = shut_out_jobs() {
+        tracing::warn!(%error, "jobs can read the environment of this worker");
+    }
     let attempts = AttemptsDir::open(&options.attempts, Environment::of_process())?;
     let unusable = |source| AttemptsError::Unusable { folder: attempts.sources(), source };
     let workshop = Workshop {
