@@ -11,7 +11,7 @@ use std::{
 use glob::{MatchOptions, Pattern};
 use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
-use towpath_engine::ids::Digest;
+use towpath_engine::{ids::Digest, source::path_problem};
 
 use crate::execute::ArtifactFile;
 
@@ -55,6 +55,14 @@ pub enum ArtifactsUnusable {
         /// Below the folder.
         path: String,
     },
+    /// No server records an artifact of this name.
+    #[error("the path of the artifact `{path}` {why}")]
+    PathUnusable {
+        /// Below the folder, escaped.
+        path: String,
+        /// Why.
+        why: &'static str,
+    },
     /// More than [`ARTIFACTS_MAX`], or too many long paths.
     #[error("there are more artifacts than an event can list")]
     TooMany,
@@ -92,6 +100,13 @@ pub(crate) fn find(
     let mut paths = BTreeSet::new();
     for pattern in patterns {
         find_one(&root, pattern, &mut paths)?;
+    }
+    for path in &paths {
+        // The rule is the engine's, for both ends: a server asks it again.
+        if let Some(why) = path_problem(path) {
+            let path = path.escape_debug().to_string();
+            return Err(ArtifactsUnusable::PathUnusable { path, why });
+        }
     }
     let listed: usize = paths.iter().map(|path: &String| path.len() + LISTED_BYTES).sum();
     if paths.len() > ARTIFACTS_MAX || listed > ARTIFACT_LIST_BYTES_MAX {
@@ -181,7 +196,10 @@ fn walk(root: &Path, start: &Path, pattern: &str) -> Result<Vec<String>, Artifac
                 return Err(ArtifactsUnusable::TooWide { pattern: pattern.to_owned() });
             }
             if kind.is_dir() {
-                folders.push(entry.path());
+                // A glob such as `**` means what the job made, and no server records these.
+                if entry.file_name() != ".git" && entry.file_name() != ".towpath" {
+                    folders.push(entry.path());
+                }
             } else if kind.is_file() {
                 files.push(below(root, &entry.path())?);
             }
@@ -269,6 +287,16 @@ mod tests {
         assert_eq!(found(&tree, &["out"]).unwrap(), ["out/c.sql", "out/deep/d.txt"]);
         assert_eq!(found(&tree, &["out/*"]).unwrap(), ["out/c.sql", "out/deep/d.txt"]);
         assert_eq!(found(&tree, &["*.csv", "none/*.csv"]).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn globs_pass_over_the_folders_of_repositories_and_stores() {
+        let tree = tree();
+        for folder in [".git", ".towpath"] {
+            fs::create_dir_all(tree.path().join("work/out").join(folder)).unwrap();
+            fs::write(tree.path().join("work/out").join(folder).join("x.sql"), "").unwrap();
+        }
+        assert_eq!(found(&tree, &["out/**/*.sql"]).unwrap(), ["out/c.sql"]);
     }
 
     #[test]

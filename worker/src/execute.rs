@@ -18,14 +18,13 @@ use towpath_engine::{
 };
 
 use crate::{
-    artifacts,
     attempts::{AttemptsDir, FoundAttempt, Taps},
     capture::{Capture, OutputChunk},
     environment::unusable_name,
     group::Group,
     journal::{self, Kept, Page, Stop},
     mask::Mask,
-    outputs,
+    results,
     supervise::{End, Supervision},
     tap::Took,
 };
@@ -254,7 +253,12 @@ fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<Kept, String> {
 }
 
 fn spawn_failed(folder: &Path, error: &std::io::Error) -> String {
-    if folder.is_dir() {
+    if error.kind() == ErrorKind::ArgumentListTooLong {
+        // Scripts are an argument of their shell, and Linux takes 128 KiB of one.
+        "the script, with its values filled in, or its variables are longer than the system takes; \
+         move the script into a file of the source"
+            .to_owned()
+    } else if folder.is_dir() {
         format!("the script cannot be started: {error}")
     } else {
         format!("the folder `{}` does not exist on the machine of this worker", folder.display())
@@ -274,7 +278,7 @@ async fn judge(end: End, mask: &Arc<Mask>, withheld: Option<String>) -> Adopted 
         (Some(Stop::TimedOut), ..) => {
             failed(FailureCause::TimedOut(page.kept.timeout_ms.unwrap_or(ran_ms)))
         }
-        (None, Some(0), _) => match left_behind(&page.kept, mask, withheld).await {
+        (None, Some(0), _) => match results::read(&page.kept, mask, withheld).await {
             Ok((outputs, artifacts)) => {
                 Adopted::Ended(Ended::Succeeded { ran_ms, outputs, artifacts })
             }
@@ -302,31 +306,6 @@ fn cause_of(code: i32) -> FailureCause {
         signal @ 1..=SIGNAL_MAX => FailureCause::Signal(signal),
         _ => FailureCause::ExitCode(code),
     }
-}
-
-async fn left_behind(
-    kept: &Kept,
-    mask: &Arc<Mask>,
-    withheld: Option<String>,
-) -> Result<(BTreeMap<String, String>, Vec<ArtifactFile>), String> {
-    let read = outputs::read(&kept.output).map_err(|error| error.to_string())?;
-    if let Some(why) = withheld.filter(|_| !read.is_empty()) {
-        return Err(format!("the outputs cannot be masked: {why}"));
-    }
-    let mut outputs = BTreeMap::new();
-    for (name, value) in read {
-        if mask.text(&name) != name {
-            return Err("the name of an output holds a secret".to_owned());
-        }
-        outputs.insert(name, mask.text(&value));
-    }
-    if kept.artifacts.is_empty() {
-        return Ok((outputs, Vec::new()));
-    }
-    let (folder, patterns) = (kept.folder.clone(), kept.artifacts.clone());
-    let found = tokio::task::spawn_blocking(move || artifacts::find(&folder, &patterns)).await;
-    let artifacts = found.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    Ok((outputs, artifacts))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -596,6 +575,47 @@ done
             let done = yard.execute(&script, &CancellationToken::new()).await;
             assert_eq!(done.cause(), &cause, "{text}");
             assert!(!done.out().contains("went on"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_script_that_the_system_cannot_take_fails_by_name() {
+        let yard = Yard::new();
+        let done = yard.run(&format!("echo {}", "x".repeat(200_000))).await;
+        let FailureCause::NotStarted(why) = done.cause() else { panic!("{:?}", done.cause()) };
+        assert!(why.contains("longer than the system takes"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn an_artifact_that_no_server_can_record_fails_its_job_by_name() {
+        let yard = Yard::new();
+        let long = "mkdir -p out; for i in $(seq 100); do touch out/$i$(printf %0200d 0); done";
+        let quotes = r#"q=$(printf '%04000d' 0 | tr 0 '"'); for i in a b c; do echo "$i=$q"; done >$TOW_OUTPUT
+mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"')"; done"#;
+        for (number, (text, wanted)) in [
+            (
+                "mkdir -p out; touch \"out/$(printf 'a\\tb')\"",
+                "`out/a\\tb` holds control characters",
+            ),
+            (
+                "mkdir -p out; touch \"out/$(printf 'a\\nb')\"",
+                "`out/a\\nb` holds control characters",
+            ),
+            ("mkdir -p out; touch out/$TOKEN", "`out/***` holds a secret"),
+            (long, "more artifacts than an event can list"),
+            (quotes, "an event holds"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut script = yard.script(&format!("rm -rf out; {text}"));
+            script.attempt = Attempt(u32::try_from(number).unwrap());
+            script.secrets = vec!["TOKEN".to_owned()];
+            script.artifacts = vec!["out".to_owned()];
+            let done = yard.execute(&script, &CancellationToken::new()).await;
+            let FailureCause::OutputUnusable(why) = done.cause() else { panic!("{text}") };
+            assert!(why.contains(wanted), "{text}: {why}");
+            assert!(!why.contains(char::is_control), "{why:?}");
         }
     }
 

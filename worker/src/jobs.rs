@@ -161,6 +161,10 @@ impl Jobs {
     pub(crate) fn begin(&mut self, assignment: v1::Assignment, send: &Send) {
         let Some((mut script, needed)) = script_of(assignment) else { return };
         let key = (script.run.clone(), script.job.clone(), script.attempt);
+        if self.held.contains_key(&key) {
+            // It is held already. To hold it a second time would lose the way to end the first.
+            return;
+        }
         let past = self.void.get(&(key.0.clone(), key.1.clone())).cloned();
         let attempt = self.hold(key);
         self.begun += 1;

@@ -131,7 +131,8 @@ fn parse(text: &str) -> Option<Page> {
                 });
             }
             ("pid", Some(page)) => page.pid = rest.parse().ok(),
-            ("exit", Some(page)) => page.exit = rest.parse().ok(),
+            // A shell reports 0 to 255; a job can write to the journal too.
+            ("exit", Some(page)) => page.exit = rest.parse::<u8>().ok().map(i32::from),
             ("stop", Some(page)) if rest == "cancelled" => page.stop = Some(Stop::Cancelled),
             ("stop", Some(page)) if rest == "timed_out" => page.stop = Some(Stop::TimedOut),
             ("forgotten", Some(page)) => page.forgotten = true,

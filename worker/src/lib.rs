@@ -16,6 +16,7 @@ pub mod mask;
 pub mod outputs;
 mod place;
 pub mod remote;
+mod results;
 pub mod session;
 pub mod source_tree;
 pub mod sources;

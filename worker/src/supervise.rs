@@ -214,7 +214,7 @@ impl<'a> Supervision<'a> {
             Took::Nothing => self.page.exit.is_some(),
             Took::Bytes(count) => {
                 let said = std::str::from_utf8(self.taps.end.bytes(count)).ok();
-                let code = said.and_then(|said| said.trim_end().parse().ok());
+                let code = said.and_then(|said| said.trim_end().parse::<u8>().ok()).map(i32::from);
                 self.page.exit = code.or(self.page.exit);
                 true
             }

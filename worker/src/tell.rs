@@ -19,6 +19,8 @@ use crate::{
 
 /// Bytes of output, or of a file, in one message.
 const PART_BYTES: usize = 64 * 1024;
+/// Longest explanation in a report, in bytes: it must fit an event beside everything else.
+const EXPLANATION_BYTES_MAX: usize = 2 * 1024;
 
 /// Sends a message. Without a session nobody hears it; the session's end is noticed elsewhere.
 pub(crate) async fn say(send: &mpsc::Sender<v1::WorkerMessage>, message: ToServer) {
@@ -91,7 +93,9 @@ async fn report(
         (Adopted::Ended(Ended::Cancelled { ran_ms }), _) => {
             (ran_ms, report::Ended::Cancelled(v1::Cancelled {}))
         }
-        (Adopted::Lost(reason), _) => (0, report::Ended::Lost(v1::Lost { reason })),
+        (Adopted::Lost(reason), _) => {
+            (0, report::Ended::Lost(v1::Lost { reason: explanation(&reason) }))
+        }
         (Adopted::NeverStarted, _) => {
             let reason = "it was never started".to_owned();
             (0, report::Ended::Lost(v1::Lost { reason }))
@@ -101,16 +105,36 @@ async fn report(
     say(send, ToServer::Report(report)).await;
 }
 
+/// A failure as a report says it. Explanations name files and repeat what programs said, so they
+/// may be long and hold anything; the log takes neither.
 fn failed(cause: FailureCause) -> report::Ended {
     let cause = match cause {
         FailureCause::ExitCode(code) => Cause::ExitCode(code),
         FailureCause::Signal(signal) => Cause::Signal(signal),
         FailureCause::TimedOut(ms) => Cause::TimedOutMs(ms),
-        FailureCause::NotStarted(why) => Cause::NotStarted(why),
-        FailureCause::OutputUnusable(why) => Cause::OutputUnusable(why),
+        FailureCause::NotStarted(why) => Cause::NotStarted(explanation(&why)),
+        FailureCause::OutputUnusable(why) => Cause::OutputUnusable(explanation(&why)),
         FailureCause::Lost(_) => Cause::NotStarted("lost".to_owned()),
     };
     report::Ended::Failed(v1::Failed { cause: Some(cause) })
+}
+
+/// `why` as one line of at most [`EXPLANATION_BYTES_MAX`] bytes, with its control characters
+/// escaped: a terminal that shows it later would obey them.
+fn explanation(why: &str) -> String {
+    let mut line = String::new();
+    for character in why.chars() {
+        if line.len() >= EXPLANATION_BYTES_MAX {
+            line.push('…');
+            break;
+        }
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 async fn upload(
@@ -135,5 +159,22 @@ async fn upload(
         if read < PART_BYTES {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_explanation_is_one_line_of_bounded_length() {
+        let why = format!("`a\tb\n\u{1b}[2J` {}", "x".repeat(100_000));
+        let report::Ended::Failed(v1::Failed { cause: Some(Cause::NotStarted(why)) }) =
+            failed(FailureCause::NotStarted(why))
+        else {
+            panic!("another cause")
+        };
+        assert!(why.starts_with("`a\\tb\\n\\u{1b}[2J` xxx"), "{}", &why[..40]);
+        assert!(why.len() < 5_000, "{}", why.len());
     }
 }
