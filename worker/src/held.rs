@@ -19,6 +19,11 @@ use crate::{Adopted, AttemptsDir, Ended, OutputChunk, capture::LOG_BYTES_MAX};
 /// killed over it: each begins to count anew.
 pub(crate) const SPOOL_BYTES_MAX: u64 = 4 * LOG_BYTES_MAX as u64;
 
+/// Bytes of one note about missing output. A line of output is never longer.
+const MISSING_RECORD_BYTES: usize = 32 * 1024;
+/// Bytes of such a note before its words, and one more for the end of the line.
+const MISSING_HEAD_BYTES: u64 = 5;
+
 /// Which attempt.
 pub(crate) type Key = (RunId, JobName, Attempt);
 
@@ -73,11 +78,14 @@ impl HeldAttempt {
         matches!(ended, Some((Adopted::Ended(Ended::Failed { .. }), _)))
     }
 
-    /// Makes room for what the server has heard of the output and this machine forgot.
+    /// Fills the place of output that the server has, and that this machine has lost, with notes
+    /// that say so.
+    ///
+    /// They are sent only if the server loses its copy too. A file that is made longer would hold
+    /// zeros there, which look like output of the job and end what a reader can read.
     pub(crate) fn begin_at(&self, length: u64) {
-        if length > self.progress.borrow().length
-            && self.append(|file| file.set_len(length)).is_ok()
-        {
+        let here = self.progress.borrow().length;
+        if length > here && self.append(|file| write_missing(file, length - here)).is_ok() {
             self.progress.send_modify(|progress| progress.length = length);
         }
     }
@@ -135,8 +143,31 @@ impl HeldAttempt {
     }
 }
 
+/// Writes `missing` bytes of notes: records of the form that output has, so that every reader of
+/// it understands them.
+fn write_missing(file: &mut File, missing: u64) -> io::Result<()> {
+    let mut left = missing;
+    while left > 0 {
+        let mut length = usize::try_from(left).unwrap_or(usize::MAX).min(MISSING_RECORD_BYTES);
+        if (1..MISSING_HEAD_BYTES).contains(&(left - length as u64)) {
+            // What is left over must be long enough for a record.
+            length -= MISSING_RECORD_BYTES / 2;
+        }
+        let mut record = format!("0 n {missing} bytes of output are missing here ").into_bytes();
+        // A rest that is too short for the words is as long as it must be all the same: what
+        // follows is addressed by its place.
+        record.resize(length - 1, b'.');
+        record.push(b'\n');
+        file.write_all(&record)?;
+        left -= length as u64;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use towpath_engine::captured;
+
     use super::*;
     use crate::Environment;
 
@@ -184,15 +215,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_only_the_server_has_keeps_its_place() {
-        let (_folder, attempts) = attempts();
-        let held = held(&attempts);
+    async fn what_only_the_server_has_keeps_its_place_and_is_marked() {
+        for missing in [5, 100, 100_000, 32 * 1024 + 3] {
+            let (_folder, attempts) = attempts();
+            let held = held(&attempts);
 
-        held.begin_at(100);
-        print(&held, &["2 o two\n"]).await.unwrap();
+            held.begin_at(missing);
+            print(&held, &["2 o two\n"]).await.unwrap();
 
-        assert_eq!(held.progress().borrow().length, 108);
-        assert_eq!(held.read(100, 8).unwrap(), b"2 o two\n");
+            assert_eq!(held.progress().borrow().length, missing + 8);
+            assert_eq!(held.read(missing, 8).unwrap(), b"2 o two\n");
+            let all = held.read(0, missing + 8).unwrap();
+            let lines: Vec<_> = captured::lines(&all).map(Result::unwrap).collect();
+            let (last, notes) = lines.split_last().unwrap();
+            assert_eq!(last.bytes, b"two");
+            assert!(notes.iter().all(|line| line.source == captured::Source::Note));
+            let words = format!("{missing} bytes of output are missing here ");
+            assert!(missing < 50 || notes[0].bytes.starts_with(words.as_bytes()));
+        }
     }
 
     #[tokio::test]
