@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write as _,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, value};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, whole_file::replace_file};
 
 /// Where the file is, if not at its usual place.
 const PLACE: &str = "TOW_CONTEXTS";
@@ -163,14 +162,7 @@ impl Contexts {
         let folder = folder.unwrap_or(Path::new("."));
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(unusable)?;
-        let write = || {
-            let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-            beside.write_all(text.as_bytes())?;
-            beside.as_file().sync_all()?;
-            beside.persist(&self.path)?;
-            fs::File::open(folder)?.sync_all()
-        };
-        write().map_err(unusable)?;
+        replace_file(&self.path, text.as_bytes()).map_err(unusable)?;
         self.text = text;
         Ok(())
     }

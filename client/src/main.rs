@@ -14,6 +14,7 @@ mod line;
 mod render;
 mod source;
 mod telemetry;
+mod whole_file;
 
 use std::{io::Write as _, process::ExitCode};
 

@@ -9,7 +9,7 @@ use towpath_engine::{
     ids::{Digest, RunId},
     run::Run,
 };
-use towpath_storage::{EventStore, Position, Record, RunningHash, Version};
+use towpath_storage::{EventStore, Position, Record, RunningHash, Version, durable_fs};
 
 use crate::{
     run_list::RunList,
@@ -20,6 +20,8 @@ use crate::{
 const PAGE: usize = 4_096;
 /// The version of the snapshot format. A snapshot of another version is passed over.
 const FORMAT: u32 = 3;
+/// A snapshot holds what the log holds, so only its owner may read it.
+const SNAPSHOT_MODE: u32 = 0o600;
 
 /// The first line of a snapshot.
 #[derive(Serialize, Deserialize)]
@@ -148,9 +150,7 @@ fn write_covered(path: &Path, upto: u64, hash: &RunningHash, body: &[u8]) -> io:
     let mut bytes = serde_json::to_vec(&cover)?;
     bytes.push(b'\n');
     bytes.extend_from_slice(body);
-    let half = path.with_extension("half");
-    fs::write(&half, bytes)?;
-    fs::rename(half, path)
+    durable_fs::replace_file(path, SNAPSHOT_MODE, &bytes)
 }
 
 fn read_covered(path: &Path) -> Option<(Cover, Vec<u8>)> {

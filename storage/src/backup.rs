@@ -25,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     AppendError, Appended, Blobs, EventStore, RECORD_BYTES_MAX, StoreError,
+    durable_fs::parent_of,
     error::{BackupDamage, Damage, UrlFault},
     home::sync_directory,
     open::{Opened, Place, open, place_of},
@@ -460,10 +461,6 @@ impl<W: Write> Write for Digested<W> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.out.flush()
     }
-}
-
-fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

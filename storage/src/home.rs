@@ -12,9 +12,9 @@
 //! ```
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, Permissions},
+    fs::{File, OpenOptions, Permissions},
     io::{ErrorKind, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -22,13 +22,16 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-use crate::{blobs::remove_unfinished, error::StoreError, room::Room};
+use crate::{blobs::remove_unfinished, durable_fs, error::StoreError, room::Room};
 
 /// What the `format` file says before the name of the backend.
 const FORMAT: &str = "towpath store 1 ";
 
 /// Directories are the owner's alone: records and output may hold what a script printed.
 const DIRECTORY_MODE: u32 = 0o700;
+
+/// And so are files.
+pub(crate) const FILE_MODE: u32 = 0o600;
 
 /// The directory of a store. It stays locked while this, or the store itself, lives.
 #[derive(Debug)]
@@ -119,7 +122,7 @@ impl Home {
 fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     let doing = "locking the store";
     let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    options.create(true).truncate(false).read(true).write(true).mode(FILE_MODE);
     let file = options.open(root.join("owner")).map_err(StoreError::while_doing(doing))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => {
@@ -156,7 +159,9 @@ fn check_format(root: &Path, backend: &'static str) -> Result<(), StoreError> {
             if ["mark", "sled", "fjall"].iter().any(|part| root.join(part).exists()) {
                 return Err(unknown(""));
             }
-            return write_durably(&path, format!("{FORMAT}{backend}\n").as_bytes());
+            let text = format!("{FORMAT}{backend}\n");
+            let written = durable_fs::replace_file(&path, FILE_MODE, text.as_bytes());
+            return written.map_err(StoreError::while_doing("writing the format"));
         }
         Err(error) => return Err(StoreError::while_doing(doing)(error)),
     }
@@ -173,29 +178,15 @@ fn check_format(root: &Path, backend: &'static str) -> Result<(), StoreError> {
     }
 }
 
-/// Creates `path` with `bytes`, whole or not at all, also across a power cut.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let doing = "writing the format";
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(directory);
-    let mut file = file.map_err(StoreError::while_doing(doing))?;
-    file.write_all(bytes).map_err(StoreError::while_doing(doing))?;
-    file.as_file().sync_all().map_err(StoreError::while_doing(doing))?;
-    file.persist(path).map_err(StoreError::while_doing(doing))?;
-    sync_directory(directory)
-}
-
 /// Creates the directory `path`, and its parents, if they are missing.
 pub(crate) fn create_directory(path: &Path) -> Result<(), StoreError> {
-    let created = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path);
-    created.map_err(StoreError::while_doing("creating a directory"))?;
-    path.parent().filter(|parent| *parent != Path::new("")).map_or(Ok(()), sync_directory)
+    let created = durable_fs::create_directory(path, DIRECTORY_MODE);
+    created.map_err(StoreError::while_doing("creating a directory"))
 }
 
 /// Makes the names in the directory `path` durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(StoreError::while_doing("syncing a directory"))
+    durable_fs::sync_directory(path).map_err(StoreError::while_doing("syncing a directory"))
 }
 
 #[cfg(test)]

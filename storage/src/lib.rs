@@ -11,6 +11,7 @@ mod blobs;
 mod block;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+pub mod durable_fs;
 mod error;
 mod fjall;
 mod group_commit;

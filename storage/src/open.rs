@@ -2,14 +2,14 @@
 
 use std::{
     fmt::Debug,
-    fs::{self, File},
-    io::{self, ErrorKind},
+    fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use crate::{
-    EventStore,
+    EventStore, durable_fs,
     error::{StoreError, UrlFault},
     fjall::FjallShelf,
     group_commit::Log,
@@ -115,22 +115,9 @@ fn create_whole(backend: Backend, directory: &Path) -> Result<(), StoreError> {
     }
     create_directory(&aside)?;
     drop(backend.shelf(&aside)?);
-    sync_files(&aside).map_err(StoreError::while_doing(doing))?;
+    durable_fs::sync_tree(&aside).map_err(StoreError::while_doing(doing))?;
     fs::rename(&aside, directory).map_err(StoreError::while_doing(doing))?;
     directory.parent().map_or(Ok(()), sync_directory)
-}
-
-/// Makes every file below `directory` durable, and the names of them.
-fn sync_files(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            sync_files(&path)?;
-        } else {
-            File::open(&path)?.sync_all()?;
-        }
-    }
-    File::open(directory)?.sync_all()
 }
 
 /// Where `url` points.

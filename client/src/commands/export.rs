@@ -1,6 +1,6 @@
 //! `tow export`.
 
-use std::{io::Write as _, path::PathBuf};
+use std::path::PathBuf;
 
 use towpath_engine::{
     event::{FailureCause, ImportedResult},
@@ -11,7 +11,7 @@ use towpath_pipeline::pulsaride_jsonl::{self, SeedLine};
 use towpath_proto::v1;
 
 use super::{Desk, Finished, follow::snapshot, validate::counted};
-use crate::{cli::WhichRun, exit, failure::Failure, render::board};
+use crate::{cli::WhichRun, exit, failure::Failure, render::board, whole_file::replace_file};
 
 /// Write a run as a JSONL run file
 ///
@@ -42,7 +42,7 @@ pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
         desk.print(&text)?;
         return Ok(exit::DONE);
     };
-    write_whole(&path, text.as_bytes()).map_err(|error| Failure::file(&path, &error))?;
+    replace_file(&path, text.as_bytes()).map_err(|error| Failure::file(&path, &error))?;
     let open = run.jobs().len() - lines.len();
     let mut said = format!("Wrote {} to `{}`.", counted(lines.len(), "job"), path.display());
     if open > 0 {
@@ -54,17 +54,6 @@ pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
 
 fn have(count: usize) -> String {
     if count == 1 { "1 job has".to_owned() } else { format!("{count} jobs have") }
-}
-
-/// The file appears whole, or stays as it was.
-fn write_whole(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(std::path::Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
 
 /// A line for each job that has ended.

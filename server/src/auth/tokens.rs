@@ -13,6 +13,7 @@ use towpath_engine::{
     ids::{Actor, ActorKind},
     time::Timestamp,
 };
+use towpath_storage::durable_fs;
 
 use super::{
     roles::Role,
@@ -249,7 +250,7 @@ fn change(
     let file = File { form: FORM, tokens };
     let mut text = serde_json::to_vec_pretty(&file).map_err(io::Error::from).map_err(&unusable)?;
     text.push(b'\n');
-    whole::replace(&path, 0o600, &text).map_err(unusable)
+    durable_fs::replace_file(&path, 0o600, &text).map_err(unusable)
 }
 
 /// The tokens of a store as its server knows them: what the file says, as soon as it says so.

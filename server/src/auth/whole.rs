@@ -1,9 +1,8 @@
-//! Files that are changed as a whole: whoever reads sees all of a change or nothing of it, and of two
-//! who change a file one waits for the other.
+//! Files that several processes change: a lock lets one change a file at a time, and a stamp tells a
+//! reader that the file has changed. [`towpath_storage::durable_fs`] replaces the file itself.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
@@ -14,21 +13,6 @@ pub(super) fn lock(path: &Path) -> io::Result<fs::File> {
         fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     lock.lock()?;
     Ok(lock)
-}
-
-/// Puts `text` in the place of what the file at `path` says, by way of a file beside it.
-pub(super) fn replace(path: &Path, mode: u32, text: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    // What a writer left that was killed may have another mode.
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
-    new.write_all(text)?;
-    new.sync_all()?;
-    fs::rename(&beside, path)?;
-    fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// What tells one state of a file from another.

@@ -9,6 +9,7 @@ use std::{
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 use serde::{Deserialize, Serialize};
 use towpath_engine::time::Timestamp;
+use towpath_storage::durable_fs;
 
 use super::{DAY, PkiError, issuer};
 use crate::auth::whole;
@@ -120,7 +121,7 @@ fn publish(folder: &Path, mut book: Book, now: Timestamp) -> Result<(PathBuf, us
     let path = folder.join(CRL_FILE);
     // The book first: what it knows as taken back is in every later list.
     write(folder, book)?;
-    whole::replace(&path, 0o644, text.as_bytes()).map_err(PkiError::unusable(&path))?;
+    durable_fs::replace_file(&path, 0o644, text.as_bytes()).map_err(PkiError::unusable(&path))?;
     Ok((path, count))
 }
 
@@ -158,7 +159,7 @@ fn write(folder: &Path, book: Book) -> Result<(), PkiError> {
     let text = serde_json::to_vec_pretty(&book).map_err(io::Error::from);
     let written = text.and_then(|mut text| {
         text.push(b'\n');
-        whole::replace(&path, 0o600, &text)
+        durable_fs::replace_file(&path, 0o600, &text)
     });
     written.map_err(PkiError::unusable(&path))
 }
