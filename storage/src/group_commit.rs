@@ -93,7 +93,7 @@ impl Log {
         if let Some(last) = last {
             recover_trail(&reader, &last)?;
         }
-        let mark = Mark::open(mark, &tail)?;
+        let mark = Mark::open(&mark, &tail)?;
         let writer = Writer::new(Arc::clone(&reader), tail, mark);
         let shared = Arc::new(Shared {
             reader,

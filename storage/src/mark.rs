@@ -17,15 +17,17 @@
 use std::{
     fs::{File, OpenOptions},
     io::Read as _,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    os::unix::fs::FileExt as _,
+    path::Path,
 };
 
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     block::Tail,
+    durable_fs,
     error::{Damage, StoreError},
+    home::FILE_MODE,
 };
 
 /// Commits between two syncs of the mark.
@@ -63,10 +65,19 @@ impl Mark {
     }
 
     /// Opens the mark at `path` for a log that ends at `tail`, and makes it say so.
-    pub(crate) fn open(path: PathBuf, tail: &Tail) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, tail: &Tail) -> Result<Self, StoreError> {
         let doing = "writing the mark";
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).mode(0o600).open(path);
+        if !path.exists() {
+            // Created with its content: a mark that a kill or a full disk left empty could not be
+            // told from one that was damaged, and the store would be refused for ever.
+            let mut bytes = vec![0; SLOT_DISTANCE + SLOT_BYTES];
+            for start in [0, SLOT_DISTANCE] {
+                bytes[start..start + SLOT_BYTES].copy_from_slice(&bytes_of(tail));
+            }
+            let created = durable_fs::replace_file(path, FILE_MODE, &bytes);
+            created.map_err(StoreError::while_doing(doing))?;
+        }
+        let file = OpenOptions::new().write(true).open(path);
         let file = file.map_err(StoreError::while_doing(doing))?;
         let mut mark = Self { file, slot: 0, unsynced: 0 };
         // Both slots, in order and each synced: whatever they held, one is valid at any moment.
@@ -127,7 +138,7 @@ mod tests {
     fn the_newest_slot_wins_and_a_torn_one_falls_back_to_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mark");
-        let mut mark = Mark::open(path.clone(), &tail(1)).unwrap();
+        let mut mark = Mark::open(&path, &tail(1)).unwrap();
         mark.advance(&tail(2)).unwrap();
         mark.advance(&tail(3)).unwrap();
         assert_eq!(Mark::read(&path).unwrap(), Some(tail(3)));
@@ -136,6 +147,36 @@ mod tests {
         mark.file.write_all_at(&[0xff; 10], (SLOT_DISTANCE + 20) as u64).unwrap();
 
         assert_eq!(Mark::read(&path).unwrap(), Some(tail(2)));
+    }
+
+    /// Names the mark for the child; unset for every other process.
+    const CHILD_MARK: &str = "TOWPATH_STORAGE_TEST_MARK";
+
+    #[test]
+    fn the_child_creates_a_mark_and_is_killed_at_its_first_byte() {
+        let Ok(path) = std::env::var(CHILD_MARK) else { return };
+        let _ = Mark::open(Path::new(&path), &tail(0));
+    }
+
+    #[test]
+    fn a_mark_is_never_seen_without_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mark");
+        let child = "the_child_creates_a_mark_and_is_killed_at_its_first_byte";
+
+        // A file may have no byte: the system kills who writes one.
+        let status = std::process::Command::new("sh")
+            .args(["-c", "ulimit -f 0; exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("{}::{child}", module_path!().split_once("::").unwrap().1)])
+            .env(CHILD_MARK, &path)
+            .stdout(std::process::Stdio::null())
+            .status();
+
+        assert!(status.unwrap().code().is_none(), "it was killed");
+        assert_eq!(Mark::read(&path).unwrap(), None, "nothing was acknowledged, nothing is wrong");
+        Mark::open(&path, &tail(0)).unwrap();
+        assert_eq!(Mark::read(&path).unwrap(), Some(tail(0)));
     }
 
     #[test]
