@@ -16,6 +16,7 @@ use crate::{
     home::{Home, create_directory, sync_directory},
     mark::Mark,
     memory::MemoryStore,
+    room::{OPEN_BYTES_MIN, ROOM_BYTES_MIN, Room},
     shelf::Shelf,
     sled::SledShelf,
 };
@@ -85,6 +86,7 @@ pub fn open(url: &str) -> Result<Opened, StoreError> {
 }
 
 fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
+    check_room(path)?;
     let home = Home::open(path, backend.name())?;
     let directory = home.path().join(backend.name());
     let remembered = Mark::read(&home.mark())?.map_or(0, |tail| tail.position);
@@ -93,12 +95,31 @@ fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
         return Err(StoreError::Rollback { mark: remembered, tail: 0 });
     }
     if !directory.exists() {
-        create_whole(backend, &directory)?;
+        create_whole(backend, &directory).map_err(|error| full_if_so(error, &home.room()))?;
     }
-    let shelf = backend.shelf(&directory)?;
+    let shelf = backend.shelf(&directory).map_err(|error| full_if_so(error, &home.room()))?;
     sync_directory(&directory)?;
     let store = Log::open(shelf, home.mark(), home.room(), home.owner())?;
     Ok(Opened { store: Arc::new(store), home })
+}
+
+/// Refuses to open a store at `path` on a disk that is too full for it.
+///
+/// Before anything is touched: opening writes, and what a database could not write to the end it
+/// may refuse to read at its next start.
+fn check_room(path: &Path) -> Result<(), StoreError> {
+    let there = path.ancestors().find(|ancestor| ancestor.exists());
+    let room = Room::around(there.unwrap_or(Path::new(".")));
+    let is_new = !path.join("format").exists();
+    Ok(room.check_free(if is_new { ROOM_BYTES_MIN } else { OPEN_BYTES_MIN })?)
+}
+
+/// The error for a database that could not be opened: others may have filled the disk meanwhile.
+fn full_if_so(error: StoreError, room: &Room) -> StoreError {
+    match room.check_free(OPEN_BYTES_MIN) {
+        Err(full) if matches!(error, StoreError::Unavailable { .. }) => full.into(),
+        Ok(()) | Err(_) => error,
+    }
 }
 
 /// Creates an empty database aside and moves it into place, so that a database under its own name

@@ -12,6 +12,10 @@ use nix::sys::statvfs::statvfs;
 /// once.
 pub const ROOM_BYTES_MIN: u64 = 32 * 1024 * 1024;
 
+/// Bytes that must be free before an existing store is opened: its database writes a snapshot and
+/// may begin a file of its own, and what it cannot finish it may not be able to read again.
+pub(crate) const OPEN_BYTES_MIN: u64 = 16 * 1024 * 1024;
+
 /// The disk is too full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{free} bytes are left on the disk of the store, and {needed} are to stay free")]
@@ -37,7 +41,11 @@ impl Room {
     /// Refuses unless [`ROOM_BYTES_MIN`], and `more` bytes on top, are free. A disk that does not
     /// say how much it has passes.
     pub fn check(&self, more: u64) -> Result<(), Full> {
-        let needed = ROOM_BYTES_MIN.saturating_add(more);
+        self.check_free(ROOM_BYTES_MIN.saturating_add(more))
+    }
+
+    /// Refuses unless `needed` bytes are free.
+    pub(crate) fn check_free(&self, needed: u64) -> Result<(), Full> {
         let Ok(disk) = statvfs(&self.directory) else { return Ok(()) };
         // The types differ from system to system.
         #[expect(clippy::useless_conversion, reason = "blocks are 32 bits wide elsewhere")]

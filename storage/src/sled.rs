@@ -7,7 +7,8 @@
 //! page of ours ever gets there.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    io,
     ops::RangeInclusive,
     path::Path,
     sync::{
@@ -51,6 +52,8 @@ pub(crate) struct SledShelf {
 impl SledShelf {
     /// Opens or creates the database in `directory`.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        remove_unusable_snapshots(directory)
+            .map_err(StoreError::while_doing("looking through the snapshots of sled"))?;
         let config = Config::new()
             .path(directory)
             .flush_every_ms(None)
@@ -141,6 +144,34 @@ impl Drop for SledShelf {
             std::mem::forget(self.db.take());
         }
     }
+}
+
+/// Removes snapshots of sled's page table that cannot be used.
+///
+/// Whenever sled 0.34.7 opens a log that has grown, it writes `snap.LSN.generating`, syncs it and
+/// renames it. At the next start it reads the newest file whose name begins with `snap.`, and
+/// passes over names with an ending that it no longer uses. So half a snapshot, which a kill or a
+/// full disk leaves, would be read, fail its checksum, and keep the store shut for ever, although
+/// nothing of the log is wrong. A snapshot only shortens the start: without one sled reads its
+/// whole log. What it then comes back with is checked against our own mark and hashes as always.
+fn remove_unusable_snapshots(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(rest) = name.strip_prefix("snap.") else { continue };
+        if rest.ends_with(".generating") || !has_its_checksum(&fs::read(&path)?) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Says whether a snapshot of sled is what sled wrote: a body, the length of it before compression
+/// (8 bytes), and the CRC-32 of the body (4 bytes, little endian).
+fn has_its_checksum(snapshot: &[u8]) -> bool {
+    let Some((rest, checksum)) = snapshot.split_last_chunk::<4>() else { return false };
+    let Some((body, _length)) = rest.split_last_chunk::<8>() else { return false };
+    !body.is_empty() && crc32fast::hash(body) == u32::from_le_bytes(*checksum)
 }
 
 fn found_entry((key, value): (IVec, IVec)) -> Found {

@@ -160,3 +160,43 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
         .status();
     assert!(doctor.expect("`tow` can be started").success());
 }
+
+/// `tow list` opens a store whose disk has no room, before and after there is room again. $1 is an
+/// empty folder, $2 is `tow`.
+const FILLED_WHILE_CLOSED: &str = r#"
+mount -t tmpfs -o size=160m tmpfs "$1" || exit 99
+cd "$1"
+printf 'stages: [s]\njobs: {first: {stage: s, command: "true"}}\n' > towpath.yml
+"$2" run --store sled:store
+echo "run $?"
+dd if=/dev/zero of=filler bs=64k
+"$2" list --store sled:store
+echo "full $?"
+rm filler
+"$2" list --store sled:store
+echo "room $?"
+"$2" doctor --store sled:store
+echo "doctor $?"
+"#;
+
+#[test]
+fn a_store_that_is_opened_on_a_full_disk_opens_again_once_there_is_room() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tried = Command::new("unshare")
+        .args(["--mount", "sh", "-c", FILLED_WHILE_CLOSED, "sh"])
+        .args([folder.path(), &program()])
+        .env_remove("TOW_STORE")
+        .stdin(Stdio::null())
+        .output();
+    let Some(tried) = tried.ok().filter(|tried| tried.status.code() == Some(0)) else {
+        let said = writeln!(stderr(), "skipped: this machine does not let us mount a small disk");
+        return said.expect("stderr takes it");
+    };
+
+    let (out, err) =
+        (String::from_utf8_lossy(&tried.stdout), String::from_utf8_lossy(&tried.stderr));
+    for line in ["run 0", "full 8", "room 0", "doctor 0"] {
+        assert!(out.lines().any(|said| said == line), "{line}: {out}{err}");
+    }
+    assert!(err.contains("error[STORE_FULL]"), "{err}");
+}
