@@ -232,7 +232,8 @@ impl Dispatch {
             && let Ok(loaded) = self.runs.ahead(run).await
         {
             for (fact, position) in recorded.facts.iter().zip(recorded.first..) {
-                let assignment = wire::assignment(run, fact, position, &loaded.run);
+                let fence = self.runs.fence_base + position;
+                let assignment = wire::assignment(run, fact, fence, &loaded.run);
                 messages.extend(assignment.map(|(key, message)| {
                     // Decided after the lease, but before it was durable.
                     let cancel = loaded.run.phase().is_ending().then(|| wire::cancel(&key));

@@ -88,7 +88,9 @@ impl House {
         let (opened, blobs) = open_store(url).await?;
         let snapshots = opened.home.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
-        let runs = Arc::new(Runs::new(opened.store, clock, snapshots, opened.home.room(), list));
+        let mut runs = Runs::new(opened.store, clock, snapshots, opened.home.room(), list);
+        runs.fence_base = opened.home.fence_base();
+        let runs = Arc::new(runs);
         let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs), lease_ms));
         let outputs = Outputs::new(opened.home.spool(), blobs);
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());

@@ -99,6 +99,8 @@ pub(crate) struct Runs {
     pub(crate) locks: Locks,
     /// The room on the store's disk.
     room: Room,
+    /// What is added to the position of a lease to get its fence.
+    pub(crate) fence_base: u64,
     /// Set when the store takes nothing any more: only opening it anew helps.
     pub(crate) stopped: CancellationToken,
     /// When time itself next changes something, by run.
@@ -144,6 +146,7 @@ impl Runs {
             list: SyncMutex::new(list),
             locks: Locks::default(),
             room,
+            fence_base: 0,
             stopped: CancellationToken::new(),
             due: SyncMutex::default(),
             movable: SyncMutex::default(),

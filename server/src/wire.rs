@@ -13,7 +13,6 @@ use towpath_engine::{
 };
 use towpath_pipeline::{diagnostics::Diagnostics, file};
 use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
-use towpath_storage::Position;
 
 pub(crate) use explain::{Around, explanation};
 use views::blob as blob_message;
@@ -139,7 +138,7 @@ pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>, lease_ms: u64) -> 
 pub(crate) fn assignment(
     id: &RunId,
     fact: &Fact,
-    position: Position,
+    fence: u64,
     run: &Run,
 ) -> Option<(Key, v1::ServerMessage)> {
     let RunEvent::JobLeased { job: name, attempt, .. } = &fact.event else { return None };
@@ -151,7 +150,7 @@ pub(crate) fn assignment(
         if header.source.is_some() { needed_files(run, job) } else { Default::default() };
     let assignment = v1::Assignment {
         of: Some(holding(&key)),
-        fence: position,
+        fence,
         script: filled.script,
         shell: job.plan.shell.clone(),
         env: filled.env,

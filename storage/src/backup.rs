@@ -171,8 +171,10 @@ pub async fn restore(
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(directory);
     let unfinished = unfinished.map_err(StoreError::while_doing(doing))?;
-    let opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
+    let mut opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
     let restored = fill(&opened, &mut source, &mut progress).await?;
+    // The store that was backed up went on: the positions after these were given out before.
+    opened.home.raise_fence_base(backend.name())?;
     drop(opened);
     fs::rename(unfinished.path(), &target).map_err(|error| {
         let in_the_way =
@@ -503,6 +505,7 @@ mod tests {
             assert_eq!(moved, done.bytes);
 
             let restored = open(&url).unwrap();
+            assert!(restored.home.fence_base() > done.records, "old fences do not come again");
             let all = restored.store.read_all(0, 1000).await.unwrap();
             assert_eq!(all, opened.store.read_all(0, 1000).await.unwrap());
             assert_eq!(verify(restored.store.as_ref(), |_| {}).await.unwrap().hash, done.hash);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! owner       the pid of the process that has the store open; locked, so a dead one never blocks
-//! format      version and backend
+//! format      version and backend; the base of the fences
 //! mark        how far the log reached
 //! sled/       or fjall/: the log
 //! blobs/      content-addressed files
@@ -17,6 +17,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -25,7 +26,16 @@ use tempfile::TempDir;
 use crate::{blobs::remove_unfinished, durable_fs, error::StoreError, room::Room};
 
 /// What the `format` file says before the name of the backend.
-const FORMAT: &str = "towpath store 1 ";
+const FORMAT: &str = "towpath store 2 ";
+
+/// What its second line says before the base of the fences.
+const FENCES: &str = "fences above ";
+
+/// The least by which the base of the fences grows: more than any store can have lost.
+///
+/// It counts only on a machine whose clock is wrong; fences stay below 2^53, the largest integer
+/// that every program reads exactly.
+const FENCE_STEP: u64 = 1 << 32;
 
 /// Directories are the owner's alone: records and output may hold what a script printed.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -38,6 +48,7 @@ pub(crate) const FILE_MODE: u32 = 0o600;
 pub struct Home {
     root: PathBuf,
     owner: Arc<Owner>,
+    fence_base: u64,
 }
 
 /// What keeps a second process out, and a private directory alive.
@@ -53,9 +64,9 @@ impl Home {
         create_directory(root)?;
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
         let lock = lock(&root)?;
-        check_format(&root, backend)?;
+        let fence_base = fence_base(&root, backend, SystemTime::now())?;
         let owner = Arc::new(Owner { _lock: Some(lock), _private: None });
-        Self { root, owner }.with_places()
+        Self { root, owner, fence_base }.with_places()
     }
 
     /// A home of our own that vanishes with its last user.
@@ -66,7 +77,7 @@ impl Home {
         let private = private.map_err(StoreError::while_doing("creating a directory"))?;
         let root = private.path().to_owned();
         let owner = Arc::new(Owner { _lock: None, _private: Some(private) });
-        Self { root, owner }.with_places()
+        Self { root, owner, fence_base: 0 }.with_places()
     }
 
     fn with_places(self) -> Result<Self, StoreError> {
@@ -108,6 +119,22 @@ impl Home {
         self.root.join("tow.sock")
     }
 
+    /// What is added to a position in the log to get a fence: a number that never comes twice.
+    ///
+    /// Positions do come twice: after a person accepted that records are lost, and in a store that
+    /// was restored from a backup. So the base is raised whenever that may be the case, to the
+    /// microseconds since 1970. A store cannot have written a record in each of them, so every new
+    /// fence is greater than every old one.
+    pub fn fence_base(&self) -> u64 {
+        self.fence_base
+    }
+
+    /// Raises the base of the fences, because the log goes back behind what was once given out.
+    pub(crate) fn raise_fence_base(&mut self, backend: &str) -> Result<(), StoreError> {
+        self.fence_base = raised(self.fence_base, SystemTime::now());
+        write_format(&self.root, backend, self.fence_base)
+    }
+
     /// The room on its disk.
     pub fn room(&self) -> Room {
         Room::around(&self.root)
@@ -142,16 +169,18 @@ fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     }
 }
 
-/// Reads the `format` file, or writes it into a home that has none and no log either.
-fn check_format(root: &Path, backend: &'static str) -> Result<(), StoreError> {
+/// Reads the base of the fences from the `format` file, raised if the mark was removed. Writes the
+/// file into a home that has none and no log either.
+///
+/// Refuses a home that another backend or version wrote.
+fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64, StoreError> {
     let doing = "reading the format";
-    let path = root.join("format");
     let unknown = |found: &str| {
         let found = found.trim_end().chars().take(80).collect();
         StoreError::FormatUnknown { path: root.to_owned(), found }
     };
     let mut bytes = Vec::new();
-    match File::open(&path) {
+    match File::open(root.join("format")) {
         Ok(file) => {
             file.take(4096).read_to_end(&mut bytes).map_err(StoreError::while_doing(doing))?;
         }
@@ -159,23 +188,44 @@ fn check_format(root: &Path, backend: &'static str) -> Result<(), StoreError> {
             if ["mark", "sled", "fjall"].iter().any(|part| root.join(part).exists()) {
                 return Err(unknown(""));
             }
-            let text = format!("{FORMAT}{backend}\n");
-            let written = durable_fs::replace_file(&path, FILE_MODE, text.as_bytes());
-            return written.map_err(StoreError::while_doing("writing the format"));
+            write_format(root, backend, 0)?;
+            return Ok(0);
         }
         Err(error) => return Err(StoreError::while_doing(doing)(error)),
     }
     let found = String::from_utf8_lossy(&bytes);
-    let word = found.strip_prefix(FORMAT).and_then(|rest| rest.strip_suffix('\n'));
-    match word {
-        Some(word) if word == backend => Ok(()),
-        Some("sled" | "fjall") => Err(StoreError::BackendDiffers {
-            path: root.to_owned(),
-            found: word.unwrap_or_default().to_owned(),
-            asked: backend,
-        }),
-        Some(_) | None => Err(unknown(&found)),
+    let (first, rest) = found.split_once('\n').unwrap_or((&found, ""));
+    match first.strip_prefix(FORMAT) {
+        Some(word) if word == backend => {}
+        Some(word @ ("sled" | "fjall")) => {
+            let (path, found) = (root.to_owned(), word.to_owned());
+            return Err(StoreError::BackendDiffers { path, found, asked: backend });
+        }
+        Some(_) | None => return Err(unknown(&found)),
     }
+    let base = rest.strip_prefix(FENCES).and_then(|base| base.trim_end().parse().ok());
+    match base {
+        Some(base) if root.join("mark").exists() => Ok(base),
+        // Somebody removed the mark to accept a loss, or wrote the file `format` again by hand.
+        // Durable before the new mark is: else a crash between the two would forget it.
+        base => {
+            let base = raised(base.unwrap_or(0), now);
+            write_format(root, backend, base)?;
+            Ok(base)
+        }
+    }
+}
+
+fn write_format(root: &Path, backend: &str, fence_base: u64) -> Result<(), StoreError> {
+    let text = format!("{FORMAT}{backend}\n{FENCES}{fence_base}\n");
+    let written = durable_fs::replace_file(&root.join("format"), FILE_MODE, text.as_bytes());
+    written.map_err(StoreError::while_doing("writing the format"))
+}
+
+/// The base of the fences that follows `base` at `now`.
+fn raised(base: u64, now: SystemTime) -> u64 {
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+    u64::try_from(now).unwrap_or(u64::MAX).max(base.saturating_add(FENCE_STEP))
 }
 
 /// Creates the directory `path`, and its parents, if they are missing.
@@ -225,14 +275,52 @@ mod tests {
         assert_eq!(error.code(), "STORE_BACKEND_DIFFERS");
         assert!(error.to_string().contains("is a fjall store, not a sled one"), "{error}");
 
-        std::fs::write(dir.path().join("format"), "towpath store 2 sled\n").unwrap();
-        let error = Home::open(dir.path(), "sled").unwrap_err();
-        assert_eq!(error.code(), "STORE_FORMAT_UNKNOWN");
-        assert!(error.to_string().contains("towpath store 2 sled"), "{error}");
+        for other in ["towpath store 1 sled\n", "towpath store 3 sled\n", "towpath store 2 sle"] {
+            std::fs::write(dir.path().join("format"), other).unwrap();
+            let error = Home::open(dir.path(), "sled").unwrap_err();
+            assert_eq!(error.code(), "STORE_FORMAT_UNKNOWN");
+            assert!(error.to_string().contains(other.trim_end()), "{error}");
+        }
 
         std::fs::remove_file(dir.path().join("format")).unwrap();
         std::fs::create_dir(dir.path().join("sled")).unwrap();
         assert_eq!(Home::open(dir.path(), "sled").unwrap_err().code(), "STORE_FORMAT_UNKNOWN");
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn fences_begin_at_positions_and_rise_with_every_loss_that_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(fence_base(dir.path(), "sled", at(1)).unwrap(), 0, "a new store");
+        std::fs::write(dir.path().join("mark"), "").unwrap();
+        assert_eq!(fence_base(dir.path(), "sled", at(2)).unwrap(), 0, "nothing was lost");
+
+        let mut before = 0;
+        // The clock of the last is wrong.
+        for now in [at(1_800_000_000), at(1_800_000_001), at(5)] {
+            std::fs::remove_file(dir.path().join("mark")).unwrap();
+            let raised = fence_base(dir.path(), "sled", now).unwrap();
+            assert!(raised >= before + 1_000_000, "{before}, then {raised}");
+            std::fs::write(dir.path().join("mark"), "").unwrap();
+            assert_eq!(fence_base(dir.path(), "sled", at(3)).unwrap(), raised);
+            before = raised;
+        }
+        assert!(before < 1 << 53, "every program reads it exactly");
+    }
+
+    #[test]
+    fn a_format_that_was_written_again_by_hand_raises_the_fences() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("mark"), "").unwrap();
+        std::fs::write(dir.path().join("format"), "towpath store 2 sled\n").unwrap();
+
+        assert_eq!(
+            fence_base(dir.path(), "sled", at(1_800_000_000)).unwrap(),
+            1_800_000_000_000_000
+        );
     }
 
     #[test]

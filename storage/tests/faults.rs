@@ -238,6 +238,7 @@ async fn a_database_that_is_gone_is_a_rollback() {
         fs::remove_file(directory.path().join("mark")).unwrap();
         let opened = open(&url).unwrap();
         assert_eq!(*opened.store.watch().borrow(), 0);
+        assert!(opened.home.fence_base() > RECORDS, "positions come again, fences do not");
     }
 }
 

@@ -215,6 +215,32 @@ async fn a_worker_is_named_in_the_log_as_the_one_who_reports() {
     assert_eq!(house.newest(&run, "job_leased").await["event"]["worker"], "eu-2");
 }
 
+/// Starts a run, unless there is one, and gives its job out once. Answers with the fence.
+fn fence_of_one_lease(folder: &std::path::Path, begins: bool) -> u64 {
+    on_a_runtime(async {
+        let house = TestHouse::in_folder(folder).await;
+        if begins {
+            house.start(&file("stages: [s]\njobs: {a: {stage: s, command: x}}\n")).await;
+        }
+        let fence = house.worker("w", 1).await.take_job("a").await.fence;
+        house.close().await;
+        fence
+    })
+}
+
+#[test]
+fn no_fence_comes_again_after_a_loss_was_accepted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let before = fence_of_one_lease(folder.path(), true);
+
+    // All records are lost, and a person removes the mark to go on.
+    std::fs::remove_dir_all(folder.path().join("sled")).expect("the log can be removed");
+    std::fs::remove_file(folder.path().join("mark")).expect("the mark can be removed");
+    let after = fence_of_one_lease(folder.path(), true);
+
+    assert!(before < after, "{before}, then {after}");
+}
+
 #[tokio::test]
 async fn the_fence_grows_with_every_lease() {
     let house = TestHouse::in_memory().await;
