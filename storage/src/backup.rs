@@ -16,7 +16,6 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{BufWriter, ErrorKind, Read, Seek as _, Write},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -30,6 +29,7 @@ use crate::{
     home::sync_directory,
     open::{Opened, Place, open, place_of},
     record::{CHAIN_START, FRAME_FIXED_BYTES, NewRecord, Position, RunningHash, Version, frame_at},
+    unfinished,
 };
 
 const HEADER: &[u8] = b"towpath backup 1\n";
@@ -77,8 +77,7 @@ pub async fn backup(
         return Err(StoreError::BackupExists { path: out.to_owned() });
     }
     let directory = parent_of(out);
-    let file = tempfile::Builder::new().prefix(".tow-backup-").tempfile_in(directory);
-    let file = file.map_err(StoreError::while_doing(doing))?;
+    let file = unfinished::backup_file(directory).map_err(StoreError::while_doing(doing))?;
     let mut digested = Digested::new(BufWriter::with_capacity(CHUNK_BYTES, file));
     digested.put(HEADER)?;
     let (records, hash) = records_into(&mut digested, store, &mut progress).await?;
@@ -166,11 +165,9 @@ pub async fn restore(
     let mut source = Source::verified(file)?;
     let directory = parent_of(&target);
     fs::create_dir_all(directory).map_err(StoreError::while_doing(doing))?;
-    let unfinished = tempfile::Builder::new()
-        .prefix(".tow-restore-")
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in(directory);
-    let unfinished = unfinished.map_err(StoreError::while_doing(doing))?;
+    // Locked until it has its name: the store's own lock is released before.
+    let unfinished = unfinished::restore_directory(directory);
+    let (unfinished, _lock) = unfinished.map_err(StoreError::while_doing(doing))?;
     let mut opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
     let restored = fill(&opened, &mut source, &mut progress).await?;
     // The store that was backed up went on: the positions after these were given out before.

@@ -27,6 +27,7 @@ mod record;
 mod room;
 mod shelf;
 mod sled;
+mod unfinished;
 mod verify;
 mod writer;
 
