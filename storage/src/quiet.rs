@@ -38,9 +38,33 @@ pub(crate) fn quietly<T>(work: impl FnOnce() -> Result<T, ShelfError>) -> Result
     })
 }
 
+/// Drops `value` and turns a panic of its destructor into [`ShelfError::Damaged`].
+pub(crate) fn drop_quietly<T>(value: T) -> Result<(), ShelfError> {
+    quietly(|| {
+        drop(value);
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Panics when it is dropped, as sled does when its last sync fails.
+    struct PanicsLast;
+
+    impl Drop for PanicsLast {
+        fn drop(&mut self) {
+            panic!("the last sync failed");
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_destructor_is_kept_off_the_terminal() {
+        let error = drop_quietly(PanicsLast).unwrap_err();
+
+        assert!(matches!(error, ShelfError::Damaged(says) if says == "the last sync failed"));
+    }
 
     #[test]
     fn a_panic_becomes_damage_in_its_own_words() {

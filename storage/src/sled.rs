@@ -25,7 +25,7 @@ use sled::{Batch, Config, Db, Error, IVec};
 use crate::{
     error::StoreError,
     home::sync_directory,
-    quiet::quietly,
+    quiet::{drop_quietly, quietly},
     shelf::{Entry, Found, Shelf, ShelfError},
 };
 
@@ -139,10 +139,15 @@ impl Shelf for SledShelf {
 
 impl Drop for SledShelf {
     fn drop(&mut self) {
+        let db = self.db.take();
         if self.panicked.load(Ordering::Acquire) {
             // Closing would take the locks the panic may have left.
-            std::mem::forget(self.db.take());
+            std::mem::forget(db);
+            return;
         }
+        // sled syncs its file when it is dropped, and panics if that fails. Nothing depends on that
+        // sync: what was acknowledged was made durable by our own, and what was not is nobody's.
+        let _ = drop_quietly(db);
     }
 }
 
