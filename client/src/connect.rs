@@ -264,7 +264,7 @@ impl Server {
     pub(crate) async fn reach_existing(url: &str) -> Result<Self, Failure> {
         match store_folder(url) {
             Some(folder) if !folder.exists() => Err(Failure::new(
-                "RUN_UNKNOWN",
+                "STORE_MISSING",
                 format!("there is no store at `{}`", folder.display()),
                 "Begin with `tow run`, or name a store with `--store`.",
             )),

@@ -51,6 +51,7 @@ pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) fn of_code(code: &str) -> u8 {
     match code {
         "RUN_UNKNOWN"
+        | "STORE_MISSING"
         | "JOB_UNKNOWN"
         | "STAGE_UNKNOWN"
         | "BLOB_MISSING"

@@ -137,6 +137,7 @@ impl From<OpenError> for Failure {
             "BACKUP_DAMAGED" => "Use another backup. Nothing was restored.",
             "RESTORE_TARGET_NOT_EMPTY" => "Restore to a folder that does not exist yet.",
             "STORE_URL_INVALID" => "Give `sled:PATH`, `fjall:PATH` or `memory:`.",
+            "STORE_MISSING" => "Name a store with `--store`.",
             "STORE_FORMAT_UNKNOWN" => {
                 "Use the version of `tow` that wrote it. From 0.1: write its runs with `tow events` \
                  and `tow export` of 0.1, then `tow import` here into a new store."

@@ -168,3 +168,16 @@ fn a_server_is_reached_by_its_name_and_shown_its_token() {
     let refused = ends(5, &mut away(&["list"]));
     assert!(refused.contains("line 3") && !refused.contains("towpath_1"), "{refused}");
 }
+
+#[test]
+fn what_needs_a_store_says_that_there_is_none_and_creates_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = format!("sled:{}", folder.path().join("none").display());
+    for command in [&["backup", "kept"][..], &["status"], &["token", "list"]] {
+        let output = said(tow(folder.path(), command).args(["--store", &store]));
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("error[STORE_MISSING]: there is no store at"), "{command:?}: {said}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing was created");
+}

@@ -60,8 +60,11 @@ struct Inner {
 /// How long connections may take to end when a house closes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Opens the store at `url` and its blobs, on a thread that may block.
-pub(crate) async fn open_store(url: &str) -> Result<(Opened, Blobs), StoreError> {
+/// Opens the store at `url` by `open`, and its blobs, on a thread that may block.
+pub(crate) async fn open_store(
+    url: &str,
+    open: fn(&str) -> Result<Opened, StoreError>,
+) -> Result<(Opened, Blobs), StoreError> {
     let url = url.to_owned();
     let opened = tokio::task::spawn_blocking(move || {
         let opened = open(&url)?;
@@ -85,7 +88,7 @@ impl House {
         clock: Arc<dyn Clock>,
         lease_ms: u64,
     ) -> Result<Self, OpenError> {
-        let (opened, blobs) = open_store(url).await?;
+        let (opened, blobs) = open_store(url, open).await?;
         let snapshots = opened.home.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
         let mut runs = Runs::new(opened.store, clock, snapshots, opened.home.room(), list);

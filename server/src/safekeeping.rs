@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use towpath_storage::BackedUp;
+use towpath_storage::{BackedUp, open_existing};
 
 use crate::{OpenError, house::open_store};
 
@@ -29,13 +29,13 @@ impl From<BackedUp> for Kept {
 
 /// Writes the store at `url` to the new file `out`, and calls `progress` with the bytes written.
 ///
-/// Opening a store creates it, so the caller makes sure that there is one.
+/// A store that does not exist is refused, not created.
 pub async fn backup(
     url: &str,
     out: &Path,
     progress: impl FnMut(u64) + Send,
 ) -> Result<Kept, OpenError> {
-    let (opened, blobs) = open_store(url).await?;
+    let (opened, blobs) = open_store(url, open_existing).await?;
     Ok(towpath_storage::backup(opened.store.as_ref(), &blobs, out, progress).await?.into())
 }
 

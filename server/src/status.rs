@@ -101,7 +101,7 @@ impl CommandError {
                 | StoreError::Rollback { .. }
                 | StoreError::BlobDamaged { .. }
                 | StoreError::BackupDamaged { .. } => Code::DataLoss,
-                StoreError::BlobMissing { .. } => Code::NotFound,
+                StoreError::BlobMissing { .. } | StoreError::Missing { .. } => Code::NotFound,
                 StoreError::Full(_) => Code::ResourceExhausted,
                 StoreError::Unavailable { .. }
                 | StoreError::Stopped { .. }

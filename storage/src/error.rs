@@ -128,6 +128,12 @@ pub enum StoreError {
         /// Why not.
         why: UrlFault,
     },
+    /// There is no store where one was asked for.
+    #[error("there is no store at `{}`", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// The directory was written by another version.
     #[error("`{}` has the format `{found}`, which this version does not know", path.display())]
     FormatUnknown {
@@ -190,6 +196,7 @@ impl StoreError {
             Self::Rollback { .. } => "LOG_ROLLBACK",
             Self::Owned { .. } => "STORE_OWNED",
             Self::UrlInvalid { .. } => "STORE_URL_INVALID",
+            Self::Missing { .. } => "STORE_MISSING",
             Self::FormatUnknown { .. } => "STORE_FORMAT_UNKNOWN",
             Self::BackendDiffers { .. } => "STORE_BACKEND_DIFFERS",
             Self::BlobMissing { .. } => "BLOB_MISSING",
@@ -270,8 +277,8 @@ pub enum UrlFault {
     /// Memory has no path.
     #[error("`memory:` takes no path")]
     PathUnexpected,
-    /// What is restored into memory is gone at once.
-    #[error("a restore needs a durable backend")]
+    /// What is in memory ends with the process.
+    #[error("a backup and a restore need a durable backend")]
     NotDurable,
 }
 

@@ -42,7 +42,7 @@ pub use crate::{
     error::{AppendError, BackupDamage, Damage, StoreError, UrlFault},
     home::Home,
     memory::MemoryStore,
-    open::{Opened, open},
+    open::{Opened, open, open_existing},
     record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
     room::{Full, ROOM_BYTES_MIN, Room},
     verify::{Verified, verify},

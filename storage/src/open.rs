@@ -85,6 +85,21 @@ pub fn open(url: &str) -> Result<Opened, StoreError> {
     }
 }
 
+/// Opens the store at `url` as [`open`] does, and refuses if there is none: nothing is created.
+pub fn open_existing(url: &str) -> Result<Opened, StoreError> {
+    match place_of(url)? {
+        Place::Memory => {
+            let why = UrlFault::NotDurable;
+            Err(StoreError::UrlInvalid { url: url.to_owned(), why })
+        }
+        // The first file that a store gets.
+        Place::Directory(_, path) if !path.join("format").exists() => {
+            Err(StoreError::Missing { path })
+        }
+        Place::Directory(backend, path) => open_directory(backend, &path),
+    }
+}
+
 fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
     check_room(path)?;
     let home = Home::open(path, backend.name())?;
@@ -191,6 +206,20 @@ mod tests {
 
             assert!(!aside.exists());
         }
+    }
+
+    #[test]
+    fn a_store_that_must_exist_is_not_created() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        let url = format!("sled:{}", store.display());
+
+        assert_eq!(open_existing(&url).unwrap_err().code(), "STORE_MISSING");
+        assert!(!store.exists());
+        assert_eq!(open_existing("memory:").unwrap_err().code(), "STORE_URL_INVALID");
+
+        drop(open(&url).unwrap());
+        open_existing(&url).unwrap();
     }
 
     #[test]

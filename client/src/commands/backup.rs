@@ -12,7 +12,6 @@ use towpath_server::safekeeping::{self, Kept};
 use super::{Desk, Finished, validate::counted};
 use crate::{
     cli::Output,
-    connect::store_folder,
     exit,
     failure::Failure,
     render::{Style, safe},
@@ -41,18 +40,6 @@ struct KeptJson<'a> {
 /// Writes the store to a file.
 pub(crate) async fn backup(desk: &Desk, args: BackupArgs) -> Finished {
     let url = desk.url();
-    match store_folder(&url) {
-        Some(folder) if folder.exists() => {}
-        Some(folder) => {
-            let message = format!("there is no store at `{}`", folder.display());
-            return Err(Failure::new("RUN_UNKNOWN", message, "Name a store with `--store`."));
-        }
-        None => {
-            let message = "a store in memory has nothing that could be kept";
-            let advice = "Name a store with `--store`.";
-            return Err(Failure::new("STORE_URL_INVALID", message, advice));
-        }
-    }
     let mut progress = Progress::new(&desk.style);
     let kept =
         safekeeping::backup(&url, &args.file, |bytes| progress.show(|| size_words(bytes))).await;

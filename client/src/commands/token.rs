@@ -130,7 +130,7 @@ fn folder(desk: &Desk) -> Result<PathBuf, Failure> {
         Some(folder) if folder.join("format").exists() => Ok(folder),
         Some(folder) => {
             let message = format!("there is no store at `{}`", folder.display());
-            Err(Failure::new("STORE_URL_INVALID", message, advice))
+            Err(Failure::new("STORE_MISSING", message, advice))
         }
         None => Err(Failure::new("STORE_URL_INVALID", "this store keeps no tokens", advice)),
     }
