@@ -99,6 +99,9 @@ fn shelf_error(error: Error) -> ShelfError {
     #[expect(clippy::wildcard_enum_match_arm, reason = "fjall's enums may grow")]
     match error {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => ShelfError::of_io(error),
+        Error::JournalRecovery(fault) => ShelfError::Damaged(format!(
+            "fjall found a batch in its journal that is not whole ({fault:?})"
+        )),
         Error::Poisoned | Error::Locked => ShelfError::Unavailable(Arc::new(error)),
         error => ShelfError::Damaged(error.to_string()),
     }

@@ -221,6 +221,25 @@ async fn half_a_snapshot_of_sled_keeps_no_store_shut() {
     }
 }
 
+/// fjall cuts a last batch without its end, and refuses one that has its end and lost its middle.
+#[tokio::test]
+async fn a_last_batch_of_fjall_that_lost_its_middle_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("fjall:{}", directory.path().display());
+    drop(open(&url).unwrap().store.append("run/a", 0, vec![NewRecord::new("k", "middle")]).await);
+    let journals = files_of(&directory.path().join("fjall"));
+    let journal = journals.iter().find(|path| path.extension().is_some_and(|end| end == "jnl"));
+    let journal = journal.expect("fjall wrote a journal");
+    let written = fs::read(journal).unwrap();
+    let middle = written.windows(6).rposition(|bytes| bytes == b"middle").expect("the record");
+
+    damage(journal, Fault::FlipBit, middle as u64);
+
+    let error = open(&url).unwrap_err();
+    assert_eq!(error.code(), "LOG_DAMAGED");
+    assert!(error.to_string().contains("a batch in its journal that is not whole"), "{error}");
+}
+
 #[tokio::test]
 async fn a_database_that_is_gone_is_a_rollback() {
     for backend in ["sled", "fjall"] {
