@@ -2,8 +2,10 @@
 //! terminal.
 
 pub(crate) mod board;
+pub(crate) mod gate_card;
 pub(crate) mod plain;
 pub(crate) mod screen;
+pub(crate) mod visible;
 
 use std::io::{self, IsTerminal as _};
 
@@ -11,6 +13,8 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// Columns when nobody says how many there are.
 const WIDTH_DEFAULT: usize = 80;
+/// Rows when nobody says how many there are.
+const HEIGHT_DEFAULT: usize = 24;
 /// Narrower than this, nothing can be drawn anyway.
 const WIDTH_MIN: usize = 20;
 
@@ -144,6 +148,11 @@ pub(crate) fn worker_word(worker: &str) -> String {
     safe(if own { "local" } else { worker })
 }
 
+/// Rows of the terminal, now.
+pub(crate) fn height() -> usize {
+    terminal_size::terminal_size().map_or(HEIGHT_DEFAULT, |(_, height)| height.0.into())
+}
+
 fn width() -> usize {
     let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     if let Some(columns) = asked("TOW_FORCE_TTY").filter(|columns| *columns > 1) {
@@ -157,7 +166,50 @@ fn width() -> usize {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use towpath_engine::{
+        decide::{Command, CreateRun, LeaseJob, carry_out},
+        ids::{Actor, Digest, StageName},
+        plan::{JobPlan, Plan},
+        run::Run,
+        time::Timestamp,
+    };
+
     use super::*;
+
+    /// A run of `jobs`, by human:ana at the beginning of time, with their stages in order.
+    pub(crate) fn begun(jobs: Vec<JobPlan>) -> Run {
+        let mut stages: Vec<StageName> = jobs.iter().map(|job| job.stage.clone()).collect();
+        stages.dedup();
+        let create = CreateRun {
+            run: "7f3ca10b2d4e6f80".into(),
+            file: "towpath.yml".into(),
+            folder: "/srv".into(),
+            file_sha256: Digest([0; 32]),
+            plan: Plan { pipeline: "shop".into(), stages, jobs, timeout_ms: None },
+            parallelism: 4,
+            gates_preapproved: false,
+            traceparent: None,
+            idempotency_key: None,
+            source: None,
+            requester: towpath_engine::gate::Standing::default(),
+            authors: None,
+        };
+        let mut run = Run::default();
+        carry_out(&mut run, &Command::Create(create), &Actor::human("ana"), Timestamp(0)).unwrap();
+        run
+    }
+
+    /// Leases the first job that can be, to the worker `local`, a second after the beginning.
+    pub(crate) fn lease(run: &mut Run) {
+        let lease = LeaseJob {
+            worker: "local".into(),
+            tags: Vec::new(),
+            lease_ms: 1,
+            busy: Default::default(),
+            only: None,
+        };
+        carry_out(run, &Command::Lease(lease), &Actor::human("ana"), Timestamp(1_000)).unwrap();
+    }
 
     pub(crate) fn bare(width: usize) -> Style {
         Style { live: false, colour: false, stderr_colour: false, ascii: false, width }

@@ -11,8 +11,8 @@ use tokio::process::{Child, Command};
 use tokio_stream::StreamExt as _;
 use towpath_proto::v1;
 
-use super::{Desk, Finished, follow::Signals, serve::duration};
-use crate::{cli::Output, connect::Server, exit, failure::Failure};
+use super::{Desk, Finished, serve::duration};
+use crate::{cli::Output, connect::Server, exit, failure::Failure, signals::Signals};
 
 /// Longest time between two looks: launched commands end without the server knowing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -24,6 +24,8 @@ use towpath_proto::v1;
 use towpath_server::{Clock as _, LOCAL_WORKER_PREFIX, SystemClock};
 use towpath_worker::{AttemptsError, Stay, Stop, Worked, WorkerError, WorkerOptions, work};
 
+pub(crate) use crate::signals::Signals;
+
 use super::{Desk, Finished, events};
 use crate::{
     cli::Output,
@@ -142,7 +144,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
                 }
                 continue;
             }
-            match show.at_gate(follow.wait).await? {
+            match show.at_gate(follow.wait, &mut signals).await? {
                 AtGate::Leave => break Ok(exit::AT_GATE),
                 AtGate::Decided | AtGate::Wait => {}
             }
@@ -240,32 +242,6 @@ fn worker_failure(error: &WorkerError) -> Failure {
             error.to_string(),
             "The folder of the store must be writable, and on a disk with room.",
         ),
-    }
-}
-
-/// Ctrl-C and its relatives.
-pub(crate) struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    pub(crate) fn new() -> Result<Self, Failure> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
     }
 }
 

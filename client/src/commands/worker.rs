@@ -12,8 +12,8 @@ use towpath_worker::{
     Adopted, AttemptsError, Ended, Link, Stay, Stop, WorkerError, WorkerOptions, work,
 };
 
-use super::{Desk, Finished, follow::Signals, serve::duration};
-use crate::{connect, exit, failure::Failure, render::safe};
+use super::{Desk, Finished, serve::duration};
+use crate::{connect, exit, failure::Failure, render::safe, signals::Signals};
 
 /// The exit code of a job that took too long, as that of `timeout`.
 const TIMED_OUT: u8 = 124;

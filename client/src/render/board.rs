@@ -298,50 +298,18 @@ pub(crate) fn foot(run: &Run, now: Timestamp, style: &Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_engine::{
-        decide::{Command, CreateRun, LeaseJob, carry_out},
-        ids::{Actor, Digest},
-        plan::{JobPlan, Plan},
-    };
+    use towpath_engine::plan::JobPlan;
 
     use super::*;
-    use crate::render::tests::bare;
+    use crate::render::tests::{bare, begun, lease};
 
     fn some_run() -> Run {
         let mut orders = JobPlan::new("orders", "copy", "true");
         orders.needs = vec!["customers".into()];
         let mut cutover = JobPlan::new("cutover", "cutover", "true");
         cutover.when = When::Manual;
-        let create = CreateRun {
-            run: "7f3ca10b2d4e6f80".into(),
-            file: "towpath.yml".into(),
-            folder: "/srv".into(),
-            file_sha256: Digest([0; 32]),
-            plan: Plan {
-                pipeline: "shop".into(),
-                stages: vec!["copy".into(), "cutover".into()],
-                jobs: vec![JobPlan::new("customers", "copy", "true"), orders, cutover],
-                timeout_ms: None,
-            },
-            parallelism: 4,
-            gates_preapproved: false,
-            traceparent: None,
-            idempotency_key: None,
-            source: None,
-            requester: towpath_engine::gate::Standing::default(),
-            authors: None,
-        };
-        let mut run = Run::default();
-        let ana = Actor::human("ana");
-        carry_out(&mut run, &Command::Create(create), &ana, Timestamp(0)).unwrap();
-        let lease = LeaseJob {
-            worker: "local".into(),
-            tags: Vec::new(),
-            lease_ms: 1,
-            busy: Default::default(),
-            only: None,
-        };
-        carry_out(&mut run, &Command::Lease(lease), &ana, Timestamp(1_000)).unwrap();
+        let mut run = begun(vec![JobPlan::new("customers", "copy", "true"), orders, cutover]);
+        lease(&mut run);
         run
     }
 

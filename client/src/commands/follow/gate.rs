@@ -3,11 +3,24 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use tokio::sync::oneshot;
-use towpath_engine::{ids::JobName, job::JobState};
 use towpath_proto::v1;
 
 use super::Show;
-use crate::{authors, failure::Failure, render::safe};
+use crate::{
+    authors,
+    failure::Failure,
+    pager::{Paged, page},
+    render::{
+        gate_card::{Answer, GateCard},
+        height, safe,
+    },
+    signals::Signals,
+};
+
+/// How often a person is asked again who would open a gate without its word.
+const ASKED_MAX: usize = 3;
+/// Rows of the screen that the summary and the question take.
+const QUESTION_ROWS: usize = 2;
 
 /// What became of a gate.
 pub(super) enum AtGate {
@@ -18,85 +31,99 @@ pub(super) enum AtGate {
 
 impl Show<'_> {
     /// Only people can go on: asks the one at this terminal, or says how to.
-    pub(super) async fn at_gate(&mut self, wait: bool) -> Result<AtGate, Failure> {
+    pub(super) async fn at_gate(
+        &mut self,
+        wait: bool,
+        signals: &mut Signals,
+    ) -> Result<AtGate, Failure> {
         let left = if wait { AtGate::Wait } else { AtGate::Leave };
-        let waiting = self.run.gates().filter_map(|job| Some((job.plan.name.clone(), job.binds?)));
-        let Some((job, binds)) = waiting.into_iter().find(|(_, binds)| !self.asked.contains(binds))
-        else {
+        let mut cards = self
+            .run
+            .gates()
+            .filter_map(|job| GateCard::new(&self.run, job, &self.short_id, &self.desk.style));
+        let Some(card) = cards.find(|card| !self.asked.contains(&card.binds)) else {
             return Ok(left);
         };
-        self.asked.push(binds);
+        drop(cards);
+        self.asked.push(card.binds);
         self.draw()?;
         self.screen.clear(&mut io::stdout().lock())?;
-        self.show_gate(&job);
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let asks =
-            self.live && io::stdin().is_terminal() && !set("CI") && !set("TOW_PROMPT_DISABLED");
+        // Who cannot see the card, because it goes into a file, cannot be asked about it.
+        let asks = self.live
+            && io::stdin().is_terminal()
+            && io::stderr().is_terminal()
+            && !set("CI")
+            && !set("TOW_PROMPT_DISABLED");
         if !asks {
+            self.print_card(&card);
             return Ok(left);
         }
-        match ask().await.as_deref() {
-            Some("y" | "yes") => self.decide(&job, true, left).await,
-            Some("n" | "no") => self.decide(&job, false, left).await,
-            Some(_) | None => Ok(AtGate::Leave),
+        if !self.show_card(&card, signals).await {
+            return Ok(AtGate::Leave);
+        }
+        for _ in 0..ASKED_MAX {
+            let Some(line) = ask(&card.question(), signals).await else { break };
+            match card.answer(&line) {
+                Answer::Approve => return self.decide(&card, true, left).await,
+                Answer::Reject => return self.decide(&card, false, left).await,
+                Answer::Leave => break,
+                Answer::Unproven => {}
+            }
+        }
+        Ok(AtGate::Leave)
+    }
+
+    /// Prints all of `card`, for whoever reads it later.
+    fn print_card(&self, card: &GateCard) {
+        let columns = io::stderr().is_terminal().then_some(self.desk.style.width);
+        for row in card.rows(columns) {
+            self.desk.say(&row);
         }
     }
 
-    fn show_gate(&self, name: &JobName) {
-        let Some(job) = self.run.job(name.as_str()) else { return };
-        let style = &self.desk.style;
-        let quoted = towpath_engine::expression::quoted(name.as_str());
-        let id = &self.short_id;
-        let mut lines = Vec::new();
-        if job.plan.irreversible {
-            lines.push("There is no way back after it.".to_owned());
+    /// Shows all of `card` to the person at this terminal. `false`: they are not to be asked any
+    /// more.
+    async fn show_card(&self, card: &GateCard, signals: &mut Signals) -> bool {
+        let columns = Some(self.desk.style.width);
+        let rows = card.rows(columns);
+        if rows.len() + QUESTION_ROWS <= height() {
+            self.print_card(card);
+            return true;
         }
-        for need in &job.plan.needs {
-            if let Some(need) = self.run.job(need.as_str()) {
-                let told = need.outputs.iter();
-                let told: Vec<String> =
-                    told.map(|(key, value)| format!("{key}={}", safe(value))).collect();
-                let name = safe(need.plan.name.as_str());
-                let word = need.state.word().replace('_', " ");
-                lines.push(format!("{name} {word}  {}", told.join("  ")).trim_end().to_owned());
+        match page(&(rows.join("\n") + "\n"), signals).await {
+            Paged::Shown => {
+                // What was read may be off the screen by now: whose gate it was stands above the
+                // question.
+                for row in card.summary_rows(columns) {
+                    self.desk.say(&row);
+                }
+                true
             }
+            // All of it, then: what scrolled by can be scrolled back to.
+            Paged::NotShown => {
+                self.print_card(card);
+                true
+            }
+            Paged::Terminated => false,
         }
-        if let JobState::AtGate(binds) = &job.state {
-            lines.push(format!("An approval covers this, as {}.", binds.short()));
-        }
-        for line in job.plan.script.trim().lines().take(5) {
-            lines.push(format!("$ {}", safe(line)));
-        }
-        let name = safe(name.as_str());
-        self.desk
-            .say(&format!("{} {name} waits at its gate.", style.mark(crate::render::Mark::Gate)));
-        // Whole, however wide: whom to ask must not be cut off.
-        if let Some(policy) = &job.plan.gate {
-            self.desk.say(&format!("  It wants {}.", safe(&policy.words())));
-            self.desk.say(&format!("  It has {}.", safe(&job.quorum_words())));
-        }
-        for line in lines {
-            self.desk.say(&style.fit(&format!("  {line}"), style.width));
-        }
-        // Whole, however wide: these are there to be copied.
-        self.desk.say(&format!("  tow approve {quoted} --run {id}"));
-        self.desk.say(&format!("  tow reject {quoted} --run {id} --comment WHY"));
     }
 
     /// Says what the person at the terminal said. Whom the gate does not let in leaves it as it is.
     async fn decide(
         &mut self,
-        job: &JobName,
+        card: &GateCard,
         approve: bool,
         left: AtGate,
     ) -> Result<AtGate, Failure> {
-        let Some(known) = self.run.job(job.as_str()) else { return Ok(AtGate::Wait) };
-        let JobState::AtGate(binds) = known.state else { return Ok(AtGate::Wait) };
-        let asks = known.plan.gate.is_some();
+        let known = self.run.job(card.job.as_str());
+        let asks = known.is_some_and(|job| job.plan.gate.is_some());
         let request = v1::DecideGateRequest {
             run: self.short_id.clone(),
-            job: job.to_string(),
-            binds: binds.to_string(),
+            job: card.job.to_string(),
+            // What was shown, and not what waits by now: the server refuses an approval of
+            // anything else.
+            binds: card.binds.to_string(),
             comment: String::new(),
             actor: self.desk.actor(),
             emails: if asks { authors::own_emails() } else { Vec::new() },
@@ -125,20 +152,20 @@ impl Show<'_> {
 
 /// One line from the person at the terminal. A thread of its own: nothing can call off a read, and
 /// the process need not wait for it.
-async fn ask() -> Option<String> {
+async fn ask(question: &str, signals: &mut Signals) -> Option<String> {
     let mut err = io::stderr().lock();
-    drop(write!(err, "Open the gate? [y]es, [n]o, or Enter to leave it: "));
+    drop(write!(err, "{question}"));
     drop(err.flush());
     drop(err);
     let (send, receive) = oneshot::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = io::stdin().read_line(&mut line);
-        drop(send.send(read.ok().map(|_| line.trim().to_lowercase())));
+        drop(send.send(read.ok().map(|_| line)));
     });
     tokio::select! {
         line = receive => line.ok().flatten(),
-        _ = tokio::signal::ctrl_c() => {
+        () = signals.next() => {
             drop(writeln!(io::stderr().lock()));
             None
         }

@@ -1,0 +1,6 @@
+//! `tow` at a terminal: what a person sees, and what their keys do.
+
+#[path = "terminal/gates.rs"]
+mod gates;
+#[path = "terminal/pty.rs"]
+mod pty;
