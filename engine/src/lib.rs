@@ -14,6 +14,7 @@ pub mod expression;
 pub mod gate;
 pub mod ids;
 pub mod job;
+pub mod log_clock;
 pub mod plan;
 pub mod refusal;
 pub mod retry;

@@ -104,6 +104,8 @@ impl House {
         let position = *self.runs().store.watch().borrow();
         let help = "Position of the newest durable record";
         all.push(single("log_position", help, Kind::Now, position));
+        let help = "How far the time of the log is ahead of this machine's wall clock";
+        all.push(single("clock_ahead", help, Kind::Seconds, self.runs().clock_ahead_ms()));
         Ok(all)
     }
 }

@@ -6,10 +6,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
-    sync::{
-        Arc, Mutex as SyncMutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError},
 };
 
 use futures_util::future::BoxFuture;
@@ -19,6 +16,7 @@ use towpath_engine::{
     decide::{CarryOutError, Command, LeaseJob, Written, carry_out},
     event::{Fact, RunEvent},
     ids::{Actor, RunId},
+    log_clock::{Jump, LogClock},
     run::{Busy, Run},
     time::Timestamp,
 };
@@ -111,7 +109,8 @@ pub(crate) struct Runs {
     leasing: Mutex<()>,
     /// Runs that began to end, for the dispatcher to tell their workers.
     pub(crate) ending: SyncMutex<HashSet<RunId>>,
-    newest_at: AtomicI64,
+    /// The time of the log, on top of `clock`.
+    log_clock: SyncMutex<LogClock>,
     pub(crate) tally: Tally,
     /// Something changed that a dispatcher or a timer may act on.
     pub(crate) changed: Notify,
@@ -137,7 +136,7 @@ impl Runs {
         room: Room,
         list: RunList,
     ) -> Self {
-        let newest_at = AtomicI64::new(list.newest_at().0);
+        let log_clock = SyncMutex::new(LogClock::new(list.newest_at(), clock.elapsed()));
         Self {
             store,
             clock,
@@ -152,17 +151,38 @@ impl Runs {
             movable: SyncMutex::default(),
             leasing: Mutex::default(),
             ending: SyncMutex::default(),
-            newest_at,
+            log_clock,
             tally: Tally::default(),
             changed: Notify::new(),
             due_changed: Notify::new(),
         }
     }
 
-    /// The moment it is. Never goes backwards, whatever the machine's clock does.
+    /// The moment it is in the log. Never goes backwards and never stands still, whatever the
+    /// machine's wall clock does.
     pub(crate) fn now(&self) -> Timestamp {
-        let now = self.clock.now().0;
-        Timestamp(self.newest_at.fetch_max(now, Ordering::SeqCst).max(now))
+        let stamp = locked(&self.log_clock).stamp(self.clock.read());
+        match stamp.jump {
+            Some(Jump::Ahead(ms)) => {
+                tracing::warn!(ms, "the wall clock jumped ahead; the log's time follows it");
+            }
+            Some(Jump::Behind(ms)) => {
+                tracing::warn!(ms, "the wall clock is behind the log; the log's time goes on");
+            }
+            None => {}
+        }
+        stamp.at
+    }
+
+    /// The moment it is by the wall clock. Tokens and certificates are valid by it, because those
+    /// who issue them know nothing of the log.
+    pub(crate) fn wall_clock(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// How far the log's time is ahead of the wall clock, in milliseconds.
+    pub(crate) fn clock_ahead_ms(&self) -> u64 {
+        locked(&self.log_clock).ahead_ms(self.clock.read())
     }
 
     /// The run in memory, loaded if need be.

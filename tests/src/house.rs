@@ -23,7 +23,7 @@ pub const ANA: &str = "human:ana";
 /// How long a story waits for something before it says that it never came.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
 /// When the clocks that stand still begin to stand still.
-const BEGINNING: Timestamp = Timestamp(1_763_715_723_000);
+pub const BEGINNING: Timestamp = Timestamp(1_763_715_723_000);
 
 /// A pipeline file: its version, and `rest`.
 pub fn file(rest: &str) -> String {
@@ -148,9 +148,14 @@ impl TestHouse {
     }
 
     /// Lets `ms` milliseconds pass, and does what is due then.
-    pub async fn pass(&self, ms: i64) {
+    pub async fn pass(&self, ms: u64) {
         self.clock.as_ref().expect("a clock that stands still").advance(ms);
         self.house.tick().await;
+    }
+
+    /// Sets the wall clock by `ms` milliseconds, in either direction. No time passes.
+    pub fn set_clock(&self, ms: i64) {
+        self.clock.as_ref().expect("a clock that stands still").jump(ms);
     }
 
     /// Gives out everything that can be given out now. What runs after this was ready before it;

@@ -11,7 +11,9 @@ mod repository;
 mod scripted;
 
 pub use chance::Chance;
-pub use house::{ANA, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime, start_request};
+pub use house::{
+    ANA, BEGINNING, TestHouse, WAIT_MAX, code, eventually, file, on_a_runtime, start_request,
+};
 pub use program::program;
 pub use real::RealWorker;
 pub use repository::{Source, root, sources};

@@ -10,6 +10,7 @@ use std::{
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 use tokio_stream::StreamExt as _;
+use towpath_engine::{log_clock::JUMP_MS_MIN, time::duration_words};
 use towpath_proto::v1;
 
 use super::{
@@ -92,11 +93,12 @@ async fn examine(
     looks: &mut Vec<Look>,
 ) -> Result<v1::CheckProgress, Failure> {
     let is_text = desk.output() == Output::Text;
-    let server_look = owner(server).await?;
-    if is_text {
-        show(desk, &server_look)?;
+    for look in owner(server).await? {
+        if is_text {
+            show(desk, &look)?;
+        }
+        looks.push(look);
     }
-    looks.push(server_look);
     let found = check(desk, server).await?;
     if is_text {
         let counted =
@@ -189,13 +191,26 @@ fn room(folder: &Path) -> Look {
     Look { name: "disk", ok, about }
 }
 
-/// Who has the store open.
-async fn owner(server: &Server) -> Result<Look, Failure> {
+/// Who has the store open, and whether its clock agrees with the log.
+async fn owner(server: &Server) -> Result<[Look; 2], Failure> {
     let description = server.log().describe(v1::DescribeRequest {}).await?.into_inner();
-    let v1::Description { version, pid, position, .. } = description;
+    let v1::Description { version, pid, position, clock_ahead_ms, .. } = description;
     let who = if server.is_ours() { "this process" } else { "another process" };
     let about = format!("{who}, pid {pid}, version {version}, at position {position}");
-    Ok(Look { name: "server", ok: version == env!("CARGO_PKG_VERSION"), about })
+    let server = Look { name: "server", ok: version == env!("CARGO_PKG_VERSION"), about };
+    Ok([server, clock(clock_ahead_ms)])
+}
+
+/// A clock that was ahead leaves its time in the log for good.
+fn clock(ahead_ms: u64) -> Look {
+    let ok = ahead_ms < JUMP_MS_MIN;
+    let about = if ok {
+        "the log and the wall clock agree".to_owned()
+    } else {
+        let ahead = duration_words(ahead_ms);
+        format!("the log is {ahead} ahead of the wall clock: check the time of this machine")
+    };
+    Look { name: "clock", ok, about }
 }
 
 #[cfg(test)]
@@ -211,6 +226,13 @@ mod tests {
         let shut = private(dir.path());
         assert!(!open.ok && open.about.contains("mode 0755"), "{}", open.about);
         assert!(shut.ok, "{}", shut.about);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_the_log_is_found() {
+        assert!(clock(0).ok && clock(JUMP_MS_MIN - 1).ok);
+        let behind = clock(90_000);
+        assert!(!behind.ok && behind.about.contains("1m30s ahead"), "{}", behind.about);
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl Log for House {
             pid: std::process::id(),
             position: *self.runs().store.watch().borrow(),
             store: self.url().to_owned(),
+            clock_ahead_ms: self.runs().clock_ahead_ms(),
         }))
     }
 }

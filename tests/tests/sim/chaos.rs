@@ -2,8 +2,10 @@
 
 use crate::{
     server::LEASE,
-    world::{Step, World},
+    world::{Ms, Step, World},
 };
+
+const YEAR: Ms = 365 * 86_400_000;
 
 impl World {
     /// One thing more goes wrong.
@@ -44,8 +46,10 @@ impl World {
             16 => self.server.slow_until = self.now + self.rng.between(500, 20_000),
             17 => self.server.full_until = self.now + self.rng.between(100, 10_000),
             18 => {
-                let step = i64::try_from(self.rng.below(120_000)).unwrap_or(0) - 60_000;
-                self.server.clock_off += step;
+                // Mostly what a time server does; sometimes what a person or a dead battery does.
+                let most = if self.rng.chance(30) { YEAR } else { 60_000 };
+                let step = i64::try_from(self.rng.below(2 * most)).unwrap_or(0);
+                self.server.clock_off += step - i64::try_from(most).unwrap_or(0);
             }
             _ => {
                 if worker == 2 && self.rng.chance(40) {

@@ -89,6 +89,7 @@ fn every_broken_rule_is_noticed() {
         Plant::WelcomeEarly,
         Plant::StaleReload,
         Plant::StaleLocks,
+        Plant::FrozenClock,
     ];
     for plant in plants {
         caught(plant);

@@ -1,12 +1,16 @@
 //! The server: real commands decided by the real engine, over a simulated disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use towpath_engine::{
     codec,
     decide::{CarryOutError, Command, carry_out},
     event::{Fact, RunEvent},
     ids::{Actor, RunId},
+    log_clock::{LogClock, Reading},
     run::{Busy, Run},
     time::Timestamp,
 };
@@ -80,7 +84,10 @@ pub(crate) struct Server {
     pub(crate) turn: RunId,
     pub(crate) waiting: Vec<(usize, Then)>,
     committing: Option<usize>,
-    newest_at: i64,
+    /// The time of the log, as the server that is up reads it.
+    log_clock: LogClock,
+    /// The time of the log stands still while the wall clock is behind it.
+    pub(crate) freezes: bool,
     pub(crate) clock_off: i64,
     pub(crate) slow_until: Ms,
     pub(crate) full_until: Ms,
@@ -103,7 +110,8 @@ impl Server {
             turn: "".into(),
             waiting: Vec::new(),
             committing: None,
-            newest_at: 0,
+            log_clock: LogClock::new(Timestamp(0), Duration::ZERO),
+            freezes: false,
             clock_off: EPOCH + i64::try_from(rng.below(86_400_000)).unwrap_or(0),
             slow_until: 0,
             full_until: 0,
@@ -113,9 +121,9 @@ impl Server {
     }
 
     fn now(&mut self, at: Ms) -> Timestamp {
-        let now = self.clock_off + i64::try_from(at).unwrap_or(0);
-        self.newest_at = self.newest_at.max(now);
-        Timestamp(self.newest_at)
+        let wall = Timestamp(self.clock_off + i64::try_from(at).unwrap_or(0));
+        let elapsed = Duration::from_millis(if self.freezes { 0 } else { at });
+        self.log_clock.stamp(Reading { wall, elapsed }).at
     }
 }
 
@@ -393,13 +401,13 @@ impl World {
             return;
         }
         self.server.up = true;
-        self.server.newest_at = 0;
+        let mut newest_at = Timestamp(0);
         let mut book = Book::default();
         for position in 1..=self.server.disk.records.len() {
             let record = self.server.disk.records[position - 1].clone();
             match codec::decode(&record.bytes) {
                 Ok(fact) => {
-                    self.server.newest_at = self.server.newest_at.max(fact.at.0);
+                    newest_at = newest_at.max(fact.at);
                     if let Err(broken) = book.take(&record.run, record.version, position, &fact) {
                         self.fail(broken);
                     }
@@ -407,6 +415,7 @@ impl World {
                 Err(error) => self.fail(error.to_string()),
             }
         }
+        self.server.log_clock = LogClock::new(newest_at, Duration::from_millis(self.now));
         for run in self.server.disk.runs() {
             self.load(&run);
             let Some(cell) = self.server.cells.get(&run) else { continue };

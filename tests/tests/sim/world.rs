@@ -42,6 +42,8 @@ pub(crate) enum Plant {
     StaleLocks,
     /// No run sees the locks that others hold.
     NoLocks,
+    /// The time of the log stands still while the wall clock is behind it.
+    FrozenClock,
 }
 
 /// Something that happens at a moment.
@@ -143,6 +145,7 @@ impl World {
             trace: VecDeque::new(),
             failure: None,
         };
+        world.server.freezes = plant == Plant::FrozenClock;
         let calm_at = world.rng.between(40_000, 150_000);
         world.after(calm_at, Step::Calm);
         world.after(1, Step::ServerUp);

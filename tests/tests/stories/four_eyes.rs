@@ -356,6 +356,23 @@ async fn approvals_expire_while_nobody_has_begun() {
     worker.succeed("switch").await;
 }
 
+#[tokio::test]
+async fn approvals_expire_after_a_clock_that_was_ahead() {
+    const YEAR_MS: i64 = 365 * 86_400_000;
+    let mut town = Town::new().await;
+    town.people(&["ana", "bob"]);
+    town.house.set_clock(YEAR_MS);
+    let run = town.starts("ana", "{expires: 10m, not: [requester]}").await;
+    town.house.set_clock(-YEAR_MS);
+    town.approves("bob", &run).await;
+
+    town.house.pass(599_999).await;
+    assert_eq!(town.state(&run).await, "approved");
+    town.house.pass(1).await;
+    town.house.until(&run, "gate_voided", 1).await;
+    assert_eq!(town.state(&run).await, "at_gate");
+}
+
 #[test]
 fn approvals_survive_a_restart_because_they_are_in_the_log() {
     let folder = tempfile::tempdir().expect("a folder");

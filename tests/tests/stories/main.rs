@@ -3,6 +3,7 @@
 
 mod anywhere;
 mod cancelling;
+mod clocks;
 mod durability;
 mod failures;
 mod following;
