@@ -329,6 +329,9 @@ pub enum RunEvent {
         skipped: u32,
         /// Jobs that were cancelled or kept behind a rejected gate.
         cancelled: u32,
+        /// Of these, those that were kept behind a rejected gate.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        rejected: u32,
     },
     /// Somebody let the run go on: all that has not succeeded gets another chance.
     RunResumed {},

@@ -23,3 +23,4 @@ pub mod source;
 pub mod specimens;
 pub mod time;
 pub mod trace;
+pub mod views;

@@ -8,6 +8,7 @@ mod agenda;
 mod assignment;
 mod consequences;
 mod evolve;
+mod memory;
 mod phase;
 mod quorum;
 

@@ -99,6 +99,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             failed: 1,
             skipped: 2,
             cancelled: 0,
+            rejected: 0,
         },
         RunEvent::RunResumed {},
         RunEvent::JobsInvalidated { from: "copy".into() },

@@ -7,8 +7,9 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    ids::{Attempt, Digest, JobName},
+    ids::{Attempt, Digest, JobName, RunId},
     run::Run,
+    time::Timestamp,
 };
 
 /// A place in a trace: a span, and the trace it belongs to.
@@ -93,6 +94,19 @@ impl FromStr for TraceContext {
     }
 }
 
+/// The span of run `id` that was asked for in `asked_in` and last reopened at `reopened_at`.
+pub(crate) fn run_span(
+    asked_in: &TraceContext,
+    id: &RunId,
+    reopened_at: Option<Timestamp>,
+) -> TraceContext {
+    let first = asked_in.child(&["run", id.as_str()]);
+    match reopened_at {
+        None => first,
+        Some(at) => first.child(&["again", &at.0.to_string()]),
+    }
+}
+
 impl Run {
     /// The context in which the run was asked for, if it is one.
     pub fn asked_in(&self) -> Option<TraceContext> {
@@ -102,11 +116,7 @@ impl Run {
     /// The span of the run, from its beginning to its end; of a run that was let go on after its
     /// end, from there to the next one, below the first.
     pub fn span(&self) -> Option<TraceContext> {
-        let first = self.asked_in()?.child(&["run", self.header()?.run.as_str()]);
-        Some(match self.reopened_at() {
-            None => first,
-            Some(at) => first.child(&["again", &at.0.to_string()]),
-        })
+        Some(run_span(&self.asked_in()?, &self.header()?.run, self.reopened_at()))
     }
 
     /// The context that the run's span belongs below.

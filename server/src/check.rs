@@ -17,7 +17,7 @@ use crate::{
     House, load,
     run_list::RunList,
     runs::{CommandError, locked},
-    status,
+    status, wire,
 };
 
 /// Records between two signs of life.
@@ -51,6 +51,9 @@ async fn check_all(
     }
     for (id, run) in &rebuilt {
         compare(house, id, run, versions[id], &mut findings).await?;
+        if !is_listed_right(&list, id, run) {
+            findings.push(format!("the list shows run {id} otherwise than its events do"));
+        }
     }
     check_blobs(house, &rebuilt, &mut findings);
     Ok(v1::CheckProgress {
@@ -90,6 +93,13 @@ async fn rebuild(house: &House) -> Result<(RunList, Rebuilt, HashMap<RunId, u64>
             versions.insert(id.clone(), record.version);
         }
     }
+}
+
+/// What a list shows of a run that has ended is folded from fewer events than the run itself.
+fn is_listed_right(list: &RunList, id: &RunId, rebuilt: &Run) -> bool {
+    let Some(listed) = list.get(id) else { return false };
+    let shown = wire::summary(listed, "");
+    shown.is_none_or(|shown| shown == wire::run(rebuilt, listed.version, listed.position, ""))
 }
 
 /// A run in memory, and a run from its snapshot, must be the run that the log tells.

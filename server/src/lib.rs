@@ -20,6 +20,7 @@ mod locks;
 mod metrics;
 mod outputs;
 mod rpc;
+mod run_cells;
 mod run_ids;
 mod run_list;
 mod runs;

@@ -19,7 +19,7 @@ use crate::{
 /// Records read at a time.
 const PAGE: usize = 4_096;
 /// The version of the snapshot format. A snapshot of another version is passed over.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// A snapshot holds what the log holds, so only its owner may read it.
 const SNAPSHOT_MODE: u32 = 0o600;
 

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use towpath_engine::{
     codec,
     event::{Fact, RunEvent, RunOutcome},
-    ids::{Actor, RunId},
+    ids::RunId,
     time::Timestamp,
+    views::RunSummary,
 };
-use towpath_storage::{Position, Record};
+use towpath_storage::{Position, Record, Version};
 
 use crate::runs::CommandError;
 
@@ -19,16 +20,19 @@ const PREFIX_MIN: usize = 6;
 /// A run, as a list shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Listed {
-    pub(crate) run: RunId,
-    pub(crate) pipeline: String,
-    pub(crate) created_at: Timestamp,
-    pub(crate) requested_by: Actor,
-    /// How it ended, if it has.
-    pub(crate) outcome: Option<RunOutcome>,
+    pub(crate) summary: RunSummary,
     /// The position of its first record.
     created: Position,
-    /// The position of the record that says how it stands.
-    changed: Position,
+    /// The position and the version of its newest record.
+    pub(crate) position: Position,
+    pub(crate) version: Version,
+}
+
+impl Listed {
+    /// How it ended, if it has.
+    pub(crate) fn outcome(&self) -> Option<RunOutcome> {
+        self.summary.end.as_ref().map(|end| end.outcome)
+    }
 }
 
 /// All runs of a log.
@@ -45,6 +49,10 @@ pub(crate) struct RunList {
     /// Appends taken in ahead of an earlier one: first position to last. Empty at rest.
     #[serde(skip)]
     ahead: BTreeMap<Position, Position>,
+    /// Appends of one run that came ahead of an earlier one of that run, by the version before
+    /// them: a view of a run must see its facts in order. Empty at rest.
+    #[serde(skip)]
+    early: BTreeMap<(RunId, Version), (Position, Vec<Fact>)>,
 }
 
 impl RunList {
@@ -65,19 +73,25 @@ impl RunList {
 
     /// The runs that have not ended, oldest first.
     pub(crate) fn live(&self) -> impl Iterator<Item = &RunId> {
-        self.runs.iter().filter(|listed| listed.outcome.is_none()).map(|listed| &listed.run)
+        let live = self.runs.iter().filter(|listed| listed.outcome().is_none());
+        live.map(|listed| &listed.summary.run)
     }
 
     /// How the runs that have ended did so.
     pub(crate) fn outcomes(&self) -> impl Iterator<Item = RunOutcome> {
-        self.runs.iter().filter_map(|listed| listed.outcome)
+        self.runs.iter().filter_map(Listed::outcome)
+    }
+
+    /// Run `id`, as a list shows it.
+    pub(crate) fn get(&self, id: &RunId) -> Option<&Listed> {
+        self.place.get(id).and_then(|place| self.runs.get(*place))
     }
 
     /// The one run that `asked` names: an id, an unambiguous prefix, or `@latest`.
     pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
         let unknown = || towpath_engine::refusal::Refusal::RunUnknown;
         if asked == "@latest" {
-            return Ok(self.runs.last().ok_or_else(unknown)?.run.clone());
+            return Ok(self.runs.last().ok_or_else(unknown)?.summary.run.clone());
         }
         if asked.is_empty() {
             return Err(unknown().into());
@@ -124,17 +138,29 @@ impl RunList {
                     version: record.version,
                     why: error.to_string(),
                 })?;
-            self.apply(&id, record.position, &fact);
+            self.apply(&id, record.position, record.version, &fact);
         }
         self.position = record.position;
         Ok(())
     }
 
-    /// Takes in facts of run `id`, which stand from `first` on. Appends of different runs may come
-    /// in any order: the position is that up to which none is missing.
-    pub(crate) fn apply_all(&mut self, id: &RunId, first: Position, facts: &[Fact]) {
-        for (fact, position) in facts.iter().zip(first..) {
-            self.apply(id, position, fact);
+    /// Takes in facts of run `id`, the first of which stands at `first` in the log and after
+    /// version `before` in its stream. Appends may come in any order: the position is that up to
+    /// which none is missing.
+    pub(crate) fn apply_all(
+        &mut self,
+        id: &RunId,
+        first: Position,
+        before: Version,
+        facts: &[Fact],
+    ) {
+        if self.version(id) == before {
+            self.apply_in_order(id, first, before, facts);
+        } else {
+            self.early.insert((id.clone(), before), (first, facts.to_vec()));
+        }
+        while let Some((first, facts)) = self.early.remove(&(id.clone(), self.version(id))) {
+            self.apply_in_order(id, first, self.version(id), &facts);
         }
         self.ahead.insert(first, first + facts.len() as Position - 1);
         while let Some(last) = self.ahead.remove(&(self.position + 1)) {
@@ -142,49 +168,29 @@ impl RunList {
         }
     }
 
-    fn apply(&mut self, id: &RunId, position: Position, fact: &Fact) {
-        self.newest_at = self.newest_at.max(fact.at);
-        match &fact.event {
-            RunEvent::RunCreated { pipeline, idempotency_key, .. } => {
-                if let Some(key) = idempotency_key {
-                    self.requests.insert(key.clone(), id.clone());
-                }
-                if !self.place.contains_key(id) {
-                    self.insert(Listed {
-                        run: id.clone(),
-                        pipeline: pipeline.clone(),
-                        created_at: fact.at,
-                        requested_by: fact.by.clone(),
-                        created: position,
-                        changed: position,
-                        outcome: None,
-                    });
-                }
-            }
-            RunEvent::RunFinished { outcome, .. } => self.ended(id, Some(*outcome), position),
-            RunEvent::RunResumed {}
-            | RunEvent::JobsInvalidated { .. }
-            | RunEvent::JobRetried { .. }
-            | RunEvent::PlanReplaced { .. } => self.ended(id, None, position),
-            RunEvent::JobsPlanned { .. }
-            | RunEvent::RunStarted {}
-            | RunEvent::ConditionEvaluated { .. }
-            | RunEvent::GateReached { .. }
-            | RunEvent::GateApproved { .. }
-            | RunEvent::GateVoided { .. }
-            | RunEvent::GateRejected { .. }
-            | RunEvent::JobLeased { .. }
-            | RunEvent::JobSucceeded { .. }
-            | RunEvent::JobAttemptFailed { .. }
-            | RunEvent::JobFailed { .. }
-            | RunEvent::JobCancelled { .. }
-            | RunEvent::JobLost { .. }
-            | RunEvent::JobSkipped { .. }
-            | RunEvent::RunAborted { .. }
-            | RunEvent::RunCancelRequested { .. }
-            | RunEvent::RunTimedOut {}
-            | RunEvent::JobImported { .. } => {}
+    fn version(&self, id: &RunId) -> Version {
+        self.get(id).map_or(0, |listed| listed.version)
+    }
+
+    fn apply_in_order(&mut self, id: &RunId, first: Position, before: Version, facts: &[Fact]) {
+        for (fact, nth) in facts.iter().zip(0..) {
+            self.apply(id, first + nth, before + nth + 1, fact);
         }
+    }
+
+    fn apply(&mut self, id: &RunId, position: Position, version: Version, fact: &Fact) {
+        self.newest_at = self.newest_at.max(fact.at);
+        if let Some(place) = self.place.get(id) {
+            let Some(listed) = self.runs.get_mut(*place) else { return };
+            listed.summary.take(fact);
+            (listed.position, listed.version) = (position, version);
+            return;
+        }
+        let Some(summary) = RunSummary::begin(fact) else { return };
+        if let RunEvent::RunCreated { idempotency_key: Some(key), .. } = &fact.event {
+            self.requests.insert(key.clone(), id.clone());
+        }
+        self.insert(Listed { summary, created: position, position, version });
     }
 
     /// Puts a run where it stands in the log: of runs that begin together, any may come first.
@@ -193,39 +199,73 @@ impl RunList {
         let at = before.map_or(0, |before| before + 1);
         self.runs.insert(at, listed);
         for (listed, place) in self.runs.iter().zip(0..).skip(at) {
-            self.place.insert(listed.run.clone(), place);
-        }
-    }
-
-    fn ended(&mut self, id: &RunId, outcome: Option<RunOutcome>, position: Position) {
-        let listed = self.place.get(id).and_then(|place| self.runs.get_mut(*place));
-        if let Some(listed) = listed.filter(|listed| listed.changed < position) {
-            (listed.outcome, listed.changed) = (outcome, position);
+            self.place.insert(listed.summary.run.clone(), place);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use towpath_engine::ids::Actor;
+
     use super::*;
 
+    fn fact(event: RunEvent) -> Fact {
+        Fact { at: Timestamp(1), by: Actor::human("ana"), event }
+    }
+
+    fn create(id: &str) -> Fact {
+        let mut event = towpath_engine::specimens::one_of_each_kind().swap_remove(0);
+        if let RunEvent::RunCreated { run, .. } = &mut event {
+            *run = id.into();
+        }
+        fact(event)
+    }
+
     fn created(list: &mut RunList, id: &str) {
-        let event = towpath_engine::specimens::one_of_each_kind().swap_remove(0);
-        let fact = Fact { at: Timestamp(1), by: Actor::human("ana"), event };
         let first = list.position() + 1;
-        list.apply_all(&id.into(), first, &[fact]);
+        list.apply_all(&id.into(), first, 0, &[create(id)]);
     }
 
     #[test]
     fn the_position_waits_for_the_append_that_is_missing() {
         let mut list = RunList::default();
         let event = towpath_engine::specimens::one_of_each_kind().swap_remove(2);
-        let fact = Fact { at: Timestamp(1), by: Actor::human("ana"), event };
 
-        list.apply_all(&"b".into(), 2, &[fact.clone(), fact.clone()]);
+        list.apply_all(&"b".into(), 2, 0, &[create("b"), fact(event)]);
         assert_eq!(list.position(), 0);
-        list.apply_all(&"a".into(), 1, &[fact]);
+        list.apply_all(&"a".into(), 1, 0, &[create("a")]);
         assert_eq!(list.position(), 3);
+    }
+
+    #[test]
+    fn appends_of_one_run_are_seen_in_their_order() {
+        let mut list = RunList::default();
+        let (outcome, succeeded) = (RunOutcome::Failed, 1);
+        let end = RunEvent::RunFinished {
+            outcome,
+            succeeded,
+            failed: 2,
+            skipped: 3,
+            cancelled: 9,
+            rejected: 4,
+        };
+        created(&mut list, "a");
+
+        list.apply_all(&"a".into(), 4, 3, &[fact(end)]);
+        assert_eq!((list.get(&"a".into()).unwrap().outcome(), list.position()), (None, 1));
+        list.apply_all(
+            &"a".into(),
+            2,
+            1,
+            &[fact(RunEvent::RunResumed {}), fact(RunEvent::RunStarted {})],
+        );
+
+        let listed = list.get(&"a".into()).unwrap();
+        assert_eq!((listed.position, listed.version, list.position()), (4, 4, 4));
+        let ended = listed.summary.end.as_ref().unwrap();
+        assert_eq!((ended.counts.cancelled, ended.counts.rejected), (5, 4));
+        assert!(list.early.is_empty() && list.ahead.is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod snapshots;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError},
 };
@@ -31,6 +31,7 @@ use crate::{
     figures::Tally,
     load::{self, LoadedRun},
     locks::Locks,
+    run_cells::{RunCells, idle_after},
     run_list::RunList,
     telemetry::spans::{Ended, ended},
 };
@@ -41,8 +42,6 @@ const TRIES_MAX: usize = 8;
 const SNAPSHOT_EVERY: Version = 20_000;
 /// Bytes that are to be free, beyond what the store keeps free, for anything new to begin.
 const NEW_WORK_BYTES_MIN: u64 = ROOM_BYTES_MIN;
-/// How many finished runs stay in memory.
-const IDLE_RUNS_MAX: usize = 64;
 
 /// A run in memory.
 #[derive(Debug)]
@@ -84,7 +83,7 @@ pub(crate) struct Queued {
     pub(crate) done: BoxFuture<'static, Result<Recorded, AppendError>>,
 }
 
-type Cell = Arc<Mutex<Loaded>>;
+pub(crate) type Cell = Arc<Mutex<Loaded>>;
 
 /// The runs of a store.
 #[derive(Debug)]
@@ -92,7 +91,7 @@ pub(crate) struct Runs {
     pub(crate) store: Arc<dyn EventStore>,
     clock: Arc<dyn Clock>,
     pub(crate) snapshots: PathBuf,
-    cells: SyncMutex<HashMap<RunId, Cell>>,
+    pub(crate) cells: SyncMutex<RunCells>,
     pub(crate) list: SyncMutex<RunList>,
     pub(crate) locks: Locks,
     /// The room on the store's disk.
@@ -188,22 +187,19 @@ impl Runs {
     /// The run in memory, loaded if need be.
     async fn cell(&self, id: &RunId) -> Result<Cell, CommandError> {
         if let Some(cell) = locked(&self.cells).get(id) {
-            return Ok(Arc::clone(cell));
+            return Ok(cell);
         }
         let loaded = load::run(&*self.store, &self.snapshots, id).await?;
         let mut cells = locked(&self.cells);
-        if cells.len() > IDLE_RUNS_MAX {
-            cells.retain(|_, cell| {
-                let busy = Arc::strong_count(cell) > 1;
-                busy || cell.try_lock().map_or(true, |loaded| loaded.run.phase().is_live())
-            });
-        }
         // Another may have been faster, and may have decided something since.
-        let cell = cells.entry(id.clone()).or_insert_with(|| {
-            self.note_loaded(id, &loaded.run);
-            Arc::new(Mutex::new(Loaded::from(loaded)))
-        });
-        Ok(Arc::clone(cell))
+        if let Some(cell) = cells.get(id) {
+            return Ok(cell);
+        }
+        self.note_loaded(id, &loaded.run);
+        let (bytes, idle) = (loaded.run.memory_bytes(), !loaded.run.phase().is_live());
+        let cell = Arc::new(Mutex::new(Loaded::from(loaded)));
+        cells.insert(id, &cell, bytes, idle);
+        Ok(cell)
     }
 
     /// The run as it is decided on: what it shows may not be durable yet.
@@ -362,10 +358,14 @@ impl Runs {
         for fact in &facts {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
+        if let Some(idle) = facts.iter().rev().find_map(|fact| idle_after(&fact.event)) {
+            locked(&self.cells).weigh(id, loaded.run.memory_bytes(), idle);
+        }
         spans.into_iter().for_each(Ended::export);
         self.tally.take(&facts);
         self.locks.durable(id, busy);
-        locked(&self.list).apply_all(id, appended.first, &facts);
+        let before = appended.version - facts.len() as Version;
+        locked(&self.list).apply_all(id, appended.first, before, &facts);
         loaded.position = loaded.position.max(appended.last);
         loaded.durable.send_if_modified(|durable| {
             let newer = appended.version > *durable;

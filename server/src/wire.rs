@@ -16,7 +16,7 @@ use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
 
 pub(crate) use explain::{Around, explanation};
 use views::blob as blob_message;
-pub(crate) use views::{artifact_of, gate, job, run, source as source_message, waits_for};
+pub(crate) use views::{artifact_of, gate, job, run, source as source_message, summary, waits_for};
 
 use crate::{outputs::Key, runs::CommandError, telemetry};
 

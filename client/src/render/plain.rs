@@ -74,7 +74,7 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
         RunEvent::RunAborted { root } => format!("root={:?}", root.as_str()),
         RunEvent::RunCancelRequested { reason } => format!("by={}{}", fact.by, said(reason)),
         RunEvent::RunTimedOut {} => String::new(),
-        RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled } => {
+        RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled, rejected: _ } => {
             let took = run.header().map(|header| fact.at.ms_since(header.created_at));
             format!(
                 "outcome={} succeeded={succeeded} failed={failed} skipped={skipped} \

@@ -84,6 +84,7 @@ impl Run {
             failed: counts.failed,
             skipped: counts.skipped,
             cancelled: counts.cancelled + counts.rejected,
+            rejected: counts.rejected,
         })
     }
 

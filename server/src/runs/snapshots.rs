@@ -1,7 +1,5 @@
 //! States kept beside the log, for a quick next start.
 
-use std::sync::Arc;
-
 use towpath_engine::ids::RunId;
 use towpath_storage::{RunningHash, Version};
 
@@ -26,8 +24,7 @@ impl Runs {
 
     /// Writes snapshots of what is in memory, for a quick next start.
     pub(crate) async fn close(&self) {
-        let cells: Vec<_> =
-            locked(&self.cells).iter().map(|(id, cell)| (id.clone(), Arc::clone(cell))).collect();
+        let cells = locked(&self.cells).all();
         for (id, cell) in cells {
             let mut loaded = cell.lock().await;
             let settled = *loaded.durable.borrow() == loaded.version;

@@ -135,7 +135,8 @@ fn of_worker(by: &Actor) -> Option<String> {
 }
 
 fn of_run(run: &Run, fact: &Fact) -> Option<Ended> {
-    let RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled } = &fact.event
+    let RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled, rejected: _ } =
+        &fact.event
     else {
         return None;
     };

@@ -10,9 +10,12 @@ use towpath_engine::{
     source::{Origin, Source},
     time::duration_words,
     trace::TraceContext,
+    views::EndCounts,
 };
 use towpath_proto::v1;
 use towpath_storage::{Position, Version};
+
+use crate::run_list::Listed;
 
 /// A run, without its jobs.
 pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v1::Run {
@@ -50,6 +53,38 @@ pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &st
         traceparent: run.span().map(|span| span.to_string()).unwrap_or_default(),
         source: header.source.as_ref().map(source),
     }
+}
+
+/// A run that has ended, from the list of runs alone. `None`: it goes on.
+pub(crate) fn summary(listed: &Listed, short_id: &str) -> Option<v1::Run> {
+    let Listed { summary, position, version, .. } = listed;
+    let end = summary.end.as_ref()?;
+    let EndCounts { succeeded, failed, skipped, cancelled, rejected } = end.counts;
+    let counts =
+        v1::Counts { succeeded, failed, skipped, cancelled, rejected, ..v1::Counts::default() };
+    Some(v1::Run {
+        id: summary.run.to_string(),
+        pipeline: summary.pipeline.clone(),
+        file: summary.file.clone(),
+        folder: summary.folder.clone(),
+        phase: end.outcome.word().to_owned(),
+        version: *version,
+        position: *position,
+        stages: summary.stages.iter().map(ToString::to_string).collect(),
+        parallelism: summary.parallelism,
+        requested_by: summary.requested_by.to_string(),
+        created_at: summary.created_at.to_string(),
+        finished_at: end.at.to_string(),
+        counts: Some(counts),
+        plan_sha256: summary.plan_sha256.to_string(),
+        file_sha256: summary.file_sha256.to_string(),
+        // Every job has ended.
+        can_move: false,
+        abort_root: summary.abort_root.as_ref().map(ToString::to_string).unwrap_or_default(),
+        short_id: short_id.to_owned(),
+        traceparent: summary.span().map(|span| span.to_string()).unwrap_or_default(),
+        source: summary.source.as_ref().map(source),
+    })
 }
 
 /// The files of a run.
