@@ -56,6 +56,7 @@ pub(crate) fn of_code(code: &str) -> u8 {
         | "STAGE_UNKNOWN"
         | "BLOB_MISSING"
         | "ARTIFACT_UNKNOWN"
+        | "ATTEMPT_UNKNOWN"
         | "FILE_UNREADABLE"
         | "WORKER_UNKNOWN"
         | "TOKEN_UNKNOWN"

@@ -2,7 +2,7 @@
 //! `status`.
 
 use towpath_engine::{
-    ids::{Digest, JobName, RunId},
+    ids::{Attempt, Digest, JobName, RunId},
     job::IllegalEvent,
     refusal::Refusal,
 };
@@ -76,6 +76,16 @@ pub enum CommandError {
         job: String,
         /// The file asked for.
         path: String,
+    },
+    /// The job was not tried so often.
+    #[error("job `{job}` has no attempt {attempt}; its newest is {newest}")]
+    AttemptUnknown {
+        /// The job.
+        job: JobName,
+        /// The attempt asked for.
+        attempt: Attempt,
+        /// The newest attempt; 0 before the first.
+        newest: Attempt,
     },
     /// The request of another run went by this name.
     #[error("a request of this idempotency key began a run of another file")]

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::PathBuf,
-    sync::Mutex as SyncMutex,
+    sync::{Arc, Mutex as SyncMutex},
 };
 
 use tokio::sync::watch;
@@ -31,12 +31,51 @@ pub(crate) struct Key {
 pub(crate) struct Outputs {
     spool: PathBuf,
     pub(crate) blobs: Blobs,
-    growing: SyncMutex<HashMap<Key, watch::Sender<u64>>>,
+    growing: Arc<SyncMutex<Followed>>,
+}
+
+/// The outputs that are being followed, with how many bytes of each are there. An output that
+/// nobody follows has no entry: entries last as long as their followers.
+type Followed = HashMap<Key, watch::Sender<u64>>;
+
+/// Tells when an output grows. Closed when it is kept.
+#[derive(Debug)]
+pub(crate) struct Growing {
+    key: Key,
+    length: watch::Receiver<u64>,
+    followed: Arc<SyncMutex<Followed>>,
+}
+
+impl Growing {
+    /// Takes note of how much there is now; growth after this is told by [`Growing::changed`].
+    pub(crate) fn look(&mut self) {
+        self.length.borrow_and_update();
+    }
+
+    /// Comes back when the output has grown, or is kept.
+    pub(crate) async fn changed(&mut self) {
+        // An error means that nobody will write any more: it is kept.
+        drop(self.length.changed().await);
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        let mut followed = locked(&self.followed);
+        // The last follower takes the entry along. A later one of the same output, begun after it
+        // was kept, has a sender of its own.
+        let last = followed.get(&self.key).is_some_and(|sender| {
+            sender.receiver_count() == 1 && sender.subscribe().same_channel(&self.length)
+        });
+        if last {
+            followed.remove(&self.key);
+        }
+    }
 }
 
 impl Outputs {
     pub(crate) fn new(spool: PathBuf, blobs: Blobs) -> Self {
-        Self { spool, blobs, growing: SyncMutex::default() }
+        Self { spool, blobs, growing: Arc::default() }
     }
 
     fn path(&self, key: &Key, part: &str) -> PathBuf {
@@ -54,9 +93,9 @@ impl Outputs {
     /// already is passed over, so that a worker may say it again.
     pub(crate) fn write(&self, key: &Key, offset: u64, content: &[u8]) -> io::Result<()> {
         self.append(key, "output", offset, content)?;
-        let length = self.length(key);
-        let mut growing = locked(&self.growing);
-        growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).send_replace(length);
+        if let Some(growing) = locked(&self.growing).get(key) {
+            growing.send_replace(self.length(key));
+        }
         Ok(())
     }
 
@@ -144,9 +183,40 @@ impl Outputs {
     }
 
     /// Tells when an output grows; closed when it is kept.
-    pub(crate) fn watch(&self, key: &Key) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self, key: &Key) -> Growing {
         let mut growing = locked(&self.growing);
         let length = self.length(key);
-        growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(length)).subscribe()
+        let sender = growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(length));
+        let followed = Arc::clone(&self.growing);
+        Growing { key: key.clone(), length: sender.subscribe(), followed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_output_is_known_only_while_it_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let outputs = Outputs::new(folder.path().join("spool"), blobs);
+        let key = Key { run: "r".into(), job: "a".into(), attempt: Attempt(1) };
+        outputs.write(&key, 0, b"one").unwrap();
+        assert_eq!(locked(&outputs.growing).len(), 0);
+
+        let (mut first, second) = (outputs.watch(&key), outputs.watch(&key));
+        first.look();
+        outputs.write(&key, 3, b"two").unwrap();
+        first.changed().await;
+        drop(first);
+        assert_eq!(locked(&outputs.growing).len(), 1, "the second follows on");
+
+        outputs.forget(&key, std::iter::empty());
+        let later = outputs.watch(&key);
+        drop(second);
+        assert_eq!(locked(&outputs.growing).len(), 1, "that was of the one before");
+        drop(later);
+        assert_eq!(locked(&outputs.growing).len(), 0);
     }
 }

@@ -13,7 +13,7 @@ use crate::{limits::Limit, runs::CommandError};
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 21] = [
+pub const FAILURE_CODES: [&str; 22] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -21,6 +21,7 @@ pub const FAILURE_CODES: [&str; 21] = [
     "MESSAGE_INVALID",
     "IMPORT_INVALID",
     "ARTIFACT_UNKNOWN",
+    "ATTEMPT_UNKNOWN",
     "ENGINE_BUG",
     "STORE_BUSY",
     "APPEND_TOO_LARGE",
@@ -52,6 +53,7 @@ impl CommandError {
             Self::MessageInvalid { .. } => "MESSAGE_INVALID",
             Self::ImportInvalid { .. } => "IMPORT_INVALID",
             Self::ArtifactUnknown { .. } => "ARTIFACT_UNKNOWN",
+            Self::AttemptUnknown { .. } => "ATTEMPT_UNKNOWN",
             Self::KeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::WorkerNameTaken { .. } => "WORKER_NAME_TAKEN",
             Self::WorkerUnknown { .. } => "WORKER_UNKNOWN",
@@ -80,7 +82,9 @@ impl CommandError {
             | Self::RunAmbiguous { .. }
             | Self::MessageInvalid { .. }
             | Self::ImportInvalid { .. } => Code::InvalidArgument,
-            Self::ArtifactUnknown { .. } | Self::WorkerUnknown { .. } => Code::NotFound,
+            Self::ArtifactUnknown { .. }
+            | Self::AttemptUnknown { .. }
+            | Self::WorkerUnknown { .. } => Code::NotFound,
             Self::KeyReused
             | Self::JobEnded { .. }
             | Self::VersionMismatch { .. }
@@ -136,6 +140,7 @@ impl CommandError {
             Self::MessageInvalid { .. } => "This is a bug of the client; please report it.",
             Self::ImportInvalid { .. } => "Correct the record; nothing was imported.",
             Self::ArtifactUnknown { .. } => "See `tow status --output json` for the files it left.",
+            Self::AttemptUnknown { .. } => "`tow status` shows how often the job was tried.",
             Self::KeyReused => "Give every request a key of its own.",
             Self::WorkerNameTaken { .. } => {
                 "Give every worker a name of its own; `tow workers list` shows who is connected."

@@ -90,6 +90,24 @@ jobs:
     assert_eq!(house.count(&run, "condition_evaluated").await, 2);
 }
 
+#[tokio::test]
+async fn an_attempt_that_does_not_exist_has_no_output() {
+    let house = TestHouse::in_memory().await;
+    let run = house.start(&file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n")).await;
+    let read = |attempt: u32| {
+        let (run, job, mut runs) = (run.clone(), "a".to_owned(), house.runs());
+        let request = v1::ReadOutputRequest { run, job, attempt, follow: false };
+        async move { runs.read_output(request).await }
+    };
+
+    assert_eq!(code(&read(1).await.expect_err("it has not begun")), "ATTEMPT_UNKNOWN");
+    house.worker("w", 1).await.succeed("a").await;
+    read(1).await.expect("the first attempt");
+    let refused = read(2).await.expect_err("there is no second");
+    assert_eq!(code(&refused), "ATTEMPT_UNKNOWN");
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+}
+
 fn report(outputs_bytes: u64, artifacts: Vec<v1::ArtifactRef>) -> (v1::report::Ended, u64) {
     let ended = v1::Succeeded { artifacts, ..Default::default() };
     (v1::report::Ended::Succeeded(ended), outputs_bytes)

@@ -8,9 +8,13 @@ use towpath_engine::{
     refusal::Refusal,
 };
 use towpath_proto::v1;
+use towpath_storage::Record;
 
 use crate::{House, outputs::Key, runs::CommandError, status, wire};
 
+/// The kinds of the events that end an attempt by a report, and so may name its output.
+const REPORT_KINDS: [&str; 4] =
+    ["job_succeeded", "job_attempt_failed", "job_failed", "job_cancelled"];
 /// Bytes of output in one message.
 const CHUNK_BYTES: u64 = 64 * 1024;
 
@@ -26,6 +30,10 @@ impl House {
         let loaded = self.runs().ahead(&id).await?;
         let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
         let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
+        if attempt > known.attempt {
+            let (job, newest) = (known.plan.name.clone(), known.attempt);
+            return Err(CommandError::AttemptUnknown { job, attempt, newest });
+        }
         let key = Key { run: id.clone(), job: job.into(), attempt };
         let running = matches!(&known.state, JobState::Leased(held, _) if *held == attempt);
         if attempt == known.attempt {
@@ -40,12 +48,18 @@ impl House {
     /// The output of a try that is not the newest stands in the log alone.
     async fn older_output(&self, key: &Key) -> Result<Option<Digest>, CommandError> {
         let mut after = 0;
+        // As JSON has it: most reports are of other jobs, and need not be decoded to see that.
+        let name = serde_json::to_string(&key.job).unwrap_or_default();
+        let may_be = |record: &Record| {
+            REPORT_KINDS.contains(&&*record.kind)
+                && std::str::from_utf8(&record.bytes).is_ok_and(|text| text.contains(&name))
+        };
         loop {
             let stream = crate::runs::stream(&key.run);
             let page = self.runs().store.read(&stream, after, 1_024).await?;
             let Some(last) = page.last() else { return Ok(None) };
             after = last.version;
-            for record in page {
+            for record in page.iter().filter(|record| may_be(record)) {
                 if let Ok(fact) = towpath_engine::codec::decode(&record.bytes)
                     && let Some(log) = wire::output_in(&fact.event, &key.job, key.attempt)
                 {
@@ -104,7 +118,7 @@ impl House {
         let mut growing = self.outputs().watch(key);
         let mut offset = 0;
         loop {
-            growing.borrow_and_update();
+            growing.look();
             loop {
                 let piece = self.outputs().read(key, offset).unwrap_or_default();
                 if piece.is_empty() {
@@ -128,7 +142,7 @@ impl House {
             tokio::select! {
                 () = send.closed() => return,
                 () = self.stopping().cancelled() => return,
-                _ = growing.changed() => {}
+                () = growing.changed() => {}
                 // A job that prints nothing ends without a sign here.
                 () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
             }
@@ -141,5 +155,18 @@ impl House {
         job.is_some_and(
             |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_report_is_looked_into() {
+        for event in towpath_engine::specimens::one_of_each_kind() {
+            let reports = event.reported().is_some();
+            assert_eq!(REPORT_KINDS.contains(&event.kind()), reports, "{}", event.kind());
+        }
     }
 }
