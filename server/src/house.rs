@@ -12,6 +12,7 @@ use crate::{
     load,
     outputs::Outputs,
     runs::{Runs, locked},
+    snapshot_reads::SnapshotReads,
     timers,
 };
 
@@ -48,6 +49,7 @@ struct Inner {
     runs: Arc<Runs>,
     dispatch: Arc<Dispatch>,
     outputs: Outputs,
+    snapshot_reads: SnapshotReads,
     health: HealthReporter,
     stop: CancellationToken,
     /// Ends connections that do not end by themselves.
@@ -108,7 +110,9 @@ impl House {
         }
         let url = url.to_owned();
         let home = opened.home;
-        let inner = Inner { url, runs, dispatch, outputs, health, stop, cut, tasks, home };
+        let snapshot_reads = SnapshotReads::default();
+        let inner =
+            Inner { url, runs, dispatch, outputs, snapshot_reads, health, stop, cut, tasks, home };
         let house = Self { inner: Arc::new(inner) };
         house.set_health(true).await;
         Ok(house)
@@ -167,6 +171,10 @@ impl House {
 
     pub(crate) fn outputs(&self) -> &Outputs {
         &self.inner.outputs
+    }
+
+    pub(crate) fn snapshot_reads(&self) -> &SnapshotReads {
+        &self.inner.snapshot_reads
     }
 
     pub(crate) fn health(&self) -> &HealthReporter {

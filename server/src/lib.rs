@@ -27,6 +27,7 @@ mod runs;
 pub mod safekeeping;
 mod serve;
 mod sessions;
+mod snapshot_reads;
 mod status;
 pub mod telemetry;
 mod timers;

@@ -106,6 +106,18 @@ pub enum Limit {
         /// How long it may take.
         within: Duration,
     },
+    /// Too much of what is being read at once.
+    #[error("more than {bytes_max} bytes of snapshots are being read at once")]
+    SnapshotsTooMany {
+        /// How many there may be.
+        bytes_max: usize,
+    },
+    /// A client that does not read what it asked for.
+    #[error("the client read nothing for {within:?}")]
+    ReaderStalled {
+        /// How long that may take.
+        within: Duration,
+    },
     /// The connection has lasted long enough.
     #[error("the connection has reached its age")]
     ConnectionAged,
@@ -113,13 +125,15 @@ pub enum Limit {
 
 impl Limit {
     /// The stable codes of all of them.
-    pub const CODES: [&'static str; 7] = [
+    pub const CODES: [&'static str; 9] = [
         "MESSAGE_TOO_LARGE",
         "COMPRESSION_REFUSED",
         "RATE_EXCEEDED",
         "REQUESTS_TOO_MANY",
         "CONNECTIONS_TOO_MANY",
         "REQUEST_TIMED_OUT",
+        "SNAPSHOTS_TOO_MANY",
+        "READER_STALLED",
         "CONNECTION_AGED",
     ];
 
@@ -132,6 +146,8 @@ impl Limit {
             Self::RequestsTooMany => "REQUESTS_TOO_MANY",
             Self::ConnectionsTooMany { .. } => "CONNECTIONS_TOO_MANY",
             Self::RequestTimedOut { .. } => "REQUEST_TIMED_OUT",
+            Self::SnapshotsTooMany { .. } => "SNAPSHOTS_TOO_MANY",
+            Self::ReaderStalled { .. } => "READER_STALLED",
             Self::ConnectionAged => "CONNECTION_AGED",
         }
     }
@@ -140,10 +156,11 @@ impl Limit {
         match self {
             Self::MessageTooLarge { .. } => Code::ResourceExhausted,
             Self::CompressionRefused { .. } => Code::Unimplemented,
-            Self::RateExceeded { .. } | Self::RequestsTooMany | Self::ConnectionsTooMany { .. } => {
-                Code::ResourceExhausted
-            }
-            Self::RequestTimedOut { .. } => Code::DeadlineExceeded,
+            Self::RateExceeded { .. }
+            | Self::RequestsTooMany
+            | Self::ConnectionsTooMany { .. }
+            | Self::SnapshotsTooMany { .. } => Code::ResourceExhausted,
+            Self::RequestTimedOut { .. } | Self::ReaderStalled { .. } => Code::DeadlineExceeded,
             Self::ConnectionAged => Code::Unavailable,
         }
     }
@@ -162,6 +179,8 @@ impl Limit {
             Self::RequestTimedOut { .. } => {
                 "It may have been carried out: look with `tow status` before you repeat it."
             }
+            Self::SnapshotsTooMany { .. } => "Try again when others have read theirs.",
+            Self::ReaderStalled { .. } => "Read an answer as it comes, or ask again.",
             Self::ConnectionAged => "Connect again and go on from where you are.",
         }
     }
@@ -171,10 +190,11 @@ impl Limit {
         match self {
             Self::RateExceeded { wait, .. } => Some(*wait),
             Self::RequestsTooMany => Some(MOMENT),
-            Self::ConnectionsTooMany { .. } => Some(SURPLUS_WITHIN),
+            Self::ConnectionsTooMany { .. } | Self::SnapshotsTooMany { .. } => Some(SURPLUS_WITHIN),
             Self::ConnectionAged => Some(Duration::ZERO),
             Self::MessageTooLarge { .. }
             | Self::CompressionRefused { .. }
+            | Self::ReaderStalled { .. }
             | Self::RequestTimedOut { .. } => None,
         }
     }

@@ -30,8 +30,6 @@ use crate::{
 const PAGE_MAX: u32 = 1_000;
 /// Runs of a page when nobody says how many.
 const PAGE_DEFAULT: u32 = 50;
-/// Bytes of a snapshot in one message.
-const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
 
 #[tonic::async_trait]
 impl Runs for House {
@@ -116,17 +114,8 @@ impl Runs for House {
         request: Request<v1::GetRunRequest>,
     ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
         let id = self.find(&request.into_inner().run).map_err(status::of)?;
-        let (version, bytes) = self.snapshot_of(&id).await.map_err(status::of)?;
-        let (send, stream) = channel(CHUNK_QUEUE);
-        tokio::spawn(async move {
-            for piece in bytes.chunks(SNAPSHOT_PART_BYTES) {
-                let part = v1::SnapshotPart { version, content: piece.to_vec().into() };
-                if send.send(Ok(part)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(stream))
+        let parts = self.snapshot_reads().read(self.runs(), &id).await.map_err(status::of)?;
+        Ok(Response::new(Box::pin(parts)))
     }
 
     async fn read_output(
@@ -170,11 +159,6 @@ impl House {
             wire::run(&loaded.run, loaded.version, loaded.position, list.short(id))
         };
         self.runs().look(id, view).await
-    }
-
-    async fn snapshot_of(&self, id: &RunId) -> Result<(u64, Vec<u8>), CommandError> {
-        let snapshot = |loaded: &Loaded| (loaded.version, loaded.run.to_snapshot());
-        self.runs().look(id, snapshot).await
     }
 
     async fn command(
@@ -316,6 +300,12 @@ impl House {
             }
         }
         Ok(reply)
+    }
+
+    /// A run that has ended, as the list of runs has it.
+    fn ended(&self, id: &RunId) -> Option<v1::Run> {
+        let list = locked(&self.runs().list);
+        wire::summary(list.get(id)?, list.short(id))
     }
 
     async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsReply, CommandError> {
