@@ -12,6 +12,8 @@ use crate::{
     time::Timestamp,
 };
 
+pub use crate::failure::{CAUSE_BYTES_MAX, FailureCause, bounded_text};
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,24 +30,6 @@ pub enum RunOutcome {
     Cancelled,
     /// The run, or every job that failed, took longer than allowed.
     TimedOut,
-}
-
-/// Why an attempt ended badly.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureCause {
-    /// The script ended with this code, which is not 0.
-    ExitCode(i32),
-    /// A signal of this number ended the script.
-    Signal(i32),
-    /// The script ran longer than this many milliseconds.
-    TimedOut(u64),
-    /// The script never started; why.
-    NotStarted(String),
-    /// The script ended well, but what it left behind cannot be used; why.
-    OutputUnusable(String),
-    /// The job was given to a worker this many times and none came back.
-    Lost(u32),
 }
 
 /// Why a job was not run.

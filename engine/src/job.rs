@@ -143,6 +143,7 @@ impl JobState {
             | FailureCause::Signal(_)
             | FailureCause::NotStarted(_)
             | FailureCause::OutputUnusable(_)
+            | FailureCause::ReportInvalid(_)
             | FailureCause::Lost(_) => Self::Failed,
         }
     }

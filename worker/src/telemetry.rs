@@ -95,7 +95,8 @@ fn outcome(adopted: &Adopted) -> (&'static str, bool, Option<i32>) {
             FailureCause::Lost(_) => ("lost", true, None),
             FailureCause::Signal(_)
             | FailureCause::NotStarted(_)
-            | FailureCause::OutputUnusable(_) => ("failed", true, None),
+            | FailureCause::OutputUnusable(_)
+            | FailureCause::ReportInvalid(_) => ("failed", true, None),
         },
         Adopted::Lost(_) => ("lost", true, None),
         Adopted::NeverStarted => ("never_started", true, None),

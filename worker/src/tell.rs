@@ -113,7 +113,10 @@ fn failed(cause: FailureCause) -> report::Ended {
         FailureCause::Signal(signal) => Cause::Signal(signal),
         FailureCause::TimedOut(ms) => Cause::TimedOutMs(ms),
         FailureCause::NotStarted(why) => Cause::NotStarted(explanation(&why)),
-        FailureCause::OutputUnusable(why) => Cause::OutputUnusable(explanation(&why)),
+        // Servers alone find reports invalid.
+        FailureCause::OutputUnusable(why) | FailureCause::ReportInvalid(why) => {
+            Cause::OutputUnusable(explanation(&why))
+        }
         FailureCause::Lost(_) => Cause::NotStarted("lost".to_owned()),
     };
     report::Ended::Failed(v1::Failed { cause: Some(cause) })

@@ -184,6 +184,7 @@ fn reflected(last: Option<&Adopted>) -> u8 {
             FailureCause::TimedOut(_) => TIMED_OUT,
             FailureCause::NotStarted(_)
             | FailureCause::OutputUnusable(_)
+            | FailureCause::ReportInvalid(_)
             | FailureCause::Lost(_) => exit::FAILED,
         },
     }

@@ -118,6 +118,7 @@ fn failure(cause: &FailureCause) -> String {
         FailureCause::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
         FailureCause::NotStarted(why) => format!("not started: {}", safe(why)),
         FailureCause::OutputUnusable(why) => safe(why),
+        FailureCause::ReportInvalid(why) => format!("invalid report: {}", safe(why)),
         FailureCause::Lost(times) => format!("lost {times} workers"),
     }
 }

@@ -106,6 +106,7 @@ pub(crate) fn cause_words(cause: &FailureCause) -> String {
         FailureCause::TimedOut(ms) => format!("timeout:{}", duration_words(*ms)),
         FailureCause::NotStarted(why) => format!("not_started:{:?}", safe(why)),
         FailureCause::OutputUnusable(why) => format!("output_unusable:{:?}", safe(why)),
+        FailureCause::ReportInvalid(why) => format!("report_invalid:{:?}", safe(why)),
         FailureCause::Lost(times) => format!("lost:{times}"),
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn decide(
         Err(why) => RunEvent::JobFailed {
             job: name,
             attempt: job.attempt,
-            cause: FailureCause::NotStarted(why),
+            cause: FailureCause::NotStarted(why).bounded(),
             ran_ms: 0,
             log: None,
         },

@@ -1,7 +1,7 @@
 //! A worker is gone: what it held goes back, until it has gone back too often.
 
 use crate::{
-    event::{FailureCause, RunEvent},
+    event::{CAUSE_BYTES_MAX, FailureCause, RunEvent, bounded_text},
     ids::{Attempt, JobName},
     job::JobState,
     refusal::Refusal,
@@ -34,6 +34,8 @@ pub(super) fn decide(run: &Run, lose: &LoseJob) -> Result<Vec<RunEvent>, Refusal
         let cause = FailureCause::Lost(job.losses + 1);
         return Ok(vec![RunEvent::JobFailed { job: name, attempt, cause, ran_ms: 0, log: None }]);
     }
+    // Workers write reasons. A loss that does not fit an event would leave the job leased for ever.
+    let reason = bounded_text(reason, CAUSE_BYTES_MAX);
     Ok(vec![RunEvent::JobLost { job: name, attempt, worker: worker.clone(), reason }])
 }
 
@@ -63,6 +65,21 @@ mod tests {
         }
 
         assert_eq!(house.run.job("a").unwrap().cause, Some(FailureCause::Lost(LOSSES_MAX)));
+    }
+
+    #[test]
+    fn a_loss_of_any_words_is_recorded() {
+        let mut stage = Stage::begin(vec![job("a")]);
+        stage.leases();
+        let reason = "\0".repeat(1 << 20);
+
+        stage.carries_out(&super::super::Command::Lose(LoseJob {
+            job: "a".into(),
+            attempt: Attempt(1),
+            reason,
+        }));
+
+        assert_eq!(stage.run.job("a").unwrap().state, JobState::Requeued);
     }
 
     #[test]

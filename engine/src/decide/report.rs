@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    codec::FACT_BYTES_MAX,
     event::{Artifact, FailureCause, RunEvent},
     ids::{Attempt, Blob, JobName, WorkerName},
     refusal::Refusal,
+    results,
     retry::{backoff_ms, retries},
     run::{Job, Run},
     time::Timestamp,
 };
+
+/// Room for the envelope of a fact beside its event, in bytes: when, and by which worker.
+const ENVELOPE_BYTES: usize = 1_024;
 
 /// How a job ended, as its worker saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +64,16 @@ pub(super) fn decide(
         return Err(Refusal::AttemptStale { job, attempt, worker });
     }
     let ReportJob { job: name, attempt, ended, ran_ms, log, worker } = report.clone();
-    Ok(vec![match ended {
+    Ok(vec![match usable(ended) {
         Ended::Succeeded { outputs, artifacts } => {
-            RunEvent::JobSucceeded { job: name, attempt, ran_ms, outputs, log, artifacts }
+            let event =
+                RunEvent::JobSucceeded { job: name, attempt, ran_ms, outputs, log, artifacts };
+            match too_long(&event) {
+                // The rules above bound outputs and artifacts one by one. Together, and with the
+                // escapes of JSON, they can still be more than an event holds.
+                Some(why) => failure(run, job, (report, FailureCause::OutputUnusable(why)), now),
+                None => event,
+            }
         }
         Ended::Cancelled if run.phase().is_ending() => {
             RunEvent::JobCancelled { job: name, attempt, ran_ms, log }
@@ -71,13 +83,55 @@ pub(super) fn decide(
             let reason = "the worker was stopped".to_owned();
             RunEvent::JobLost { job: name, attempt, worker, reason }
         }
-        Ended::Failed(cause) => match retry_due(run, job, &cause, now) {
-            Some(retry_due) => {
-                RunEvent::JobAttemptFailed { job: name, attempt, cause, ran_ms, log, retry_due }
-            }
-            None => RunEvent::JobFailed { job: name, attempt, cause, ran_ms, log },
-        },
+        Ended::Failed(cause) => failure(run, job, (report, cause), now),
     }])
+}
+
+/// The end that can be recorded: what is wrong with a report fails its job.
+///
+/// A refusal instead would leave the job leased for ever, since its worker could only repeat the
+/// same report.
+fn usable(ended: Ended) -> Ended {
+    match ended {
+        Ended::Succeeded { outputs, artifacts } => match results::problem(&outputs, &artifacts) {
+            Some(why) => Ended::Failed(FailureCause::OutputUnusable(why)),
+            None => Ended::Succeeded { outputs, artifacts },
+        },
+        Ended::Failed(FailureCause::ExitCode(code)) if !(1..=255).contains(&code) => {
+            let why = format!("it names the exit code {code} for a failure");
+            Ended::Failed(FailureCause::ReportInvalid(why))
+        }
+        Ended::Failed(FailureCause::Signal(signal)) if !(1..=64).contains(&signal) => {
+            let why = format!("it names the signal {signal}, which does not exist");
+            Ended::Failed(FailureCause::ReportInvalid(why))
+        }
+        Ended::Failed(cause) => Ended::Failed(cause.bounded()),
+        Ended::Cancelled => Ended::Cancelled,
+    }
+}
+
+/// Why `event` does not fit a record. `None`: it does.
+fn too_long(event: &RunEvent) -> Option<String> {
+    let bytes = serde_json::to_vec(event).expect("BUG: an event is always JSON").len();
+    let bytes_max = FACT_BYTES_MAX - ENVELOPE_BYTES;
+    (bytes > bytes_max).then(|| {
+        format!("its outputs and artifacts take {bytes} bytes in an event that holds {bytes_max}")
+    })
+}
+
+fn failure(
+    run: &Run,
+    job: &Job,
+    (report, cause): (&ReportJob, FailureCause),
+    now: Timestamp,
+) -> RunEvent {
+    let ReportJob { job: name, attempt, ran_ms, log, .. } = report.clone();
+    match retry_due(run, job, &cause, now) {
+        Some(retry_due) => {
+            RunEvent::JobAttemptFailed { job: name, attempt, cause, ran_ms, log, retry_due }
+        }
+        None => RunEvent::JobFailed { job: name, attempt, cause, ran_ms, log },
+    }
 }
 
 fn retry_due(run: &Run, job: &Job, cause: &FailureCause, now: Timestamp) -> Option<Timestamp> {
@@ -214,6 +268,55 @@ mod tests {
         house.carries_out(&report);
 
         assert_eq!(house.facts.len(), before);
+    }
+
+    fn success(outputs: &[(&str, &str)], artifacts: Vec<Artifact>) -> Ended {
+        let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Ended::Succeeded { outputs: outputs.iter().map(pair).collect(), artifacts }
+    }
+
+    fn artifact(path: impl Into<String>) -> Artifact {
+        Artifact { path: path.into(), blob: Blob::of(b"x") }
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_a_report_fails_its_job() {
+        let quotes = "\"".repeat(4_000);
+        let outputs = [("a", &*quotes), ("b", &*quotes), ("c", &*quotes)];
+        let folder = "d".repeat(200);
+        let long = |number: usize| artifact(format!("{folder}/{folder}/{folder}/{number}"));
+        let cases = [
+            ("too long an event", success(&outputs, (0..75).map(long).collect())),
+            ("too many", success(&[], (0..11_000).map(|n| artifact(n.to_string())).collect())),
+            ("too large", success(&[("a", &"x".repeat(100 * 1024))], vec![])),
+            ("a tab", success(&[], vec![artifact("out/a\tb")])),
+            ("an escape", success(&[("a", "\u{1b}[2J")], vec![])),
+            ("twice", success(&[], vec![artifact("a"), artifact("a")])),
+            ("exit code 0", Ended::Failed(FailureCause::ExitCode(0))),
+            ("signal 0", Ended::Failed(FailureCause::Signal(0))),
+            ("long words", Ended::Failed(FailureCause::NotStarted("\0".repeat(1 << 20)))),
+        ];
+        for (case, ended) in cases {
+            let mut stage = Stage::begin(vec![job("a")]);
+            stage.leases();
+
+            stage.reports("a", ended);
+
+            assert_eq!(stage.run.job("a").unwrap().state, JobState::Failed, "{case}");
+            assert_eq!(*stage.run.phase(), Phase::Finished(RunOutcome::Failed), "{case}");
+        }
+    }
+
+    #[test]
+    fn the_largest_results_that_the_rules_allow_succeed() {
+        let most = "x".repeat(results::OUTPUT_VALUE_BYTES_MAX - 1);
+        let outputs = [("a", &*most), ("b", &*most), ("c", &*most), ("d", &*most)];
+        let mut stage = Stage::begin(vec![job("a")]);
+        stage.leases();
+
+        stage.reports("a", success(&outputs, (0..200).map(|n| artifact(n.to_string())).collect()));
+
+        assert_eq!(stage.run.job("a").unwrap().state, JobState::Succeeded);
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Run {
                     Err(error) => RunEvent::JobFailed {
                         job: name,
                         attempt: job.attempt,
-                        cause: FailureCause::NotStarted(format!("`if`: {error}")),
+                        cause: FailureCause::NotStarted(format!("`if`: {error}")).bounded(),
                         ran_ms: 0,
                         log: None,
                     },

@@ -97,6 +97,7 @@ fn failure(cause: &FailureCause) -> (&'static str, String) {
         FailureCause::TimedOut(ms) => ("timed_out", format!("longer than {ms} ms")),
         FailureCause::NotStarted(_) => ("failed", "not started".to_owned()),
         FailureCause::OutputUnusable(_) => ("failed", "output unusable".to_owned()),
+        FailureCause::ReportInvalid(_) => ("failed", "report invalid".to_owned()),
         FailureCause::Lost(_) => ("lost", "its worker is gone".to_owned()),
     }
 }

@@ -230,6 +230,7 @@ fn failure(cause: &FailureCause) -> String {
         FailureCause::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
         FailureCause::NotStarted(why) => format!("could not start: {why}"),
         FailureCause::OutputUnusable(why) => format!("left something unusable: {why}"),
+        FailureCause::ReportInvalid(why) => format!("its worker's report is invalid: {why}"),
         FailureCause::Lost(times) => format!("lost {times} workers"),
     }
 }
