@@ -5,7 +5,7 @@ mod views;
 
 use towpath_engine::{
     decide::Ended,
-    event::{Artifact, Fact, FailureCause, RunEvent},
+    event::{Artifact, CAUSE_BYTES_MAX, Fact, FailureCause, RunEvent, bounded_text},
     gate::{self as gates, AUTHORS_MAX, Authors},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
     run::{Job, Run},
@@ -91,7 +91,7 @@ fn problems(diagnostics: &Diagnostics, text: &str) -> String {
     let all = diagnostics.json(text);
     let shown = all.iter().take(SHOWN_MAX).map(|problem| {
         let (line, column) = (problem.line, problem.column);
-        bounded(format!("{line}:{column} {} {}", problem.code, problem.message), 200)
+        bounded_text(format!("{line}:{column} {} {}", problem.code, problem.message), 200)
     });
     let mut lines: Vec<String> = shown.collect();
     if all.len() > SHOWN_MAX {
@@ -194,54 +194,52 @@ pub(crate) enum Reported {
     Lost(String),
 }
 
-/// What a report says.
-pub(crate) fn reported(ended: Option<report::Ended>) -> Result<Reported, CommandError> {
-    Ok(Reported::Ended(match ended.ok_or_else(|| invalid("a report without an end"))? {
+impl Reported {
+    /// This report, unless it says that the job succeeded: then the job failed, because `why` is
+    /// wrong with what arrived. Other ends stand as they are; a failure keeps its own cause.
+    pub(crate) fn unless_invalid(self, why: String) -> Self {
+        match self {
+            Self::Ended(Ended::Succeeded { .. }) => invalid_report(why),
+            ended @ (Self::Ended(Ended::Failed(_) | Ended::Cancelled) | Self::Lost(_)) => ended,
+        }
+    }
+}
+
+fn invalid_report(why: impl Into<String>) -> Reported {
+    Reported::Ended(Ended::Failed(FailureCause::ReportInvalid(why.into()).bounded()))
+}
+
+/// What a report says. One that says nothing that can be recorded is a failure of its job.
+pub(crate) fn reported(ended: Option<report::Ended>) -> Reported {
+    let Some(ended) = ended else { return invalid_report("it does not say how the job ended") };
+    Reported::Ended(match ended {
         report::Ended::Succeeded(v1::Succeeded { outputs, artifacts }) => {
-            let artifacts: Result<Vec<Artifact>, CommandError> =
-                artifacts.into_iter().map(artifact).collect();
-            Ended::Succeeded { outputs, artifacts: artifacts? }
+            let artifacts: Option<Vec<Artifact>> = artifacts.into_iter().map(artifact).collect();
+            match artifacts {
+                Some(artifacts) => Ended::Succeeded { outputs, artifacts },
+                None => return invalid_report("the digest of an artifact is malformed"),
+            }
         }
-        report::Ended::Failed(v1::Failed { cause }) => {
-            Ended::Failed(match cause.ok_or_else(|| invalid("a failure without a cause"))? {
-                Cause::ExitCode(code) => FailureCause::ExitCode(code),
-                Cause::Signal(signal) => FailureCause::Signal(signal),
-                Cause::TimedOutMs(ms) => FailureCause::TimedOut(ms),
-                Cause::NotStarted(why) => {
-                    FailureCause::NotStarted(bounded(why, EXPLANATION_BYTES_MAX))
-                }
-                Cause::OutputUnusable(why) => {
-                    FailureCause::OutputUnusable(bounded(why, EXPLANATION_BYTES_MAX))
-                }
-            })
-        }
+        report::Ended::Failed(v1::Failed { cause }) => match cause {
+            None => return invalid_report("it names no cause of the failure"),
+            Some(Cause::ExitCode(code)) => Ended::Failed(FailureCause::ExitCode(code)),
+            Some(Cause::Signal(signal)) => Ended::Failed(FailureCause::Signal(signal)),
+            Some(Cause::TimedOutMs(ms)) => Ended::Failed(FailureCause::TimedOut(ms)),
+            Some(Cause::NotStarted(why)) => Ended::Failed(FailureCause::NotStarted(why).bounded()),
+            Some(Cause::OutputUnusable(why)) => {
+                Ended::Failed(FailureCause::OutputUnusable(why).bounded())
+            }
+        },
         report::Ended::Cancelled(v1::Cancelled {}) => Ended::Cancelled,
         report::Ended::Lost(v1::Lost { reason }) => {
-            return Ok(Reported::Lost(bounded(reason, EXPLANATION_BYTES_MAX)));
+            return Reported::Lost(bounded_text(reason, CAUSE_BYTES_MAX));
         }
-    }))
+    })
 }
 
-/// Longest explanation of a worker, in bytes: it must fit an event beside everything else.
-const EXPLANATION_BYTES_MAX: usize = 4 * 1024;
-
-/// `text`, cut to at most `bytes_max` bytes.
-fn bounded(mut text: String, bytes_max: usize) -> String {
-    if text.len() > bytes_max {
-        let end = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
-}
-
-fn artifact(artifact: v1::ArtifactRef) -> Result<Artifact, CommandError> {
+fn artifact(artifact: v1::ArtifactRef) -> Option<Artifact> {
     let v1::ArtifactRef { path, size, sha256 } = artifact;
-    let outside = path.starts_with('/') || path.split('/').any(|part| part == "..");
-    if outside || path.is_empty() || path.chars().any(char::is_control) {
-        return Err(invalid("an artifact outside the working folder"));
-    }
-    Ok(Artifact { path, blob: Blob { size, sha256: digest(&sha256)? } })
+    Some(Artifact { path, blob: Blob { size, sha256: digest(&sha256).ok()? } })
 }
 
 /// The job that a request names.

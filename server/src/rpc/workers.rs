@@ -1,14 +1,16 @@
 //! `towpath.v1.Workers`: one session for each worker.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use towpath_engine::{
     decide::{Command, Ended, ReportJob},
+    event::{Artifact, FailureCause},
     ids::{Actor, WorkerName},
     refusal::Refusal,
+    results,
 };
 use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
@@ -18,9 +20,9 @@ use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
     House, auth,
     figures::Figures,
-    limits::{Limit, PART_BYTES_MAX},
+    limits::PART_BYTES_MAX,
     outputs::Key,
-    runs::CommandError,
+    runs::{CommandError, Loaded},
     sessions::{Outgoing, SESSION_QUEUE},
     status,
     wire::{self, Reported},
@@ -144,6 +146,7 @@ impl House {
         let welcome = wire::welcome(lengths.into_iter(), self.dispatch().lease_ms());
         drop(send.try_send(Ok(welcome)));
         self.dispatch().begin(session, &held).await;
+        let mut refused = RefusedParts::new();
         let served = loop {
             let message = tokio::select! {
                 () = self.stopping().cancelled() => break Ok(()),
@@ -163,7 +166,7 @@ impl House {
             if matches!(message, Some(Message::Leave(_))) {
                 break self.dispatch().leave(session).await;
             }
-            if let Err(error) = self.worker_says(session, message, &send).await {
+            if let Err(error) = self.worker_says(session, message, (&send, &mut refused)).await {
                 break Err(error);
             }
         };
@@ -171,24 +174,33 @@ impl House {
         served
     }
 
+    /// Acts on one message. An error ends the session, and with it every other job of the worker:
+    /// only what is wrong with the session itself, or with the store, is one. What is wrong with an
+    /// attempt fails its job; else one bad file name would cost all the worker's jobs, again at
+    /// every new session.
     async fn worker_says(
         &self,
         session: u64,
         message: Option<Message>,
-        send: &mpsc::Sender<Outgoing>,
+        (send, refused): (&mpsc::Sender<Outgoing>, &mut RefusedParts),
     ) -> Result<(), CommandError> {
         match message {
             Some(Message::Output(v1::Output { of, offset, content })) => {
-                fits(&content)?;
-                let key = self.own(session, of)?;
-                self.outputs().write(&key, offset, &content).map_err(disk)
+                let Some(key) = self.own(session, of)? else { return Ok(()) };
+                let taken = fits(&content)
+                    .and_then(|()| part(self.outputs().write(&key, offset, &content)));
+                note_part(key, taken, refused)
             }
             Some(Message::Artifact(v1::ArtifactPart { of, path, content, offset })) => {
-                fits(&content)?;
-                let key = self.own(session, of)?;
-                self.outputs().write_artifact(&key, &path, offset, &content).map_err(disk)
+                let Some(key) = self.own(session, of)? else { return Ok(()) };
+                let taken = fits(&content).and_then(|()| artifact_path(&path)).and_then(|()| {
+                    part(self.outputs().write_artifact(&key, &path, offset, &content))
+                });
+                note_part(key, taken, refused)
             }
-            Some(Message::Report(report)) => self.take_report(session, report, send).await,
+            Some(Message::Report(report)) => {
+                self.take_report(session, report, (send, refused)).await
+            }
             Some(Message::Drain(v1::Drain {})) => {
                 self.dispatch().drain(session);
                 Ok(())
@@ -200,44 +212,72 @@ impl House {
         }
     }
 
-    /// The attempt that a message is about, which must be one that this session was given.
-    fn own(&self, session: u64, of: Option<v1::Holding>) -> Result<Key, CommandError> {
-        let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
-        let key = wire::key(of.ok_or_else(missing)?);
-        if self.dispatch().holds(session, &key) {
-            return Ok(key);
-        }
-        let worker = self.dispatch().worker(session).unwrap_or_else(|| "".into());
-        Err(Refusal::AttemptStale { job: key.job, attempt: key.attempt, worker }.into())
+    /// The attempt that a message is about, if this session was given it.
+    fn own(&self, session: u64, of: Option<v1::Holding>) -> Result<Option<Key>, CommandError> {
+        let key = named(of)?;
+        Ok(self.dispatch().holds(session, &key).then_some(key))
     }
 
     async fn take_report(
         &self,
         session: u64,
         report: v1::Report,
-        send: &mpsc::Sender<Outgoing>,
+        (send, refused): (&mpsc::Sender<Outgoing>, &mut RefusedParts),
     ) -> Result<(), CommandError> {
         let v1::Report { of, ran_ms, ended, output_bytes } = report;
-        let key = self.own(session, of)?;
+        let key = named(of)?;
         let Some(worker) = self.dispatch().worker(session) else { return Ok(()) };
-        let (house, send) = (self.clone(), send.clone());
-        let reported = wire::reported(ended)?;
-        let arrived = self.outputs().length(&key);
-        if output_bytes > arrived {
-            let what = "a report of more output than has arrived".to_owned();
-            return Err(CommandError::MessageInvalid { what });
+        if !self.dispatch().holds(session, &key) {
+            return self.answer_unheld(&key, &worker, send).await;
         }
+        let (house, send) = (self.clone(), send.clone());
+        let arrived = self.outputs().length(&key);
+        let missing = (output_bytes > arrived).then(|| {
+            format!("it counts {output_bytes} bytes of output, of which {arrived} have arrived")
+        });
+        let reported = wire::reported(ended);
+        let reported = match refused.remove(&key).or(missing) {
+            Some(why) => reported.unless_invalid(why),
+            None => reported,
+        };
         // Beside the session: the disk of one job does not hold up the messages of another.
         let finished = async move {
             let answer =
                 match house.record((session, worker), &key, ran_ms, reported, arrived).await {
-                    // A report of what no longer counts is answered like any other: forget it.
-                    Ok(()) | Err(CommandError::Refused(_)) => Ok(wire::recorded(&key)),
+                    Ok(()) => Ok(wire::recorded(&key)),
+                    Err(error) if is_stale(&error) => Ok(wire::recorded(&key)),
+                    // The store could not take it now. The worker keeps the report and repeats it
+                    // in its next session.
                     Err(error) => Err(status::of(error)),
                 };
             drop(send.send(answer).await);
         };
         tokio::spawn(finished);
+        Ok(())
+    }
+
+    /// Answers a report of an attempt that this session does not hold.
+    ///
+    /// Either the attempt counts no more, and its worker may forget it. Or its report came twice
+    /// and the first is still being written: that one is answered once it is durable, and to answer
+    /// the second now would promise what may yet fail.
+    async fn answer_unheld(
+        &self,
+        key: &Key,
+        worker: &WorkerName,
+        send: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), CommandError> {
+        let counts = |loaded: &Loaded| {
+            let job = loaded.run.job(key.job.as_str());
+            job.is_some_and(|job| job.state.lease() == Some((key.attempt, worker)))
+        };
+        match self.runs().look(&key.run, counts).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if is_stale(&error) => {}
+            Err(error) => return Err(error),
+        }
+        drop(send.send(Ok(wire::recorded(key))).await);
         Ok(())
     }
 
@@ -259,11 +299,10 @@ impl House {
             }
         };
         let log = if arrived == 0 { None } else { self.blocking(key, Self::keep_output).await? };
-        if let Ended::Succeeded { artifacts, .. } = &ended {
-            for artifact in artifacts.clone() {
-                self.blocking(key, move |house, key| house.keep_file(key, &artifact)).await?;
-            }
-        }
+        let ended = match self.keep_files(key, &ended).await? {
+            Some(why) => Ended::Failed(FailureCause::ReportInvalid(why)),
+            None => ended,
+        };
         let paths: Vec<String> = match &ended {
             Ended::Succeeded { artifacts, .. } => {
                 artifacts.iter().map(|artifact| artifact.path.clone()).collect()
@@ -273,14 +312,25 @@ impl House {
         let by = Actor::worker(worker.as_str());
         let (job, attempt) = (key.job.clone(), key.attempt);
         let report = ReportJob { job, attempt, worker, ended, ran_ms, log };
-        let mut commands = vec![Command::Report(report)];
+        let mut commands = vec![Command::Report(report.clone())];
         self.dispatch().free_slot(session, key);
         // Unless another run is to be served first.
         let again = self.dispatch().take_turn(session, &key.run).await;
         let reserved = if again { self.dispatch().reserve(session, 1) } else { None };
         let count = u32::from(reserved.is_some());
         commands.extend(reserved.map(|(lease, _)| lease));
-        match self.runs().execute_all(&key.run, &commands, &by).await {
+        let executed = match self.runs().execute_all(&key.run, &commands, &by).await {
+            Err(error) if is_refusal_of_report(&error) => {
+                // Whatever the rules turn down is no success. To end here would leave the job
+                // leased for ever: its worker has nothing else to report.
+                let cause = FailureCause::ReportInvalid(error.to_string()).bounded();
+                let failed = ReportJob { ended: Ended::Failed(cause), ..report };
+                commands[0] = Command::Report(failed);
+                self.runs().execute_all(&key.run, &commands, &by).await
+            }
+            executed => executed,
+        };
+        match executed {
             Ok(recorded) => {
                 self.dispatch().assign(session, &key.run, &recorded, count).await;
                 self.outputs().forget(key, paths.iter().map(String::as_str));
@@ -307,11 +357,24 @@ impl House {
         Ok(self.outputs().keep(key)?)
     }
 
-    fn keep_file(
-        &self,
-        key: &Key,
-        artifact: &towpath_engine::event::Artifact,
-    ) -> Result<(), CommandError> {
+    /// Keeps the artifacts of a job that succeeded. Answers what is wrong with them.
+    async fn keep_files(&self, key: &Key, ended: &Ended) -> Result<Option<String>, CommandError> {
+        let Ended::Succeeded { outputs, artifacts } = ended else { return Ok(None) };
+        if results::problem(outputs, artifacts).is_some() {
+            // The engine fails the job for it; there is no use in keeping thousands of files first.
+            return Ok(None);
+        }
+        for artifact in artifacts.clone() {
+            let kept =
+                self.blocking(key, move |house, key| house.keep_file(key, &artifact)).await?;
+            if kept.is_some() {
+                return Ok(kept);
+            }
+        }
+        Ok(None)
+    }
+
+    fn keep_file(&self, key: &Key, artifact: &Artifact) -> Result<Option<String>, CommandError> {
         let kept = self.outputs().keep_artifact(key, &artifact.path)?;
         let empty = towpath_engine::ids::Blob::of(b"");
         let kept = match kept {
@@ -321,30 +384,90 @@ impl House {
                 empty
             }
         };
-        if kept == artifact.blob {
-            return Ok(());
-        }
-        let what = format!("artifact `{}` did not arrive as it was sent", artifact.path);
-        Err(CommandError::MessageInvalid { what })
+        let differs = || format!("artifact `{}` did not arrive as it was sent", artifact.path);
+        Ok((kept != artifact.blob).then(differs))
     }
+}
+
+/// What is wrong with parts that attempts sent, until their reports come. Only attempts that the
+/// session holds are in it, so it is no longer than a worker's slots.
+type RefusedParts = HashMap<Key, String>;
+
+/// Why a part was not taken.
+enum PartError {
+    /// It is wrong: its job fails.
+    Invalid(String),
+    /// The store could not take it now.
+    Store(CommandError),
+}
+
+/// Notes a part that is wrong until the report of its attempt comes, which then fails the job. The
+/// script may run on: nothing it does can be told from what it did before.
+fn note_part(
+    key: Key,
+    taken: Result<(), PartError>,
+    refused: &mut RefusedParts,
+) -> Result<(), CommandError> {
+    match taken {
+        Ok(()) => Ok(()),
+        Err(PartError::Invalid(why)) => {
+            tracing::warn!(run = %key.run, job = %key.job, why, "part of an attempt refused");
+            // The first is the cause of those that follow.
+            refused.entry(key).or_insert(why);
+            Ok(())
+        }
+        Err(PartError::Store(error)) => Err(error),
+    }
+}
+
+/// The attempt that a message names.
+fn named(of: Option<v1::Holding>) -> Result<Key, CommandError> {
+    let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
+    Ok(wire::key(of.ok_or_else(missing)?))
+}
+
+/// Whether a report was not recorded because its attempt counts no more.
+fn is_stale(error: &CommandError) -> bool {
+    let stale = |refusal: &Refusal| {
+        let codes = ["ATTEMPT_STALE", "RUN_UNKNOWN", "JOB_UNKNOWN"];
+        codes.contains(&refusal.code())
+    };
+    matches!(error, CommandError::Refused(refusal) if stale(refusal))
+}
+
+/// Whether `error` says no to a report that counts, and would say so every time.
+fn is_refusal_of_report(error: &CommandError) -> bool {
+    let refused = matches!(
+        error,
+        CommandError::Refused(_) | CommandError::TooMuch { .. } | CommandError::Bug(_)
+    );
+    refused && !is_stale(error)
 }
 
 /// Refuses a part of more bytes than one message may carry.
-fn fits(part: &[u8]) -> Result<(), Limit> {
-    if part.len() <= PART_BYTES_MAX {
+fn fits(content: &[u8]) -> Result<(), PartError> {
+    if content.len() <= PART_BYTES_MAX {
         return Ok(());
     }
-    let found = format!("a part of {} bytes, and {PART_BYTES_MAX} are the most", part.len());
-    Err(Limit::MessageTooLarge { found })
+    let bytes = content.len();
+    Err(PartError::Invalid(format!("a part of {bytes} bytes, and {PART_BYTES_MAX} are the most")))
 }
 
-fn disk(error: std::io::Error) -> CommandError {
+fn artifact_path(path: &str) -> Result<(), PartError> {
+    match results::artifact_path_problem(path) {
+        Some(why) => Err(PartError::Invalid(format!("the path of an artifact {why}"))),
+        None => Ok(()),
+    }
+}
+
+fn part(written: std::io::Result<()>) -> Result<(), PartError> {
+    let Err(error) = written else { return Ok(()) };
     if error.kind() == std::io::ErrorKind::InvalidInput {
-        return CommandError::MessageInvalid { what: error.to_string() };
+        return Err(PartError::Invalid(error.to_string()));
     }
     if let Some(full) = error.get_ref().and_then(|cause| cause.downcast_ref::<Full>()) {
-        return StoreError::Full(*full).into();
+        return Err(PartError::Store(StoreError::Full(*full).into()));
     }
-    let doing = "keeping what a job printed";
-    CommandError::Store(StoreError::Unavailable { doing, cause: std::sync::Arc::new(error) })
+    let (doing, cause) = ("keeping what a job printed", std::sync::Arc::new(error));
+    Err(PartError::Store(StoreError::Unavailable { doing, cause }.into()))
 }

@@ -1,7 +1,10 @@
 //! Workers: what they may say, what is refused, and what happens to what they held.
 
-use towpath_proto::v1::{self, report::Ended, worker_message::Message as ToServer};
-use towpath_tests::{ScriptedWorker, TestHouse, code, failed, file, on_a_runtime, succeeded};
+use towpath_engine::ids::Digest;
+use towpath_proto::v1::{self, failed::Cause, report::Ended, worker_message::Message as ToServer};
+use towpath_tests::{
+    ScriptedWorker, TestHouse, code, failed, file, on_a_runtime, succeeded, succeeded_with,
+};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 
@@ -46,23 +49,27 @@ async fn a_worker_for_a_run_that_does_not_exist_is_refused() {
 }
 
 #[tokio::test]
-async fn a_report_about_an_attempt_that_the_worker_does_not_hold_is_refused() {
+async fn what_a_worker_says_of_attempts_that_it_does_not_hold_changes_nothing() {
     let house = TestHouse::in_memory().await;
     let run = house.start(&file(ONE)).await;
     let mut holder = house.worker("holder", 1).await;
     let a = holder.take_job("a").await;
     let of = a.of.clone().expect("an attempt");
 
+    // One session says all of it: none of it ends the session.
     let mut thief = house.worker("thief", 1).await;
+    thief.print(&a, 0, b"1 o painted\n").await;
+    thief.leave(&a, "painted", b"painted").await;
     thief.send_report(&of, succeeded(), 0).await;
-    assert_eq!(code(&thief.refusal().await), "ATTEMPT_STALE");
-    let mut painter = house.worker("painter", 1).await;
-    painter.print(&a, 0, b"1 o painted\n").await;
-    assert_eq!(code(&painter.refusal().await), "ATTEMPT_STALE");
-    let mut future = house.worker("future", 1).await;
-    let next = v1::Holding { attempt: 2, ..of };
-    future.send_report(&next, succeeded(), 0).await;
-    assert_eq!(code(&future.refusal().await), "ATTEMPT_STALE");
+    thief.until_recorded(&of).await;
+    for next in [
+        v1::Holding { attempt: 2, ..of.clone() },
+        v1::Holding { job: "nope".to_owned(), ..of.clone() },
+        v1::Holding { run: "nope".to_owned(), ..of },
+    ] {
+        thief.send_report(&next, succeeded(), 0).await;
+        thief.until_recorded(&next).await;
+    }
 
     assert_eq!(house.states(&run).await, "a running");
     holder.report(&a, succeeded()).await;
@@ -70,17 +77,103 @@ async fn a_report_about_an_attempt_that_the_worker_does_not_hold_is_refused() {
     assert_eq!(house.output(&run, "a", 0, false).await, b"");
 }
 
+/// Reports that no worker of ours sends, and what is said of the job that they fail.
+fn invalid_reports() -> Vec<(Option<Ended>, u64, &'static str)> {
+    let artifact = |path: &str| {
+        let sha256 = Digest::of(b"").to_string();
+        v1::ArtifactRef { path: path.to_owned(), size: 0, sha256 }
+    };
+    let left = |artifacts: Vec<v1::ArtifactRef>| {
+        Some(Ended::Succeeded(v1::Succeeded { artifacts, ..Default::default() }))
+    };
+    let failed_by = |cause| Some(Ended::Failed(v1::Failed { cause }));
+    let folder = "d".repeat(200);
+    let long = |number: u32| artifact(&format!("{folder}/{folder}/{folder}/{number}"));
+    let large = "x".repeat(100 * 1024);
+    let most = "x".repeat(4_000);
+    let outputs = [("a", &*most), ("b", &*most), ("c", &*most)];
+    let Ended::Succeeded(mut both) = succeeded_with(&outputs) else { unreachable!() };
+    both.artifacts = (0..75).map(long).collect();
+    vec![
+        (None, 0, "it does not say how the job ended"),
+        (failed_by(None), 0, "it names no cause of the failure"),
+        (failed_by(Some(Cause::ExitCode(0))), 0, "it names the exit code 0 for a failure"),
+        (left(vec![artifact("out/a\tb")]), 0, "holds control characters"),
+        (left(vec![artifact("../a")]), 0, "leads out of the folder"),
+        (left(vec![artifact("a"), artifact("a")]), 0, "is listed twice"),
+        (left(vec![v1::ArtifactRef { size: 1, ..artifact("a") }]), 0, "did not arrive"),
+        (left(vec![v1::ArtifactRef { sha256: "x".to_owned(), ..artifact("a") }]), 0, "digest"),
+        (left((0..11_000).map(|n| artifact(&n.to_string())).collect()), 0, "more than 1000"),
+        (Some(succeeded_with(&[("a", &large)])), 0, "the output `a` is too long"),
+        (Some(Ended::Succeeded(both)), 0, "bytes in an event that holds"),
+        (Some(succeeded()), 16, "it counts 16 bytes of output, of which 0 have arrived"),
+    ]
+}
+
 #[tokio::test]
-async fn a_report_without_an_end_is_refused() {
+async fn what_is_wrong_with_a_report_fails_its_job_and_nothing_else() {
+    let house = TestHouse::in_memory().await;
+    // One session for all of it.
+    let mut worker = house.worker("w", 2).await;
+    for (ended, output_bytes, why) in invalid_reports() {
+        let run = house.start(&file(ONE)).await;
+        let a = worker.take_job("a").await;
+        let of = a.of.expect("an attempt");
+
+        let report = v1::Report { of: Some(of.clone()), ran_ms: 5, ended, output_bytes };
+        worker.say(ToServer::Report(report)).await;
+        worker.until_recorded(&of).await;
+
+        assert_eq!(house.ended(&run).await, "failed", "{why}");
+        let reason = house.job(&run, "a").await.reason;
+        assert!(reason.contains(why), "{reason:?} instead of {why:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_part_fails_its_job_and_nothing_else() {
+    let house = TestHouse::in_memory().await;
+    let mut worker = house.worker("w", 2).await;
+    let parts: [(&str, usize, u64, &str); 5] = [
+        ("", 5, 9, "output with a hole in it"),
+        ("", 65_537, 0, "a part of 65537 bytes"),
+        ("a\tb", 5, 0, "the path of an artifact holds control characters"),
+        ("a", 5, 9, "output with a hole in it"),
+        ("a", 65_537, 0, "a part of 65537 bytes"),
+    ];
+    for (path, bytes, offset, why) in parts {
+        let run = house.start(&file(ONE)).await;
+        let a = worker.take_job("a").await;
+        let (of, content) = (a.of.clone(), vec![b'x'; bytes].into());
+        let path = path.to_owned();
+        worker
+            .say(if path.is_empty() {
+                ToServer::Output(v1::Output { of, offset, content })
+            } else {
+                ToServer::Artifact(v1::ArtifactPart { of, path, content, offset })
+            })
+            .await;
+        worker.report(&a, succeeded()).await;
+
+        assert_eq!(house.ended(&run).await, "failed", "{why}");
+        let reason = house.job(&run, "a").await.reason;
+        assert!(reason.contains(why), "{reason:?} instead of {why:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_with_a_part_that_was_refused_can_be_cancelled() {
     let house = TestHouse::in_memory().await;
     let run = house.start(&file(ONE)).await;
     let mut worker = house.worker("w", 1).await;
     let a = worker.take_job("a").await;
+    worker.print(&a, 9, b"late\n").await;
 
-    worker.say(ToServer::Report(v1::Report { of: a.of, ..Default::default() })).await;
+    house.cancel(&run).await.expect("it is running");
+    assert_eq!(Some(worker.cancelled_job().await), a.of);
+    worker.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
 
-    assert_eq!(code(&worker.refusal().await), "MESSAGE_INVALID");
-    assert_eq!(house.states(&run).await, "a running");
+    assert_eq!(house.ended(&run).await, "cancelled");
 }
 
 #[tokio::test]
