@@ -149,6 +149,10 @@ pub enum RunEvent {
         /// What the expression read, by path.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         inputs: BTreeMap<String, String>,
+        /// Length and digest of what the expression read and is too long to be repeated here. The
+        /// values themselves stand in the events of the jobs that wrote them.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        long_inputs: BTreeMap<String, Blob>,
     },
     /// Everything before a manual job has ended; a person must open it.
     GateReached {

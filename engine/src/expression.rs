@@ -12,6 +12,7 @@
 //! `--` first. Nor does it help where a program evaluates its argument once more, as `sh -c` and
 //! `ssh` do.
 
+mod inputs;
 mod path;
 mod shell;
 
@@ -21,11 +22,17 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, filters, tests
 
 use crate::ids::JobName;
 
+pub use inputs::Inputs;
 pub use path::Path;
 pub use shell::{Misplaced, misplaced, quoted};
 
 /// Longest expression, in bytes.
 pub const EXPRESSION_BYTES_MAX: usize = 4 * 1024;
+/// Most values that an `if` may read. Source: their digests, with the paths, must fit an event.
+pub const CONDITION_READS_MAX: usize = 100;
+/// Most bytes of a script, or of an environment, with all its values filled in. Source: it is sent
+/// to a worker in one message of 4 MiB, beside the names of files.
+pub const FILLED_BYTES_MAX: usize = 1024 * 1024;
 /// Most steps that one evaluation may take. Source: the longest expression compiles to fewer.
 const FUEL: u64 = 20_000;
 
@@ -177,6 +184,7 @@ pub fn check(expr: &str, known: &Known<'_>) -> Result<(), Vec<ExprError>> {
 pub fn check_condition(expr: &str, known: &Known<'_>) -> Result<(), Vec<ExprError>> {
     check(expr, known)?;
     let parsed = path::parse(expr).map_err(|error| vec![error])?;
+    too_many_reads(&parsed).map_err(|error| vec![error])?;
     let bare = parsed.references.first().filter(|first| expr.trim() == &expr[first.range.clone()]);
     match bare {
         Some(bare) => Err(vec![ExprError::syntax(bare.range.clone(), text_as_condition(expr))]),
@@ -252,21 +260,20 @@ pub fn template_reads(template: &str) -> Result<Vec<Path>, ExprError> {
     Ok(paths)
 }
 
+fn too_many_reads(parsed: &path::Parsed) -> Result<(), ExprError> {
+    let Some(surplus) = parsed.references.get(CONDITION_READS_MAX) else { return Ok(()) };
+    let message = format!("an `if` reads at most {CONDITION_READS_MAX} values");
+    Err(ExprError::syntax(surplus.range.clone(), message))
+}
+
 /// Whether the condition holds, and everything that it names with the value at this moment.
 ///
 /// The inputs are recorded with the answer, so that nobody ever has to evaluate it again.
-pub fn evaluate_condition(
-    expr: &str,
-    context: &Context,
-) -> Result<(bool, BTreeMap<String, String>), ExprError> {
+pub fn evaluate_condition(expr: &str, context: &Context) -> Result<(bool, Inputs), ExprError> {
     let parsed = path::parse(expr)?;
+    too_many_reads(&parsed)?;
     let value = evaluate(&parsed, context)?;
-    let mut inputs = BTreeMap::new();
-    for reference in &parsed.references {
-        if let Some(value) = context.value(&reference.path) {
-            inputs.insert(reference.path.to_string(), value.to_owned());
-        }
-    }
+    let inputs = Inputs::of(&parsed, context);
     match bool::try_from(value) {
         Ok(holds) => Ok((holds, inputs)),
         Err(_) => Err(ExprError::syntax(0..expr.len(), text_as_condition(expr))),
@@ -304,7 +311,20 @@ pub fn fill_env(
     env: &BTreeMap<String, String>,
     context: &Context,
 ) -> Result<BTreeMap<String, String>, ExprError> {
-    env.iter().map(|(name, value)| Ok((name.clone(), fill(value, context)?))).collect()
+    let mut left = FILLED_BYTES_MAX;
+    let mut filled = BTreeMap::new();
+    for (name, template) in env {
+        let value = fill(template, context)?;
+        // All of it goes into one message, so all of it is bounded, not each value alone.
+        let needed = name.len() + value.len();
+        left = left.checked_sub(needed).ok_or_else(|| too_large(0..template.len()))?;
+        filled.insert(name.clone(), value);
+    }
+    Ok(filled)
+}
+
+fn too_large(range: Range<usize>) -> ExprError {
+    ExprError::syntax(range, format!("with its values it has more than {FILLED_BYTES_MAX} bytes"))
 }
 
 /// The text with every `${{ }}` that reads nothing but the matrix filled in. All others stay, and
@@ -344,6 +364,11 @@ fn fill_with(
         let dressed = dress(&value);
         filled.push_str(&dressed.map_err(|why| ExprError::syntax(place.outer.clone(), why))?);
         done = place.outer.end;
+        // Asked at every step: thousands of placeholders of one long value would otherwise be
+        // gigabytes before anything is compared with the bound.
+        if filled.len() > FILLED_BYTES_MAX {
+            return Err(too_large(place.outer));
+        }
     }
     filled.push_str(&template[done..]);
     Ok(filled)
@@ -497,13 +522,42 @@ mod tests {
     }
 
     #[test]
+    fn a_condition_reads_a_bounded_number_of_values() {
+        let known = Known { need: &|name: &str| need(name), matrix: &[], env: None };
+        let reading = |count: usize| vec!["needs.copy.outcome != 'x'"; count].join(" or ");
+
+        assert!(check_condition(&reading(CONDITION_READS_MAX), &known).is_ok());
+        let errors = check_condition(&reading(CONDITION_READS_MAX + 1), &known).unwrap_err();
+        assert_eq!(errors[0].message, "an `if` reads at most 100 values");
+        let error = evaluate_condition(&reading(CONDITION_READS_MAX + 1), &context()).unwrap_err();
+        assert_eq!(error.message, "an `if` reads at most 100 values");
+    }
+
+    #[test]
+    fn what_is_filled_in_is_bounded_before_it_grows() {
+        let outputs = [("q".to_owned(), "'".repeat(4_000))].into();
+        let facts = NeedFacts { outcome: "succeeded".to_owned(), outputs };
+        let context = Context { needs: [("a".into(), facts)].into(), ..Context::default() };
+        let script = "echo ${{ needs.a.outputs.q }}\n".repeat(1_000);
+
+        let error = fill_shell(&script, &context).unwrap_err();
+        assert_eq!(error.message, "with its values it has more than 1048576 bytes");
+        let each = "${{ needs.a.outputs.q }}".repeat(200);
+        let env: BTreeMap<String, String> = [("A".to_owned(), each.clone())].into();
+        assert!(fill_env(&env, &context).is_ok());
+        let env: BTreeMap<String, String> =
+            ["A", "B"].map(|name| (name.to_owned(), each.clone())).into();
+        assert!(fill_env(&env, &context).is_err(), "all values together are bounded");
+    }
+
+    #[test]
     fn the_answer_comes_with_what_it_stands_on() {
         let expr = "needs.copy.outputs.rows|int > 1 or needs['odd: name (a, b)'].outcome == 'x'";
 
         let (holds, inputs) = evaluate_condition(expr, &context()).unwrap();
 
         assert!(holds);
-        let inputs: Vec<_> = inputs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let inputs: Vec<_> = inputs.values.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(
             inputs,
             [("needs.copy.outputs.rows", "12"), ("needs[\"odd: name (a, b)\"].outcome", "skipped"),]

@@ -257,6 +257,7 @@ mod tests {
             job: job(),
             holds,
             inputs: std::collections::BTreeMap::new(),
+            long_inputs: std::collections::BTreeMap::new(),
         };
         let imported = |result| RunEvent::JobImported {
             job: job(),

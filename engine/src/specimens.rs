@@ -42,6 +42,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             job: job(),
             holds: true,
             inputs: BTreeMap::from([(text("needs.check.outputs.rows"), text("12"))]),
+            long_inputs: BTreeMap::new(),
         },
         RunEvent::GateReached { job: job(), binds },
         RunEvent::GateApproved {

@@ -2,13 +2,17 @@
 //!
 //! Each answer is one event; the caller walks it and asks again, until nothing follows. The
 //! indexes of the agenda make each answer cost the same in a run of ten jobs or of a million.
+//!
+//! Every answer must fit a record, whatever jobs wrote and however long their names are. Nobody
+//! asked for it, so nobody can be refused: a consequence that cannot be written would undo the
+//! command that it follows from, every time that command is given.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::{Phase, Run};
 use crate::{
     event::{FailureCause, RunEvent, RunOutcome, SkipCause},
-    expression::{Context, ExprError, NeedFacts, evaluate_condition, fill_env},
+    expression::{Context, ExprError, Inputs, NeedFacts, evaluate_condition, fill_env},
     job::JobState,
 };
 
@@ -57,9 +61,12 @@ impl Run {
                     .filled_context(job)
                     .and_then(|(context, _)| evaluate_condition(condition, &context));
                 match decided {
-                    Ok((holds, inputs)) => {
-                        RunEvent::ConditionEvaluated { job: name, holds, inputs }
-                    }
+                    Ok((holds, Inputs { values, long })) => RunEvent::ConditionEvaluated {
+                        job: name,
+                        holds,
+                        inputs: values,
+                        long_inputs: long,
+                    },
                     Err(error) => RunEvent::JobFailed {
                         job: name,
                         attempt: job.attempt,
