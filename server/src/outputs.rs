@@ -18,6 +18,15 @@ use crate::runs::locked;
 /// less; this bounds a worker that does not.
 pub(crate) const BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// The part of an attempt that is what it printed.
+const OUTPUT: &str = "output";
+
+/// The part of an attempt that is the artifact at `path`. No artifact is named like [`OUTPUT`]
+/// here: one at the path `output` would take the place of what the job printed.
+fn artifact_part(path: &str) -> String {
+    format!("artifact {path}")
+}
+
 /// One attempt of one job of one run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
@@ -86,13 +95,13 @@ impl Outputs {
 
     /// How much of an attempt's output is there.
     pub(crate) fn length(&self, key: &Key) -> u64 {
-        fs::metadata(self.path(key, "output")).map_or(0, |found| found.len())
+        fs::metadata(self.path(key, OUTPUT)).map_or(0, |found| found.len())
     }
 
     /// Takes in `content`, whose first byte is number `offset` of the output. What is there
     /// already is passed over, so that a worker may say it again.
     pub(crate) fn write(&self, key: &Key, offset: u64, content: &[u8]) -> io::Result<()> {
-        self.append(key, "output", offset, content)?;
+        self.append(key, OUTPUT, offset, content)?;
         if let Some(growing) = locked(&self.growing).get(key) {
             growing.send_replace(self.length(key));
         }
@@ -108,13 +117,14 @@ impl Outputs {
         offset: u64,
         content: &[u8],
     ) -> io::Result<()> {
+        let part = &artifact_part(path);
         if offset == 0 {
-            match fs::remove_file(self.path(key, path)) {
+            match fs::remove_file(self.path(key, part)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        self.append(key, path, offset, content)
+        self.append(key, part, offset, content)
     }
 
     fn append(&self, key: &Key, part: &str, offset: u64, content: &[u8]) -> io::Result<()> {
@@ -144,12 +154,12 @@ impl Outputs {
 
     /// Keeps an attempt's output for good. Blocks; durable when it returns.
     pub(crate) fn keep(&self, key: &Key) -> Result<Option<Blob>, StoreError> {
-        self.keep_part(key, "output")
+        self.keep_part(key, OUTPUT)
     }
 
     /// Keeps a file that an attempt left behind.
     pub(crate) fn keep_artifact(&self, key: &Key, path: &str) -> Result<Option<Blob>, StoreError> {
-        self.keep_part(key, path)
+        self.keep_part(key, &artifact_part(path))
     }
 
     fn keep_part(&self, key: &Key, part: &str) -> Result<Option<Blob>, StoreError> {
@@ -164,15 +174,15 @@ impl Outputs {
     /// Removes what an attempt had growing; its events now name the blobs.
     pub(crate) fn forget<'a>(&self, key: &Key, artifacts: impl Iterator<Item = &'a str>) {
         locked(&self.growing).remove(key);
-        for part in std::iter::once("output").chain(artifacts) {
+        for part in std::iter::once(OUTPUT.to_owned()).chain(artifacts.map(artifact_part)) {
             // A leftover costs space and nothing else.
-            drop(fs::remove_file(self.path(key, part)));
+            drop(fs::remove_file(self.path(key, &part)));
         }
     }
 
     /// At most 64 KiB of a growing output after byte `offset`.
     pub(crate) fn read(&self, key: &Key, offset: u64) -> io::Result<Vec<u8>> {
-        let mut file = match File::open(self.path(key, "output")) {
+        let mut file = match File::open(self.path(key, OUTPUT)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             opened => opened?,
         };
@@ -218,5 +228,21 @@ mod tests {
         assert_eq!(locked(&outputs.growing).len(), 1, "that was of the one before");
         drop(later);
         assert_eq!(locked(&outputs.growing).len(), 0);
+    }
+
+    #[test]
+    fn an_artifact_of_any_path_leaves_the_output_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let outputs = Outputs::new(folder.path().join("spool"), blobs);
+        let key = Key { run: "r".into(), job: "j".into(), attempt: Attempt::FIRST };
+        outputs.write(&key, 0, b"1 o printed\n").unwrap();
+
+        outputs.write_artifact(&key, "output", 0, b"left behind").unwrap();
+
+        assert_eq!(outputs.keep(&key).unwrap(), Some(Blob::of(b"1 o printed\n")));
+        assert_eq!(outputs.keep_artifact(&key, "output").unwrap(), Some(Blob::of(b"left behind")));
+        outputs.forget(&key, std::iter::once("output"));
+        assert_eq!(fs::read_dir(folder.path().join("spool/r")).unwrap().count(), 0);
     }
 }
