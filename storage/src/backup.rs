@@ -26,9 +26,11 @@ use crate::{
     AppendError, Appended, Blobs, EventStore, RECORD_BYTES_MAX, StoreError,
     durable_fs::parent_of,
     error::{BackupDamage, Damage, UrlFault},
-    home::sync_directory,
+    log::record::{
+        CHAIN_START, FRAME_FIXED_BYTES, NewRecord, Position, RunningHash, Version, frame_at,
+    },
     open::{Opened, Place, open, place_of},
-    record::{CHAIN_START, FRAME_FIXED_BYTES, NewRecord, Position, RunningHash, Version, frame_at},
+    store_dir::sync_directory,
     unfinished,
 };
 

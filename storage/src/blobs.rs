@@ -17,9 +17,9 @@ use tempfile::NamedTempFile;
 
 use crate::{
     READ_BYTES_MAX, StoreError,
-    home::{create_directory, sync_directory},
+    disk_space::Room,
     recent::Recent,
-    room::Room,
+    store_dir::{create_directory, sync_directory},
 };
 
 /// Name prefix of blobs that are still being written.

@@ -5,8 +5,8 @@
 use std::{error::Error, fmt, path::PathBuf, sync::Arc};
 
 use crate::{
-    record::{Position, Version},
-    room::Full,
+    disk_space::Full,
+    log::record::{Position, Version},
 };
 
 /// What an error of a backend or of the system was caused by.

@@ -8,28 +8,18 @@
 
 mod backup;
 mod blobs;
-mod block;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+mod disk_space;
 pub mod durable_fs;
 mod error;
-mod fjall;
-mod group_commit;
-mod home;
-mod index;
-mod mark;
+mod kv;
+mod log;
 mod memory;
 mod open;
-mod quiet;
-mod reader;
 mod recent;
-mod record;
-mod room;
-mod shelf;
-mod sled;
+mod store_dir;
 mod unfinished;
-mod verify;
-mod writer;
 
 use std::fmt::Debug;
 
@@ -39,13 +29,15 @@ use tokio::sync::watch;
 pub use crate::{
     backup::{BackedUp, backup, restore},
     blobs::{BlobReader, BlobRef, Blobs, UnfinishedBlob},
+    disk_space::{Full, ROOM_BYTES_MIN, Room},
     error::{AppendError, BackupDamage, Damage, StoreError, UrlFault},
-    home::Home,
+    log::{
+        record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
+        verify::{Verified, verify},
+    },
     memory::MemoryStore,
     open::{Opened, open, open_existing},
-    record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
-    room::{Full, ROOM_BYTES_MIN, Room},
-    verify::{Verified, verify},
+    store_dir::Home,
 };
 
 /// Longest payload of one record, in bytes.

@@ -10,8 +10,11 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     AppendError, Appended, EventStore, READ_BYTES_MAX, StoreError,
-    group_commit::{Guard, size_within_bounds},
-    record::{CHAIN_START, NewRecord, Position, Record, Version},
+    log::{
+        Guard,
+        record::{CHAIN_START, NewRecord, Position, Record, Version},
+        size_within_bounds,
+    },
 };
 
 /// A log that is gone with the process. "Durable" means nothing here but "appended".

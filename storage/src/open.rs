@@ -9,16 +9,14 @@ use std::{
 };
 
 use crate::{
-    EventStore, durable_fs,
+    EventStore,
+    disk_space::{OPEN_BYTES_MIN, ROOM_BYTES_MIN, Room},
+    durable_fs,
     error::{StoreError, UrlFault},
-    fjall::FjallShelf,
-    group_commit::Log,
-    home::{Home, create_directory, sync_directory},
-    mark::Mark,
+    kv::{Shelf, fjall::FjallShelf, sled::SledShelf},
+    log::{Log, high_water::Mark},
     memory::MemoryStore,
-    room::{OPEN_BYTES_MIN, ROOM_BYTES_MIN, Room},
-    shelf::Shelf,
-    sled::SledShelf,
+    store_dir::{Home, create_directory, sync_directory},
 };
 
 /// An open store and the directory around it.
@@ -114,7 +112,7 @@ fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
     }
     let shelf = backend.shelf(&directory).map_err(|error| full_if_so(error, &home.room()))?;
     sync_directory(&directory)?;
-    let store = Log::open(shelf, home.mark(), home.room(), home.owner())?;
+    let store = Log::open(shelf, &home.mark(), home.room(), home.owner())?;
     Ok(Opened { store: Arc::new(store), home })
 }
 

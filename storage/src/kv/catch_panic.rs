@@ -9,7 +9,7 @@ use std::{
     sync::Once,
 };
 
-use crate::shelf::ShelfError;
+use super::ShelfError;
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };

@@ -9,10 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    error::Damage,
-    record::{Place, Position, Record, RunningHash, chain, frame_at, frame_into},
-};
+use super::record::{Place, Position, Record, RunningHash, chain, frame_at, frame_into};
+use crate::error::Damage;
 
 /// Body size after which a block takes no further record.
 ///
@@ -236,8 +234,8 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::CHAIN_START;
     use super::*;
-    use crate::record::CHAIN_START;
 
     fn value() -> Bytes {
         let mut filling = Filling::after(&Tail { position: 0, hash: CHAIN_START });

@@ -3,12 +3,16 @@
 //! Private. The promise of the crate is [`crate::EventStore`]; this is only the part of it in which
 //! sled and fjall differ.
 
+pub(crate) mod catch_panic;
+pub(crate) mod fjall;
+pub(crate) mod sled;
+
 use std::{fmt::Debug, io::ErrorKind, ops::RangeInclusive, sync::Arc};
 
 use bytes::Bytes;
 
 use crate::error::{Cause, Damage, StoreError};
-use crate::record::Position;
+use crate::log::record::Position;
 
 /// A key and its value.
 pub(crate) type Entry = (Vec<u8>, Vec<u8>);

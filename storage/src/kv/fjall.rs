@@ -5,11 +5,8 @@ use std::{ops::RangeInclusive, path::Path, sync::Arc};
 use bytes::Bytes;
 use fjall::{Database, Error, Keyspace, KeyspaceCreateOptions, KvPair, LsmError, PersistMode};
 
-use crate::{
-    error::StoreError,
-    quiet::quietly,
-    shelf::{Entry, Found, Shelf, ShelfError},
-};
+use super::{Entry, Found, Shelf, ShelfError, catch_panic::quietly};
+use crate::error::StoreError;
 
 /// Bytes of table blocks fjall keeps in memory.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;

@@ -5,17 +5,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{
-    AppendError, Appended,
+use super::{
     block::{Filling, Tail},
-    error::StoreError,
+    high_water::Mark,
     index::{Run, block_key, cost_of, entry_of, stream_key},
-    mark::Mark,
     reader::Reader,
-    recent::Recent,
     record::{NewRecord, Position, Version},
-    shelf::Entry,
 };
+use crate::{AppendError, Appended, error::StoreError, kv::Entry, recent::Recent};
 
 /// Stream ends that one generation of the cache keeps; others are looked up in the index.
 const HEADS_MAX: usize = 32 * 1024;

@@ -22,12 +22,11 @@ use std::{
 use bytes::Bytes;
 use sled::{Batch, Config, Db, Error, IVec};
 
-use crate::{
-    error::StoreError,
-    home::sync_directory,
-    quiet::{drop_quietly, quietly},
-    shelf::{Entry, Found, Shelf, ShelfError},
+use super::{
+    Entry, Found, Shelf, ShelfError,
+    catch_panic::{drop_quietly, quietly},
 };
+use crate::{error::StoreError, store_dir::sync_directory};
 
 /// sled splits a leaf after sixteen keys, so a page holds at most seventeen values of at most
 /// 65 KiB, the largest record and its names. Two MiB, a quarter of this, hold them.

@@ -23,7 +23,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-use crate::{blobs::remove_unfinished, durable_fs, error::StoreError, room::Room};
+use crate::{blobs::remove_unfinished, disk_space::Room, durable_fs, error::StoreError};
 
 /// What the `format` file says before the name of the backend.
 const FORMAT: &str = "towpath store 2 ";

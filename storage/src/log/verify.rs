@@ -2,11 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{
-    EventStore, StoreError,
-    error::Damage,
-    record::{CHAIN_START, Position, Record, RunningHash, Version},
-};
+use super::record::{CHAIN_START, Position, Record, RunningHash, Version};
+use crate::{EventStore, StoreError, error::Damage};
 
 /// Records fetched at once.
 const PAGE_MAX: usize = 4096;

@@ -23,11 +23,11 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use super::block::Tail;
 use crate::{
-    block::Tail,
     durable_fs,
     error::{Damage, StoreError},
-    home::FILE_MODE,
+    store_dir::FILE_MODE,
 };
 
 /// Commits between two syncs of the mark.

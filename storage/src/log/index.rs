@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::record::{Position, Version};
+use super::record::{Position, Version};
 
 /// Runs of one stream that are written as one index entry.
 pub(crate) const RUNS_MAX: usize = 32;

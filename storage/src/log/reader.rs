@@ -5,14 +5,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::{
+    block::Block,
+    index::{Run, Trail, block_key, position_of, runs_of, stream_key},
+    record::{Position, Record, Version},
+};
 use crate::{
     READ_BYTES_MAX,
-    block::Block,
     error::{Damage, StoreError},
-    index::{Run, Trail, block_key, position_of, runs_of, stream_key},
+    kv::Shelf,
     recent::Recent,
-    record::{Position, Record, Version},
-    shelf::Shelf,
 };
 
 /// Bytes of verified blocks that one generation of the cache keeps.

@@ -1,0 +1,136 @@
+//! The handle of an open log: it queues appends, reads beside the writer, and closes.
+
+use std::{
+    fmt::Debug,
+    path::Path,
+    sync::Arc,
+    thread::{Builder, JoinHandle},
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use tokio::sync::watch;
+
+use super::{
+    block::Tail,
+    high_water::Mark,
+    queue::Shared,
+    reader::Reader,
+    record::{CHAIN_START, NewRecord, Position, Record, Version},
+    recovery::{check, recover_trail},
+    writer::Writer,
+};
+use crate::{AppendError, Appended, EventStore, StoreError, disk_space::Room, kv::Shelf};
+
+/// What must outlive the files of a store: the lock of its owner.
+pub(crate) type Guard = Arc<dyn Debug + Send + Sync>;
+
+/// A durable log.
+#[derive(Debug)]
+pub(crate) struct Log {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Log {
+    /// Opens the log on `shelf`, if it is what the mark at `mark` remembers.
+    pub(crate) fn open(
+        shelf: Arc<dyn Shelf>,
+        mark: &Path,
+        room: Room,
+        guard: Guard,
+    ) -> Result<Self, StoreError> {
+        let remembered = Mark::read(mark)?;
+        let reader = Arc::new(Reader::new(shelf));
+        let last = reader.last_block()?;
+        let empty = Tail { position: 0, hash: CHAIN_START };
+        let tail = last.as_ref().map_or(empty, |block| block.tail());
+        if let Some(remembered) = remembered {
+            check(&reader, &remembered, &tail)?;
+        }
+        if let Some(last) = last {
+            recover_trail(&reader, &last)?;
+        }
+        let mark = Mark::open(mark, &tail)?;
+        let writer = Writer::new(Arc::clone(&reader), tail, mark);
+        let shared = Arc::new(Shared::new(reader, tail.position, room, guard));
+        let thread = Builder::new().name("tow-log".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.write(writer)
+        });
+        let thread = thread.map_err(StoreError::while_doing("starting the writer"))?;
+        Ok(Self { shared, writer: Some(thread) })
+    }
+
+    fn reading(
+        &self,
+        read: impl FnOnce(&Shared) -> Result<Vec<Record>, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        let shared = Arc::clone(&self.shared);
+        let read = move || {
+            shared.check_running()?;
+            read(&shared)
+        };
+        async move {
+            // The disk may be slow, and a runtime has few threads.
+            match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => runtime
+                    .spawn_blocking(read)
+                    .await
+                    .map_err(StoreError::while_doing("waiting for a read"))?,
+                Err(_no_runtime) => read(),
+            }
+        }
+        .boxed()
+    }
+}
+
+impl EventStore for Log {
+    fn append(
+        &self,
+        stream: &str,
+        expected: Version,
+        records: Vec<NewRecord>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        match self.shared.enqueue(stream, expected, records) {
+            Ok(reply) => async {
+                let gone = |_| Err(AppendError::Store(StoreError::Closed));
+                reply.await.unwrap_or_else(gone)
+            }
+            .boxed(),
+            Err(error) => std::future::ready(Err(error)).boxed(),
+        }
+    }
+
+    fn read(
+        &self,
+        stream: &str,
+        after: Version,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        let stream = stream.to_owned();
+        self.reading(move |shared| shared.reader().read(&stream, after, limit))
+    }
+
+    fn read_all(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        self.reading(move |shared| shared.reader().read_all(after, limit, shared.tail()))
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.shared.watch()
+    }
+}
+
+impl Drop for Log {
+    /// Writes what waits, then closes.
+    fn drop(&mut self) {
+        self.shared.close();
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has reported it, and its appends were answered.
+            let _ = writer.join();
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The queue of a log, and its one writer thread.
+//!
+//! The writer takes whatever waits as one commit; there is no timer. While it is at the disk the
+//! next commit gathers, so the price of a sync is shared by as many clients as there are. An append
+//! is answered, and the tail moves, only after the shelf said that the commit is durable. After a
+//! commit that failed the store stops for good: a failed sync may have lost what a second one would
+//! claim to have written. A disk that is nearly full is therefore not written to at all.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::yield_now,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    Guard,
+    reader::Reader,
+    record::{NewRecord, Position, Version},
+    writer::{Draft, Verdict, Writer},
+};
+use crate::{
+    APPEND_BYTES_MAX, AppendError, KIND_BYTES_MAX, QUEUE_BYTES_MAX, RECORD_BYTES_MAX,
+    STREAM_BYTES_MAX, StoreError, disk_space::Room,
+};
+
+/// Bytes after which a commit takes no further append: what a reader of the tail may have to wait.
+const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long the writer stays awake after a commit.
+const LINGER: Duration = Duration::from_micros(100);
+
+/// What the handle, the writer thread and reads that are under way share. The guard goes last.
+#[derive(Debug)]
+pub(super) struct Shared {
+    reader: Arc<Reader>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    tail: watch::Sender<Position>,
+    room: Room,
+    _guard: Guard,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    closing: bool,
+    stopped: Option<StoreError>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    draft: Draft,
+    bytes: usize,
+    reply: oneshot::Sender<Verdict>,
+}
+
+impl Shared {
+    /// An empty queue behind a log that ends at `tail`.
+    pub(super) fn new(reader: Arc<Reader>, tail: Position, room: Room, guard: Guard) -> Self {
+        Self {
+            reader,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            tail: watch::Sender::new(tail),
+            room,
+            _guard: guard,
+        }
+    }
+
+    /// What reads go through.
+    pub(super) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Newest position that is durable.
+    pub(super) fn tail(&self) -> Position {
+        *self.tail.borrow()
+    }
+
+    /// The newest durable position, whenever it moves.
+    pub(super) fn watch(&self) -> watch::Receiver<Position> {
+        self.tail.subscribe()
+    }
+
+    /// Refuses once the store has stopped.
+    pub(super) fn check_running(&self) -> Result<(), StoreError> {
+        self.queue().stopped.clone().map_or(Ok(()), Err)
+    }
+
+    /// Lets the writer end once everything that waits is written.
+    pub(super) fn close(&self) {
+        self.queue().closing = true;
+        self.wake.notify_one();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn enqueue(
+        &self,
+        stream: &str,
+        expected: Version,
+        records: Vec<NewRecord>,
+    ) -> Result<oneshot::Receiver<Verdict>, AppendError> {
+        let bytes = size_within_bounds(stream, &records)?;
+        let (reply, receiver) = oneshot::channel();
+        let draft = Draft { stream: stream.into(), expected, records };
+        let mut queue = self.queue();
+        if let Some(stopped) = &queue.stopped {
+            return Err(AppendError::Store(stopped.clone()));
+        }
+        if queue.bytes + bytes > QUEUE_BYTES_MAX {
+            return Err(AppendError::Busy { bytes: queue.bytes, bytes_max: QUEUE_BYTES_MAX });
+        }
+        queue.bytes += bytes;
+        queue.waiting.push_back(Waiting { draft, bytes, reply });
+        drop(queue);
+        self.wake.notify_one();
+        Ok(receiver)
+    }
+
+    /// The life of the writer thread.
+    pub(super) fn write(&self, mut writer: Writer) {
+        let _stop = StopOnExit(self);
+        while let Some((drafts, replies)) = self.take() {
+            if let Err(full) = self.room.check(0) {
+                for reply in replies {
+                    let _ = reply.send(Err(full.into()));
+                }
+                continue;
+            }
+            match writer.commit(drafts) {
+                Ok(verdicts) => {
+                    self.advance(writer.position());
+                    for (reply, verdict) in replies.into_iter().zip(verdicts) {
+                        // Who no longer waits does not need the answer.
+                        let _ = reply.send(verdict);
+                    }
+                    self.linger();
+                }
+                Err(cause) => {
+                    let stopped = StoreError::Stopped { cause: Arc::new(cause) };
+                    self.stop(&stopped, replies);
+                    return;
+                }
+            }
+        }
+        if let Err(cause) = writer.close() {
+            self.stop(&StoreError::Stopped { cause: Arc::new(cause) }, Vec::new());
+        }
+    }
+
+    /// Stays awake for a moment, because whoever was just answered often asks again: waking a
+    /// thread takes longer than that, and a lone client would pay it with every append.
+    fn linger(&self) {
+        let since = Instant::now();
+        while since.elapsed() < LINGER {
+            let queue = self.queue();
+            if !queue.waiting.is_empty() || queue.closing {
+                return;
+            }
+            drop(queue);
+            yield_now();
+        }
+    }
+
+    /// Everything that waits, up to the bound of a commit; waits for it. `None` at the end.
+    fn take(&self) -> Option<(Vec<Draft>, Vec<oneshot::Sender<Verdict>>)> {
+        let mut queue = self.queue();
+        while queue.waiting.is_empty() {
+            if queue.closing {
+                return None;
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        let (mut drafts, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(next) = queue.waiting.front() {
+            if bytes > 0 && bytes + next.bytes > COMMIT_BYTES_MAX {
+                break;
+            }
+            bytes += next.bytes;
+            if let Some(Waiting { draft, reply, .. }) = queue.waiting.pop_front() {
+                drafts.push(draft);
+                replies.push(reply);
+            }
+        }
+        queue.bytes -= bytes;
+        Some((drafts, replies))
+    }
+
+    fn advance(&self, position: Position) {
+        self.tail.send_if_modified(|tail| {
+            let moved = *tail < position;
+            *tail = position;
+            moved
+        });
+    }
+
+    /// Refuses everything from now on, and answers who waits.
+    fn stop(&self, error: &StoreError, replies: Vec<oneshot::Sender<Verdict>>) {
+        let waiting = {
+            let mut queue = self.queue();
+            queue.stopped.get_or_insert_with(|| error.clone());
+            queue.bytes = 0;
+            std::mem::take(&mut queue.waiting)
+        };
+        for reply in replies.into_iter().chain(waiting.into_iter().map(|waiting| waiting.reply)) {
+            let _ = reply.send(Err(AppendError::Store(error.clone())));
+        }
+    }
+}
+
+/// Answers who still waits when the writer ends, however it ends.
+struct StopOnExit<'a>(&'a Shared);
+
+impl Drop for StopOnExit<'_> {
+    fn drop(&mut self) {
+        self.0.stop(&StoreError::Closed, Vec::new());
+    }
+}
+
+/// The bytes of an append, when every part of it is within its bound.
+pub(crate) fn size_within_bounds(
+    stream: &str,
+    records: &[NewRecord],
+) -> Result<usize, AppendError> {
+    let within = |what, bytes: usize, bytes_max: usize| {
+        let large = AppendError::TooLarge { what, bytes, bytes_max };
+        if bytes <= bytes_max { Ok(()) } else { Err(large) }
+    };
+    if records.is_empty() {
+        return Err(AppendError::Empty);
+    }
+    within("stream name", stream.len(), STREAM_BYTES_MAX)?;
+    for record in records {
+        within("record", record.bytes.len(), RECORD_BYTES_MAX)?;
+        within("kind", record.kind.len(), KIND_BYTES_MAX)?;
+    }
+    let bytes = records.iter().map(|record| record.frame_bytes(stream)).sum();
+    within("append", bytes, APPEND_BYTES_MAX)?;
+    Ok(bytes)
+}
