@@ -33,7 +33,7 @@ pub enum CommandError {
         count: usize,
     },
     /// More waits to be written than may wait.
-    #[error("more waits to be written than may wait")]
+    #[error("the write queue of the store is full")]
     StoreBusy,
     /// The command means more events than one append may hold.
     #[error("too much at once: {what}")]

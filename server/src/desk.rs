@@ -14,7 +14,7 @@ use towpath_engine::{
     run::Busy,
     time::Timestamp,
 };
-use towpath_storage::{MemoryStore, Room};
+use towpath_storage::{DiskSpace, MemoryStore};
 
 use crate::{
     SetClock,
@@ -37,7 +37,7 @@ impl Desk {
             Arc::<MemoryStore>::clone(&store),
             clock,
             PathBuf::new(),
-            Room::around(Path::new("/")),
+            DiskSpace::of(Path::new("/")),
             RunList::default(),
         );
         Self { store, runs: Arc::new(runs) }

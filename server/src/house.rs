@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
-use towpath_storage::{Blobs, Home, Opened, StoreError, open};
+use towpath_storage::{Blobs, Opened, StoreDir, StoreError, open};
 
 use crate::{
     Clock, CommandError, LEASE_MS,
@@ -56,7 +56,7 @@ struct Inner {
     cut: CancellationToken,
     tasks: TaskTracker,
     /// Last, so that the owner's lock outlives everything that writes.
-    home: Home,
+    dir: StoreDir,
 }
 
 /// How long connections may take to end when a house closes.
@@ -70,7 +70,7 @@ pub(crate) async fn open_store(
     let url = url.to_owned();
     let opened = tokio::task::spawn_blocking(move || {
         let opened = open(&url)?;
-        let blobs = Blobs::open(&opened.home.blobs())?;
+        let blobs = Blobs::open(&opened.dir.blobs())?;
         Ok((opened, blobs))
     });
     opened.await.map_err(|_| StoreError::Closed)?
@@ -91,13 +91,13 @@ impl House {
         lease_ms: u64,
     ) -> Result<Self, OpenError> {
         let (opened, blobs) = open_store(url, open).await?;
-        let snapshots = opened.home.snapshots();
+        let snapshots = opened.dir.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
-        let mut runs = Runs::new(opened.store, clock, snapshots, opened.home.room(), list);
-        runs.fence_base = opened.home.fence_base();
+        let mut runs = Runs::new(opened.store, clock, snapshots, opened.dir.disk_space(), list);
+        runs.fence_base = opened.dir.fence_base();
         let runs = Arc::new(runs);
         let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs), lease_ms));
-        let outputs = Outputs::new(opened.home.spool(), blobs);
+        let outputs = Outputs::new(opened.dir.spool(), blobs);
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
@@ -109,10 +109,10 @@ impl House {
             dispatch.miss(loaded.run.leased());
         }
         let url = url.to_owned();
-        let home = opened.home;
+        let dir = opened.dir;
         let snapshot_reads = SnapshotReads::default();
         let inner =
-            Inner { url, runs, dispatch, outputs, snapshot_reads, health, stop, cut, tasks, home };
+            Inner { url, runs, dispatch, outputs, snapshot_reads, health, stop, cut, tasks, dir };
         let house = Self { inner: Arc::new(inner) };
         house.set_health(true).await;
         Ok(house)
@@ -144,7 +144,7 @@ impl House {
 
     /// The store's own folder.
     pub fn folder(&self) -> PathBuf {
-        self.inner.home.path().to_owned()
+        self.inner.dir.path().to_owned()
     }
 
     /// Cancelled when the store takes nothing any more, because a commit failed.
@@ -154,7 +154,7 @@ impl House {
 
     /// Where other programs of this machine reach the server.
     pub fn socket(&self) -> PathBuf {
-        self.inner.home.socket()
+        self.inner.dir.socket()
     }
 
     pub(crate) fn url(&self) -> &str {

@@ -129,7 +129,7 @@ impl Outputs {
 
     fn append(&self, key: &Key, part: &str, offset: u64, content: &[u8]) -> io::Result<()> {
         self.blobs
-            .room()
+            .disk_space()
             .check(0)
             .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
         let path = self.path(key, part);

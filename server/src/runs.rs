@@ -21,7 +21,8 @@ use towpath_engine::{
     time::Timestamp,
 };
 use towpath_storage::{
-    AppendError, EventStore, Full, NewRecord, Position, ROOM_BYTES_MIN, Room, StoreError, Version,
+    AppendError, DiskFull, DiskSpace, EventStore, FREE_BYTES_MIN, NewRecord, Position, StoreError,
+    Version,
 };
 use tracing::Instrument as _;
 
@@ -41,7 +42,7 @@ const TRIES_MAX: usize = 8;
 /// A snapshot is written when a run has grown by this many events since the last.
 const SNAPSHOT_EVERY: Version = 20_000;
 /// Bytes that are to be free, beyond what the store keeps free, for anything new to begin.
-const NEW_WORK_BYTES_MIN: u64 = ROOM_BYTES_MIN;
+const NEW_WORK_BYTES_MIN: u64 = FREE_BYTES_MIN;
 
 /// A run in memory.
 #[derive(Debug)]
@@ -94,8 +95,8 @@ pub(crate) struct Runs {
     pub(crate) cells: SyncMutex<RunCells>,
     pub(crate) list: SyncMutex<RunList>,
     pub(crate) locks: Locks,
-    /// The room on the store's disk.
-    room: Room,
+    /// The space on the store's disk.
+    disk_space: DiskSpace,
     /// What is added to the position of a lease to get its fence.
     pub(crate) fence_base: u64,
     /// Set when the store takes nothing any more: only opening it anew helps.
@@ -132,7 +133,7 @@ impl Runs {
         store: Arc<dyn EventStore>,
         clock: Arc<dyn Clock>,
         snapshots: PathBuf,
-        room: Room,
+        disk_space: DiskSpace,
         list: RunList,
     ) -> Self {
         let log_clock = SyncMutex::new(LogClock::new(list.newest_at(), clock.elapsed()));
@@ -143,7 +144,7 @@ impl Runs {
             cells: SyncMutex::default(),
             list: SyncMutex::new(list),
             locks: Locks::default(),
-            room,
+            disk_space,
             fence_base: 0,
             stopped: CancellationToken::new(),
             due: SyncMutex::default(),
@@ -406,13 +407,13 @@ impl Runs {
     }
 
     /// New work needs more room than the end of what has begun.
-    fn room_for(&self, command: &Command) -> Result<(), Full> {
+    fn room_for(&self, command: &Command) -> Result<(), DiskFull> {
         match command {
             Command::Create(_)
             | Command::Import(_)
             | Command::Lease(_)
             | Command::Resume(_)
-            | Command::Retry(_) => self.room.check(NEW_WORK_BYTES_MIN),
+            | Command::Retry(_) => self.disk_space.check(NEW_WORK_BYTES_MIN),
             Command::Approve(_)
             | Command::Reject(_)
             | Command::Cancel(_)

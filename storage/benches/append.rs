@@ -140,7 +140,7 @@ async fn replays(url: &str) {
         let count = f64::from(u32::try_from(count).expect("few"));
         println!("{what:8} {:>9.0}", count / since.elapsed().as_secs_f64());
     };
-    let bytes = bytes_in(opened.home.path());
+    let bytes = bytes_in(opened.dir.path());
     println!("disk     {:>9} bytes per record", bytes / REPLAY_RECORDS);
     let (since, mut position) = (Instant::now(), 0);
     loop {

@@ -173,7 +173,7 @@ pub async fn restore(
     let mut opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
     let restored = fill(&opened, &mut source, &mut progress).await?;
     // The store that was backed up went on: the positions after these were given out before.
-    opened.home.raise_fence_base(backend.name())?;
+    opened.dir.raise_fence_base(backend.name())?;
     drop(opened);
     fs::rename(unfinished.path(), &target).map_err(|error| {
         let in_the_way =
@@ -202,7 +202,7 @@ async fn fill(
     source: &mut Source,
     progress: &mut impl FnMut(u64),
 ) -> Result<BackedUp, StoreError> {
-    let blobs = Blobs::open(&opened.home.blobs())?;
+    let blobs = Blobs::open(&opened.dir.blobs())?;
     let mut appends = Appends { store: opened, gathered: None, waiting: VecDeque::new(), next: 1 };
     let mut found = 0;
     loop {
@@ -475,7 +475,7 @@ mod tests {
             let records = (0..5).map(|m| fact(&format!("{n}-{m}"))).collect();
             opened.store.append(&format!("run/{}", n % 4), n / 4 * 5, records).await.unwrap();
         }
-        let blobs = Blobs::open(&opened.home.blobs()).unwrap();
+        let blobs = Blobs::open(&opened.dir.blobs()).unwrap();
         blobs.put(b"").unwrap();
         blobs.put(b"a plan").unwrap();
         blobs.put(&vec![7; 300_000]).unwrap();
@@ -484,7 +484,7 @@ mod tests {
 
     async fn backed_up(dir: &Path) -> (PathBuf, Opened, BackedUp) {
         let opened = filled("memory:").await;
-        let blobs = Blobs::open(&opened.home.blobs()).unwrap();
+        let blobs = Blobs::open(&opened.dir.blobs()).unwrap();
         let out = dir.join("backup");
         let done = backup(opened.store.as_ref(), &blobs, &out, |_| {}).await.unwrap();
         (out, opened, done)
@@ -504,11 +504,11 @@ mod tests {
             assert_eq!(moved, done.bytes);
 
             let restored = open(&url).unwrap();
-            assert!(restored.home.fence_base() > done.records, "old fences do not come again");
+            assert!(restored.dir.fence_base() > done.records, "old fences do not come again");
             let all = restored.store.read_all(0, 1000).await.unwrap();
             assert_eq!(all, opened.store.read_all(0, 1000).await.unwrap());
             assert_eq!(verify(restored.store.as_ref(), |_| {}).await.unwrap().hash, done.hash);
-            let blobs = Blobs::open(&restored.home.blobs()).unwrap();
+            let blobs = Blobs::open(&restored.dir.blobs()).unwrap();
             for blob in blobs.list().unwrap() {
                 blobs.verify(&blob.sha256).unwrap();
             }
@@ -520,7 +520,7 @@ mod tests {
     async fn a_backup_overwrites_nothing_and_neither_does_a_restore() {
         let dir = tempfile::tempdir().unwrap();
         let (out, opened, _) = backed_up(dir.path()).await;
-        let blobs = Blobs::open(&opened.home.blobs()).unwrap();
+        let blobs = Blobs::open(&opened.dir.blobs()).unwrap();
         let error = backup(opened.store.as_ref(), &blobs, &out, |_| {}).await.unwrap_err();
         assert_eq!(error.code(), "BACKUP_EXISTS");
 
@@ -569,10 +569,10 @@ mod tests {
     async fn a_backup_of_a_damaged_blob_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let opened = filled("memory:").await;
-        let blobs = Blobs::open(&opened.home.blobs()).unwrap();
+        let blobs = Blobs::open(&opened.dir.blobs()).unwrap();
         let blob = blobs.put(b"a plan").unwrap();
         let name = hex::encode(blob.sha256);
-        fs::write(opened.home.blobs().join(&name[..2]).join(name), b"a plot").unwrap();
+        fs::write(opened.dir.blobs().join(&name[..2]).join(name), b"a plot").unwrap();
 
         let out = dir.path().join("backup");
         let error = backup(opened.store.as_ref(), &blobs, &out, |_| {}).await.unwrap_err();

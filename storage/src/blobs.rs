@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 
 use crate::{
     READ_BYTES_MAX, StoreError,
-    disk_space::Room,
+    disk_space::DiskSpace,
     recent::Recent,
     store_dir::{create_directory, sync_directory},
 };
@@ -68,7 +68,7 @@ impl UnfinishedBlob {
 #[derive(Debug)]
 pub struct Blobs {
     directory: PathBuf,
-    room: Room,
+    disk_space: DiskSpace,
     /// Files whose digest this process found right, as they were then.
     verified: Mutex<Recent<[u8; 32], Stamp>>,
 }
@@ -96,13 +96,13 @@ impl Blobs {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         create_directory(directory)?;
         let verified = Mutex::new(Recent::new(VERIFIED_MAX));
-        let room = Room::around(directory);
-        Ok(Self { directory: directory.to_owned(), room, verified })
+        let disk_space = DiskSpace::of(directory);
+        Ok(Self { directory: directory.to_owned(), disk_space, verified })
     }
 
-    /// The room on their disk.
-    pub fn room(&self) -> &Room {
-        &self.room
+    /// The space on their disk.
+    pub fn disk_space(&self) -> &DiskSpace {
+        &self.disk_space
     }
 
     /// Keeps `bytes`. Does nothing but say their name when they are there already.
@@ -141,7 +141,7 @@ impl Blobs {
     /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is gone
     /// again unless it is kept.
     pub fn begin(&self, bytes: u64) -> Result<UnfinishedBlob, StoreError> {
-        self.room.check(bytes)?;
+        self.disk_space.check(bytes)?;
         let mut builder = tempfile::Builder::new();
         let file = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
         let file = file.map_err(StoreError::while_doing(WRITING))?;
@@ -265,7 +265,7 @@ fn names_in(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     entries.map_err(StoreError::while_doing("listing blobs"))
 }
 
-/// Removes what a process that died left half put. Only the owner of the home may.
+/// Removes what a process that died left half put. Only the owner of the store directory may.
 pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), StoreError> {
     for path in names_in(directory)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

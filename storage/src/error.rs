@@ -5,7 +5,7 @@
 use std::{error::Error, fmt, path::PathBuf, sync::Arc};
 
 use crate::{
-    disk_space::Full,
+    disk_space::DiskFull,
     log::record::{Position, Version},
 };
 
@@ -18,7 +18,7 @@ pub(crate) type Cause = Arc<dyn Error + Send + Sync>;
 /// in the middle, and whether the append is there shows when it is opened again.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppendError {
-    /// Somebody else was faster.
+    /// Another append to the stream was first.
     #[error("stream `{stream}` ends at {actual}, not at {expected}")]
     Conflict {
         /// The stream.
@@ -41,17 +41,17 @@ pub enum AppendError {
     /// An append without records says nothing.
     #[error("an append without records")]
     Empty,
-    /// More bytes wait to be written than may wait; try again.
-    #[error("{bytes} bytes wait to be written, and at most {bytes_max} may")]
+    /// The write queue is full; try again.
+    #[error("the write queue is full: {bytes} of {bytes_max} bytes")]
     Busy {
         /// Bytes that wait now.
         bytes: usize,
         /// The bound.
         bytes_max: usize,
     },
-    /// The disk has too little room; try again when it has more.
+    /// Too little space is free on the disk; try again when there is more.
     #[error(transparent)]
-    Full(#[from] Full),
+    Full(#[from] DiskFull),
     /// The store cannot take it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,9 +90,9 @@ pub enum StoreError {
         #[source]
         cause: Arc<Self>,
     },
-    /// The disk has too little room; nothing was written.
+    /// Too little space is free on the disk; nothing was written.
     #[error(transparent)]
-    Full(#[from] Full),
+    Full(#[from] DiskFull),
     /// The store is being closed.
     #[error("the store is closed")]
     Closed,
@@ -105,10 +105,10 @@ pub enum StoreError {
         what: Damage,
     },
     /// The log ends before records that were acknowledged.
-    #[error("the log ends at {tail}, but {mark} was acknowledged")]
+    #[error("the log ends at position {tail}, but position {high_water} was acknowledged")]
     Rollback {
-        /// Newest position the mark beside the log vouches for.
-        mark: Position,
+        /// Newest position of the high-water mark beside the log.
+        high_water: Position,
         /// Newest position in the log.
         tail: Position,
     },
@@ -121,7 +121,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The URL names no store.
-    #[error("`{url}` is no store: {why}")]
+    #[error("`{url}` is not a valid store URL: {why}")]
     UrlInvalid {
         /// The URL as given.
         url: String,
@@ -222,8 +222,8 @@ pub enum Damage {
     /// Records that were acknowledged are not there, though later ones are.
     #[error("a record is missing")]
     Hole,
-    /// The stored bytes are no well-formed records.
-    #[error("the stored bytes are no records")]
+    /// The stored bytes are not well-formed records.
+    #[error("the stored bytes are not well-formed records")]
     Malformed,
     /// The records are well-formed, but their running hash is another.
     #[error("the running hash differs")]
@@ -234,14 +234,14 @@ pub enum Damage {
         /// The stream.
         stream: String,
     },
-    /// The mark beside the log remembers other records at this position.
-    #[error("other records were acknowledged here")]
-    MarkDiffers,
-    /// The mark beside the log cannot be read.
-    #[error("the mark beside the log is unreadable")]
-    MarkUnreadable,
-    /// The database underneath cannot read its files.
-    #[error("the database underneath says: {says}")]
+    /// The high-water mark beside the log holds another hash for this position.
+    #[error("the record does not match the high-water mark")]
+    HighWaterDiffers,
+    /// The high-water mark beside the log cannot be read.
+    #[error("the high-water mark beside the log is unreadable")]
+    HighWaterUnreadable,
+    /// The database cannot read its files.
+    #[error("the database reports: {says}")]
     Backend {
         /// Its own words.
         says: String,
@@ -252,7 +252,7 @@ pub enum Damage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackupDamage {
     /// It does not begin as a backup of a version known here.
-    #[error("it is no backup this version knows")]
+    #[error("this version does not know its format")]
     Header,
     /// It ends too early.
     #[error("it is cut short")]

@@ -21,31 +21,30 @@ pub(crate) type Entry = (Vec<u8>, Vec<u8>);
 pub(crate) type Found = (Bytes, Bytes);
 
 /// An ordered map on disk.
-pub(crate) trait Shelf: Debug + Send + Sync + 'static {
+pub(crate) trait KvBackend: Debug + Send + Sync + 'static {
     /// Writes all of `entries` or none. When this returns, a power cut cannot take them back.
-    fn put(&self, entries: Vec<Entry>) -> Result<(), ShelfError>;
+    fn put(&self, entries: Vec<Entry>) -> Result<(), KvError>;
 
     /// The value of `key`.
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError>;
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError>;
 
     /// The entry with the greatest key in `keys`.
-    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError>;
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, KvError>;
 
     /// At most `limit` entries with keys in `keys`, in order.
-    fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize)
-    -> Result<Vec<Found>, ShelfError>;
+    fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize) -> Result<Vec<Found>, KvError>;
 }
 
 /// Why a database did not answer.
 #[derive(Debug)]
-pub(crate) enum ShelfError {
+pub(crate) enum KvError {
     /// Its files are not what it wrote, in its own words.
     Damaged(String),
     /// The system refused.
     Unavailable(Cause),
 }
 
-impl ShelfError {
+impl KvError {
     /// An error of the system. Damage, when it says that a file of the database ends too early,
     /// holds nonsense, is missing or in the way.
     pub(crate) fn of_io(error: std::io::Error) -> Self {

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 pub use crate::{
     backup::{BackedUp, backup, restore},
     blobs::{BlobReader, BlobRef, Blobs, UnfinishedBlob},
-    disk_space::{Full, ROOM_BYTES_MIN, Room},
+    disk_space::{DiskFull, DiskSpace, FREE_BYTES_MIN},
     error::{AppendError, BackupDamage, Damage, StoreError, UrlFault},
     log::{
         record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
@@ -37,7 +37,7 @@ pub use crate::{
     },
     memory::MemoryStore,
     open::{Opened, open, open_existing},
-    store_dir::Home,
+    store_dir::StoreDir,
 };
 
 /// Longest payload of one record, in bytes.

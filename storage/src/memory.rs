@@ -20,24 +20,24 @@ use crate::{
 /// A log that is gone with the process. "Durable" means nothing here but "appended".
 #[derive(Debug)]
 pub struct MemoryStore {
-    log: Mutex<Log>,
+    log: Mutex<MemoryLog>,
     tail: watch::Sender<Position>,
     _guard: Guard,
 }
 
 #[derive(Debug, Default)]
-struct Log {
+struct MemoryLog {
     records: Vec<Record>,
     /// For each stream, the places of its records in `records`.
     streams: HashMap<Arc<str>, Vec<usize>>,
     /// The appends that wait, while the store stands still.
-    waiting: Option<VecDeque<Waiting>>,
+    waiting: Option<VecDeque<StalledAppend>>,
     /// How many appends may wait.
     waiting_max: usize,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct StalledAppend {
     stream: String,
     expected: Version,
     records: Vec<NewRecord>,
@@ -46,13 +46,13 @@ struct Waiting {
 
 impl Default for MemoryStore {
     fn default() -> Self {
-        Self::in_home(Arc::new(()))
+        Self::keeping(Arc::new(()))
     }
 }
 
 impl MemoryStore {
     /// An empty log that keeps `guard` alive.
-    pub(crate) fn in_home(guard: Guard) -> Self {
+    pub(crate) fn keeping(guard: Guard) -> Self {
         Self { log: Mutex::default(), tail: watch::Sender::new(0), _guard: guard }
     }
 
@@ -67,13 +67,13 @@ impl MemoryStore {
     /// Decides what waits, in order, and goes on.
     pub fn go_on(&self) {
         let waiting = self.log().waiting.take().unwrap_or_default();
-        for Waiting { stream, expected, records, reply } in waiting {
+        for StalledAppend { stream, expected, records, reply } in waiting {
             // Who no longer waits does not need the answer.
             let _ = reply.send(self.append_now(&stream, expected, records));
         }
     }
 
-    fn log(&self) -> MutexGuard<'_, Log> {
+    fn log(&self) -> MutexGuard<'_, MemoryLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -102,7 +102,7 @@ impl MemoryStore {
     }
 }
 
-impl Log {
+impl MemoryLog {
     fn push(&mut self, stream: &Arc<str>, version: Version, new: NewRecord) {
         let index = self.records.len();
         let previous = self.records.last().map_or(CHAIN_START, |record| record.hash);
@@ -152,7 +152,7 @@ impl EventStore for MemoryStore {
             return std::future::ready(Err(busy)).boxed();
         }
         let (reply, receiver) = oneshot::channel();
-        waiting.push_back(Waiting { stream: stream.to_owned(), expected, records, reply });
+        waiting.push_back(StalledAppend { stream: stream.to_owned(), expected, records, reply });
         async { receiver.await.unwrap_or(Err(AppendError::Store(StoreError::Closed))) }.boxed()
     }
 

@@ -10,13 +10,13 @@ use std::{
 
 use crate::{
     EventStore,
-    disk_space::{OPEN_BYTES_MIN, ROOM_BYTES_MIN, Room},
+    disk_space::{DiskSpace, FREE_BYTES_MIN, OPEN_BYTES_MIN},
     durable_fs,
     error::{StoreError, UrlFault},
-    kv::{Shelf, fjall::FjallShelf, sled::SledShelf},
-    log::{Log, high_water::Mark},
+    kv::{KvBackend, fjall::FjallBackend, sled::SledBackend},
+    log::{Log, high_water::HighWaterMark},
     memory::MemoryStore,
-    store_dir::{Home, create_directory, sync_directory},
+    store_dir::{StoreDir, create_directory, sync_directory},
 };
 
 /// An open store and the directory around it.
@@ -25,7 +25,7 @@ pub struct Opened {
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// Its directory, locked as long as this or `store` lives.
-    pub home: Home,
+    pub dir: StoreDir,
 }
 
 /// Where a URL points.
@@ -61,10 +61,10 @@ impl Backend {
         }
     }
 
-    fn shelf(self, directory: &Path) -> Result<Arc<dyn Shelf>, StoreError> {
+    fn shelf(self, directory: &Path) -> Result<Arc<dyn KvBackend>, StoreError> {
         match self {
-            Self::Sled => Ok(Arc::new(SledShelf::open(directory)?)),
-            Self::Fjall => Ok(Arc::new(FjallShelf::open(directory)?)),
+            Self::Sled => Ok(Arc::new(SledBackend::open(directory)?)),
+            Self::Fjall => Ok(Arc::new(FjallBackend::open(directory)?)),
         }
     }
 }
@@ -76,8 +76,8 @@ impl Backend {
 pub fn open(url: &str) -> Result<Opened, StoreError> {
     match place_of(url)? {
         Place::Memory => {
-            let home = Home::private()?;
-            Ok(Opened { store: Arc::new(MemoryStore::in_home(home.owner())), home })
+            let dir = StoreDir::temporary()?;
+            Ok(Opened { store: Arc::new(MemoryStore::keeping(dir.owner())), dir })
         }
         Place::Directory(backend, path) => open_directory(backend, &path),
     }
@@ -99,37 +99,37 @@ pub fn open_existing(url: &str) -> Result<Opened, StoreError> {
 }
 
 fn open_directory(backend: Backend, path: &Path) -> Result<Opened, StoreError> {
-    check_room(path)?;
-    let home = Home::open(path, backend.name())?;
-    let directory = home.path().join(backend.name());
-    let remembered = Mark::read(&home.mark())?.map_or(0, |tail| tail.position);
-    if remembered > 0 && !directory.join(backend.landmark()).exists() {
+    check_disk_space(path)?;
+    let dir = StoreDir::open(path, backend.name())?;
+    let directory = dir.path().join(backend.name());
+    let acknowledged = HighWaterMark::read(&dir.high_water())?.map_or(0, |tail| tail.position);
+    if acknowledged > 0 && !directory.join(backend.landmark()).exists() {
         // Before the backend creates an empty database in its place.
-        return Err(StoreError::Rollback { mark: remembered, tail: 0 });
+        return Err(StoreError::Rollback { high_water: acknowledged, tail: 0 });
     }
     if !directory.exists() {
-        create_whole(backend, &directory).map_err(|error| full_if_so(error, &home.room()))?;
+        create_whole(backend, &directory).map_err(|error| full_if_so(error, &dir.disk_space()))?;
     }
-    let shelf = backend.shelf(&directory).map_err(|error| full_if_so(error, &home.room()))?;
+    let kv = backend.shelf(&directory).map_err(|error| full_if_so(error, &dir.disk_space()))?;
     sync_directory(&directory)?;
-    let store = Log::open(shelf, &home.mark(), home.room(), home.owner())?;
-    Ok(Opened { store: Arc::new(store), home })
+    let store = Log::open(kv, &dir.high_water(), dir.disk_space(), dir.owner())?;
+    Ok(Opened { store: Arc::new(store), dir })
 }
 
 /// Refuses to open a store at `path` on a disk that is too full for it.
 ///
 /// Before anything is touched: opening writes, and what a database could not write to the end it
 /// may refuse to read at its next start.
-fn check_room(path: &Path) -> Result<(), StoreError> {
+fn check_disk_space(path: &Path) -> Result<(), StoreError> {
     let there = path.ancestors().find(|ancestor| ancestor.exists());
-    let room = Room::around(there.unwrap_or(Path::new(".")));
+    let space = DiskSpace::of(there.unwrap_or(Path::new(".")));
     let is_new = !path.join("format").exists();
-    Ok(room.check_free(if is_new { ROOM_BYTES_MIN } else { OPEN_BYTES_MIN })?)
+    Ok(space.check_free(if is_new { FREE_BYTES_MIN } else { OPEN_BYTES_MIN })?)
 }
 
 /// The error for a database that could not be opened: others may have filled the disk meanwhile.
-fn full_if_so(error: StoreError, room: &Room) -> StoreError {
-    match room.check_free(OPEN_BYTES_MIN) {
+fn full_if_so(error: StoreError, space: &DiskSpace) -> StoreError {
+    match space.check_free(OPEN_BYTES_MIN) {
         Err(full) if matches!(error, StoreError::Unavailable { .. }) => full.into(),
         Ok(()) | Err(_) => error,
     }
@@ -193,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for backend in [Backend::Sled, Backend::Fjall] {
             let store = folder.path().join(backend.name());
-            drop(Home::open(&store, backend.name()).unwrap());
+            drop(StoreDir::open(&store, backend.name()).unwrap());
             let aside = store.join(backend.name()).with_extension("new");
             fs::create_dir(&aside).unwrap();
             for half in ["conf", "version", "db"] {

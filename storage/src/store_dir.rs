@@ -3,7 +3,7 @@
 //! ```text
 //! owner       the pid of the process that has the store open; locked, so a dead one never blocks
 //! format      version and backend; the base of the fences
-//! mark        how far the log reached
+//! high-water  how far the log reached
 //! sled/       or fjall/: the log
 //! blobs/      content-addressed files
 //! spool/      output on its way to a blob
@@ -23,10 +23,13 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-use crate::{blobs::remove_unfinished, disk_space::Room, durable_fs, error::StoreError};
+use crate::{blobs::remove_unfinished, disk_space::DiskSpace, durable_fs, error::StoreError};
 
 /// What the `format` file says before the name of the backend.
 const FORMAT: &str = "towpath store 2 ";
+
+/// The file of the high-water mark.
+const HIGH_WATER: &str = "high-water";
 
 /// What its second line says before the base of the fences.
 const FENCES: &str = "fences above ";
@@ -45,7 +48,7 @@ pub(crate) const FILE_MODE: u32 = 0o600;
 
 /// The directory of a store. It stays locked while this, or the store itself, lives.
 #[derive(Debug)]
-pub struct Home {
+pub struct StoreDir {
     root: PathBuf,
     owner: Arc<Owner>,
     fence_base: u64,
@@ -58,29 +61,29 @@ pub(crate) struct Owner {
     _private: Option<TempDir>,
 }
 
-impl Home {
-    /// Creates what is missing of the home in `root`, and locks it.
+impl StoreDir {
+    /// Creates what is missing of the directory `root`, and locks it.
     pub(crate) fn open(root: &Path, backend: &'static str) -> Result<Self, StoreError> {
         create_directory(root)?;
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
         let lock = lock(&root)?;
         let fence_base = fence_base(&root, backend, SystemTime::now())?;
         let owner = Arc::new(Owner { _lock: Some(lock), _private: None });
-        Self { root, owner, fence_base }.with_places()
+        Self { root, owner, fence_base }.with_subdirectories()
     }
 
-    /// A home of our own that vanishes with its last user.
-    pub(crate) fn private() -> Result<Self, StoreError> {
+    /// A directory of our own that vanishes with its last user.
+    pub(crate) fn temporary() -> Result<Self, StoreError> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("tow-").permissions(Permissions::from_mode(DIRECTORY_MODE));
         let private = builder.tempdir();
         let private = private.map_err(StoreError::while_doing("creating a directory"))?;
         let root = private.path().to_owned();
         let owner = Arc::new(Owner { _lock: None, _private: Some(private) });
-        Self { root, owner, fence_base: 0 }.with_places()
+        Self { root, owner, fence_base: 0 }.with_subdirectories()
     }
 
-    fn with_places(self) -> Result<Self, StoreError> {
+    fn with_subdirectories(self) -> Result<Self, StoreError> {
         for place in [self.blobs(), self.spool(), self.snapshots()] {
             create_directory(&place)?;
         }
@@ -89,7 +92,7 @@ impl Home {
         Ok(self)
     }
 
-    /// What keeps the home locked, for the store to hold as well.
+    /// What keeps the directory locked, for the store to hold as well.
     pub(crate) fn owner(&self) -> Arc<Owner> {
         Arc::clone(&self.owner)
     }
@@ -135,14 +138,14 @@ impl Home {
         write_format(&self.root, backend, self.fence_base)
     }
 
-    /// The room on its disk.
-    pub fn room(&self) -> Room {
-        Room::around(&self.root)
+    /// The space on its disk.
+    pub fn disk_space(&self) -> DiskSpace {
+        DiskSpace::of(&self.root)
     }
 
-    /// Where the mark of the log lies.
-    pub(crate) fn mark(&self) -> PathBuf {
-        self.root.join("mark")
+    /// Where the high-water mark of the log lies.
+    pub(crate) fn high_water(&self) -> PathBuf {
+        self.root.join(HIGH_WATER)
     }
 }
 
@@ -169,10 +172,10 @@ fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     }
 }
 
-/// Reads the base of the fences from the `format` file, raised if the mark was removed. Writes the
-/// file into a home that has none and no log either.
+/// Reads the base of the fences from the `format` file, raised if the high-water mark was removed. Writes the
+/// file into a directory that has none and no log either.
 ///
-/// Refuses a home that another backend or version wrote.
+/// Refuses a directory that another backend or version wrote.
 fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64, StoreError> {
     let doing = "reading the format";
     let unknown = |found: &str| {
@@ -185,7 +188,7 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
             file.take(4096).read_to_end(&mut bytes).map_err(StoreError::while_doing(doing))?;
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            if ["mark", "sled", "fjall"].iter().any(|part| root.join(part).exists()) {
+            if [HIGH_WATER, "sled", "fjall"].iter().any(|part| root.join(part).exists()) {
                 return Err(unknown(""));
             }
             write_format(root, backend, 0)?;
@@ -205,8 +208,8 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
     }
     let base = rest.strip_prefix(FENCES).and_then(|base| base.trim_end().parse().ok());
     match base {
-        Some(base) if root.join("mark").exists() => Ok(base),
-        // Somebody removed the mark to accept a loss, or wrote the file `format` again by hand.
+        Some(base) if root.join(HIGH_WATER).exists() => Ok(base),
+        // A person removed the high-water mark to accept a loss, or wrote the file `format` again by hand.
         // Durable before the new mark is: else a crash between the two would forget it.
         base => {
             let base = raised(base.unwrap_or(0), now);
@@ -246,14 +249,14 @@ mod tests {
     #[test]
     fn a_second_opener_is_told_the_pid_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Home::open(dir.path(), "sled").unwrap();
+        let first = StoreDir::open(dir.path(), "sled").unwrap();
 
-        let error = Home::open(dir.path(), "sled").unwrap_err();
+        let error = StoreDir::open(dir.path(), "sled").unwrap_err();
 
         assert_eq!(error.code(), "STORE_OWNED");
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         drop(first);
-        Home::open(dir.path(), "sled").unwrap();
+        StoreDir::open(dir.path(), "sled").unwrap();
     }
 
     #[test]
@@ -261,7 +264,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("owner"), "999999999\n").unwrap();
 
-        Home::open(dir.path(), "sled").unwrap();
+        StoreDir::open(dir.path(), "sled").unwrap();
 
         let owner = std::fs::read_to_string(dir.path().join("owner")).unwrap();
         assert_eq!(owner, format!("{}\n", std::process::id()));
@@ -270,21 +273,21 @@ mod tests {
     #[test]
     fn another_backend_and_another_version_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Home::open(dir.path(), "fjall").unwrap());
-        let error = Home::open(dir.path(), "sled").unwrap_err();
+        drop(StoreDir::open(dir.path(), "fjall").unwrap());
+        let error = StoreDir::open(dir.path(), "sled").unwrap_err();
         assert_eq!(error.code(), "STORE_BACKEND_DIFFERS");
         assert!(error.to_string().contains("is a fjall store, not a sled one"), "{error}");
 
         for other in ["towpath store 1 sled\n", "towpath store 3 sled\n", "towpath store 2 sle"] {
             std::fs::write(dir.path().join("format"), other).unwrap();
-            let error = Home::open(dir.path(), "sled").unwrap_err();
+            let error = StoreDir::open(dir.path(), "sled").unwrap_err();
             assert_eq!(error.code(), "STORE_FORMAT_UNKNOWN");
             assert!(error.to_string().contains(other.trim_end()), "{error}");
         }
 
         std::fs::remove_file(dir.path().join("format")).unwrap();
         std::fs::create_dir(dir.path().join("sled")).unwrap();
-        assert_eq!(Home::open(dir.path(), "sled").unwrap_err().code(), "STORE_FORMAT_UNKNOWN");
+        assert_eq!(StoreDir::open(dir.path(), "sled").unwrap_err().code(), "STORE_FORMAT_UNKNOWN");
     }
 
     fn at(seconds: u64) -> SystemTime {
@@ -295,16 +298,16 @@ mod tests {
     fn fences_begin_at_positions_and_rise_with_every_loss_that_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(fence_base(dir.path(), "sled", at(1)).unwrap(), 0, "a new store");
-        std::fs::write(dir.path().join("mark"), "").unwrap();
+        std::fs::write(dir.path().join(HIGH_WATER), "").unwrap();
         assert_eq!(fence_base(dir.path(), "sled", at(2)).unwrap(), 0, "nothing was lost");
 
         let mut before = 0;
         // The clock of the last is wrong.
         for now in [at(1_800_000_000), at(1_800_000_001), at(5)] {
-            std::fs::remove_file(dir.path().join("mark")).unwrap();
+            std::fs::remove_file(dir.path().join(HIGH_WATER)).unwrap();
             let raised = fence_base(dir.path(), "sled", now).unwrap();
             assert!(raised >= before + 1_000_000, "{before}, then {raised}");
-            std::fs::write(dir.path().join("mark"), "").unwrap();
+            std::fs::write(dir.path().join(HIGH_WATER), "").unwrap();
             assert_eq!(fence_base(dir.path(), "sled", at(3)).unwrap(), raised);
             before = raised;
         }
@@ -314,7 +317,7 @@ mod tests {
     #[test]
     fn a_format_that_was_written_again_by_hand_raises_the_fences() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("mark"), "").unwrap();
+        std::fs::write(dir.path().join(HIGH_WATER), "").unwrap();
         std::fs::write(dir.path().join("format"), "towpath store 2 sled\n").unwrap();
 
         assert_eq!(
@@ -324,22 +327,22 @@ mod tests {
     }
 
     #[test]
-    fn a_home_is_for_its_owner_alone() {
+    fn a_store_directory_is_for_its_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(&dir.path().join("deep/er"), "sled").unwrap();
+        let dir = StoreDir::open(&dir.path().join("deep/er"), "sled").unwrap();
 
-        for place in [home.path().to_owned(), home.blobs(), home.spool(), home.snapshots()] {
+        for place in [dir.path().to_owned(), dir.blobs(), dir.spool(), dir.snapshots()] {
             let mode = std::fs::metadata(&place).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{}", place.display());
         }
     }
 
     #[test]
-    fn a_private_home_vanishes_with_its_last_user() {
-        let home = Home::private().unwrap();
-        let path = home.path().to_owned();
-        let owner = home.owner();
-        drop(home);
+    fn a_temporary_directory_vanishes_with_its_last_user() {
+        let dir = StoreDir::temporary().unwrap();
+        let path = dir.path().to_owned();
+        let owner = dir.owner();
+        drop(dir);
         assert!(path.exists());
 
         drop(owner);

@@ -77,8 +77,8 @@ struct Kept {
     len: u64,
 }
 
-/// The files below `home`.
-fn keep(home: &Path) -> Vec<Kept> {
+/// The files below `root`.
+fn keep(root: &Path) -> Vec<Kept> {
     let kept = |path: &PathBuf| {
         let mut written = fs::read(path).unwrap();
         let len = written.len() as u64;
@@ -88,15 +88,15 @@ fn keep(home: &Path) -> Vec<Kept> {
         while written.last() == Some(&0) {
             written.pop();
         }
-        Kept { inside: path.strip_prefix(home).unwrap().to_owned(), written, len }
+        Kept { inside: path.strip_prefix(root).unwrap().to_owned(), written, len }
     };
-    files_of(home).iter().map(kept).collect()
+    files_of(root).iter().map(kept).collect()
 }
 
-/// Puts the files of a store below `home`.
-fn put(kept: &[Kept], home: &Path) {
+/// Puts the files of a store below `root`.
+fn put(kept: &[Kept], root: &Path) {
     for Kept { inside, written, len } in kept {
-        let path = home.join(inside);
+        let path = root.join(inside);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, written).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(*len).unwrap();
@@ -253,11 +253,11 @@ async fn a_database_that_is_gone_is_a_rollback() {
             assert_eq!(error.code(), "LOG_ROLLBACK", "{backend}: {error}");
         }
 
-        // Who removes the mark as well accepts the loss.
-        fs::remove_file(directory.path().join("mark")).unwrap();
+        // To remove the high-water mark as well is to accept the loss.
+        fs::remove_file(directory.path().join("high-water")).unwrap();
         let opened = open(&url).unwrap();
         assert_eq!(*opened.store.watch().borrow(), 0);
-        assert!(opened.home.fence_base() > RECORDS, "positions come again, fences do not");
+        assert!(opened.dir.fence_base() > RECORDS, "positions come again, fences do not");
     }
 }
 
@@ -265,18 +265,18 @@ async fn a_database_that_is_gone_is_a_rollback() {
 async fn an_older_copy_of_the_database_is_a_rollback() {
     for backend in ["sled", "fjall"] {
         let directory = tempfile::tempdir().unwrap();
-        let home = directory.path().join("home");
-        let url = format!("{backend}:{}", home.display());
+        let store = directory.path().join("store");
+        let url = format!("{backend}:{}", store.display());
         fill(&url).await;
         let older = directory.path().join("older");
-        put(&keep(&home.join(backend)), &older);
+        put(&keep(&store.join(backend)), &older);
         let opened = open(&url).unwrap();
         let record = NewRecord::new("fact", "one more");
         opened.store.append("run/0", RECORDS / STREAMS, vec![record]).await.unwrap();
         drop(opened);
 
-        fs::remove_dir_all(home.join(backend)).unwrap();
-        fs::rename(&older, home.join(backend)).unwrap();
+        fs::remove_dir_all(store.join(backend)).unwrap();
+        fs::rename(&older, store.join(backend)).unwrap();
 
         let error = open(&url).unwrap_err();
         assert_eq!(error.code(), "LOG_ROLLBACK", "{backend}: {error}");

@@ -86,7 +86,7 @@ fn write_and_kill(url: &str, ms: u64) -> u64 {
 
 fn nothing_acknowledged_is_lost(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
-    let url = format!("{backend}:{}", directory.path().join("home").display());
+    let url = format!("{backend}:{}", directory.path().join("store").display());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut acknowledged = 0;
     for n in 0..KILLS {

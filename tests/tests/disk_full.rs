@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use towpath_storage::{ROOM_BYTES_MIN, Room};
+use towpath_storage::{DiskSpace, FREE_BYTES_MIN};
 use towpath_tests::program;
 
 /// How long anything may take before the story says that it never came.
@@ -119,16 +119,16 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
     let mut running = Ends(running.expect("a client"));
     until("the first job", || scene.there("begun"));
 
-    let room = Room::around(&scene.disk);
+    let space = DiskSpace::of(&scene.disk);
     let filler = scene.disk.join("filler");
     let mut file = fs::File::create(&filler).expect("a file");
     let mut fill_until_less_than = |more| {
-        while room.check(more).is_ok() {
+        while space.check(more).is_ok() {
             file.write_all(&[7; 256 * 1024]).expect("there is room for this");
         }
     };
-    fill_until_less_than(ROOM_BYTES_MIN / 2);
-    assert_eq!(room.check(0), Ok(()), "what has begun may end");
+    fill_until_less_than(FREE_BYTES_MIN / 2);
+    assert_eq!(space.check(0), Ok(()), "what has begun may end");
     scene.is_refused(&["run", "--source", "folder"]);
     fill_until_less_than(0);
     fs::write(scene.folder.path().join("go"), "").expect("a file");

@@ -14,7 +14,7 @@ use towpath_engine::{
 };
 use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
-use towpath_storage::{Full, StoreError};
+use towpath_storage::{DiskFull, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
@@ -465,7 +465,7 @@ fn part(written: std::io::Result<()>) -> Result<(), PartError> {
     if error.kind() == std::io::ErrorKind::InvalidInput {
         return Err(PartError::Invalid(error.to_string()));
     }
-    if let Some(full) = error.get_ref().and_then(|cause| cause.downcast_ref::<Full>()) {
+    if let Some(full) = error.get_ref().and_then(|cause| cause.downcast_ref::<DiskFull>()) {
         return Err(PartError::Store(StoreError::Full(*full).into()));
     }
     let (doing, cause) = ("keeping what a job printed", std::sync::Arc::new(error));

@@ -9,14 +9,14 @@ use std::{
     sync::Once,
 };
 
-use super::ShelfError;
+use super::KvError;
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` and turns a panic in it into [`ShelfError::Damaged`] with the panic's words.
-pub(crate) fn quietly<T>(work: impl FnOnce() -> Result<T, ShelfError>) -> Result<T, ShelfError> {
+/// Runs `work` and turns a panic in it into [`KvError::Damaged`] with the panic's words.
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T, KvError>) -> Result<T, KvError> {
     static HOOK: Once = Once::new();
     // Set once per process and asking a flag of the own thread: no race between two callers.
     HOOK.call_once(|| {
@@ -34,13 +34,13 @@ pub(crate) fn quietly<T>(work: impl FnOnce() -> Result<T, ShelfError>) -> Result
         let says = panic.downcast_ref::<String>().map(String::as_str);
         let says = says.or_else(|| panic.downcast_ref::<&str>().copied());
         let says = says.unwrap_or("a panic without words");
-        Err(ShelfError::Damaged(says.lines().next().unwrap_or_default().to_owned()))
+        Err(KvError::Damaged(says.lines().next().unwrap_or_default().to_owned()))
     })
 }
 
-/// Drops `value` and turns a panic of its destructor into [`ShelfError::Damaged`].
-pub(crate) fn drop_quietly<T>(value: T) -> Result<(), ShelfError> {
-    quietly(|| {
+/// Drops `value` and turns a panic of its destructor into [`KvError::Damaged`].
+pub(crate) fn drop_catching_panic<T>(value: T) -> Result<(), KvError> {
+    catch_panic(|| {
         drop(value);
         Ok(())
     })
@@ -61,17 +61,17 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_destructor_is_kept_off_the_terminal() {
-        let error = drop_quietly(PanicsLast).unwrap_err();
+        let error = drop_catching_panic(PanicsLast).unwrap_err();
 
-        assert!(matches!(error, ShelfError::Damaged(says) if says == "the last sync failed"));
+        assert!(matches!(error, KvError::Damaged(says) if says == "the last sync failed"));
     }
 
     #[test]
     fn a_panic_becomes_damage_in_its_own_words() {
         let n = 3;
 
-        let error = quietly::<()>(|| panic!("page {n} is torn")).unwrap_err();
+        let error = catch_panic::<()>(|| panic!("page {n} is torn")).unwrap_err();
 
-        assert!(matches!(error, ShelfError::Damaged(says) if says == "page 3 is torn"));
+        assert!(matches!(error, KvError::Damaged(says) if says == "page 3 is torn"));
     }
 }

@@ -1,11 +1,11 @@
-//! The second shelf: fjall 3, a log-structured tree. It syncs what it says it syncs.
+//! The second backend: fjall 3, a log-structured tree. It syncs what it says it syncs.
 
 use std::{ops::RangeInclusive, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use fjall::{Database, Error, Keyspace, KeyspaceCreateOptions, KvPair, LsmError, PersistMode};
 
-use super::{Entry, Found, Shelf, ShelfError, catch_panic::quietly};
+use super::{Entry, Found, KvBackend, KvError, catch_panic::catch_panic};
 use crate::error::StoreError;
 
 /// Bytes of table blocks fjall keeps in memory.
@@ -16,7 +16,7 @@ const MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A fjall database with the one keyspace of the log.
 #[derive(Debug)]
-pub(crate) struct FjallShelf {
+pub(crate) struct FjallBackend {
     records: Records,
     db: Db,
 }
@@ -36,54 +36,50 @@ impl std::fmt::Debug for Db {
     }
 }
 
-impl FjallShelf {
+impl FjallBackend {
     /// Opens or creates the database in `directory`.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
-        let opened = quietly(|| {
+        let opened = catch_panic(|| {
             let db = Database::builder(directory).cache_size(CACHE_BYTES).worker_threads(1).open();
-            let db = db.map_err(shelf_error)?;
+            let db = db.map_err(kv_error)?;
             let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-            let records = db.keyspace("records", options).map_err(shelf_error)?;
+            let records = db.keyspace("records", options).map_err(kv_error)?;
             // What a killed process wrote may be visible and not yet durable.
-            db.persist(PersistMode::SyncAll).map_err(shelf_error)?;
+            db.persist(PersistMode::SyncAll).map_err(kv_error)?;
             Ok(Self { records: Records(records), db: Db(db) })
         });
         opened.map_err(|error| error.at(0, "opening fjall"))
     }
 }
 
-impl Shelf for FjallShelf {
-    fn put(&self, entries: Vec<Entry>) -> Result<(), ShelfError> {
-        quietly(|| {
+impl KvBackend for FjallBackend {
+    fn put(&self, entries: Vec<Entry>) -> Result<(), KvError> {
+        catch_panic(|| {
             let mut batch = self.db.0.batch().durability(Some(PersistMode::SyncAll));
             for (key, value) in entries {
                 batch.insert(&self.records.0, key, value);
             }
-            batch.commit().map_err(shelf_error)
+            batch.commit().map_err(kv_error)
         })
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError> {
-        let value = quietly(|| self.records.0.get(key).map_err(shelf_error))?;
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        let value = catch_panic(|| self.records.0.get(key).map_err(kv_error))?;
         Ok(value.map(Bytes::from_owner))
     }
 
-    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError> {
-        let found = quietly(|| {
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, KvError> {
+        let found = catch_panic(|| {
             let last = self.records.0.range(keys).next_back();
-            last.map(|guard| guard.into_inner().map_err(shelf_error)).transpose()
+            last.map(|guard| guard.into_inner().map_err(kv_error)).transpose()
         });
         Ok(found?.map(found_entry))
     }
 
-    fn first_in(
-        &self,
-        keys: RangeInclusive<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Found>, ShelfError> {
-        quietly(|| {
+    fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize) -> Result<Vec<Found>, KvError> {
+        catch_panic(|| {
             let entries = self.records.0.range(keys).take(limit);
-            entries.map(|guard| guard.into_inner().map(found_entry).map_err(shelf_error)).collect()
+            entries.map(|guard| guard.into_inner().map(found_entry).map_err(kv_error)).collect()
         })
     }
 }
@@ -92,15 +88,15 @@ fn found_entry((key, value): KvPair) -> Found {
     (Bytes::from_owner(key), Bytes::from_owner(value))
 }
 
-fn shelf_error(error: Error) -> ShelfError {
+fn kv_error(error: Error) -> KvError {
     #[expect(clippy::wildcard_enum_match_arm, reason = "fjall's enums may grow")]
     match error {
-        Error::Io(error) | Error::Storage(LsmError::Io(error)) => ShelfError::of_io(error),
-        Error::JournalRecovery(fault) => ShelfError::Damaged(format!(
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => KvError::of_io(error),
+        Error::JournalRecovery(fault) => KvError::Damaged(format!(
             "fjall found a batch in its journal that is not whole ({fault:?})"
         )),
-        Error::Poisoned | Error::Locked => ShelfError::Unavailable(Arc::new(error)),
-        error => ShelfError::Damaged(error.to_string()),
+        Error::Poisoned | Error::Locked => KvError::Unavailable(Arc::new(error)),
+        error => KvError::Damaged(error.to_string()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The default shelf: sled 0.34, with its own sync replaced.
+//! The default backend: sled 0.34, with its own sync replaced.
 //!
 //! On Linux sled's `flush` calls `sync_file_range`, which survives `kill -9` but not a power cut.
 //! So every commit is followed by `fdatasync` of sled's `db` file through a descriptor of our own,
@@ -23,8 +23,8 @@ use bytes::Bytes;
 use sled::{Batch, Config, Db, Error, IVec};
 
 use super::{
-    Entry, Found, Shelf, ShelfError,
-    catch_panic::{drop_quietly, quietly},
+    Entry, Found, KvBackend, KvError,
+    catch_panic::{catch_panic, drop_catching_panic},
 };
 use crate::{error::StoreError, store_dir::sync_directory};
 
@@ -40,7 +40,7 @@ const LET_GO_MAX: Duration = Duration::from_secs(5);
 
 /// A sled database.
 #[derive(Debug)]
-pub(crate) struct SledShelf {
+pub(crate) struct SledBackend {
     /// `None` only while being dropped.
     db: Option<Db>,
     file: File,
@@ -48,7 +48,7 @@ pub(crate) struct SledShelf {
     panicked: AtomicBool,
 }
 
-impl SledShelf {
+impl SledBackend {
     /// Opens or creates the database in `directory`.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
         remove_unusable_snapshots(directory)
@@ -60,9 +60,9 @@ impl SledShelf {
             .cache_capacity(CACHE_BYTES);
         let since = Instant::now();
         let db = loop {
-            match quietly(|| config.open().map_err(shelf_error)) {
+            match catch_panic(|| config.open().map_err(kv_error)) {
                 Ok(db) => break db,
-                Err(ShelfError::Unavailable(cause))
+                Err(KvError::Unavailable(cause))
                     if cause.to_string().contains("lock") && since.elapsed() < LET_GO_MAX =>
                 {
                     // The owner's lock is ours, so this is our own past: threads of sled that end.
@@ -80,15 +80,15 @@ impl SledShelf {
         Ok(Self { db: Some(db), file, panicked: AtomicBool::new(false) })
     }
 
-    fn quietly<T>(&self, work: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, ShelfError> {
+    fn catch_panic<T>(&self, work: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, KvError> {
         let Some(db) = self.db.as_ref().filter(|_| !self.panicked.load(Ordering::Acquire)) else {
-            return Err(ShelfError::Damaged("it panicked before".to_owned()));
+            return Err(KvError::Damaged("it panicked before".to_owned()));
         };
         let mut returned = false;
-        let result = quietly(|| {
+        let result = catch_panic(|| {
             let result = work(db);
             returned = true;
-            result.map_err(shelf_error)
+            result.map_err(kv_error)
         });
         if !returned {
             self.panicked.store(true, Ordering::Release);
@@ -97,9 +97,9 @@ impl SledShelf {
     }
 }
 
-impl Shelf for SledShelf {
-    fn put(&self, mut entries: Vec<Entry>) -> Result<(), ShelfError> {
-        self.quietly(|db| {
+impl KvBackend for SledBackend {
+    fn put(&self, mut entries: Vec<Entry>) -> Result<(), KvError> {
+        self.catch_panic(|db| {
             if entries.len() == 1 {
                 // One key is atomic by itself. A batch is announced by a write of its own, which
                 // costs a lone client a third of its appends.
@@ -115,28 +115,26 @@ impl Shelf for SledShelf {
             }
             db.flush().map(drop)
         })?;
-        self.file.sync_data().map_err(|error| ShelfError::Unavailable(Arc::new(error)))
+        self.file.sync_data().map_err(|error| KvError::Unavailable(Arc::new(error)))
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError> {
-        Ok(self.quietly(|db| db.get(key))?.map(Bytes::from_owner))
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        Ok(self.catch_panic(|db| db.get(key))?.map(Bytes::from_owner))
     }
 
-    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError> {
-        let found = self.quietly(|db| db.range(keys).next_back().transpose())?;
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, KvError> {
+        let found = self.catch_panic(|db| db.range(keys).next_back().transpose())?;
         Ok(found.map(found_entry))
     }
 
-    fn first_in(
-        &self,
-        keys: RangeInclusive<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Found>, ShelfError> {
-        self.quietly(|db| db.range(keys).take(limit).map(|found| found.map(found_entry)).collect())
+    fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize) -> Result<Vec<Found>, KvError> {
+        self.catch_panic(|db| {
+            db.range(keys).take(limit).map(|found| found.map(found_entry)).collect()
+        })
     }
 }
 
-impl Drop for SledShelf {
+impl Drop for SledBackend {
     fn drop(&mut self) {
         let db = self.db.take();
         if self.panicked.load(Ordering::Acquire) {
@@ -146,7 +144,7 @@ impl Drop for SledShelf {
         }
         // sled syncs its file when it is dropped, and panics if that fails. Nothing depends on that
         // sync: what was acknowledged was made durable by our own, and what was not is nobody's.
-        let _ = drop_quietly(db);
+        let _ = drop_catching_panic(db);
     }
 }
 
@@ -182,12 +180,12 @@ fn found_entry((key, value): (IVec, IVec)) -> Found {
     (Bytes::from_owner(key), Bytes::from_owner(value))
 }
 
-fn shelf_error(error: Error) -> ShelfError {
+fn kv_error(error: Error) -> KvError {
     match error {
-        Error::Io(error) => ShelfError::of_io(error),
-        Error::Unsupported(says) | Error::ReportableBug(says) => ShelfError::Damaged(says),
+        Error::Io(error) => KvError::of_io(error),
+        Error::Unsupported(says) | Error::ReportableBug(says) => KvError::Damaged(says),
         Error::Corruption { .. } | Error::CollectionNotFound(_) => {
-            ShelfError::Damaged(error.to_string())
+            KvError::Damaged(error.to_string())
         }
     }
 }

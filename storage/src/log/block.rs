@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::record::{Place, Position, Record, RunningHash, chain, frame_at, frame_into};
+use super::record::{Position, Record, RecordAddress, RunningHash, chain, frame_at, frame_into};
 use crate::error::Damage;
 
 /// Body size after which a block takes no further record.
@@ -86,8 +86,8 @@ impl Filling {
     /// Adds the next record of `stream`; its position follows from the block.
     pub(crate) fn push(&mut self, stream: &str, version: u64, kind: &str, bytes: &[u8]) {
         let start = self.body.len();
-        let place = Place { position: self.next_position(), stream, version };
-        frame_into(&mut self.body, &place, kind, bytes);
+        let address = RecordAddress { position: self.next_position(), stream, version };
+        frame_into(&mut self.body, &address, kind, bytes);
         self.after = chain(&self.after, &self.body[start..]);
         self.count += 1;
     }

@@ -12,14 +12,14 @@ use tokio::sync::watch;
 
 use super::{
     block::Tail,
-    high_water::Mark,
+    high_water::HighWaterMark,
     queue::Shared,
     reader::Reader,
     record::{CHAIN_START, NewRecord, Position, Record, Version},
-    recovery::{check, recover_trail},
+    recovery::{check_high_water, recover_unindexed},
     writer::Writer,
 };
-use crate::{AppendError, Appended, EventStore, StoreError, disk_space::Room, kv::Shelf};
+use crate::{AppendError, Appended, EventStore, StoreError, disk_space::DiskSpace, kv::KvBackend};
 
 /// What must outlive the files of a store: the lock of its owner.
 pub(crate) type Guard = Arc<dyn Debug + Send + Sync>;
@@ -32,27 +32,27 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log on `shelf`, if it is what the mark at `mark` remembers.
+    /// Opens the log in `kv`, if it matches the high-water mark in the file `high_water`.
     pub(crate) fn open(
-        shelf: Arc<dyn Shelf>,
-        mark: &Path,
-        room: Room,
+        kv: Arc<dyn KvBackend>,
+        high_water: &Path,
+        disk_space: DiskSpace,
         guard: Guard,
     ) -> Result<Self, StoreError> {
-        let remembered = Mark::read(mark)?;
-        let reader = Arc::new(Reader::new(shelf));
+        let remembered = HighWaterMark::read(high_water)?;
+        let reader = Arc::new(Reader::new(kv));
         let last = reader.last_block()?;
         let empty = Tail { position: 0, hash: CHAIN_START };
         let tail = last.as_ref().map_or(empty, |block| block.tail());
         if let Some(remembered) = remembered {
-            check(&reader, &remembered, &tail)?;
+            check_high_water(&reader, &remembered, &tail)?;
         }
         if let Some(last) = last {
-            recover_trail(&reader, &last)?;
+            recover_unindexed(&reader, &last)?;
         }
-        let mark = Mark::open(mark, &tail)?;
-        let writer = Writer::new(Arc::clone(&reader), tail, mark);
-        let shared = Arc::new(Shared::new(reader, tail.position, room, guard));
+        let high_water = HighWaterMark::open(high_water, &tail)?;
+        let writer = Writer::new(Arc::clone(&reader), tail, high_water);
+        let shared = Arc::new(Shared::new(reader, tail.position, disk_space, guard));
         let thread = Builder::new().name("tow-log".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || shared.write(writer)

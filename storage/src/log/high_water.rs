@@ -8,7 +8,7 @@
 //! costs a lone client half of its appends (measured: 605 instead of 1,913 a second on a busy disk,
 //! median of nine turns each). So after
 //! `kill -9` the mark is exact, and notices the loss of a single record. After a power cut it may
-//! trail by up to [`SYNC_EVERY`] commits: the loss of more is noticed, and against the loss of less
+//! unindexed by up to [`SYNC_EVERY`] commits: the loss of more is noticed, and against the loss of less
 //! stands the sync of the database itself. It is never ahead of what is durable.
 //!
 //! A store whose mark is missing opens and writes a new one: that is how a person who knows that
@@ -36,37 +36,41 @@ pub(crate) const SYNC_EVERY: u32 = 64;
 /// Distance of the slots: no sector holds both.
 const SLOT_DISTANCE: usize = 4096;
 const SLOT_BYTES: usize = 8 + 8 + 32 + 16;
-const MAGIC: &[u8; 8] = b"towmark1";
+const MAGIC: &[u8; 8] = b"towhwm 1";
 
 /// The mark of an open store.
 #[derive(Debug)]
-pub(crate) struct Mark {
+pub(crate) struct HighWaterMark {
     file: File,
     slot: usize,
     unsynced: u32,
 }
 
-impl Mark {
-    /// What the mark at `path` remembers; `None` when there is none.
+impl HighWaterMark {
+    /// The end of the log as the mark at `path` has it; `None` when there is none.
     pub(crate) fn read(path: &Path) -> Result<Option<Tail>, StoreError> {
         let mut bytes = Vec::new();
         match File::open(path) {
             Ok(file) => file
                 .take(4 * SLOT_DISTANCE as u64)
                 .read_to_end(&mut bytes)
-                .map_err(StoreError::while_doing("reading the mark"))?,
+                .map_err(StoreError::while_doing("reading the high-water mark"))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StoreError::while_doing("opening the mark")(error)),
+            Err(error) => {
+                return Err(StoreError::while_doing("opening the high-water mark")(error));
+            }
         };
         let slots =
             [0, SLOT_DISTANCE].map(|start| bytes.get(start..start + SLOT_BYTES).and_then(slot_of));
         let newest = slots.into_iter().flatten().max_by_key(|tail| tail.position);
-        newest.map(Some).ok_or(StoreError::Damaged { position: 0, what: Damage::MarkUnreadable })
+        newest
+            .map(Some)
+            .ok_or(StoreError::Damaged { position: 0, what: Damage::HighWaterUnreadable })
     }
 
     /// Opens the mark at `path` for a log that ends at `tail`, and makes it say so.
     pub(crate) fn open(path: &Path, tail: &Tail) -> Result<Self, StoreError> {
-        let doing = "writing the mark";
+        let doing = "writing the high-water mark";
         if !path.exists() {
             // Created with its content: a mark that a kill or a full disk left empty could not be
             // told from one that was damaged, and the store would be refused for ever.
@@ -97,7 +101,7 @@ impl Mark {
     /// Makes the mark itself durable.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         self.unsynced = 0;
-        self.file.sync_data().map_err(StoreError::while_doing("syncing the mark"))
+        self.file.sync_data().map_err(StoreError::while_doing("syncing the high-water mark"))
     }
 
     fn write(&mut self, tail: &Tail) -> Result<(), StoreError> {
@@ -105,7 +109,7 @@ impl Mark {
         self.slot ^= 1;
         self.unsynced += 1;
         let written = self.file.write_all_at(&bytes_of(tail), offset);
-        written.map_err(StoreError::while_doing("writing the mark"))
+        written.map_err(StoreError::while_doing("writing the high-water mark"))
     }
 }
 
@@ -137,16 +141,16 @@ mod tests {
     #[test]
     fn the_newest_slot_wins_and_a_torn_one_falls_back_to_the_other() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mark");
-        let mut mark = Mark::open(&path, &tail(1)).unwrap();
+        let path = dir.path().join("high-water");
+        let mut mark = HighWaterMark::open(&path, &tail(1)).unwrap();
         mark.advance(&tail(2)).unwrap();
         mark.advance(&tail(3)).unwrap();
-        assert_eq!(Mark::read(&path).unwrap(), Some(tail(3)));
+        assert_eq!(HighWaterMark::read(&path).unwrap(), Some(tail(3)));
 
         // The third write went to the second slot; tear it.
         mark.file.write_all_at(&[0xff; 10], (SLOT_DISTANCE + 20) as u64).unwrap();
 
-        assert_eq!(Mark::read(&path).unwrap(), Some(tail(2)));
+        assert_eq!(HighWaterMark::read(&path).unwrap(), Some(tail(2)));
     }
 
     /// Names the mark for the child; unset for every other process.
@@ -155,13 +159,13 @@ mod tests {
     #[test]
     fn the_child_creates_a_mark_and_is_killed_at_its_first_byte() {
         let Ok(path) = std::env::var(CHILD_MARK) else { return };
-        let _ = Mark::open(Path::new(&path), &tail(0));
+        let _ = HighWaterMark::open(Path::new(&path), &tail(0));
     }
 
     #[test]
     fn a_mark_is_never_seen_without_its_content() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mark");
+        let path = dir.path().join("high-water");
         let child = "the_child_creates_a_mark_and_is_killed_at_its_first_byte";
 
         // A file may have no byte: the system kills who writes one.
@@ -174,19 +178,23 @@ mod tests {
             .status();
 
         assert!(status.unwrap().code().is_none(), "it was killed");
-        assert_eq!(Mark::read(&path).unwrap(), None, "nothing was acknowledged, nothing is wrong");
-        Mark::open(&path, &tail(0)).unwrap();
-        assert_eq!(Mark::read(&path).unwrap(), Some(tail(0)));
+        assert_eq!(
+            HighWaterMark::read(&path).unwrap(),
+            None,
+            "nothing was acknowledged, nothing is wrong"
+        );
+        HighWaterMark::open(&path, &tail(0)).unwrap();
+        assert_eq!(HighWaterMark::read(&path).unwrap(), Some(tail(0)));
     }
 
     #[test]
     fn a_missing_mark_is_none_and_an_unreadable_one_is_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mark");
-        assert_eq!(Mark::read(&path).unwrap(), None);
+        let path = dir.path().join("high-water");
+        assert_eq!(HighWaterMark::read(&path).unwrap(), None);
 
         std::fs::write(&path, [0; 5000]).unwrap();
 
-        assert_eq!(Mark::read(&path).unwrap_err().code(), "LOG_DAMAGED");
+        assert_eq!(HighWaterMark::read(&path).unwrap_err().code(), "LOG_DAMAGED");
     }
 }

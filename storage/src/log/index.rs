@@ -1,8 +1,8 @@
 //! The index of streams: which blocks hold the records of a stream.
 //!
 //! The log is the truth; the index is derived from it and written late. A stream that is busy would
-//! cost one key per commit, so its runs gather in memory and are written as one entry when there
-//! are [`RUNS_MAX`] of them, or when the log has moved [`TRAIL_COST_MAX`] past the oldest. Every
+//! cost one key per commit, so its extents gather in memory and are written as one entry when there
+//! are [`EXTENTS_MAX`] of them, or when the log has moved [`UNINDEXED_COST_MAX`] past the oldest. Every
 //! block says up to where the index is complete, and what follows is read again when the store
 //! opens.
 
@@ -14,12 +14,12 @@ use std::{
 use super::record::{Position, Version};
 
 /// Runs of one stream that are written as one index entry.
-pub(crate) const RUNS_MAX: usize = 32;
+pub(crate) const EXTENTS_MAX: usize = 32;
 
 /// How far the log may run ahead of the index, in bytes of blocks (see [`cost_of`]).
 ///
 /// This is what opening a store reads again: a few milliseconds.
-pub(crate) const TRAIL_COST_MAX: u64 = 2 * 1024 * 1024;
+pub(crate) const UNINDEXED_COST_MAX: u64 = 2 * 1024 * 1024;
 
 /// The cost of reading a block of `bytes` again: its bytes and its key.
 pub(crate) fn cost_of(bytes: usize) -> u64 {
@@ -28,11 +28,11 @@ pub(crate) fn cost_of(bytes: usize) -> u64 {
 
 const LOG_PREFIX: u8 = b'l';
 const STREAM_PREFIX: u8 = b's';
-const RUN_BYTES: usize = 8 + 8 + 4;
+const EXTENT_BYTES: usize = 8 + 8 + 4;
 
 /// Consecutive versions of one stream that lie in one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct Extent {
     /// Its first version.
     pub(crate) version: Version,
     /// How many records.
@@ -41,7 +41,7 @@ pub(crate) struct Run {
     pub(crate) block: Position,
 }
 
-impl Run {
+impl Extent {
     /// Its last version.
     pub(crate) fn last(&self) -> Version {
         self.version + u64::from(self.count) - 1
@@ -75,95 +75,95 @@ pub(crate) fn stream_key(stream: &str, version: Version) -> Vec<u8> {
 }
 
 /// The value of an index entry.
-pub(crate) fn entry_of(runs: &[Run]) -> Vec<u8> {
-    let mut value = Vec::with_capacity(runs.len() * RUN_BYTES);
-    for run in runs {
-        value.extend_from_slice(&run.version.to_be_bytes());
-        value.extend_from_slice(&run.block.to_be_bytes());
-        value.extend_from_slice(&run.count.to_be_bytes());
+pub(crate) fn entry_of(extents: &[Extent]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(extents.len() * EXTENT_BYTES);
+    for extent in extents {
+        value.extend_from_slice(&extent.version.to_be_bytes());
+        value.extend_from_slice(&extent.block.to_be_bytes());
+        value.extend_from_slice(&extent.count.to_be_bytes());
     }
     value
 }
 
-/// The runs of an index entry; `None` when the value is none.
-pub(crate) fn runs_of(value: &[u8]) -> Option<Vec<Run>> {
-    let mut runs = Vec::with_capacity(value.len() / RUN_BYTES);
+/// The extents of an index entry; `None` when the value is none.
+pub(crate) fn extents_of(value: &[u8]) -> Option<Vec<Extent>> {
+    let mut extents = Vec::with_capacity(value.len() / EXTENT_BYTES);
     let mut rest = value;
     while !rest.is_empty() {
         let (version, after) = rest.split_first_chunk::<8>()?;
         let (block, after) = after.split_first_chunk::<8>()?;
         let (count, after) = after.split_first_chunk::<4>()?;
-        runs.push(Run {
+        extents.push(Extent {
             version: u64::from_be_bytes(*version),
             count: u32::from_be_bytes(*count),
             block: u64::from_be_bytes(*block),
         });
         rest = after;
     }
-    (!runs.is_empty() && runs.iter().all(|run| run.count > 0)).then_some(runs)
+    (!extents.is_empty() && extents.iter().all(|extent| extent.count > 0)).then_some(extents)
 }
 
 /// Runs that are durable in the log and not yet in the index.
 #[derive(Debug, Default)]
-pub(crate) struct Trail {
-    streams: HashMap<Arc<str>, Waiting>,
-    /// Streams by the age of their oldest run; entries of streams that were indexed since are
+pub(crate) struct UnindexedTail {
+    streams: HashMap<Arc<str>, UnindexedStream>,
+    /// Streams by the age of their oldest extent; entries of streams that were indexed since are
     /// stale.
     oldest_first: VecDeque<(Position, Arc<str>)>,
-    /// Streams with enough runs for an entry.
+    /// Streams with enough extents for an entry.
     full: Vec<Arc<str>>,
     /// Cost of all blocks so far.
     cost: u64,
 }
 
 #[derive(Debug)]
-struct Waiting {
-    runs: Vec<Run>,
-    /// `Trail::cost` when the first of them came.
+struct UnindexedStream {
+    extents: Vec<Extent>,
+    /// `UnindexedTail::cost` when the first of them came.
     since: u64,
 }
 
-impl Trail {
-    /// Adds a run of `stream`, the newest of all.
-    pub(crate) fn push(&mut self, stream: &Arc<str>, run: Run) {
+impl UnindexedTail {
+    /// Adds an extent of `stream`, the newest of all.
+    pub(crate) fn push(&mut self, stream: &Arc<str>, extent: Extent) {
         if let Some(waiting) = self.streams.get_mut(stream) {
-            waiting.runs.push(run);
-            if waiting.runs.len() == RUNS_MAX {
+            waiting.extents.push(extent);
+            if waiting.extents.len() == EXTENTS_MAX {
                 self.full.push(Arc::clone(stream));
             }
             return;
         }
-        let waiting = Waiting { runs: vec![run], since: self.cost };
+        let waiting = UnindexedStream { extents: vec![extent], since: self.cost };
         self.streams.insert(Arc::clone(stream), waiting);
-        self.oldest_first.push_back((run.block, Arc::clone(stream)));
+        self.oldest_first.push_back((extent.block, Arc::clone(stream)));
     }
 
     /// Counts a block towards the age of what waits.
-    pub(crate) fn count(&mut self, cost: u64) {
+    pub(crate) fn add_cost(&mut self, cost: u64) {
         self.cost += cost;
     }
 
-    /// The runs of `stream` that wait, oldest first.
-    pub(crate) fn runs(&self, stream: &str) -> &[Run] {
-        self.streams.get(stream).map_or(&[], |waiting| &waiting.runs)
+    /// The extents of `stream` that wait, oldest first.
+    pub(crate) fn extents(&self, stream: &str) -> &[Extent] {
+        self.streams.get(stream).map_or(&[], |waiting| &waiting.extents)
     }
 
-    /// The streams whose runs should be written now, with those runs.
-    pub(crate) fn due(&self) -> Vec<(Arc<str>, Vec<Run>)> {
+    /// The streams whose extents should be written now, with those extents.
+    pub(crate) fn due(&self) -> Vec<(Arc<str>, Vec<Extent>)> {
         let old = self.oldest_first.iter().filter_map(|(block, stream)| {
             let waiting = self.waiting_since(*block, stream)?;
             Some((stream, waiting))
         });
-        let old = old.take_while(|(_, waiting)| waiting.since + TRAIL_COST_MAX < self.cost);
-        let mut due: HashMap<&Arc<str>, &Waiting> = old.collect();
+        let old = old.take_while(|(_, waiting)| waiting.since + UNINDEXED_COST_MAX < self.cost);
+        let mut due: HashMap<&Arc<str>, &UnindexedStream> = old.collect();
         due.extend(self.full.iter().filter_map(|stream| self.streams.get_key_value(stream)));
         due.into_iter()
-            .map(|(stream, waiting)| (Arc::clone(stream), waiting.runs.clone()))
+            .map(|(stream, waiting)| (Arc::clone(stream), waiting.extents.clone()))
             .collect()
     }
 
-    /// Forgets the runs of streams that were written.
-    pub(crate) fn indexed<'a>(&mut self, streams: impl Iterator<Item = &'a Arc<str>>) {
+    /// Forgets the extents of streams that were written.
+    pub(crate) fn forget_indexed<'a>(&mut self, streams: impl Iterator<Item = &'a Arc<str>>) {
         for stream in streams {
             self.streams.remove(stream);
         }
@@ -176,8 +176,8 @@ impl Trail {
         }
     }
 
-    /// The block of the oldest run that would wait if those of `without` were written.
-    pub(crate) fn oldest_without(&self, without: &[(Arc<str>, Vec<Run>)]) -> Option<Position> {
+    /// The block of the oldest extent that would wait if those of `without` were written.
+    pub(crate) fn oldest_without(&self, without: &[(Arc<str>, Vec<Extent>)]) -> Option<Position> {
         let written: HashSet<&Arc<str>> = without.iter().map(|(stream, _)| stream).collect();
         let mut waiting = self.oldest_first.iter().filter(|(block, stream)| {
             self.waiting_since(*block, stream).is_some() && !written.contains(stream)
@@ -185,9 +185,9 @@ impl Trail {
         waiting.next().map(|(block, _)| *block)
     }
 
-    fn waiting_since(&self, block: Position, stream: &Arc<str>) -> Option<&Waiting> {
+    fn waiting_since(&self, block: Position, stream: &Arc<str>) -> Option<&UnindexedStream> {
         let waiting = self.streams.get(stream)?;
-        (waiting.runs.first()?.block == block).then_some(waiting)
+        (waiting.extents.first()?.block == block).then_some(waiting)
     }
 }
 
@@ -195,50 +195,50 @@ impl Trail {
 mod tests {
     use super::*;
 
-    fn run(version: Version, block: Position) -> Run {
-        Run { version, count: 1, block }
+    fn extent(version: Version, block: Position) -> Extent {
+        Extent { version, count: 1, block }
     }
 
     #[test]
     fn an_entry_reads_back_and_a_cut_one_does_not() {
-        let runs = [run(1, 1), Run { version: 2, count: 7, block: 9 }];
-        let value = entry_of(&runs);
+        let extents = [extent(1, 1), Extent { version: 2, count: 7, block: 9 }];
+        let value = entry_of(&extents);
 
-        assert_eq!(runs_of(&value).unwrap(), runs);
-        assert!(runs_of(&value[..value.len() - 1]).is_none());
-        assert!(runs_of(&[]).is_none());
+        assert_eq!(extents_of(&value).unwrap(), extents);
+        assert!(extents_of(&value[..value.len() - 1]).is_none());
+        assert!(extents_of(&[]).is_none());
     }
 
     #[test]
     fn a_busy_stream_is_due_after_enough_runs() {
-        let mut trail = Trail::default();
+        let mut unindexed = UnindexedTail::default();
         let (busy, calm): (Arc<str>, Arc<str>) = ("busy".into(), "calm".into());
-        trail.push(&calm, run(1, 1));
-        for n in 1..=RUNS_MAX as u64 {
-            trail.push(&busy, run(n, n + 1));
+        unindexed.push(&calm, extent(1, 1));
+        for n in 1..=EXTENTS_MAX as u64 {
+            unindexed.push(&busy, extent(n, n + 1));
         }
 
-        let due = trail.due();
+        let due = unindexed.due();
 
         assert_eq!(due.len(), 1);
-        assert_eq!((&due[0].0, due[0].1.len()), (&busy, RUNS_MAX));
-        assert_eq!(trail.oldest_without(&due), Some(1));
+        assert_eq!((&due[0].0, due[0].1.len()), (&busy, EXTENTS_MAX));
+        assert_eq!(unindexed.oldest_without(&due), Some(1));
     }
 
     #[test]
     fn a_calm_stream_is_due_when_the_log_has_moved_on() {
-        let mut trail = Trail::default();
+        let mut unindexed = UnindexedTail::default();
         let calm: Arc<str> = "calm".into();
-        trail.push(&calm, run(1, 1));
-        assert!(trail.due().is_empty());
+        unindexed.push(&calm, extent(1, 1));
+        assert!(unindexed.due().is_empty());
 
-        trail.count(TRAIL_COST_MAX + 1);
-        let due = trail.due();
-        assert_eq!(due, [(Arc::clone(&calm), vec![run(1, 1)])]);
-        assert_eq!(trail.oldest_without(&due), None);
+        unindexed.add_cost(UNINDEXED_COST_MAX + 1);
+        let due = unindexed.due();
+        assert_eq!(due, [(Arc::clone(&calm), vec![extent(1, 1)])]);
+        assert_eq!(unindexed.oldest_without(&due), None);
 
-        trail.indexed([&calm].into_iter());
-        assert!(trail.runs("calm").is_empty());
-        assert!(trail.oldest_first.is_empty());
+        unindexed.forget_indexed([&calm].into_iter());
+        assert!(unindexed.extents("calm").is_empty());
+        assert!(unindexed.oldest_first.is_empty());
     }
 }

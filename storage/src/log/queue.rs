@@ -2,7 +2,7 @@
 //!
 //! The writer takes whatever waits as one commit; there is no timer. While it is at the disk the
 //! next commit gathers, so the price of a sync is shared by as many clients as there are. An append
-//! is answered, and the tail moves, only after the shelf said that the commit is durable. After a
+//! is answered, and the tail moves, only after the backend said that the commit is durable. After a
 //! commit that failed the store stops for good: a failed sync may have lost what a second one would
 //! claim to have written. A disk that is nearly full is therefore not written to at all.
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     APPEND_BYTES_MAX, AppendError, KIND_BYTES_MAX, QUEUE_BYTES_MAX, RECORD_BYTES_MAX,
-    STREAM_BYTES_MAX, StoreError, disk_space::Room,
+    STREAM_BYTES_MAX, StoreError, disk_space::DiskSpace,
 };
 
 /// Bytes after which a commit takes no further append: what a reader of the tail may have to wait.
@@ -39,20 +39,20 @@ pub(super) struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     tail: watch::Sender<Position>,
-    room: Room,
+    disk_space: DiskSpace,
     _guard: Guard,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<QueuedAppend>,
     bytes: usize,
     closing: bool,
     stopped: Option<StoreError>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedAppend {
     draft: Draft,
     bytes: usize,
     reply: oneshot::Sender<Verdict>,
@@ -60,13 +60,18 @@ struct Waiting {
 
 impl Shared {
     /// An empty queue behind a log that ends at `tail`.
-    pub(super) fn new(reader: Arc<Reader>, tail: Position, room: Room, guard: Guard) -> Self {
+    pub(super) fn new(
+        reader: Arc<Reader>,
+        tail: Position,
+        disk_space: DiskSpace,
+        guard: Guard,
+    ) -> Self {
         Self {
             reader,
             queue: Mutex::default(),
             wake: Condvar::new(),
             tail: watch::Sender::new(tail),
-            room,
+            disk_space,
             _guard: guard,
         }
     }
@@ -118,7 +123,7 @@ impl Shared {
             return Err(AppendError::Busy { bytes: queue.bytes, bytes_max: QUEUE_BYTES_MAX });
         }
         queue.bytes += bytes;
-        queue.waiting.push_back(Waiting { draft, bytes, reply });
+        queue.waiting.push_back(QueuedAppend { draft, bytes, reply });
         drop(queue);
         self.wake.notify_one();
         Ok(receiver)
@@ -128,7 +133,7 @@ impl Shared {
     pub(super) fn write(&self, mut writer: Writer) {
         let _stop = StopOnExit(self);
         while let Some((drafts, replies)) = self.take() {
-            if let Err(full) = self.room.check(0) {
+            if let Err(full) = self.disk_space.check(0) {
                 for reply in replies {
                     let _ = reply.send(Err(full.into()));
                 }
@@ -184,7 +189,7 @@ impl Shared {
                 break;
             }
             bytes += next.bytes;
-            if let Some(Waiting { draft, reply, .. }) = queue.waiting.pop_front() {
+            if let Some(QueuedAppend { draft, reply, .. }) = queue.waiting.pop_front() {
                 drafts.push(draft);
                 replies.push(reply);
             }

@@ -7,28 +7,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
     block::Block,
-    index::{Run, Trail, block_key, position_of, runs_of, stream_key},
+    index::{Extent, UnindexedTail, block_key, extents_of, position_of, stream_key},
     record::{Position, Record, Version},
 };
 use crate::{
     READ_BYTES_MAX,
     error::{Damage, StoreError},
-    kv::Shelf,
+    kv::KvBackend,
     recent::Recent,
 };
 
 /// Bytes of verified blocks that one generation of the cache keeps.
 const BLOCKS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Blocks, or index entries, that are fetched from the shelf at once.
+/// Blocks, or index entries, that are fetched from the backend at once.
 const FETCH_MAX: usize = 16;
 
 /// What readers and the writer share.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    pub(crate) shelf: Arc<dyn Shelf>,
+    pub(crate) kv: Arc<dyn KvBackend>,
     /// Runs the index does not know yet.
-    pub(crate) trail: Mutex<Trail>,
+    pub(crate) unindexed: Mutex<UnindexedTail>,
     blocks: Mutex<Recent<Position, Arc<Block>>>,
 }
 
@@ -48,7 +48,7 @@ impl Page {
         self.records.len() >= self.limit
     }
 
-    /// Takes `record` if there is room for it; says whether it did.
+    /// Takes `record` if it fits; says whether it did.
     fn takes(&mut self, record: &Record) -> bool {
         let full = self.is_full()
             || (!self.records.is_empty() && self.bytes + record.bytes.len() > READ_BYTES_MAX);
@@ -61,10 +61,10 @@ impl Page {
 }
 
 impl Reader {
-    /// A reader of `shelf` with nothing waiting for the index.
-    pub(crate) fn new(shelf: Arc<dyn Shelf>) -> Self {
+    /// A reader of `kv` with nothing waiting for the index.
+    pub(crate) fn new(kv: Arc<dyn KvBackend>) -> Self {
         let blocks = Mutex::new(Recent::new(BLOCKS_BYTES_MAX));
-        Self { shelf, trail: Mutex::default(), blocks }
+        Self { kv, unindexed: Mutex::default(), blocks }
     }
 
     /// At most `limit` records after `after`, up to the durable `tail`.
@@ -116,16 +116,18 @@ impl Reader {
         if after == Version::MAX || limit == 0 {
             return Ok(page.records);
         }
-        // The trail first: what moves to the index meanwhile is then seen twice, not never.
-        let waiting = self.trail().runs(stream).to_vec();
+        // The unindexed tail first: what moves to the index meanwhile is then seen twice, not never.
+        let waiting = self.unindexed().extents(stream).to_vec();
         let mut next = after + 1;
         loop {
-            let indexed = self.indexed_runs(stream, next)?;
+            let indexed = self.indexed_extents(stream, next)?;
             let at_end = indexed.is_empty();
             let before = next;
-            let runs = if at_end { &waiting } else { &indexed };
-            for run in runs {
-                if run.last() >= next && !self.run_into(&mut page, stream, *run, &mut next)? {
+            let extents = if at_end { &waiting } else { &indexed };
+            for extent in extents {
+                if extent.last() >= next
+                    && !self.extent_into(&mut page, stream, *extent, &mut next)?
+                {
                     return Ok(page.records);
                 }
             }
@@ -142,16 +144,16 @@ impl Reader {
 
     /// The version `stream` ends at.
     pub(crate) fn head(&self, stream: &str) -> Result<Version, StoreError> {
-        if let Some(run) = self.trail().runs(stream).last() {
-            return Ok(run.last());
+        if let Some(extent) = self.unindexed().extents(stream).last() {
+            return Ok(extent.last());
         }
         self.indexed_head(stream)
     }
 
     /// The version the index of `stream` ends at.
     pub(crate) fn indexed_head(&self, stream: &str) -> Result<Version, StoreError> {
-        let runs = self.last_entry(stream, Version::MAX)?;
-        Ok(runs.last().map_or(0, Run::last))
+        let extents = self.last_entry(stream, Version::MAX)?;
+        Ok(extents.last().map_or(0, Extent::last))
     }
 
     /// The last block of the log.
@@ -169,7 +171,7 @@ impl Reader {
     /// Some blocks from the one that begins at `first` on.
     pub(crate) fn blocks_from(&self, first: Position) -> Result<Vec<Arc<Block>>, StoreError> {
         let keys = (block_key(first), block_key(Position::MAX));
-        let found = self.shelf.first_in(&keys.0..=&keys.1, FETCH_MAX);
+        let found = self.kv.first_in(&keys.0..=&keys.1, FETCH_MAX);
         let found = found.map_err(|error| error.at(first, "reading the log"))?;
         let verified = found.into_iter().map(|(key, value)| {
             let position = position_of(&key).unwrap_or(first);
@@ -181,7 +183,7 @@ impl Reader {
 
     fn block_at_or_before(&self, position: Position) -> Result<Option<Arc<Block>>, StoreError> {
         let keys = (block_key(0), block_key(position));
-        let found = self.shelf.last_in(&keys.0..=&keys.1);
+        let found = self.kv.last_in(&keys.0..=&keys.1);
         let Some((key, value)) = found.map_err(|error| error.at(position, "reading the log"))?
         else {
             return Ok(None);
@@ -199,7 +201,7 @@ impl Reader {
         if let Some(block) = self.cached(first) {
             return Ok(block);
         }
-        let value = self.shelf.get(&block_key(first));
+        let value = self.kv.get(&block_key(first));
         let value = value.map_err(|error| error.at(first, "reading the log"))?;
         let hole = StoreError::Damaged { position: first, what: Damage::Hole };
         self.verified(first, &value.ok_or(hole)?)
@@ -216,26 +218,26 @@ impl Reader {
         Ok(block)
     }
 
-    /// Takes the records of `run` from `next` on; says whether the page has room for more.
-    fn run_into(
+    /// Takes the records of `extent` from `next` on; says whether the page can take more.
+    fn extent_into(
         &self,
         page: &mut Page,
         stream: &str,
-        run: Run,
+        extent: Extent,
         next: &mut Version,
     ) -> Result<bool, StoreError> {
         let differs = || StoreError::Damaged {
-            position: run.block,
+            position: extent.block,
             what: Damage::IndexDiffers { stream: stream.to_owned() },
         };
         if page.is_full() {
             return Ok(false);
         }
-        if run.version > *next {
+        if extent.version > *next {
             return Err(differs());
         }
-        let block = self.block(run.block)?;
-        let versions = *next..=run.last();
+        let block = self.block(extent.block)?;
+        let versions = *next..=extent.last();
         let mut records = block
             .records
             .iter()
@@ -251,32 +253,32 @@ impl Reader {
     }
 
     /// Runs of the index that reach `next` or lie behind it; empty when the index ends before.
-    fn indexed_runs(&self, stream: &str, next: Version) -> Result<Vec<Run>, StoreError> {
-        let mut runs = self.last_entry(stream, next)?;
-        runs.retain(|run| run.last() >= next);
-        if !runs.is_empty() {
-            return Ok(runs);
+    fn indexed_extents(&self, stream: &str, next: Version) -> Result<Vec<Extent>, StoreError> {
+        let mut extents = self.last_entry(stream, next)?;
+        extents.retain(|extent| extent.last() >= next);
+        if !extents.is_empty() {
+            return Ok(extents);
         }
         let keys = (stream_key(stream, next), stream_key(stream, Version::MAX));
-        let found = self.shelf.first_in(&keys.0..=&keys.1, FETCH_MAX);
+        let found = self.kv.first_in(&keys.0..=&keys.1, FETCH_MAX);
         let found = found.map_err(|error| error.at(0, "reading the index"))?;
         for (_, value) in found {
-            runs.extend(entry(stream, &value)?);
+            extents.extend(entry(stream, &value)?);
         }
-        Ok(runs)
+        Ok(extents)
     }
 
-    /// The runs of the last index entry that begins at `version` or before.
-    fn last_entry(&self, stream: &str, version: Version) -> Result<Vec<Run>, StoreError> {
+    /// The extents of the last index entry that begins at `version` or before.
+    fn last_entry(&self, stream: &str, version: Version) -> Result<Vec<Extent>, StoreError> {
         let keys = (stream_key(stream, 0), stream_key(stream, version));
-        let found = self.shelf.last_in(&keys.0..=&keys.1);
+        let found = self.kv.last_in(&keys.0..=&keys.1);
         let found = found.map_err(|error| error.at(0, "reading the index"))?;
         found.map_or_else(|| Ok(Vec::new()), |(_, value)| entry(stream, &value))
     }
 
-    /// The runs that wait for the index.
-    pub(crate) fn trail(&self) -> MutexGuard<'_, Trail> {
-        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The extents that wait for the index.
+    pub(crate) fn unindexed(&self) -> MutexGuard<'_, UnindexedTail> {
+        self.unindexed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn blocks(&self) -> MutexGuard<'_, Recent<Position, Arc<Block>>> {
@@ -284,7 +286,7 @@ impl Reader {
     }
 }
 
-fn entry(stream: &str, value: &[u8]) -> Result<Vec<Run>, StoreError> {
+fn entry(stream: &str, value: &[u8]) -> Result<Vec<Extent>, StoreError> {
     let what = Damage::IndexDiffers { stream: stream.to_owned() };
-    runs_of(value).ok_or(StoreError::Damaged { position: 0, what })
+    extents_of(value).ok_or(StoreError::Damaged { position: 0, what })
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-/// Place of a record in the log, from 1, without gaps. 0 means "before the first".
+/// RecordAddress of a record in the log, from 1, without gaps. 0 means "before the first".
 pub type Position = u64;
 
-/// Place of a record in its stream, from 1, without gaps. 0 means "before the first".
+/// RecordAddress of a record in its stream, from 1, without gaps. 0 means "before the first".
 pub type Version = u64;
 
 /// SHA-256 over the previous running hash and the frame of a record.
@@ -48,11 +48,11 @@ impl NewRecord {
 /// A record as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Place in the log.
+    /// RecordAddress in the log.
     pub position: Position,
     /// The stream it belongs to.
     pub stream: Arc<str>,
-    /// Place in the stream.
+    /// RecordAddress in the stream.
     pub version: Version,
     /// What sort of record.
     pub kind: Arc<str>,
@@ -79,30 +79,31 @@ impl Record {
 
     /// Appends this record's frame to `out`.
     pub(crate) fn frame_into(&self, out: &mut Vec<u8>) {
-        let place = Place { position: self.position, stream: &self.stream, version: self.version };
-        frame_into(out, &place, &self.kind, &self.bytes);
+        let address =
+            RecordAddress { position: self.position, stream: &self.stream, version: self.version };
+        frame_into(out, &address, &self.kind, &self.bytes);
     }
 }
 
 /// Where a record stands.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
-    /// Place in the log.
+pub(crate) struct RecordAddress<'a> {
+    /// RecordAddress in the log.
     pub(crate) position: Position,
     /// The stream.
     pub(crate) stream: &'a str,
-    /// Place in the stream.
+    /// RecordAddress in the stream.
     pub(crate) version: Version,
 }
 
 /// Appends the frame of a record to `out`: the length of what follows (u32), position and version
 /// (u64), stream and kind each after their length (u16), payload. Numbers are big endian.
-pub(crate) fn frame_into(out: &mut Vec<u8>, place: &Place<'_>, kind: &str, bytes: &[u8]) {
-    let rest = FRAME_FIXED_BYTES - 4 + place.stream.len() + kind.len() + bytes.len();
+pub(crate) fn frame_into(out: &mut Vec<u8>, address: &RecordAddress<'_>, kind: &str, bytes: &[u8]) {
+    let rest = FRAME_FIXED_BYTES - 4 + address.stream.len() + kind.len() + bytes.len();
     out.extend_from_slice(&u32_of(rest).to_be_bytes());
-    out.extend_from_slice(&place.position.to_be_bytes());
-    out.extend_from_slice(&place.version.to_be_bytes());
-    for text in [place.stream, kind] {
+    out.extend_from_slice(&address.position.to_be_bytes());
+    out.extend_from_slice(&address.version.to_be_bytes());
+    for text in [address.stream, kind] {
         out.extend_from_slice(&u16_of(text.len()).to_be_bytes());
         out.extend_from_slice(text.as_bytes());
     }
@@ -124,9 +125,9 @@ fn u16_of(len: usize) -> u16 {
 
 /// The frame at the start of `bytes`, and its length.
 pub(crate) struct Frame<'a> {
-    /// Place in the log.
+    /// RecordAddress in the log.
     pub(crate) position: Position,
-    /// Place in the stream.
+    /// RecordAddress in the stream.
     pub(crate) version: Version,
     /// The stream.
     pub(crate) stream: &'a str,

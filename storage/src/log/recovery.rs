@@ -1,19 +1,24 @@
-//! Opening a log: is it what the mark remembers, and what does the index not know yet?
+//! What is done when a log is opened: it is compared with its high-water mark, and what the index
+//! does not hold yet is read again.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
     block::{Block, Tail},
-    index::{Run, cost_of},
+    index::{Extent, cost_of},
     reader::Reader,
 };
 use crate::{StoreError, error::Damage};
 
-/// Compares the log with what its mark remembers.
-pub(crate) fn check(reader: &Reader, remembered: &Tail, tail: &Tail) -> Result<(), StoreError> {
+/// Compares the log with its high-water mark.
+pub(crate) fn check_high_water(
+    reader: &Reader,
+    remembered: &Tail,
+    tail: &Tail,
+) -> Result<(), StoreError> {
     if remembered.position > tail.position {
-        let (mark, tail) = (remembered.position, tail.position);
-        return Err(StoreError::Rollback { mark, tail });
+        let (high_water, tail) = (remembered.position, tail.position);
+        return Err(StoreError::Rollback { high_water, tail });
     }
     if remembered.position == 0 {
         return Ok(());
@@ -23,11 +28,11 @@ pub(crate) fn check(reader: &Reader, remembered: &Tail, tail: &Tail) -> Result<(
     if found == Some(remembered.hash) {
         return Ok(());
     }
-    Err(StoreError::Damaged { position: remembered.position, what: Damage::MarkDiffers })
+    Err(StoreError::Damaged { position: remembered.position, what: Damage::HighWaterDiffers })
 }
 
 /// Reads again what the index does not know, up to the `last` block, and verifies it on the way.
-pub(crate) fn recover_trail(reader: &Reader, last: &Block) -> Result<(), StoreError> {
+pub(crate) fn recover_unindexed(reader: &Reader, last: &Block) -> Result<(), StoreError> {
     let mut before: Option<Tail> = None;
     let mut next = last.indexed_below;
     while next <= last.first() {
@@ -43,30 +48,30 @@ pub(crate) fn recover_trail(reader: &Reader, last: &Block) -> Result<(), StoreEr
                 return Err(StoreError::Damaged { position, what: Damage::HashDiffers });
             }
             before = Some(block.tail());
-            trail_block(reader, &block)?;
+            add_unindexed(reader, &block)?;
         }
         next = newest + 1;
     }
     Ok(())
 }
 
-/// Adds the runs of `block` to the trail, save those the index knows.
-fn trail_block(reader: &Reader, block: &Block) -> Result<(), StoreError> {
-    let mut runs: Vec<(&Arc<str>, Run)> = Vec::new();
-    let mut run_of = HashMap::new();
+/// Adds the extents of `block` to the unindexed tail, except those the index knows.
+fn add_unindexed(reader: &Reader, block: &Block) -> Result<(), StoreError> {
+    let mut extents: Vec<(&Arc<str>, Extent)> = Vec::new();
+    let mut extent_of = HashMap::new();
     for record in &block.records {
-        let index = *run_of.entry(&record.stream).or_insert_with(|| {
-            let run = Run { version: record.version, count: 0, block: block.first() };
-            runs.push((&record.stream, run));
-            runs.len() - 1
+        let index = *extent_of.entry(&record.stream).or_insert_with(|| {
+            let extent = Extent { version: record.version, count: 0, block: block.first() };
+            extents.push((&record.stream, extent));
+            extents.len() - 1
         });
-        runs[index].1.count += 1;
+        extents[index].1.count += 1;
     }
-    for (stream, run) in runs {
-        if run.last() > reader.indexed_head(stream)? {
-            reader.trail().push(stream, run);
+    for (stream, extent) in extents {
+        if extent.last() > reader.indexed_head(stream)? {
+            reader.unindexed().push(stream, extent);
         }
     }
-    reader.trail().count(cost_of(block.bytes));
+    reader.unindexed().add_cost(cost_of(block.bytes));
     Ok(())
 }

@@ -12,16 +12,16 @@ use bytes::Bytes;
 
 use futures_util::future::BoxFuture;
 
-use super::{high_water::Mark, reader::Reader, *};
+use super::{high_water::HighWaterMark, reader::Reader, *};
 use crate::{
     AppendError, EventStore as _, NewRecord, StoreError,
     contract::fact,
-    disk_space::Room,
+    disk_space::DiskSpace,
     error::Damage,
-    kv::{Entry, Found, Shelf, ShelfError},
+    kv::{Entry, Found, KvBackend, KvError},
 };
 
-/// A shelf in memory whose every write waits for a word: `true` lets it through, `false` fails
+/// A backend in memory whose every write waits for a word: `true` lets it through, `false` fails
 /// it as a failed sync would, after the values became visible.
 #[derive(Debug)]
 struct Gated {
@@ -30,32 +30,28 @@ struct Gated {
     gate: Mutex<mpsc::Receiver<bool>>,
 }
 
-impl Shelf for Gated {
-    fn put(&self, entries: Vec<Entry>) -> Result<(), ShelfError> {
+impl KvBackend for Gated {
+    fn put(&self, entries: Vec<Entry>) -> Result<(), KvError> {
         self.puts.lock().unwrap().push(entries.len());
         self.map.lock().unwrap().extend(entries);
         if self.gate.lock().unwrap().recv().unwrap() {
             return Ok(());
         }
-        Err(ShelfError::Unavailable(Arc::new(std::io::Error::other("the sync failed"))))
+        Err(KvError::Unavailable(Arc::new(std::io::Error::other("the sync failed"))))
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ShelfError> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
         Ok(self.map.lock().unwrap().get(key).map(|value| value.clone().into()))
     }
 
-    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, ShelfError> {
+    fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, KvError> {
         let map = self.map.lock().unwrap();
         let bounds = (keys.start().to_vec(), keys.end().to_vec());
         let found = map.range(bounds.0..=bounds.1).next_back();
         Ok(found.map(|(key, value)| (key.clone().into(), value.clone().into())))
     }
 
-    fn first_in(
-        &self,
-        keys: RangeInclusive<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Found>, ShelfError> {
+    fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize) -> Result<Vec<Found>, KvError> {
         let map = self.map.lock().unwrap();
         let bounds = (keys.start().to_vec(), keys.end().to_vec());
         let found = map.range(bounds.0..=bounds.1).take(limit);
@@ -65,7 +61,7 @@ impl Shelf for Gated {
 
 struct Rig {
     log: Option<Log>,
-    shelf: Arc<Gated>,
+    kv: Arc<Gated>,
     gate: mpsc::Sender<bool>,
     directory: tempfile::TempDir,
 }
@@ -74,19 +70,19 @@ impl Rig {
     fn new() -> Self {
         let (gate, gated) = mpsc::channel();
         let (map, puts, gated) = (Mutex::default(), Mutex::default(), Mutex::new(gated));
-        let shelf = Arc::new(Gated { map, puts, gate: gated });
+        let kv = Arc::new(Gated { map, puts, gate: gated });
         let directory = tempfile::tempdir().unwrap();
-        let mut rig = Self { log: None, shelf, gate, directory };
+        let mut rig = Self { log: None, kv, gate, directory };
         rig.reopen().unwrap();
         rig
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
         self.log = None;
-        let mark = self.directory.path().join("mark");
-        let shelf: Arc<dyn Shelf> = Arc::<Gated>::clone(&self.shelf);
+        let high_water = self.directory.path().join("high-water");
+        let kv: Arc<dyn KvBackend> = Arc::<Gated>::clone(&self.kv);
         self.log =
-            Some(Log::open(shelf, &mark, Room::around(self.directory.path()), Arc::new(()))?);
+            Some(Log::open(kv, &high_water, DiskSpace::of(self.directory.path()), Arc::new(()))?);
         Ok(())
     }
 
@@ -94,9 +90,9 @@ impl Rig {
         self.log.as_ref().unwrap()
     }
 
-    /// Waits until the shelf has been asked to write `count` times.
+    /// Waits until the backend has been asked to write `count` times.
     fn until_puts(&self, count: usize) {
-        while self.shelf.puts.lock().unwrap().len() < count {
+        while self.kv.puts.lock().unwrap().len() < count {
             yield_now();
         }
     }
@@ -107,7 +103,7 @@ fn pending<T>(future: &mut BoxFuture<'_, T>) -> bool {
 }
 
 #[tokio::test]
-async fn nothing_is_acknowledged_or_seen_before_the_shelf_says_durable() {
+async fn nothing_is_acknowledged_or_seen_before_the_backend_says_durable() {
     let rig = Rig::new();
     let mut append = rig.log().append("run/a", 0, vec![fact("1")]);
     rig.until_puts(1);
@@ -144,7 +140,7 @@ async fn what_waits_while_the_disk_is_busy_is_one_commit() {
     let conflict = late.await.unwrap_err();
     assert!(matches!(conflict, AppendError::Conflict { expected: 0, actual: 2, .. }));
     assert_eq!(next.await.unwrap().version, 3);
-    assert_eq!(*rig.shelf.puts.lock().unwrap(), [1, 1], "one key each");
+    assert_eq!(*rig.kv.puts.lock().unwrap(), [1, 1], "one key each");
 }
 
 #[tokio::test]
@@ -165,7 +161,7 @@ async fn after_a_failed_commit_the_store_stops_and_never_tries_again() {
     assert_eq!(rig.log().read_all(0, 1).await.unwrap_err().code(), "STORE_UNAVAILABLE");
     assert_eq!(rig.log().read("run/a", 0, 1).await.unwrap_err().code(), "STORE_UNAVAILABLE");
     assert_eq!(*rig.log().watch().borrow(), 0);
-    assert_eq!(rig.shelf.puts.lock().unwrap().len(), 1);
+    assert_eq!(rig.kv.puts.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -207,23 +203,23 @@ async fn a_shortened_log_is_a_rollback_and_another_one_is_damage() {
     let mut rig = filled().await;
     rig.log = None;
     let last = index::block_key(300).to_vec();
-    let removed = rig.shelf.map.lock().unwrap().remove(&last).unwrap();
+    let removed = rig.kv.map.lock().unwrap().remove(&last).unwrap();
     let error = rig.reopen().unwrap_err();
-    assert!(matches!(error, StoreError::Rollback { mark: 300, tail: 299 }), "{error}");
+    assert!(matches!(error, StoreError::Rollback { high_water: 300, tail: 299 }), "{error}");
 
     // A sound block with another record in the place of the last.
-    let shelf: Arc<dyn Shelf> = Arc::<Gated>::clone(&rig.shelf);
-    let tail = Reader::new(shelf).last_block().unwrap().unwrap().tail();
+    let kv: Arc<dyn KvBackend> = Arc::<Gated>::clone(&rig.kv);
+    let tail = Reader::new(kv).last_block().unwrap().unwrap().tail();
     let mut other = block::Filling::after(&tail);
     other.push("run/3", 38, "forged", b"");
-    rig.shelf.map.lock().unwrap().insert(last.clone(), other.seal(1));
+    rig.kv.map.lock().unwrap().insert(last.clone(), other.seal(1));
     let error = rig.reopen().unwrap_err();
     assert!(
-        matches!(error, StoreError::Damaged { position: 300, what: Damage::MarkDiffers }),
+        matches!(error, StoreError::Damaged { position: 300, what: Damage::HighWaterDiffers }),
         "{error}"
     );
 
-    rig.shelf.map.lock().unwrap().insert(last, removed);
+    rig.kv.map.lock().unwrap().insert(last, removed);
     rig.reopen().unwrap();
 }
 
@@ -231,19 +227,19 @@ async fn a_shortened_log_is_a_rollback_and_another_one_is_damage() {
 async fn a_missing_mark_is_written_again() {
     let mut rig = filled().await;
     rig.log = None;
-    let mark = rig.directory.path().join("mark");
+    let mark = rig.directory.path().join("high-water");
     std::fs::remove_file(&mark).unwrap();
 
     rig.reopen().unwrap();
 
-    assert_eq!(Mark::read(&mark).unwrap().unwrap().position, 300);
+    assert_eq!(HighWaterMark::read(&mark).unwrap().unwrap().position, 300);
 }
 
 #[tokio::test]
 async fn a_hole_stops_every_reader_at_its_position() {
     let mut rig = filled().await;
     rig.log = None;
-    rig.shelf.map.lock().unwrap().remove(index::block_key(20).as_slice());
+    rig.kv.map.lock().unwrap().remove(index::block_key(20).as_slice());
     rig.reopen().unwrap_or_else(|error| assert_eq!(error.code(), "LOG_DAMAGED"));
     let Some(log) = &rig.log else { return };
 
@@ -261,20 +257,20 @@ async fn a_hole_stops_every_reader_at_its_position() {
 async fn any_lost_entry_of_the_index_is_noticed_by_the_audit() {
     let mut rig = filled().await;
     rig.log = None;
-    let before = rig.shelf.map.lock().unwrap().clone();
+    let before = rig.kv.map.lock().unwrap().clone();
     let entries: Vec<_> = before.keys().filter(|key| key[0] == b's').cloned().collect();
     assert!(!entries.is_empty(), "the index was written");
     let last = before.keys().rfind(|key| key[0] == b'l').unwrap().clone();
 
     for key in entries.iter().chain([&last]) {
-        rig.shelf.map.lock().unwrap().remove(key);
+        rig.kv.map.lock().unwrap().remove(key);
         let verdict = match rig.reopen() {
             Ok(()) => crate::verify(rig.log(), |_| {}).await.map(drop),
             Err(error) => Err(error),
         };
         assert!(verdict.is_err(), "{key:?}");
         rig.log = None;
-        *rig.shelf.map.lock().unwrap() = before.clone();
+        *rig.kv.map.lock().unwrap() = before.clone();
     }
     rig.reopen().unwrap();
     assert_eq!(crate::verify(rig.log(), |_| {}).await.unwrap().records, 300);

@@ -7,8 +7,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     block::{Filling, Tail},
-    high_water::Mark,
-    index::{Run, block_key, cost_of, entry_of, stream_key},
+    high_water::HighWaterMark,
+    index::{Extent, block_key, cost_of, entry_of, stream_key},
     reader::Reader,
     record::{NewRecord, Position, Version},
 };
@@ -34,22 +34,22 @@ pub(crate) struct Writer {
     reader: Arc<Reader>,
     tail: Tail,
     heads: Recent<Arc<str>, Version>,
-    mark: Mark,
+    high_water: HighWaterMark,
 }
 
 /// The blocks of a commit that is being put together.
 struct Commit {
     blocks: Vec<Filling>,
     filling: Filling,
-    runs: Vec<(Arc<str>, Run)>,
-    /// For each stream in the block that is being filled, its place in `runs`.
-    run_of: HashMap<Arc<str>, usize>,
+    extents: Vec<(Arc<str>, Extent)>,
+    /// For each stream in the block that is being filled, its place in `extents`.
+    extent_of: HashMap<Arc<str>, usize>,
 }
 
 impl Writer {
     /// A writer that goes on at `tail`.
-    pub(crate) fn new(reader: Arc<Reader>, tail: Tail, mark: Mark) -> Self {
-        Self { reader, tail, heads: Recent::new(HEADS_MAX), mark }
+    pub(crate) fn new(reader: Arc<Reader>, tail: Tail, high_water: HighWaterMark) -> Self {
+        Self { reader, tail, heads: Recent::new(HEADS_MAX), high_water }
     }
 
     /// Decides `drafts` in order and makes those that are in time durable, all together.
@@ -59,12 +59,12 @@ impl Writer {
         let mut commit = Commit::after(&self.tail);
         let verdicts: Vec<Verdict> =
             drafts.into_iter().map(|draft| self.decide(&mut commit, draft)).collect();
-        let (blocks, runs) = commit.finish();
+        let (blocks, extents) = commit.finish();
         let Some(last) = blocks.last() else { return Ok(verdicts) };
         let tail = last.tail();
-        self.write(blocks, runs)?;
+        self.write(blocks, extents)?;
         self.tail = tail;
-        self.mark.advance(&tail)?;
+        self.high_water.advance(&tail)?;
         Ok(verdicts)
     }
 
@@ -73,9 +73,9 @@ impl Writer {
         self.tail.position
     }
 
-    /// Makes the mark durable, before the store closes.
+    /// Makes the high-water mark durable, before the store closes.
     pub(crate) fn close(&mut self) -> Result<(), StoreError> {
-        self.mark.sync()
+        self.high_water.sync()
     }
 
     fn decide(&mut self, commit: &mut Commit, draft: Draft) -> Verdict {
@@ -97,12 +97,16 @@ impl Writer {
         Ok(Appended { first, last: commit.next_position() - 1, version })
     }
 
-    fn write(&self, blocks: Vec<Filling>, runs: Vec<(Arc<str>, Run)>) -> Result<(), StoreError> {
+    fn write(
+        &self,
+        blocks: Vec<Filling>,
+        extents: Vec<(Arc<str>, Extent)>,
+    ) -> Result<(), StoreError> {
         let first = blocks.first().map_or(self.tail.position + 1, Filling::first);
         let (due, indexed_below) = {
-            let trail = self.reader.trail();
-            let due = trail.due();
-            let oldest = trail.oldest_without(&due).unwrap_or(first);
+            let unindexed = self.reader.unindexed();
+            let due = unindexed.due();
+            let oldest = unindexed.oldest_without(&due).unwrap_or(first);
             (due, oldest)
         };
         let mut entries: Vec<Entry> = Vec::with_capacity(blocks.len() + due.len());
@@ -113,18 +117,18 @@ impl Writer {
             cost += cost_of(value.len());
             entries.push((key, value));
         }
-        for (stream, runs) in &due {
-            let version = runs.first().map_or(0, |run| run.version);
-            entries.push((stream_key(stream, version), entry_of(runs)));
+        for (stream, extents) in &due {
+            let version = extents.first().map_or(0, |extent| extent.version);
+            entries.push((stream_key(stream, version), entry_of(extents)));
         }
-        let put = self.reader.shelf.put(entries);
+        let put = self.reader.kv.put(entries);
         put.map_err(|error| error.at(first, "committing records"))?;
-        let mut trail = self.reader.trail();
-        trail.indexed(due.iter().map(|(stream, _)| stream));
-        for (stream, run) in runs {
-            trail.push(&stream, run);
+        let mut unindexed = self.reader.unindexed();
+        unindexed.forget_indexed(due.iter().map(|(stream, _)| stream));
+        for (stream, extent) in extents {
+            unindexed.push(&stream, extent);
         }
-        trail.count(cost);
+        unindexed.add_cost(cost);
         Ok(())
     }
 }
@@ -134,8 +138,8 @@ impl Commit {
         Self {
             blocks: Vec::new(),
             filling: Filling::after(tail),
-            runs: Vec::new(),
-            run_of: HashMap::new(),
+            extents: Vec::new(),
+            extent_of: HashMap::new(),
         }
     }
 
@@ -147,22 +151,22 @@ impl Commit {
         if self.filling.is_full_for(record.frame_bytes(stream)) {
             let next = Filling::after(&self.filling.tail());
             self.blocks.push(std::mem::replace(&mut self.filling, next));
-            self.run_of.clear();
+            self.extent_of.clear();
         }
         self.filling.push(stream, version, &record.kind, &record.bytes);
-        if let Some(&index) = self.run_of.get(stream) {
-            self.runs[index].1.count += 1;
+        if let Some(&index) = self.extent_of.get(stream) {
+            self.extents[index].1.count += 1;
             return;
         }
-        let run = Run { version, count: 1, block: self.filling.first() };
-        self.run_of.insert(Arc::clone(stream), self.runs.len());
-        self.runs.push((Arc::clone(stream), run));
+        let extent = Extent { version, count: 1, block: self.filling.first() };
+        self.extent_of.insert(Arc::clone(stream), self.extents.len());
+        self.extents.push((Arc::clone(stream), extent));
     }
 
-    fn finish(mut self) -> (Vec<Filling>, Vec<(Arc<str>, Run)>) {
+    fn finish(mut self) -> (Vec<Filling>, Vec<(Arc<str>, Extent)>) {
         if !self.filling.is_empty() {
             self.blocks.push(self.filling);
         }
-        (self.blocks, self.runs)
+        (self.blocks, self.extents)
     }
 }

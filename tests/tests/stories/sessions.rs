@@ -326,9 +326,9 @@ fn no_fence_comes_again_after_a_loss_was_accepted() {
     let folder = tempfile::tempdir().expect("a folder");
     let before = fence_of_one_lease(folder.path(), true);
 
-    // All records are lost, and a person removes the mark to go on.
+    // All records are lost, and a person removes the high-water mark to go on.
     std::fs::remove_dir_all(folder.path().join("sled")).expect("the log can be removed");
-    std::fs::remove_file(folder.path().join("mark")).expect("the mark can be removed");
+    std::fs::remove_file(folder.path().join("high-water")).expect("the mark can be removed");
     let after = fence_of_one_lease(folder.path(), true);
 
     assert!(before < after, "{before}, then {after}");
