@@ -316,6 +316,15 @@ impl Server {
         self.house.is_some()
     }
 
+    /// Waits until the store of a server in this process takes nothing any more, because a commit
+    /// failed. Never ends for another's server: that one says so in its streams, or goes away.
+    pub(crate) async fn stopped(&self) {
+        match &self.house {
+            Some(house) => house.stopped().cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Whether it was named as a server: then it has workers of its own, and its files are not ours.
     pub(crate) fn is_remote(&self) -> bool {
         self.remote

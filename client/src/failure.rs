@@ -39,6 +39,16 @@ impl Failure {
         Self::new("FILE_UNREADABLE", message, "Check the path and its permissions.")
     }
 
+    /// The same failure with other advice: what to do can depend on the command that failed.
+    pub(crate) fn with_advice(self, advice: impl Into<String>) -> Self {
+        Self { advice: advice.into(), ..self }
+    }
+
+    /// What went wrong, in a sentence.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Not a failure of ours: only an exit code.
     pub(crate) fn exit_code(&self) -> u8 {
         self.exit.unwrap_or_else(|| exit::of_code(&self.code))

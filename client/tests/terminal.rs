@@ -1,5 +1,7 @@
 //! `tow` at a terminal: what a person sees, and what their keys do.
 
+#[path = "terminal/ends.rs"]
+mod ends;
 #[path = "terminal/gates.rs"]
 mod gates;
 #[path = "terminal/pty.rs"]

@@ -4,7 +4,7 @@
 mod gate;
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,6 +12,7 @@ use std::{
 use gate::AtGate;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
+use tonic::Streaming;
 use towpath_engine::{
     captured, codec,
     event::{Fact, RunEvent},
@@ -36,6 +37,7 @@ use crate::{
         board::{self, LastLines},
         plain, safe,
         screen::Screen,
+        visible::wrapped,
     },
 };
 
@@ -43,6 +45,8 @@ use crate::{
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 /// Records that belong together come together: a pause of this length means that there are no more.
 const MORE_WITHIN: Duration = Duration::from_millis(50);
+/// How long a stream may take to say why it ends, or what was recorded last.
+const LAST_WORD_WITHIN: Duration = Duration::from_secs(2);
 /// Lines of a failed job's output that are shown.
 const TAIL_LINES: usize = 10;
 /// Failed jobs whose output is shown.
@@ -115,10 +119,9 @@ pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -
 /// Follows a run until it has ended, waits for a person, or is left alone.
 pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Finished {
     server.listen();
-    let stop = Stop::default();
     // A server that was named as one has workers of its own.
     let slots = follow.slots.filter(|_| !server.is_remote());
-    let mut worker = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
+    let mut host = Host::begin(server, follow, slots);
     let (run, known) = if follow.known == 0 {
         (Run::default(), 0)
     } else {
@@ -127,77 +130,81 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
     let request = v1::FollowRequest { run: follow.run.to_string(), after: known, follow: true };
     let mut records = server.log().follow(request).await?.into_inner();
     let mut show = Show::new(desk, server, run, follow);
-    show.begin()?;
+    show.begin();
     let mut signals = Signals::new()?;
-    let mut interrupted = false;
     let mut ticks = tokio::time::interval(DRAW_EVERY);
     let finished = loop {
         if let Some(code) = exit::of_phase(show.run.phase()) {
             break Ok(code);
         }
-        if show.waits_for_a_person() && !interrupted && (worker.is_some() || !follow.wait) {
+        if let Some(why) = show.newly_unread()
+            && host.interrupt(&mut show, Some(&why))
+        {
+            break Ok(exit::INTERRUPTED);
+        }
+        if show.waits_for_a_person() && !host.interrupted && (host.works() || !follow.wait) {
             // An approval may be on its way already, with `--yes` even in the same append.
             if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
-                match heard(record) {
-                    Ok(record) => show.take(&record)?,
+                match heard(record).and_then(|record| show.take(&record)) {
+                    Ok(()) => continue,
                     Err(failure) => break Err(failure),
                 }
-                continue;
             }
-            match show.at_gate(follow.wait, &mut signals).await? {
-                AtGate::Leave => break Ok(exit::AT_GATE),
-                AtGate::Decided | AtGate::Wait => {}
+            let at_gate = tokio::select! {
+                at_gate = show.at_gate(follow.wait, &mut signals) => at_gate,
+                () = server.stopped() => Err(why_stopped(&mut records).await),
+            };
+            match at_gate {
+                Ok(AtGate::Leave) => break Ok(exit::AT_GATE),
+                Ok(AtGate::Decided | AtGate::Wait) => {}
+                Err(failure) => break Err(failure),
             }
         }
         tokio::select! {
             biased;
-            record = records.next() => match heard(record) {
-                Ok(record) => show.take(&record)?,
-                Err(failure) => break Err(failure),
-            },
+            record = records.next() => {
+                if let Err(failure) = heard(record).and_then(|record| show.take(&record)) {
+                    break Err(failure);
+                }
+            }
+            // The commit of a lease is nobody's request: no answer and no record says that it
+            // failed, and a run that cannot be recorded would be waited for forever.
+            () = server.stopped() => break Err(why_stopped(&mut records).await),
             () = signals.next() => {
-                if slots.is_none() {
+                if host.interrupt(&mut show, None) {
                     break Ok(exit::INTERRUPTED);
                 }
-                if interrupted {
-                    desk.say("Ending the running jobs.");
-                    stop.kill.cancel();
-                } else {
-                    let running = show.run.counts().running;
-                    desk.say(&format!(
-                        "Stopping: {running} running jobs finish first. Ctrl-C again ends them."
-                    ));
-                    stop.drain.cancel();
-                }
-                interrupted = true;
             }
-            worked = wait_for(&mut worker) => {
-                worker = None;
-                match worked {
-                    Ok(_) if interrupted => break Ok(exit::INTERRUPTED),
-                    Ok(_) => {}
-                    Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => desk.say(
-                        "Another process is working on this run; watching it.",
-                    ),
-                    Err(error) => break Err(worker_failure(&error)),
+            worked = host.ended() => match worked {
+                Ok(_) if host.interrupted => break Ok(exit::INTERRUPTED),
+                Ok(_) => {}
+                Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => {
+                    host.others_work = true;
+                    show.say("Another process is working on this run; watching it.");
                 }
-            }
-            _ = ticks.tick() => show.draw()?,
+                Err(error) => break Err(worker_failure(&error)),
+            },
+            _ = ticks.tick() => show.draw(),
         }
     };
-    stop.drain.cancel();
-    if let Some(mut worker) = worker {
-        // Everything has ended or waits for a person: the worker holds nothing any more.
-        drop(tokio::time::timeout(Duration::from_secs(30), &mut worker).await);
+    let finished = finished.map_err(|failure| resumable(failure, &follow.short_id));
+    host.end(&finished).await;
+    if matches!(finished, Ok(exit::INTERRUPTED)) {
+        show.catch_up(&mut records).await;
     }
-    show.end().await?;
-    if matches!(finished, Ok(exit::INTERRUPTED)) && server.is_remote() {
-        desk.say(&format!("The run goes on. `tow watch {}` follows it.", follow.short_id));
+    // A failure says more than whatever the picture cannot show because of it.
+    let shown = show.end().await;
+    let code = finished?;
+    shown?;
+    if code == exit::INTERRUPTED {
+        let id = &follow.short_id;
+        desk.say(&if host.is_of_others(server) {
+            format!("The run goes on. `tow watch {id}` follows it.")
+        } else {
+            format!("Stopped. `tow resume {id}` goes on.")
+        });
     }
-    if matches!(finished, Ok(exit::INTERRUPTED)) && slots.is_some() {
-        desk.say(&format!("Stopped. `tow resume {}` goes on.", follow.short_id));
-    }
-    finished
+    Ok(code)
 }
 
 /// The next record, or why there is none.
@@ -205,6 +212,109 @@ fn heard(record: Option<Result<v1::Record, tonic::Status>>) -> Result<v1::Record
     let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
     let gone = || Failure::new("UNREACHABLE", "the server went away", advice);
     Ok(record.ok_or_else(gone)??)
+}
+
+/// Why the store takes nothing more: the stream's last word, if that comes.
+async fn why_stopped(records: &mut Streaming<v1::Record>) -> Failure {
+    let last_word = async {
+        loop {
+            match records.next().await {
+                // Recorded before the commit that failed.
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return Some(Failure::from(status)),
+                None => return None,
+            }
+        }
+    };
+    let said = tokio::time::timeout(LAST_WORD_WITHIN, last_word).await.ok().flatten();
+    said.unwrap_or_else(|| {
+        Failure::new("STORE_UNAVAILABLE", "the store stopped because a commit failed", "")
+    })
+}
+
+/// `failure`, with how this run goes on if it is the store's.
+fn resumable(failure: Failure, short_id: &str) -> Failure {
+    if failure.code != "STORE_UNAVAILABLE" {
+        return failure;
+    }
+    failure.with_advice(format!(
+        "Nothing after what was shown is recorded, and jobs that run are left running. Mend what \
+         the message names (room on the disk, a device with errors); then `tow resume {short_id}` \
+         takes them up."
+    ))
+}
+
+/// The worker of this process, while it has one.
+struct Host {
+    task: Option<JoinHandle<Worked>>,
+    stop: Stop,
+    /// It was told to stop: by a signal, or because nobody reads the output any more.
+    interrupted: bool,
+    /// The run is worked on elsewhere on this machine.
+    others_work: bool,
+}
+
+impl Host {
+    fn begin(server: &Server, follow: &Follow, slots: Option<u32>) -> Self {
+        let stop = Stop::default();
+        let task = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
+        Self { task, stop, interrupted: false, others_work: false }
+    }
+
+    fn works(&self) -> bool {
+        self.task.is_some()
+    }
+
+    /// Whether the run goes on without this process.
+    fn is_of_others(&self, server: &Server) -> bool {
+        self.others_work || server.is_remote()
+    }
+
+    /// Stops a step further: first what runs may finish, then it is ended. `true`: there is
+    /// nothing to wait for.
+    fn interrupt(&mut self, show: &mut Show<'_>, why: Option<&str>) -> bool {
+        // Whoever only watches, or found the run in the hands of another process, just leaves.
+        if self.task.is_none() {
+            return true;
+        }
+        if self.interrupted {
+            show.say("Ending the running jobs.");
+            self.stop.kill.cancel();
+        } else {
+            let running = show.run.counts().running;
+            let why = why.map(|why| format!("{why}. ")).unwrap_or_default();
+            show.say(&format!(
+                "{why}Stopping: {running} running jobs finish first. Ctrl-C again ends them."
+            ));
+            self.stop.drain.cancel();
+            show.stopping = true;
+        }
+        self.interrupted = true;
+        false
+    }
+
+    /// The end of the worker; never, if there is none.
+    async fn ended(&mut self) -> Worked {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        let worked = task.await;
+        self.task = None;
+        worked.unwrap_or_else(|_| Err(Box::new(tonic::Status::internal("the worker broke")).into()))
+    }
+
+    /// Ends the worker, whatever `finished` the run for this process.
+    async fn end(&mut self, finished: &Finished) {
+        self.stop.drain.cancel();
+        let Some(mut worker) = self.task.take() else { return };
+        let stopped = finished.as_ref().is_err_and(|failure| failure.code == "STORE_UNAVAILABLE");
+        if stopped {
+            // It would wait for its reports to be recorded, which a stopped store never does. Its
+            // jobs go on as after a kill, and the next worker takes them up.
+            worker.abort();
+            return;
+        }
+        // Everything has ended or waits for a person: the worker holds nothing any more.
+        drop(tokio::time::timeout(Duration::from_secs(30), &mut worker).await);
+    }
 }
 
 fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinHandle<Worked> {
@@ -221,17 +331,6 @@ fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinH
         stay: Stay::default(),
     };
     tokio::spawn(work(server.channel(), options, stop))
-}
-
-/// The end of the worker; never, if there is none.
-async fn wait_for(worker: &mut Option<JoinHandle<Worked>>) -> Worked {
-    match worker {
-        Some(task) => match task.await {
-            Ok(worked) => worked,
-            Err(_) => Err(Box::new(tonic::Status::internal("the worker broke")).into()),
-        },
-        None => std::future::pending().await,
-    }
 }
 
 fn worker_failure(error: &WorkerError) -> Failure {
@@ -258,8 +357,21 @@ struct Show<'a> {
     last: Arc<Mutex<LastLines>>,
     /// Gates that the person at this terminal was asked about.
     asked: Vec<Digest>,
+    /// The newest event that was taken in.
+    version: u64,
     live: bool,
     headed: bool,
+    /// The worker of this process takes nothing new.
+    stopping: bool,
+    unread: Unread,
+}
+
+/// Whether standard output still goes anywhere.
+enum Unread {
+    Read,
+    /// Writing failed, which nobody was told yet; why.
+    Newly(String),
+    Known,
 }
 
 impl<'a> Show<'a> {
@@ -271,20 +383,81 @@ impl<'a> Show<'a> {
             lines: Vec::new(),
             last: Arc::default(),
             asked: Vec::new(),
+            version: follow.known,
             headed: false,
+            stopping: false,
+            unread: Unread::Read,
             desk,
             server,
             run,
         }
     }
 
+    /// Writes to standard output, as long as that works. A reader that went away (`| head -1`)
+    /// must not end the process: jobs would go on without anybody to record their end.
+    fn write(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+        if !matches!(self.unread, Unread::Read) {
+            return;
+        }
+        if let Err(failure) = write(self) {
+            self.unread = Unread::Newly(if failure.is_broken_pipe() {
+                "Nobody reads the output any more".to_owned()
+            } else {
+                format!("The output cannot be written ({})", failure.message())
+            });
+        }
+    }
+
+    /// Why standard output goes nowhere; once.
+    fn newly_unread(&mut self) -> Option<String> {
+        match std::mem::replace(&mut self.unread, Unread::Known) {
+            Unread::Newly(why) => Some(why),
+            Unread::Known => None,
+            Unread::Read => {
+                self.unread = Unread::Read;
+                None
+            }
+        }
+    }
+
+    /// Says something beside the picture: above the block that moves, which would erase it.
+    fn say(&mut self, text: &str) {
+        let shown = self.live && self.headed && matches!(self.unread, Unread::Read);
+        if !shown || !io::stderr().is_terminal() {
+            self.desk.say(text);
+            return;
+        }
+        self.lines.extend(wrapped(text, self.desk.style.width).into_iter().map(str::to_owned));
+        self.draw();
+    }
+
+    /// Takes in what was recorded while the worker came to its end, so that the last picture is
+    /// not an old one.
+    async fn catch_up(&mut self, records: &mut Streaming<v1::Record>) {
+        let newest = async {
+            let request = v1::GetRunRequest { run: self.server_run() };
+            let newest = self.server.runs().get_run(request).await.ok()?.into_inner().version;
+            while self.version < newest {
+                let record = records.next().await?.ok()?;
+                self.take(&record).ok()?;
+            }
+            Some(())
+        };
+        // What is missing then is in the log, and is shown by `tow status`.
+        drop(tokio::time::timeout(LAST_WORD_WITHIN, newest).await);
+    }
+
+    fn server_run(&self) -> String {
+        self.run.header().map(|header| header.run.to_string()).unwrap_or_default()
+    }
+
     /// Whatever ran before we came is shown as running.
-    fn begin(&mut self) -> Result<(), Failure> {
+    fn begin(&mut self) {
         let running: Vec<JobName> = self.run.leased().map(|job| job.plan.name.clone()).collect();
         for job in running {
             self.listen(job);
         }
-        self.draw()
+        self.draw();
     }
 
     fn waits_for_a_person(&self) -> bool {
@@ -298,13 +471,14 @@ impl<'a> Show<'a> {
         };
         let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
         self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;
+        self.version = record.version;
         match self.desk.output() {
-            Output::Jsonl => events::print(record)?,
+            Output::Jsonl => self.write(|_| events::print(record)),
             Output::Json => {}
             Output::Text if self.live => self.tell(&fact),
             Output::Text => {
                 if let Some(line) = plain::line(record.position, &fact, &self.run) {
-                    self.desk.print(&(line + "\n"))?;
+                    self.write(|show| show.desk.print(&(line + "\n")));
                 }
             }
         }
@@ -344,7 +518,7 @@ impl<'a> Show<'a> {
             return;
         }
         let request = v1::ReadOutputRequest {
-            run: self.run.header().map(|header| header.run.to_string()).unwrap_or_default(),
+            run: self.server_run(),
             job: job.to_string(),
             attempt: 0,
             follow: true,
@@ -365,18 +539,24 @@ impl<'a> Show<'a> {
         });
     }
 
-    fn draw(&mut self) -> Result<(), Failure> {
+    fn draw(&mut self) {
         if !self.live || self.run.header().is_none() {
-            return Ok(());
+            return;
         }
         let style = &self.desk.style;
         if !std::mem::replace(&mut self.headed, true) {
             self.lines.insert(0, board::head(&self.run, &self.short_id, style));
         }
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let block = board::moving(&self.run, &last, now(), style);
+        let block = board::moving(&self.run, &last, now(), style, self.stopping);
+        drop(last);
         let lines = std::mem::take(&mut self.lines);
-        Ok(self.screen.draw(&mut io::stdout().lock(), &lines, block)?)
+        self.write(|show| Ok(show.screen.draw(&mut io::stdout().lock(), &lines, block)?));
+    }
+
+    /// Takes the block that moves away.
+    fn clear(&mut self) {
+        self.write(|show| Ok(show.screen.clear(&mut io::stdout().lock())?));
     }
 
     /// Leaves the final picture behind.
@@ -384,12 +564,14 @@ impl<'a> Show<'a> {
         if self.desk.output() == Output::Json {
             let request = v1::GetRunRequest { run: self.short_id.clone() };
             let run = self.server.runs().get_run(request).await?.into_inner();
-            return self.desk.json(&super::status::RunJson::from(run));
+            self.write(|show| show.desk.json(&super::status::RunJson::from(run)));
+            return Ok(());
         }
         if self.live {
-            self.draw()?;
-            self.screen.clear(&mut io::stdout().lock())?;
-            self.desk.print(&(board::foot(&self.run, now(), &self.desk.style) + "\n"))?;
+            self.draw();
+            self.clear();
+            let foot = board::foot(&self.run, now(), &self.desk.style) + "\n";
+            self.write(|show| show.desk.print(&foot));
         }
         if self.desk.output() == Output::Text {
             self.show_failures().await?;

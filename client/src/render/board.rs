@@ -243,8 +243,15 @@ fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
     row(mark_of(job), job, &took, &about, style)
 }
 
-/// The picture while it moves: open stages, what runs, and a line of numbers.
-pub(crate) fn moving(run: &Run, lines: &LastLines, now: Timestamp, style: &Style) -> Vec<String> {
+/// The picture while it moves: open stages, what runs, and a line of numbers. `stopping`: this
+/// process takes no new jobs.
+pub(crate) fn moving(
+    run: &Run,
+    lines: &LastLines,
+    now: Timestamp,
+    style: &Style,
+    stopping: bool,
+) -> Vec<String> {
     let mut picture = Vec::new();
     let is_open = |(_, jobs): &(&str, Vec<&Job>)| jobs.iter().any(|job| !job.state.is_over());
     for (stage, jobs) in by_stage(run).into_iter().filter(is_open).take(STAGES_MAX) {
@@ -262,12 +269,23 @@ pub(crate) fn moving(run: &Run, lines: &LastLines, now: Timestamp, style: &Style
     for job in run.gates() {
         picture.push(row(Mark::Gate, job, "", &note(job), style));
     }
-    picture.push(foot(run, now, style));
+    picture.push(if stopping {
+        numbers(run, now, style, "stopping")
+    } else {
+        foot(run, now, style)
+    });
     picture
 }
 
 /// A line of numbers.
 pub(crate) fn foot(run: &Run, now: Timestamp, style: &Style) -> String {
+    let counts = run.counts();
+    let at_gate = *run.phase() == Phase::Running && counts.at_gate > 0 && !run.can_move();
+    let word = if at_gate { "waiting at a gate" } else { run.phase().word() };
+    numbers(run, now, style, &word.replace('_', " "))
+}
+
+fn numbers(run: &Run, now: Timestamp, style: &Style, word: &str) -> String {
     let Some(header) = run.header() else { return String::new() };
     let counts = run.counts();
     let over =
@@ -288,13 +306,10 @@ pub(crate) fn foot(run: &Run, now: Timestamp, style: &Style) -> String {
         }
     }
     facts.push(duration_words(took));
-    let at_gate = *run.phase() == Phase::Running && counts.at_gate > 0 && !run.can_move();
-    let word = if at_gate { "waiting at a gate" } else { run.phase().word() };
-    let word = word.replace('_', " ");
     let dot = style.dot();
     let numbers = facts.join(&format!(" {dot} "));
     let room = style.width.saturating_sub(word.len() + 5);
-    format!("  {} {dot} {}", style.bold(&word), style.fit(&numbers, room))
+    format!("  {} {dot} {}", style.bold(word), style.fit(&numbers, room))
 }
 
 #[cfg(test)]
@@ -341,7 +356,7 @@ mod tests {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }
             let wordy = LastLines::from([("customers".to_owned(), "many words ".repeat(30))]);
-            for line in moving(&some_run(), &wordy, Timestamp(8_300), &style) {
+            for line in moving(&some_run(), &wordy, Timestamp(8_300), &style, true) {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }
         }

@@ -48,7 +48,7 @@ fn cells(count: u16) -> NonZero<u16> {
 }
 
 /// `tow`, or the program that `TOW_BIN` names: to see that a test fails with an older one.
-fn program() -> OsString {
+pub(crate) fn program() -> OsString {
     std::env::var_os("TOW_BIN").unwrap_or_else(|| snapbox::cmd::cargo_bin!("tow").into())
 }
 

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 use towpath_engine::ids::RunId;
 use towpath_proto::v1::{self, log_server::Log};
-use towpath_storage::Record;
+use towpath_storage::{Record, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{House, check, runs::stream, status};
@@ -97,9 +97,23 @@ impl House {
             tokio::select! {
                 () = send.closed() => return,
                 () = self.stopping().cancelled() => return,
+                // The tail of a store that stopped never moves again: whoever waits for it is told.
+                () = self.stopped().cancelled() => {
+                    drop(send.send(Err(self.why_stopped().await)).await);
+                    return;
+                }
                 changed = tail.changed() => if changed.is_err() { return },
             }
         }
+    }
+}
+
+impl House {
+    /// Why the store takes nothing any more.
+    pub(super) async fn why_stopped(&self) -> Status {
+        // A store that stopped answers every read with the cause.
+        let asked = self.runs().store.read_all(0, 1).await;
+        status::of(asked.err().unwrap_or(StoreError::Closed).into())
     }
 }
 

@@ -46,8 +46,8 @@ impl Show<'_> {
         };
         drop(cards);
         self.asked.push(card.binds);
-        self.draw()?;
-        self.screen.clear(&mut io::stdout().lock())?;
+        self.draw();
+        self.clear();
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         // Who cannot see the card, because it goes into a file, cannot be asked about it.
         let asks = self.live

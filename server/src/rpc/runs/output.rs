@@ -142,6 +142,11 @@ impl House {
             tokio::select! {
                 () = send.closed() => return,
                 () = self.stopping().cancelled() => return,
+                // The end of this job is never recorded, and would be waited for without end.
+                () = self.stopped().cancelled() => {
+                    drop(send.send(Err(self.why_stopped().await)).await);
+                    return;
+                }
                 () = growing.changed() => {}
                 // A job that prints nothing ends without a sign here.
                 () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
