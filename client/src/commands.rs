@@ -38,6 +38,7 @@ pub(crate) mod workers;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use towpath_engine::ids::Actor;
 
 use crate::{
     cli::{Cli, Command, Global, Output},
@@ -85,6 +86,7 @@ impl Desk {
             user.map(|user| user.name)
         };
         match &self.global.actor {
+            // Checked before any command began.
             Some(actor) => actor.clone(),
             None if told => String::new(),
             None => {
@@ -142,6 +144,11 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
 async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
     let Cli { mut global, command, name: _ } = cli;
     let token = choose_context(&mut global, &command)?;
+    // Here and not at the server: a slip of the keyboard is no bug of a client, and commands that
+    // ask in nobody's name should not take it either.
+    if let Some(actor) = &global.actor {
+        check_actor(actor)?;
+    }
     let style = Style::of_stdout(global.ascii);
     let desk = Desk { global, style };
     if let (Some(name), Some(_)) = (of_a_store(&command), &desk.global.server) {
@@ -188,6 +195,24 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
         Command::Completions(args) => completions::completions(&desk, &args),
         Command::Version(args) => version::version(&desk, args).await,
     }
+}
+
+/// Refuses an actor that no server takes, and says what to write instead.
+fn check_actor(actor: &str) -> Result<(), Failure> {
+    if actor.parse::<Actor>().is_ok() {
+        return Ok(());
+    }
+    let shown = safe(actor);
+    let message = format!("`{shown}` is not a valid actor");
+    let kinds = "`human:NAME`, `agent:NAME` or `service:NAME`";
+    // A name without its kind is what people write first.
+    let person = format!("human:{actor}");
+    let advice = if !actor.contains(':') && person.parse::<Actor>().is_ok() {
+        format!("Write `--actor human:{shown}` for a person; actors are {kinds}.")
+    } else {
+        format!("Write {kinds} in `--actor` or `TOW_ACTOR`, with a name of 1 to 200 characters.")
+    };
+    Err(Failure::new("USAGE", message, advice))
 }
 
 /// Puts the server of a context where `--server` would stand, if one is to be used; answers its

@@ -6,3 +6,5 @@ mod ends;
 mod gates;
 #[path = "terminal/pty.rs"]
 mod pty;
+#[path = "terminal/slips.rs"]
+mod slips;

@@ -107,7 +107,12 @@ pub(crate) fn context(desk: &Desk, args: ContextArgs) -> Finished {
                 let advice = "Name it with `--server HOST:PORT`.";
                 return Err(Failure::new("USAGE", "a context needs a server", advice));
             };
-            let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+            // A `~` that no shell has replaced stays as it is, because it was quoted or stands
+            // after a `=`: the file means the home folder by it, whoever's that is.
+            let whole = |path: PathBuf| match path.starts_with("~") {
+                true => path,
+                false => std::path::absolute(&path).unwrap_or(path),
+            };
             let ca = desk.global.tls_ca.clone().map(whole);
             let token_file = token_file.map(whole);
             contexts.add(&name, &Context { server, ca, token_file, token_command })?;
