@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use tokio::sync::oneshot;
 use towpath_proto::v1;
 
-use super::Show;
+use super::screen::Show;
 use crate::{
     authors,
     failure::Failure,

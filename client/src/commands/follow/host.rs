@@ -1,0 +1,110 @@
+//! The worker of this process while a run is followed: how it begins, is interrupted, and ends.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use towpath_server::LOCAL_WORKER_PREFIX;
+use towpath_worker::{Stay, Stop, Worked, WorkerError, WorkerOptions, work};
+
+use super::{Follow, screen::Show};
+use crate::{commands::Finished, connect::Server, failure::Failure};
+
+/// The worker of this process, while it has one.
+pub(super) struct Host {
+    task: Option<JoinHandle<Worked>>,
+    stop: Stop,
+    /// It was told to stop: by a signal, or because nobody reads the output any more.
+    pub(super) interrupted: bool,
+    /// The run is worked on elsewhere on this machine.
+    pub(super) others_work: bool,
+}
+
+impl Host {
+    pub(super) fn begin(server: &Server, follow: &Follow, slots: Option<u32>) -> Self {
+        let stop = Stop::default();
+        let task = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
+        Self { task, stop, interrupted: false, others_work: false }
+    }
+
+    pub(super) fn works(&self) -> bool {
+        self.task.is_some()
+    }
+
+    /// Whether the run goes on without this process.
+    pub(super) fn is_of_others(&self, server: &Server) -> bool {
+        self.others_work || server.is_remote()
+    }
+
+    /// Stops a step further: first what runs may finish, then it is ended. `true`: there is
+    /// nothing to wait for.
+    pub(super) fn interrupt(&mut self, show: &mut Show<'_>, why: Option<&str>) -> bool {
+        // Whoever only watches, or found the run in the hands of another process, just leaves.
+        if self.task.is_none() {
+            return true;
+        }
+        if self.interrupted {
+            show.say("Ending the running jobs.");
+            self.stop.kill.cancel();
+        } else {
+            let running = show.run.counts().running;
+            let why = why.map(|why| format!("{why}. ")).unwrap_or_default();
+            show.say(&format!(
+                "{why}Stopping: {running} running jobs finish first. Ctrl-C again ends them."
+            ));
+            self.stop.drain.cancel();
+            show.stopping = true;
+        }
+        self.interrupted = true;
+        false
+    }
+
+    /// The end of the worker; never, if there is none.
+    pub(super) async fn ended(&mut self) -> Worked {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        let worked = task.await;
+        self.task = None;
+        worked.unwrap_or_else(|_| Err(Box::new(tonic::Status::internal("the worker broke")).into()))
+    }
+
+    /// Ends the worker, whatever `finished` the run for this process.
+    pub(super) async fn end(&mut self, finished: &Finished) {
+        self.stop.drain.cancel();
+        let Some(mut worker) = self.task.take() else { return };
+        let stopped = finished.as_ref().is_err_and(|failure| failure.code == "STORE_UNAVAILABLE");
+        if stopped {
+            // It would wait for its reports to be recorded, which a stopped store never does. Its
+            // jobs go on as after a kill, and the next worker takes them up.
+            worker.abort();
+            return;
+        }
+        // Everything has ended or waits for a person: the worker holds nothing any more.
+        drop(tokio::time::timeout(Duration::from_secs(30), &mut worker).await);
+    }
+}
+
+fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinHandle<Worked> {
+    let options = WorkerOptions {
+        job: None,
+        name: format!("{LOCAL_WORKER_PREFIX}{}", follow.run),
+        slots,
+        tags: follow.tags.clone(),
+        run: Some(follow.run.to_string()),
+        attempts: server.folder().join("attempts").join(follow.run.as_str()),
+        bearer: None,
+        file_remotes: false,
+        keep_work: false,
+        stay: Stay::default(),
+    };
+    tokio::spawn(work(server.channel(), options, stop))
+}
+
+pub(super) fn worker_failure(error: &WorkerError) -> Failure {
+    match error {
+        WorkerError::Session(status) => Failure::from((**status).clone()),
+        WorkerError::Attempts(error) => Failure::new(
+            "STORE_UNAVAILABLE",
+            error.to_string(),
+            "The folder of the store must be writable, and on a disk with room.",
+        ),
+    }
+}

@@ -1,0 +1,299 @@
+//! What is shown of a run while it is followed: the block that moves, the lines that stay, and the
+//! last picture.
+
+use std::{
+    io::{self, IsTerminal as _},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio_stream::StreamExt as _;
+use tonic::Streaming;
+use towpath_engine::{
+    captured, codec,
+    event::{Fact, RunEvent},
+    ids::{Digest, JobName},
+    job::JobState,
+    run::{Phase, Run},
+};
+use towpath_proto::v1;
+
+use super::{Follow, LAST_WORD_WITHIN, now};
+use crate::{
+    cli::Output,
+    commands::{Desk, events, logs, status::RunJson},
+    connect::Server,
+    failure::Failure,
+    render::{
+        board::{self, LastLines},
+        plain, safe,
+        screen::Screen,
+        visible::wrapped,
+    },
+};
+
+/// Lines of a failed job's output that are shown.
+const TAIL_LINES: usize = 10;
+/// Failed jobs whose output is shown.
+const TAILS_MAX: usize = 3;
+
+/// What is shown of a run.
+pub(super) struct Show<'a> {
+    pub(super) desk: &'a Desk,
+    pub(super) server: &'a Server,
+    pub(super) run: Run,
+    pub(super) short_id: String,
+    pub(super) screen: Screen,
+    /// Lines that scroll up with the next drawing.
+    pub(super) lines: Vec<String>,
+    /// The newest output of what runs.
+    pub(super) last: Arc<Mutex<LastLines>>,
+    /// Gates that the person at this terminal was asked about.
+    pub(super) asked: Vec<Digest>,
+    /// The newest event that was taken in.
+    pub(super) version: u64,
+    pub(super) live: bool,
+    pub(super) headed: bool,
+    /// The worker of this process takes nothing new.
+    pub(super) stopping: bool,
+    pub(super) unread: Unread,
+}
+
+/// Whether standard output still goes anywhere.
+pub(super) enum Unread {
+    Read,
+    /// Writing failed, which nobody was told yet; why.
+    Newly(String),
+    Known,
+}
+
+impl<'a> Show<'a> {
+    pub(super) fn new(desk: &'a Desk, server: &'a Server, run: Run, follow: &Follow) -> Self {
+        Self {
+            live: desk.style.live && desk.output() == Output::Text,
+            short_id: follow.short_id.clone(),
+            screen: Screen::default(),
+            lines: Vec::new(),
+            last: Arc::default(),
+            asked: Vec::new(),
+            version: follow.known,
+            headed: false,
+            stopping: false,
+            unread: Unread::Read,
+            desk,
+            server,
+            run,
+        }
+    }
+
+    /// Writes to standard output, as long as that works. A reader that went away (`| head -1`)
+    /// must not end the process: jobs would go on without anybody to record their end.
+    fn write(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+        if !matches!(self.unread, Unread::Read) {
+            return;
+        }
+        if let Err(failure) = write(self) {
+            self.unread = Unread::Newly(if failure.is_broken_pipe() {
+                "Nobody reads the output any more".to_owned()
+            } else {
+                format!("The output cannot be written ({})", failure.message())
+            });
+        }
+    }
+
+    /// Why standard output goes nowhere; once.
+    pub(super) fn newly_unread(&mut self) -> Option<String> {
+        match std::mem::replace(&mut self.unread, Unread::Known) {
+            Unread::Newly(why) => Some(why),
+            Unread::Known => None,
+            Unread::Read => {
+                self.unread = Unread::Read;
+                None
+            }
+        }
+    }
+
+    /// Says something beside the picture: above the block that moves, which would erase it.
+    pub(super) fn say(&mut self, text: &str) {
+        let shown = self.live && self.headed && matches!(self.unread, Unread::Read);
+        if !shown || !io::stderr().is_terminal() {
+            self.desk.say(text);
+            return;
+        }
+        self.lines.extend(wrapped(text, self.desk.style.width).into_iter().map(str::to_owned));
+        self.draw();
+    }
+
+    /// Takes in what was recorded while the worker came to its end, so that the last picture is
+    /// not an old one.
+    pub(super) async fn catch_up(&mut self, records: &mut Streaming<v1::Record>) {
+        let newest = async {
+            let request = v1::GetRunRequest { run: self.server_run() };
+            let newest = self.server.runs().get_run(request).await.ok()?.into_inner().version;
+            while self.version < newest {
+                let record = records.next().await?.ok()?;
+                self.take(&record).ok()?;
+            }
+            Some(())
+        };
+        // What is missing then is in the log, and is shown by `tow status`.
+        drop(tokio::time::timeout(LAST_WORD_WITHIN, newest).await);
+    }
+
+    fn server_run(&self) -> String {
+        self.run.header().map(|header| header.run.to_string()).unwrap_or_default()
+    }
+
+    /// Whatever ran before we came is shown as running.
+    pub(super) fn begin(&mut self) {
+        let running: Vec<JobName> = self.run.leased().map(|job| job.plan.name.clone()).collect();
+        for job in running {
+            self.listen(job);
+        }
+        self.draw();
+    }
+
+    pub(super) fn waits_for_a_person(&self) -> bool {
+        *self.run.phase() == Phase::Running && !self.run.can_move() && self.run.counts().at_gate > 0
+    }
+
+    pub(super) fn take(&mut self, record: &v1::Record) -> Result<(), Failure> {
+        let unreadable = |what: String| {
+            let what = format!("record {}: {what}", record.position);
+            Failure::new("LOG_DAMAGED", what, "docs/errors/ says how to go on.")
+        };
+        let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
+        self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;
+        self.version = record.version;
+        match self.desk.output() {
+            Output::Jsonl => self.write(|_| events::print(record)),
+            Output::Json => {}
+            Output::Text if self.live => self.tell(&fact),
+            Output::Text => {
+                if let Some(line) = plain::line(record.position, &fact, &self.run) {
+                    self.write(|show| show.desk.print(&(line + "\n")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What scrolls up for good because of `fact`.
+    fn tell(&mut self, fact: &Fact) {
+        let Some(job) = fact.event.job().and_then(|job| self.run.job(job.as_str())) else {
+            if let RunEvent::RunAborted { root } = &fact.event {
+                let line = format!("  Aborted, because {} failed.", safe(root.as_str()));
+                self.lines.push(self.desk.style.fit(&line, self.desk.style.width));
+            }
+            return;
+        };
+        let (name, style) = (job.plan.name.clone(), &self.desk.style);
+        let failed_try = matches!(fact.event, RunEvent::JobAttemptFailed { .. });
+        if matches!(fact.event, RunEvent::JobLeased { .. }) {
+            self.listen(name);
+        } else if let RunEvent::GateApproved { missing, .. } = &fact.event {
+            let did = if *missing > 0 { "approved" } else { "opened" };
+            let by = self.run.approver(fact);
+            let line = format!("    Gate of {} {did} by {by}.", safe(name.as_str()));
+            self.lines.push(style.fit(&line, style.width));
+        } else if let RunEvent::GateVoided { because, .. } = &fact.event {
+            let (name, why) = (safe(name.as_str()), safe(&because.words()));
+            let line = format!("    What was approved at {name} is void: {why}.");
+            self.lines.push(style.fit(&line, style.width));
+        } else if failed_try || job.state.is_over() {
+            self.lines.push(board::ended_line(job, style));
+        }
+    }
+
+    /// Keeps the newest line that `job` prints, as long as it runs.
+    fn listen(&self, job: JobName) {
+        if !self.live {
+            return;
+        }
+        let request = v1::ReadOutputRequest {
+            run: self.server_run(),
+            job: job.to_string(),
+            attempt: 0,
+            follow: true,
+        };
+        let (mut runs, last) = (self.server.runs(), Arc::clone(&self.last));
+        tokio::spawn(async move {
+            let Ok(chunks) = runs.read_output(request).await else { return };
+            let mut chunks = chunks.into_inner();
+            while let Some(Ok(v1::OutputChunk { content })) = chunks.next().await {
+                let newest = captured::lines(&content).filter_map(Result::ok).last();
+                if let Some(line) = newest {
+                    let text = captured::printable(line.bytes, false);
+                    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                    last.insert(job.to_string(), text.trim().replace('\t', " "));
+                }
+            }
+            last.lock().unwrap_or_else(PoisonError::into_inner).remove(job.as_str());
+        });
+    }
+
+    pub(super) fn draw(&mut self) {
+        if !self.live || self.run.header().is_none() {
+            return;
+        }
+        let style = &self.desk.style;
+        if !std::mem::replace(&mut self.headed, true) {
+            self.lines.insert(0, board::head(&self.run, &self.short_id, style));
+        }
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let block = board::moving(&self.run, &last, now(), style, self.stopping);
+        drop(last);
+        let lines = std::mem::take(&mut self.lines);
+        self.write(|show| Ok(show.screen.draw(&mut io::stdout().lock(), &lines, block)?));
+    }
+
+    /// Takes the block that moves away.
+    pub(super) fn clear(&mut self) {
+        self.write(|show| Ok(show.screen.clear(&mut io::stdout().lock())?));
+    }
+
+    /// Leaves the final picture behind.
+    pub(super) async fn end(&mut self) -> Result<(), Failure> {
+        if self.desk.output() == Output::Json {
+            let request = v1::GetRunRequest { run: self.short_id.clone() };
+            let run = self.server.runs().get_run(request).await?.into_inner();
+            self.write(|show| show.desk.json(&RunJson::from(run)));
+            return Ok(());
+        }
+        if self.live {
+            self.draw();
+            self.clear();
+            let foot = board::foot(&self.run, now(), &self.desk.style) + "\n";
+            self.write(|show| show.desk.print(&foot));
+        }
+        if self.desk.output() == Output::Text {
+            self.show_failures().await?;
+        }
+        Ok(())
+    }
+
+    /// The last lines of what failed, and how to see more.
+    async fn show_failures(&self) -> Result<(), Failure> {
+        let failed = |state: &JobState| matches!(state, JobState::Failed | JobState::TimedOut);
+        let jobs: Vec<_> = self.run.jobs().iter().filter(|job| failed(&job.state)).collect();
+        for job in jobs.iter().take(TAILS_MAX) {
+            let name = safe(job.plan.name.as_str());
+            self.desk.say(&format!("\n{name}: {}", board::note(job)));
+            let run = self.short_id.clone();
+            let output = logs::whole_output(self.server, &run, job.plan.name.as_str()).await;
+            let lines: Vec<String> = captured::lines(&output.unwrap_or_default())
+                .filter_map(Result::ok)
+                .map(|line| captured::printable(line.bytes, false))
+                .collect();
+            for line in &lines[lines.len().saturating_sub(TAIL_LINES)..] {
+                self.desk
+                    .say(&format!("  {} {line}", if self.desk.style.ascii { "|" } else { "│" }));
+            }
+            let quoted = towpath_engine::expression::quoted(job.plan.name.as_str());
+            self.desk.say(&format!("  tow logs {quoted} --run {run}"));
+        }
+        if jobs.len() > TAILS_MAX {
+            self.desk.say(&format!("… and {} more failed.", jobs.len() - TAILS_MAX));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! What a server says of a run: its state, and its events as they come.
+
+use tokio_stream::StreamExt as _;
+use tonic::Streaming;
+use towpath_engine::run::Run;
+use towpath_proto::v1;
+
+use super::LAST_WORD_WITHIN;
+use crate::{connect::Server, failure::Failure};
+
+/// The state of run `id` and its version.
+pub(crate) async fn snapshot(server: &Server, id: &str) -> Result<(Run, u64), Failure> {
+    let request = v1::GetRunRequest { run: id.to_owned() };
+    let mut parts = server.runs().read_snapshot(request).await?.into_inner();
+    let (mut version, mut bytes) = (0, Vec::new());
+    while let Some(part) = parts.next().await {
+        let v1::SnapshotPart { version: shown, content } = part?;
+        version = shown;
+        bytes.extend_from_slice(&content);
+    }
+    let run = Run::from_snapshot(&bytes).map_err(|_| {
+        Failure::new(
+            "VERSION_MISMATCH",
+            "the server keeps runs in another form",
+            "Use the same version of `tow` on both sides.",
+        )
+    })?;
+    Ok((run, version))
+}
+
+/// The next record, or why there is none.
+pub(super) fn heard(
+    record: Option<Result<v1::Record, tonic::Status>>,
+) -> Result<v1::Record, Failure> {
+    let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
+    let gone = || Failure::new("UNREACHABLE", "the server went away", advice);
+    Ok(record.ok_or_else(gone)??)
+}
+
+/// Why the store takes nothing more: the stream's last word, if that comes.
+pub(super) async fn why_stopped(records: &mut Streaming<v1::Record>) -> Failure {
+    let last_word = async {
+        loop {
+            match records.next().await {
+                // Recorded before the commit that failed.
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return Some(Failure::from(status)),
+                None => return None,
+            }
+        }
+    };
+    let said = tokio::time::timeout(LAST_WORD_WITHIN, last_word).await.ok().flatten();
+    said.unwrap_or_else(|| {
+        Failure::new("STORE_UNAVAILABLE", "the store stopped because a commit failed", "")
+    })
+}
