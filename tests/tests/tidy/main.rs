@@ -2,6 +2,7 @@
 
 mod codes;
 mod manifests;
+mod purity;
 mod texts;
 
 /// Fails with all of `broken`, if there is anything.
