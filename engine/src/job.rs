@@ -249,6 +249,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
     fn events() -> Vec<(&'static str, RunEvent)> {
         let job = || "j".into();
         let (attempt, binds) = (Attempt(1), Digest([0; 32]));

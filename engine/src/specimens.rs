@@ -12,6 +12,7 @@ use crate::{
 };
 
 /// One event of each kind, in the order of the enum.
+#[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
 pub fn one_of_each_kind() -> Vec<RunEvent> {
     let job = || "copy/orders: ü".into();
     let (attempt, binds) = (Attempt(2), Digest::of(b"binds"));

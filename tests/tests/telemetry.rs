@@ -288,6 +288,7 @@ jobs:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story: a trace from its first span to its last")]
 async fn one_trace_goes_from_the_command_line_to_the_script_through_retries_and_restarts() {
     let (collector, otlp) = Collector::begin().await;
     let scene = Scene::new(LONG, Some(otlp));

@@ -9,11 +9,12 @@ mod stream;
 use std::time::Duration;
 
 use gate::AtGate;
-use host::Host;
+use host::{Host, worker_failure};
 use screen::Show;
 pub(crate) use stream::snapshot;
 use stream::{heard, why_stopped};
 use tokio_stream::StreamExt as _;
+use tonic::Streaming;
 use towpath_engine::{ids::RunId, run::Run, time::Timestamp};
 use towpath_proto::v1;
 use towpath_server::{Clock as _, SystemClock};
@@ -90,62 +91,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
     let mut records = server.log().follow(request).await?.into_inner();
     let mut show = Show::new(desk, server, run, follow);
     show.begin();
-    let mut signals = Signals::new()?;
-    let mut ticks = tokio::time::interval(DRAW_EVERY);
-    let finished = loop {
-        if let Some(code) = exit::of_phase(show.run.phase()) {
-            break Ok(code);
-        }
-        if let Some(why) = show.newly_unread()
-            && host.interrupt(&mut show, Some(&why))
-        {
-            break Ok(exit::INTERRUPTED);
-        }
-        if show.waits_for_a_person() && !host.interrupted && (host.works() || !follow.wait) {
-            // An approval may be on its way already, with `--yes` even in the same append.
-            if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
-                match heard(record).and_then(|record| show.take(&record)) {
-                    Ok(()) => continue,
-                    Err(failure) => break Err(failure),
-                }
-            }
-            let at_gate = tokio::select! {
-                at_gate = show.at_gate(follow.wait, &mut signals) => at_gate,
-                () = server.stopped() => Err(why_stopped(&mut records).await),
-            };
-            match at_gate {
-                Ok(AtGate::Leave) => break Ok(exit::AT_GATE),
-                Ok(AtGate::Decided | AtGate::Wait) => {}
-                Err(failure) => break Err(failure),
-            }
-        }
-        tokio::select! {
-            biased;
-            record = records.next() => {
-                if let Err(failure) = heard(record).and_then(|record| show.take(&record)) {
-                    break Err(failure);
-                }
-            }
-            // The commit of a lease is nobody's request: no answer and no record says that it
-            // failed, and a run that cannot be recorded would be waited for forever.
-            () = server.stopped() => break Err(why_stopped(&mut records).await),
-            () = signals.next() => {
-                if host.interrupt(&mut show, None) {
-                    break Ok(exit::INTERRUPTED);
-                }
-            }
-            worked = host.ended() => match worked {
-                Ok(_) if host.interrupted => break Ok(exit::INTERRUPTED),
-                Ok(_) => {}
-                Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => {
-                    host.others_work = true;
-                    show.say("Another process is working on this run; watching it.");
-                }
-                Err(error) => break Err(host::worker_failure(&error)),
-            },
-            _ = ticks.tick() => show.draw(),
-        }
-    };
+    let finished = until_rest(server, follow.wait, &mut host, &mut show, &mut records).await;
     let finished = finished.map_err(|failure| resumable(failure, &follow.short_id));
     host.end(&finished).await;
     if matches!(finished, Ok(exit::INTERRUPTED)) {
@@ -164,6 +110,65 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
         });
     }
     Ok(code)
+}
+
+/// Shows what comes until there is nothing to wait for.
+async fn until_rest(
+    server: &Server,
+    wait: bool,
+    host: &mut Host,
+    show: &mut Show<'_>,
+    records: &mut Streaming<v1::Record>,
+) -> Finished {
+    let mut signals = Signals::new()?;
+    let mut ticks = tokio::time::interval(DRAW_EVERY);
+    loop {
+        if let Some(code) = exit::of_phase(show.run.phase()) {
+            return Ok(code);
+        }
+        if let Some(why) = show.newly_unread()
+            && host.interrupt(show, Some(&why))
+        {
+            return Ok(exit::INTERRUPTED);
+        }
+        if show.waits_for_a_person() && !host.interrupted && (host.works() || !wait) {
+            // An approval may be on its way already, with `--yes` even in the same append.
+            if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
+                show.take(&heard(record)?)?;
+                continue;
+            }
+            let at_gate = tokio::select! {
+                at_gate = show.at_gate(wait, &mut signals) => at_gate?,
+                () = server.stopped() => return Err(why_stopped(records).await),
+            };
+            match at_gate {
+                AtGate::Leave => return Ok(exit::AT_GATE),
+                AtGate::Decided | AtGate::Wait => {}
+            }
+        }
+        tokio::select! {
+            biased;
+            record = records.next() => show.take(&heard(record)?)?,
+            // The commit of a lease is nobody's request: no answer and no record says that it
+            // failed, and a run that cannot be recorded would be waited for forever.
+            () = server.stopped() => return Err(why_stopped(records).await),
+            () = signals.next() => {
+                if host.interrupt(show, None) {
+                    return Ok(exit::INTERRUPTED);
+                }
+            }
+            worked = host.ended() => match worked {
+                Ok(_) if host.interrupted => return Ok(exit::INTERRUPTED),
+                Ok(_) => {}
+                Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => {
+                    host.others_work = true;
+                    show.say("Another process is working on this run; watching it.");
+                }
+                Err(error) => return Err(worker_failure(&error)),
+            },
+            _ = ticks.tick() => show.draw(),
+        }
+    }
 }
 
 /// `failure`, with how this run goes on if it is the store's.

@@ -20,6 +20,7 @@ pub(crate) fn line(position: u64, fact: &Fact, run: &Run) -> Option<String> {
     Some(format!("{} {position:08} {kind}{subject}{about}", fact.at))
 }
 
+#[expect(clippy::too_many_lines, reason = "one table: what is said of each kind of event")]
 fn about(fact: &Fact, run: &Run) -> Option<String> {
     Some(match &fact.event {
         RunEvent::RunCreated { run, pipeline, jobs, parallelism, source, .. } => {

@@ -352,6 +352,7 @@ fn accepted(jobs: Vec<JobPlan>) -> Command {
 type Change = (&'static str, fn(&mut Stage), Option<VoidCause>);
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of changes, each with what it must void")]
 fn whatever_changes_under_an_approval_voids_it_and_says_why() {
     // Before the gate: `early` in a stage of its own, `side` which fails; behind it: `after`.
     let plan = || {

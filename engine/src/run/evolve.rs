@@ -6,7 +6,7 @@ use super::{GateDecision, Header, Imported, Job, Phase, Run};
 use crate::{
     event::{Fact, RunEvent},
     gate::Approval,
-    ids::{Actor, Attempt, JobName},
+    ids::{Actor, Attempt, JobName, StageName},
     job::{IllegalEvent, JobState},
 };
 
@@ -28,35 +28,7 @@ impl Run {
                 }
             }
             RunEvent::RunStarted {} => self.start(fact)?,
-            RunEvent::PlanReplaced {
-                file_sha256,
-                plan_sha256,
-                stages,
-                jobs,
-                timeout_ms,
-                source,
-                requester,
-                authors,
-            } => {
-                if let Some(header) = &mut self.header {
-                    header.file_sha256 = *file_sha256;
-                    header.plan_sha256 = *plan_sha256;
-                    header.stages.clone_from(stages);
-                    header.timeout_ms = *timeout_ms;
-                    if source.is_some() {
-                        header.source.clone_from(source);
-                    }
-                    header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
-                    header.authors.clone_from(authors);
-                    header.accepted.retain(|(by, _)| *by != fact.by);
-                    header.accepted.push((fact.by.clone(), requester.clone()));
-                }
-                let old = std::mem::take(&mut self.jobs);
-                self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
-                self.announced = *jobs;
-                self.reopen(fact);
-                self.reindex();
-            }
+            RunEvent::PlanReplaced { .. } => self.replace_plan(fact),
             RunEvent::RunAborted { root } => {
                 self.abort_root = Some(root.clone());
                 self.end_open_jobs(&JobState::Skipped, fact);
@@ -66,14 +38,7 @@ impl Run {
             }
             RunEvent::RunFinished { .. } => self.finish(fact)?,
             RunEvent::RunResumed {} => self.reset(fact, |job| job.state.is_over_badly()),
-            RunEvent::JobsInvalidated { from } => {
-                let stages = self.header.as_ref().map(|header| header.stages.clone());
-                let stages = stages.unwrap_or_default();
-                let Some(first) = stages.iter().position(|stage| stage == from) else {
-                    return Err(IllegalEvent::new(&fact.event, "no stage has that name"));
-                };
-                self.reset(fact, |job| stages[first..].contains(&job.plan.stage));
-            }
+            RunEvent::JobsInvalidated { from } => self.invalidate_from(from, fact)?,
             RunEvent::JobRetried { job } => self.retry(job, fact)?,
             RunEvent::ConditionEvaluated { job, .. }
             | RunEvent::GateReached { job, .. }
@@ -137,6 +102,52 @@ impl Run {
             authors: authors.clone(),
             created_at: fact.at,
         });
+    }
+
+    /// Takes the header of an edited file over, and keeps the jobs aside until the new plan says
+    /// which of them there still are.
+    fn replace_plan(&mut self, fact: &Fact) {
+        let RunEvent::PlanReplaced {
+            file_sha256,
+            plan_sha256,
+            stages,
+            jobs,
+            timeout_ms,
+            source,
+            requester,
+            authors,
+        } = &fact.event
+        else {
+            return;
+        };
+        if let Some(header) = &mut self.header {
+            header.file_sha256 = *file_sha256;
+            header.plan_sha256 = *plan_sha256;
+            header.stages.clone_from(stages);
+            header.timeout_ms = *timeout_ms;
+            if source.is_some() {
+                header.source.clone_from(source);
+            }
+            header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
+            header.authors.clone_from(authors);
+            header.accepted.retain(|(by, _)| *by != fact.by);
+            header.accepted.push((fact.by.clone(), requester.clone()));
+        }
+        let old = std::mem::take(&mut self.jobs);
+        self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
+        self.announced = *jobs;
+        self.reopen(fact);
+        self.reindex();
+    }
+
+    fn invalidate_from(&mut self, from: &StageName, fact: &Fact) -> Result<(), IllegalEvent> {
+        let stages = self.header.as_ref().map(|header| header.stages.clone());
+        let stages = stages.unwrap_or_default();
+        let Some(first) = stages.iter().position(|stage| stage == from) else {
+            return Err(IllegalEvent::new(&fact.event, "no stage has that name"));
+        };
+        self.reset(fact, |job| stages[first..].contains(&job.plan.stage));
+        Ok(())
     }
 
     /// Adds one job. What it achieved under the plan before this one stays achieved.

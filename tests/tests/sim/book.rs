@@ -105,6 +105,7 @@ impl Book {
 }
 
 impl RunPages {
+    #[expect(clippy::too_many_lines, reason = "one table: what each kind of event must find")]
     fn take(&mut self, position: usize, fact: &Fact) -> Result<(), String> {
         let jobs = &self.jobs;
         self.eyes.see(fact, |job| jobs.get(job).map(|(plan, _)| plan.clone()))?;
