@@ -680,6 +680,18 @@ mod tests {
             "cat <<EOF\nx ${{ run.id }}\nEOF\n",
             "cat <<-'EOF'\n\tx ${{ run.id }}\n\tEOF\n",
             "echo $'it\\'s ${{ run.id }}'",
+            // To a dash the quote ends at the backslash, and the value stands in the next one.
+            "echo $'it\\'s' ${{ run.id }} '",
+            // The line that looks like the end belongs to the one before it, or is another word.
+            "cat <<E\n$x\\\nE\necho ${{ run.id }}\nE\n",
+            "cat <<E\nE\r\necho ${{ run.id }}\nE\n",
+            "cat <<E\r\nE\necho ${{ run.id }}\nE\n",
+            "cat <<'E F'\nE\necho ${{ run.id }}\nE F\n",
+            "cat <<--E\nE\necho ${{ run.id }}\n-E\n",
+            "echo ${${{ run.id }}}",
+            "echo $${ #${{ run.id }}",
+            "echo ${A${{ run.id }}}",
+            "echo ${#${{ run.id }}}",
             "echo \"${A:-'${{ run.id }}'}\"",
             "echo $[ ${{ run.id }} ]",
             "[[ ${{ run.id }} -eq 1 ]]",
@@ -711,7 +723,8 @@ mod tests {
             "[[ $a == b ]] && [ x = ${{ run.id }} ]",
             "run --a \\\n  --b ${{ run.id }} \\\n  --c",
             "eval x; evaluate --letter ${{ run.id }}",
-            "echo $'it\\'s' ${{ run.id }}",
+            "echo $'a\\n' ${{ run.id }}",
+            "cat <<'E'\na \\\nE\necho ${{ run.id }} ${A%${{ run.id }}}",
         ];
         for script in fine {
             assert_eq!(misplaced(script).unwrap(), [], "{script}");

@@ -70,6 +70,8 @@ enum Within {
 
 struct Heredoc<'t> {
     end: &'t str,
+    /// Its text is taken as it is: no substitution, no line that a backslash joins to the next.
+    quoted: bool,
     tabs_stripped: bool,
 }
 
@@ -102,6 +104,9 @@ impl<'t> Reader<'t> {
         if self.lost {
             return Some((words, false));
         }
+        if self.within.last() == Some(&Within::Brace) && self.is_in_name() {
+            return Some(("stands in the name of a variable", false));
+        }
         self.within.iter().find_map(|within| match within {
             Within::Single | Within::Ansi => Some(("stands within single quotes", true)),
             Within::Double => Some(("stands within double quotes", true)),
@@ -113,6 +118,14 @@ impl<'t> Reader<'t> {
             Within::Evaluated => Some(("stands where it is evaluated once more", false)),
             Within::Paren | Within::Brace => None,
         })
+    }
+
+    /// Whether nothing but a name stands between the last `${` and here. A quoted word in it would
+    /// be an error to every shell, and to some of them one that ends elsewhere.
+    fn is_in_name(&self) -> bool {
+        let before = self.script[..self.at].rsplit_once("${").map_or("", |(_, name)| name);
+        let name = before.strip_prefix(['#', '!']).unwrap_or(before);
+        name.chars().all(|c| c.is_alphanumeric() || c == '_')
     }
 
     fn read_to(&mut self, end: usize) {
@@ -132,7 +145,13 @@ impl<'t> Reader<'t> {
         match self.within.last().copied() {
             Some(Within::Single) if c == '\'' => self.leave(),
             Some(Within::Ansi) if c == '\'' => self.leave(),
-            Some(Within::Ansi) if c == '\\' => self.at += 2,
+            // Only some shells know `$'…'`. To a dash, which is the `/bin/sh` of many machines, it is
+            // a plain quote after a dollar sign, and `\'` ends it. From there on the two disagree
+            // about what is quoted, and a value in quotes of its own would stand outside of them.
+            Some(Within::Ansi) if c == '\\' => {
+                self.lost |= self.rest().starts_with("\\'");
+                self.at += 2;
+            }
             Some(Within::Single | Within::Ansi) => self.at += 1,
             Some(Within::Comment) if c == '\n' => {
                 self.within.pop();
@@ -209,7 +228,10 @@ impl<'t> Reader<'t> {
         };
         // An old spelling of arithmetic, whose end only a shell can find.
         self.lost |= rest.starts_with("$[");
-        if rest.starts_with("$((") {
+        if rest.starts_with("$$") {
+            // The number of the shell. The second sign begins nothing, as in `$${`.
+            self.at += 2;
+        } else if rest.starts_with("$((") {
             self.enter(Within::Arithmetic(0), 3);
         } else if rest.starts_with("$(") {
             self.enter(Within::Paren, 2);
@@ -277,11 +299,19 @@ impl<'t> Reader<'t> {
         }
         self.lost |= !self.within.is_empty();
         let tabs_stripped = rest.starts_with("<<-");
-        let word = rest.trim_start_matches(['<', '-']).trim_start_matches([' ', '\t']);
-        let end = word.find(|c: char| c.is_whitespace() || ";&|<>()".contains(c));
-        let end = word[..end.unwrap_or(word.len())].trim_matches(['\'', '"']);
-        self.lost |= end.is_empty() || end.contains(['\\', '\'', '"', '$', '`']);
-        self.heredocs.push(Heredoc { end, tabs_stripped });
+        let word = rest[if tabs_stripped { 3 } else { 2 }..].trim_start_matches([' ', '\t']);
+        let end = word.find(|c: char| " \t\n;&|<>()".contains(c));
+        let word = &word[..end.unwrap_or(word.len())];
+        let quote = word.chars().next().filter(|c| "'\"".contains(*c));
+        let end = match quote {
+            // A quoted end with a space in it was cut at the space, and has no second quote.
+            Some(quote) => word[1..].strip_suffix(quote).unwrap_or(""),
+            None => word,
+        };
+        // Shells read on through quotes, escapes and control characters; a plain name ends alike.
+        let is_plain = |c: char| c.is_alphanumeric() || "_-.+!".contains(c);
+        self.lost |= end.is_empty() || !end.chars().all(is_plain);
+        self.heredocs.push(Heredoc { end, quoted: quote.is_some(), tabs_stripped });
         self.at += 2;
     }
 
@@ -291,7 +321,6 @@ impl<'t> Reader<'t> {
         for heredoc in std::mem::take(&mut self.heredocs) {
             let mut line_start = self.at;
             let is_end = |line: &str| {
-                let line = line.strip_suffix('\r').unwrap_or(line);
                 let line = if heredoc.tabs_stripped { line.trim_start_matches('\t') } else { line };
                 line == heredoc.end
             };
@@ -300,6 +329,8 @@ impl<'t> Reader<'t> {
                 is_end(line.strip_suffix('\n').unwrap_or(line)).then_some(line_start)
             });
             let text = &self.script[self.at..end.unwrap_or(self.script.len())];
+            // Where lines are joined, what looks like the end may be the rest of the line before.
+            self.lost |= !heredoc.quoted && text.contains("\\\n");
             if text.contains("${{") {
                 // Everything from here on is refused, which is simpler than it is kind.
                 self.within.push(Within::Heredoc);
