@@ -9,6 +9,7 @@ mod program;
 mod real;
 mod repository;
 mod scripted;
+mod skip;
 
 pub use chance::Chance;
 pub use house::{
@@ -18,3 +19,4 @@ pub use program::program;
 pub use real::RealWorker;
 pub use repository::{Source, root, sources};
 pub use scripted::{ScriptedWorker, failed, succeeded, succeeded_with};
+pub use skip::{is_slow_run, skip};

@@ -2,14 +2,14 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _, stderr},
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use towpath_storage::{DiskSpace, FREE_BYTES_MIN};
-use towpath_tests::program;
+use towpath_tests::{program, skip};
 
 /// How long anything may take before the story says that it never came.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -106,8 +106,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn a_full_disk_refuses_new_work_and_loses_nothing() {
     let Some(scene) = Scene::begin() else {
-        let said = writeln!(stderr(), "skipped: this machine does not let us mount a small disk");
-        return said.expect("stderr takes it");
+        return skip("mount", "this machine does not let us mount a small disk");
     };
     let attempts = scene.folder.path().join("worker").display().to_string();
     let worker = ["worker", "--name", "w", "--slots", "2", "--attempts", &attempts];
@@ -189,8 +188,7 @@ fn a_store_that_is_opened_on_a_full_disk_opens_again_once_there_is_room() {
         .stdin(Stdio::null())
         .output();
     let Some(tried) = tried.ok().filter(|tried| tried.status.code() == Some(0)) else {
-        let said = writeln!(stderr(), "skipped: this machine does not let us mount a small disk");
-        return said.expect("stderr takes it");
+        return skip("mount", "this machine does not let us mount a small disk");
     };
 
     let (out, err) =

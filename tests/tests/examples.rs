@@ -1,7 +1,5 @@
 //! The pipelines of `examples/`, run as they stand, by the program, with real databases.
 
-#![expect(clippy::print_stderr, reason = "a test that was passed over says so")]
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,7 +7,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use towpath_tests::{program, root};
+use towpath_tests::{program, root, skip};
 
 /// A copy of one example, and what it needs beside it.
 fn copy_of(names: &[&str]) -> TempDir {
@@ -111,8 +109,7 @@ fn a_file_of_the_format_that_came_before_runs() {
 #[test]
 fn a_shop_moves_from_sqlite_to_sqlite() {
     if !has("python3") {
-        eprintln!("passed over: there is no python3");
-        return;
+        return skip("python3", "there is no python3");
     }
     let folder = copy_of(&["shop-sqlite"]);
     let example = Example::at(&folder, "shop-sqlite");
@@ -202,8 +199,7 @@ fn is_root() -> bool {
 #[test]
 fn a_shop_moves_to_postgresql_and_its_password_stays_secret() {
     let Some(server) = Postgres::start().filter(|_| has("python3") && has("psql")) else {
-        eprintln!("passed over: there is no PostgreSQL server, psql or python3");
-        return;
+        return skip("postgres", "there is no PostgreSQL server, psql or python3");
     };
     server.sql("create role shop login password 'geheim-77'");
     server.sql("create database shop owner shop");
