@@ -20,7 +20,10 @@ fn build() -> PathBuf {
     let profile = own.ancestors().nth(2).expect("a test lies in the target folder").to_owned();
     let name = profile.file_name().expect("a profile").to_string_lossy().into_owned();
     let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--package", "towpath", "--profile"])
+        // `tow` alone would be built with fewer features of its dependencies than `cargo test` asks
+        // for, so minutes would be spent on compiling those a second time. A test target makes
+        // cargo choose the same features; this one is small.
+        .args(["build", "--quiet", "--workspace", "--bin", "tow", "--test", "golden", "--profile"])
         .arg(if name == "debug" { "dev" } else { &name })
         .arg("--target-dir")
         .arg(profile.parent().expect("a profile lies in the target folder"))
