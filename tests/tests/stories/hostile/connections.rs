@@ -15,7 +15,9 @@ use towpath_proto::v1::{
     self, log_client::LogClient, runs_client::RunsClient, worker_message::Message as ToServer,
 };
 use towpath_server::{Access, Limits, dial_tcp};
-use towpath_tests::{RealWorker, ScriptedWorker, TestHouse, WAIT_MAX, code, file, start_request};
+use towpath_tests::{
+    RealWorker, ScriptedWorker, TestHouse, WAIT_MAX, code, file, start_request, succeeded,
+};
 use towpath_worker::Stay;
 
 use super::{Besieged, GATES, LIST, ONE, frame, request, send, status};
@@ -199,15 +201,16 @@ async fn who_asks_too_often_is_told_when_to_ask_again() {
     assert!(wait <= Duration::from_millis(500), "{wait:?}");
     // What has a stream already is not asked again: its messages are no requests.
     tokio::time::sleep(wait).await;
-    let hello =
-        v1::Hello { worker: "w".to_owned(), slots: 1, draining: true, ..Default::default() };
-    let worker = ScriptedWorker::connect(besieged.channel(), hello).await.expect("a session");
+    let hello = v1::Hello { worker: "w".to_owned(), slots: 1, ..Default::default() };
+    let mut worker = ScriptedWorker::connect(besieged.channel(), hello).await.expect("a session");
+    let a = worker.take_job("a").await;
     for _ in 0..100 {
         worker.say(ToServer::Beat(v1::Beat {})).await;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    drop(worker);
-    besieged.stands().await;
+    // A session reads its messages in order: this one is answered after all the heartbeats.
+    worker.report(&a, succeeded()).await;
+    assert_eq!(besieged.house.count(&besieged.run, "job_succeeded").await, 1);
+    besieged.house.close().await;
 }
 
 #[tokio::test]
