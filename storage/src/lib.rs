@@ -13,6 +13,8 @@ pub mod contract;
 mod disk_space;
 pub mod durable_fs;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kv;
 mod log;
 mod memory;

@@ -4,6 +4,7 @@
 //! Everything goes through real gRPC over a pipe. Nothing here decides anything.
 
 mod chance;
+pub mod fuzz;
 mod house;
 mod program;
 mod real;

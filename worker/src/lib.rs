@@ -8,6 +8,8 @@ pub mod attempts;
 pub mod capture;
 pub mod environment;
 pub mod execute;
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod held;
 mod jobs;

@@ -1,0 +1,4 @@
+//! libFuzzer on the target `backup` of `tests/src/fuzz.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| towpath_tests::fuzz::fuzz("backup", bytes));

@@ -1,0 +1,4 @@
+cat <<E
+$x
+E
+echo ${{ matrix.v }}

@@ -1,0 +1,1 @@
+x=$(echo ${{ matrix.v }}); y=`date`; echo "${x:-${y}}" ${{ matrix.v }}

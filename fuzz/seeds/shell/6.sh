@@ -1,0 +1,1 @@
+echo a#b \# ${{ matrix.v }} $'it\'s' > out && { echo ${{ matrix.v }}; } | cat

@@ -1,0 +1,4 @@
+cat <<E
+E
+echo ${{ matrix.v }}
+E

@@ -1,0 +1,5 @@
+cat <<E
+$x\
+E
+echo ${{ matrix.v }}
+E

@@ -1,0 +1,4 @@
+cat <<'E F'
+E
+echo ${{ matrix.v }}
+E F
