@@ -21,6 +21,8 @@ pub(crate) struct VersionArgs {}
 #[derive(Serialize)]
 struct VersionJson {
     version: &'static str,
+    /// What it is built from; absent in builds for development.
+    commit: Option<&'static str>,
     server: Option<ServerJson>,
 }
 
@@ -37,8 +39,9 @@ struct ServerJson {
 /// Shows the versions. A server that cannot be reached takes nothing away from the first line.
 pub(crate) async fn version(desk: &Desk, _: VersionArgs) -> Finished {
     let version = env!("CARGO_PKG_VERSION");
+    let commit = Some(env!("TOW_BUILT_FROM")).filter(|commit| !commit.is_empty());
     if desk.output() == Output::Text {
-        desk.print(&format!("tow {version}\n"))?;
+        desk.print(&program_line(version, commit))?;
     }
     let has_store = store_folder(&desk.url()).is_none_or(|folder| folder.exists());
     let server = match has_store {
@@ -54,7 +57,7 @@ pub(crate) async fn version(desk: &Desk, _: VersionArgs) -> Finished {
             position: description.position,
             own: *own,
         });
-        desk.json(&VersionJson { version, server })?;
+        desk.json(&VersionJson { version, commit, server })?;
     }
     match server {
         Ok(Some((server, own))) if desk.output() == Output::Text => {
@@ -80,4 +83,22 @@ async fn described(desk: &Desk) -> Result<(v1::Description, bool), Failure> {
     let own = server.is_ours();
     server.close().await;
     Ok((description?.into_inner(), own))
+}
+
+fn program_line(version: &str, commit: Option<&str>) -> String {
+    match commit {
+        Some(commit) => format!("tow {version} ({commit})\n"),
+        None => format!("tow {version}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::program_line;
+
+    #[test]
+    fn a_release_names_its_commit() {
+        assert_eq!(program_line("0.2.0", Some("9157158c0ffe")), "tow 0.2.0 (9157158c0ffe)\n");
+        assert_eq!(program_line("0.2.0", None), "tow 0.2.0\n");
+    }
 }
