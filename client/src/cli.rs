@@ -6,6 +6,8 @@ use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, parser::ValueSource,
 };
 
+use towpath_server::store_usages;
+
 use crate::commands;
 
 /// Database migrations as pipelines, with every step in a log that can be proven
@@ -54,8 +56,9 @@ impl Cli {
 /// What every command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Global {
-    /// Where runs are kept: `sled:PATH`, `fjall:PATH` or `memory:` [default: the nearest .towpath]
+    /// Where runs are kept.
     #[arg(long, global = true, env = "TOW_STORE", hide_env_values = true, value_name = "URL")]
+    #[arg(help = format!("Where runs are kept: {} [default: the nearest .towpath]", store_usages(false)))]
     pub(crate) store: Option<String>,
     /// The server that keeps the runs, as HOST:PORT, instead of a store
     #[arg(long, global = true, env = "TOW_SERVER", hide_env_values = true, value_name = "ADDR")]

@@ -17,7 +17,9 @@ use towpath_proto::v1::{
     self, blobs_client::BlobsClient, gates_client::GatesClient, log_client::LogClient,
     runs_client::RunsClient, workers_client::WorkersClient,
 };
-use towpath_server::{DialTls, House, PemPair, SystemClock, dial_socket, dial_tcp, dial_tls};
+use towpath_server::{
+    DialTls, House, PemPair, StoreUrl, SystemClock, dial_socket, dial_tcp, dial_tls, socket_in,
+};
 
 use crate::{failure::Failure, line::Line};
 
@@ -163,16 +165,14 @@ pub(crate) fn store_url(asked: Option<&str>) -> String {
     }
     let here = std::env::current_dir().unwrap_or_default();
     let found = here.ancestors().map(|folder| folder.join(STORE_FOLDER)).find(|at| at.is_dir());
-    format!("sled:{}", found.unwrap_or_else(|| here.join(STORE_FOLDER)).display())
+    // A path alone: which backend that means is not ours to say.
+    found.unwrap_or_else(|| here.join(STORE_FOLDER)).display().to_string()
 }
 
 /// The folder that a URL names. `None`: the store has none of its own.
 pub(crate) fn store_folder(url: &str) -> Option<PathBuf> {
-    match url.split_once(':') {
-        Some(("memory" | SERVER_SCHEME, _)) => None,
-        Some(("sled" | "fjall", path)) => Some(path.into()),
-        Some(_) | None => Some(url.into()),
-    }
+    // A server, or what opening will refuse, has none either.
+    StoreUrl::parse(url).ok()?.lasting_directory()
 }
 
 impl Server {
@@ -199,7 +199,7 @@ impl Server {
                 }
             }
             let folder = store_folder(url).unwrap_or_default();
-            if let Ok(channel) = dial_socket(folder.join("tow.sock")).await {
+            if let Ok(channel) = dial_socket(socket_in(&folder)).await {
                 // Whoever owns the store may be stopped: it takes the call and says nothing.
                 let mut log = LogClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});

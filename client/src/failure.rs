@@ -146,7 +146,9 @@ impl From<OpenError> for Failure {
             "BACKUP_EXISTS" => "Name another file; a backup overwrites nothing.",
             "BACKUP_DAMAGED" => "Use another backup. Nothing was restored.",
             "RESTORE_TARGET_NOT_EMPTY" => "Restore to a folder that does not exist yet.",
-            "STORE_URL_INVALID" => "Give `sled:PATH`, `fjall:PATH` or `memory:`.",
+            "STORE_URL_INVALID" => {
+                "Correct `--store` or `TOW_STORE`; `tow --help` lists the forms."
+            }
             "STORE_MISSING" => "Name a store with `--store`.",
             "STORE_FORMAT_UNKNOWN" => {
                 "Use the version of `tow` that wrote it. From 0.1: write its runs with `tow events` \

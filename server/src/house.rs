@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
-use towpath_storage::{Blobs, Opened, StoreDir, StoreError, open};
+use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
     Clock, CommandError, LEASE_MS,
@@ -45,7 +45,7 @@ pub struct House {
 
 #[derive(Debug)]
 struct Inner {
-    url: String,
+    url: StoreUrl,
     runs: Arc<Runs>,
     dispatch: Arc<Dispatch>,
     outputs: Outputs,
@@ -108,8 +108,7 @@ impl House {
             let loaded = runs.ahead(&run).await?;
             dispatch.miss(loaded.run.leased());
         }
-        let url = url.to_owned();
-        let dir = opened.dir;
+        let (url, dir) = (opened.url, opened.dir);
         let snapshot_reads = SnapshotReads::default();
         let inner =
             Inner { url, runs, dispatch, outputs, snapshot_reads, health, stop, cut, tasks, dir };
@@ -157,7 +156,7 @@ impl House {
         self.inner.dir.socket()
     }
 
-    pub(crate) fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &StoreUrl {
         &self.inner.url
     }
 

@@ -42,6 +42,15 @@ pub use runs::CommandError;
 pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
 pub use status::{ERROR_DOMAIN, FAILURE_CODES};
 
+/// The URL of a store, the only thing that may be shown of it, and where its owner listens.
+pub use towpath_storage::{StoreUrl, socket_in};
+
+/// How the URLs of stores are written: of all backends, or only of those whose stores are still
+/// there after their process has ended.
+pub fn store_usages(durable_only: bool) -> String {
+    towpath_storage::usages(towpath_storage::BACKENDS, durable_only)
+}
+
 /// How the names of workers begin that live in a `tow` on the store's own machine, one for each run.
 pub const LOCAL_WORKER_PREFIX: &str = "local/";
 

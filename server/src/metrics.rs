@@ -139,7 +139,7 @@ fn registry(house: &House, series: Vec<Series>) -> Registry {
             }
         }
     }
-    let kind = house.url().split(':').next().unwrap_or_default().to_owned();
+    let kind = house.url().scheme().to_owned();
     all.register("store", "What keeps the log", Info::new([("kind", kind)]));
     let version = env!("CARGO_PKG_VERSION").to_owned();
     all.register("build", "Which tow this is", Info::new([("version", version)]));

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use towpath_storage::{EventStore, NewRecord, open, verify};
+use towpath_storage::{BACKENDS, EventStore, NewRecord, open, verify};
 
 /// Typical event, in bytes.
 const PAYLOAD_BYTES: usize = 300;
@@ -32,7 +32,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
     let runtime = runtime.expect("a runtime");
     println!("{PAYLOAD_BYTES}-byte records; durable appends per second");
-    for backend in ["sled", "fjall"] {
+    for backend in BACKENDS.iter().filter(|backend| backend.is_durable()) {
+        let backend = backend.scheme();
         println!("\n{backend:8} {:>9} {:>9} {:>9} {:>9}", "floor", "appends", "x floor", "x one");
         let place = |name: &str| format!("{backend}:{}", directory.path().join(name).display());
         let mut one = 0.0;

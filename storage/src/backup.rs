@@ -24,13 +24,15 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     AppendError, Appended, Blobs, EventStore, RECORD_BYTES_MAX, StoreError,
+    backend::Directory,
     durable_fs::parent_of,
     error::{BackupDamage, Damage, UrlFault},
     log::record::{
         CHAIN_START, FRAME_FIXED_BYTES, NewRecord, Position, RunningHash, Version, frame_at,
     },
-    open::{Opened, Place, open, place_of},
+    open::Opened,
     store_dir::sync_directory,
+    store_url::StoreUrl,
     unfinished,
 };
 
@@ -155,31 +157,57 @@ pub async fn restore(
     url: &str,
     mut progress: impl FnMut(u64),
 ) -> Result<BackedUp, StoreError> {
-    let doing = "restoring a backup";
-    let (backend, target) = match place_of(url)? {
-        Place::Directory(backend, path) => (backend, path),
-        Place::Memory => {
-            let why = UrlFault::NotDurable;
-            return Err(StoreError::UrlInvalid { url: url.to_owned(), why });
+    restore_to(file, &StoreUrl::parse(url)?, &mut progress).await
+}
+
+/// [`restore`], to a URL that was read.
+///
+/// Only a store that lies whole in its directory can be completed aside and renamed. One whose log
+/// lies elsewhere is restored in place, if that log is empty; after an error a part of it is there,
+/// and the next restore is refused.
+pub async fn restore_to(
+    file: &Path,
+    url: &StoreUrl,
+    progress: &mut impl FnMut(u64),
+) -> Result<BackedUp, StoreError> {
+    match url.directory()? {
+        Directory::Whole(target) => restore_aside(file, url, &target, progress).await,
+        Directory::Beside(target) => {
+            refuse_unless_empty(&target)?;
+            let mut source = Source::verified(file)?;
+            let mut opened = url.open()?;
+            if *opened.store.watch().borrow() > 0 {
+                return Err(StoreError::RestoreTargetNotEmpty { path: target });
+            }
+            fill(&mut opened, &mut source, progress).await
         }
-    };
-    refuse_unless_empty(&target)?;
+        Directory::Temporary => Err(url.invalid(UrlFault::NotDurable)),
+    }
+}
+
+/// Restores into a directory beside `target` and renames it.
+async fn restore_aside(
+    file: &Path,
+    url: &StoreUrl,
+    target: &Path,
+    progress: &mut impl FnMut(u64),
+) -> Result<BackedUp, StoreError> {
+    let doing = "restoring a backup";
+    refuse_unless_empty(target)?;
     let mut source = Source::verified(file)?;
-    let directory = parent_of(&target);
+    let directory = parent_of(target);
     fs::create_dir_all(directory).map_err(StoreError::while_doing(doing))?;
     // Locked until it has its name: the store's own lock is released before.
     let unfinished = unfinished::restore_directory(directory);
     let (unfinished, _lock) = unfinished.map_err(StoreError::while_doing(doing))?;
-    let mut opened = open(&format!("{}:{}", backend.name(), unfinished.path().display()))?;
-    let restored = fill(&opened, &mut source, &mut progress).await?;
-    // The store that was backed up went on: the positions after these were given out before.
-    opened.dir.raise_fence_base(backend.name())?;
+    let mut opened = url.moved_to(unfinished.path()).open()?;
+    let restored = fill(&mut opened, &mut source, progress).await?;
     drop(opened);
-    fs::rename(unfinished.path(), &target).map_err(|error| {
+    fs::rename(unfinished.path(), target).map_err(|error| {
         let in_the_way =
             [ErrorKind::DirectoryNotEmpty, ErrorKind::AlreadyExists, ErrorKind::NotADirectory];
         if in_the_way.contains(&error.kind()) {
-            return StoreError::RestoreTargetNotEmpty { path: target.clone() };
+            return StoreError::RestoreTargetNotEmpty { path: target.to_owned() };
         }
         StoreError::while_doing(doing)(error)
     })?;
@@ -198,10 +226,12 @@ fn refuse_unless_empty(target: &Path) -> Result<(), StoreError> {
 }
 
 async fn fill(
-    opened: &Opened,
+    opened: &mut Opened,
     source: &mut Source,
     progress: &mut impl FnMut(u64),
 ) -> Result<BackedUp, StoreError> {
+    // The store that was backed up went on: the positions after these were given out before.
+    opened.dir.raise_fence_base()?;
     let blobs = Blobs::open(&opened.dir.blobs())?;
     let mut appends = Appends { store: opened, gathered: None, waiting: VecDeque::new(), next: 1 };
     let mut found = 0;
@@ -467,7 +497,7 @@ impl<W: Write> Write for Digested<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{contract::fact, verify};
+    use crate::{BACKENDS, contract::fact, open, verify};
 
     async fn filled(url: &str) -> Opened {
         let opened = open(url).unwrap();
@@ -497,7 +527,8 @@ mod tests {
         assert_eq!((done.records, done.blobs), (200, 3));
         assert_eq!(done.bytes, fs::metadata(&out).unwrap().len());
 
-        for backend in ["sled", "fjall"] {
+        for backend in BACKENDS.iter().filter(|backend| backend.is_durable()) {
+            let backend = backend.scheme();
             let url = format!("{backend}:{}", dir.path().join(backend).display());
             let mut moved = 0;
             assert_eq!(restore(&out, &url, |bytes| moved = bytes).await.unwrap(), done);

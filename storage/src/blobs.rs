@@ -18,8 +18,8 @@ use tempfile::NamedTempFile;
 use crate::{
     READ_BYTES_MAX, StoreError,
     disk_space::DiskSpace,
+    durable_fs::{self, OWNER_ONLY_DIRECTORY},
     recent::Recent,
-    store_dir::{create_directory, sync_directory},
 };
 
 /// Name prefix of blobs that are still being written.
@@ -250,12 +250,20 @@ impl Blobs {
 
     /// Makes the name of a blob durable; a blob that was there may have been put just before.
     fn sync_names(&self, sha256: &[u8; 32]) -> Result<(), StoreError> {
-        self.path(sha256).parent().map_or(Ok(()), sync_directory)
+        self.path(sha256)
+            .parent()
+            .map_or(Ok(()), durable_fs::sync_directory)
+            .map_err(StoreError::while_doing(WRITING))
     }
 
     fn verified(&self) -> std::sync::MutexGuard<'_, Recent<[u8; 32], Stamp>> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn create_directory(path: &Path) -> Result<(), StoreError> {
+    let created = durable_fs::create_directory(path, OWNER_ONLY_DIRECTORY);
+    created.map_err(StoreError::while_doing(WRITING))
 }
 
 fn names_in(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {

@@ -14,6 +14,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Permissions of a directory that only its owner may look into.
+pub const OWNER_ONLY_DIRECTORY: u32 = 0o700;
+
+/// Permissions of a file that only its owner may read.
+pub const OWNER_ONLY_FILE: u32 = 0o600;
+
 /// Replaces the file at `path` by one that holds `bytes` and has the permissions `mode`.
 ///
 /// A reader sees all of the old file or all of the new one, also after a power cut. What a killed

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What an error of a backend or of the system was caused by.
-pub(crate) type Cause = Arc<dyn Error + Send + Sync>;
+pub type Cause = Arc<dyn Error + Send + Sync>;
 
 /// An append that was not acknowledged.
 ///
@@ -266,11 +266,14 @@ pub enum BackupDamage {
 }
 
 /// Why a URL names no store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlFault {
     /// No backend has this name.
-    #[error("the backends are `sled:`, `fjall:` and `memory:`")]
-    BackendUnknown,
+    #[error("it is written {usages}")]
+    BackendUnknown {
+        /// How the URLs of the backends are written.
+        usages: String,
+    },
     /// A durable backend needs a directory.
     #[error("the path is missing")]
     PathMissing,

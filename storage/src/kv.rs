@@ -1,9 +1,11 @@
-//! What the log needs from an embedded database: ordered keys, one atomic and durable write.
+//! What the log needs from a key-value database: ordered keys, one atomic and durable write.
 //!
-//! Private. The promise of the crate is [`crate::EventStore`]; this is only the part of it in which
-//! sled and fjall differ.
+//! A backend of this kind implements [`KvBackend`], says how its files are found with [`files::KvFiles`],
+//! and gets the whole log: group commit, blocks, index, high-water mark.
 
 pub(crate) mod catch_panic;
+pub(crate) mod files;
+#[cfg(feature = "fjall")]
 pub(crate) mod fjall;
 pub(crate) mod sled;
 
@@ -11,17 +13,19 @@ use std::{fmt::Debug, io::ErrorKind, ops::RangeInclusive, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::error::{Cause, Damage, StoreError};
-use crate::log::record::Position;
+use crate::{
+    error::{Cause, Damage, StoreError},
+    log::record::Position,
+};
 
 /// A key and its value.
-pub(crate) type Entry = (Vec<u8>, Vec<u8>);
+pub type Entry = (Vec<u8>, Vec<u8>);
 
 /// A key and its value, as found.
-pub(crate) type Found = (Bytes, Bytes);
+pub type Found = (Bytes, Bytes);
 
 /// An ordered map on disk.
-pub(crate) trait KvBackend: Debug + Send + Sync + 'static {
+pub trait KvBackend: Debug + Send + Sync + 'static {
     /// Writes all of `entries` or none. When this returns, a power cut cannot take them back.
     fn put(&self, entries: Vec<Entry>) -> Result<(), KvError>;
 
@@ -37,7 +41,7 @@ pub(crate) trait KvBackend: Debug + Send + Sync + 'static {
 
 /// Why a database did not answer.
 #[derive(Debug)]
-pub(crate) enum KvError {
+pub enum KvError {
     /// Its files are not what it wrote, in its own words.
     Damaged(String),
     /// The system refused.
@@ -47,7 +51,7 @@ pub(crate) enum KvError {
 impl KvError {
     /// An error of the system. Damage, when it says that a file of the database ends too early,
     /// holds nonsense, is missing or in the way.
-    pub(crate) fn of_io(error: std::io::Error) -> Self {
+    pub fn of_io(error: std::io::Error) -> Self {
         const DAMAGE: [ErrorKind; 5] = [
             ErrorKind::UnexpectedEof,
             ErrorKind::InvalidData,
@@ -58,6 +62,11 @@ impl KvError {
         if DAMAGE.contains(&error.kind()) {
             return Self::Damaged(error.to_string());
         }
+        Self::unavailable(error)
+    }
+
+    /// An error of the system that says nothing about the files.
+    pub fn unavailable(error: std::io::Error) -> Self {
         Self::Unavailable(Arc::new(error))
     }
 

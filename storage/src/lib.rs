@@ -1,11 +1,14 @@
 //! Where records live: an append-only log of records, grouped into streams.
 //!
 //! This crate knows bytes and positions, never what a record means. Read [`EventStore`] first (the
-//! one promise), then `group_commit` (how it is kept), then a backend. [`open`] turns a URL into a
-//! store and the directory around it; [`backup`] and [`Blobs`] live beside the log.
+//! one promise), then `log/queue.rs` and `log/writer.rs` (how it is kept), then `backends.rs` and a
+//! backend. [`open`] turns a URL into a store and the directory around it; [`backup`] and [`Blobs`]
+//! are beside the log.
 //!
 //! Not here: snapshots of state, views, cursors, and who may write what.
 
+mod backend;
+mod backends;
 mod backup;
 mod blobs;
 #[cfg(any(test, feature = "contract"))]
@@ -21,6 +24,7 @@ mod memory;
 mod open;
 mod recent;
 mod store_dir;
+mod store_url;
 mod unfinished;
 
 use std::fmt::Debug;
@@ -29,17 +33,24 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 pub use crate::{
-    backup::{BackedUp, backup, restore},
+    backend::{Backend, Directory},
+    backends::{BACKENDS, usages},
+    backup::{BackedUp, backup, restore, restore_to},
     blobs::{BlobReader, BlobRef, Blobs, UnfinishedBlob},
     disk_space::{DiskFull, DiskSpace, FREE_BYTES_MIN},
-    error::{AppendError, BackupDamage, Damage, StoreError, UrlFault},
+    error::{AppendError, BackupDamage, Cause, Damage, StoreError, UrlFault},
+    kv::{
+        Entry, Found, KvBackend, KvError,
+        files::{KvFiles, directory_at},
+    },
     log::{
         record::{CHAIN_START, NewRecord, Position, Record, RunningHash, Version},
         verify::{Verified, verify},
     },
     memory::MemoryStore,
     open::{Opened, open, open_existing},
-    store_dir::StoreDir,
+    store_dir::{OwnerLock, StoreDir, socket_in},
+    store_url::StoreUrl,
 };
 
 /// Longest payload of one record, in bytes.

@@ -24,7 +24,4 @@ pub(crate) mod writer;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::{
-    handle::{Guard, Log},
-    queue::size_within_bounds,
-};
+pub(crate) use self::{handle::Log, queue::size_within_bounds};

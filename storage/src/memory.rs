@@ -9,20 +9,47 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    AppendError, Appended, EventStore, READ_BYTES_MAX, StoreError,
+    AppendError, Appended, EventStore, READ_BYTES_MAX, StoreError, UrlFault,
+    backend::{Backend, Directory},
     log::{
-        Guard,
         record::{CHAIN_START, NewRecord, Position, Record, Version},
         size_within_bounds,
     },
+    store_dir::{OwnerLock, StoreDir},
 };
 
-/// A log that is gone with the process. "Durable" means nothing here but "appended".
+/// `memory:`.
+#[derive(Debug)]
+pub(crate) struct Memory;
+
+impl Backend for Memory {
+    fn scheme(&self) -> &'static str {
+        "memory"
+    }
+
+    fn usage(&self) -> &'static str {
+        "memory:"
+    }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
+
+    fn directory(&self, rest: &str) -> Result<Directory, UrlFault> {
+        if rest.is_empty() { Ok(Directory::Temporary) } else { Err(UrlFault::PathUnexpected) }
+    }
+
+    fn open(&self, _rest: &str, dir: &mut StoreDir) -> Result<Arc<dyn EventStore>, StoreError> {
+        Ok(Arc::new(MemoryStore::keeping(dir.owner())))
+    }
+}
+
+/// A log that ends with the process. "Durable" means nothing here but "appended".
 #[derive(Debug)]
 pub struct MemoryStore {
     log: Mutex<MemoryLog>,
     tail: watch::Sender<Position>,
-    _guard: Guard,
+    _owner: OwnerLock,
 }
 
 #[derive(Debug, Default)]
@@ -51,9 +78,9 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty log that keeps `guard` alive.
-    pub(crate) fn keeping(guard: Guard) -> Self {
-        Self { log: Mutex::default(), tail: watch::Sender::new(0), _guard: guard }
+    /// An empty log that keeps `owner` alive.
+    pub(crate) fn keeping(owner: OwnerLock) -> Self {
+        Self { log: Mutex::default(), tail: watch::Sender::new(0), _owner: owner }
     }
 
     /// Stands still from now on, as a slow disk does: at most `waiting_max` appends wait, and more

@@ -1,10 +1,12 @@
 //! The directory of a store: its lock, its format, and the places beside the log.
 //!
+//! All of it is for its owner alone: records and output may hold what a script printed.
+//!
 //! ```text
 //! owner       the pid of the process that has the store open; locked, so a dead one never blocks
 //! format      version and backend; the base of the fences
 //! high-water  how far the log reached
-//! sled/       or fjall/: the log
+//! sled/       the log, in a directory named after its backend
 //! blobs/      content-addressed files
 //! spool/      output on its way to a blob
 //! snapshots/  deletable shortcuts to a state
@@ -12,6 +14,7 @@
 //! ```
 
 use std::{
+    fmt::Debug,
     fs::{File, OpenOptions, Permissions},
     io::{ErrorKind, Read as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -23,7 +26,12 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-use crate::{blobs::remove_unfinished, disk_space::DiskSpace, durable_fs, error::StoreError};
+use crate::{
+    blobs::remove_unfinished,
+    disk_space::DiskSpace,
+    durable_fs::{self, OWNER_ONLY_DIRECTORY, OWNER_ONLY_FILE},
+    error::StoreError,
+};
 
 /// What the `format` file says before the name of the backend.
 const FORMAT: &str = "towpath store 2 ";
@@ -40,25 +48,29 @@ const FENCES: &str = "fences above ";
 /// that every program reads exactly.
 const FENCE_STEP: u64 = 1 << 32;
 
-/// Directories are the owner's alone: records and output may hold what a script printed.
-const DIRECTORY_MODE: u32 = 0o700;
-
-/// And so are files.
-pub(crate) const FILE_MODE: u32 = 0o600;
-
 /// The directory of a store. It stays locked while this, or the store itself, lives.
 #[derive(Debug)]
 pub struct StoreDir {
     root: PathBuf,
-    owner: Arc<Owner>,
+    owner: OwnerLock,
+    backend: &'static str,
     fence_base: u64,
+    is_new: bool,
 }
 
-/// What keeps a second process out, and a private directory alive.
+/// Keeps a second process out of a store's directory, and a temporary directory alive, as long as a
+/// clone of it lives.
+pub type OwnerLock = Arc<dyn Debug + Send + Sync>;
+
 #[derive(Debug)]
-pub(crate) struct Owner {
+struct Owner {
     _lock: Option<Flock<File>>,
-    _private: Option<TempDir>,
+    _temporary: Option<TempDir>,
+}
+
+/// Says whether there is a store in `root`: the file `format` is the first that a store gets.
+pub(crate) fn exists(root: &Path) -> bool {
+    root.join("format").exists()
 }
 
 impl StoreDir {
@@ -67,20 +79,21 @@ impl StoreDir {
         create_directory(root)?;
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
         let lock = lock(&root)?;
+        let is_new = !exists(&root);
         let fence_base = fence_base(&root, backend, SystemTime::now())?;
-        let owner = Arc::new(Owner { _lock: Some(lock), _private: None });
-        Self { root, owner, fence_base }.with_subdirectories()
+        let owner = Arc::new(Owner { _lock: Some(lock), _temporary: None });
+        Self { root, owner, backend, fence_base, is_new }.with_subdirectories()
     }
 
     /// A directory of our own that vanishes with its last user.
-    pub(crate) fn temporary() -> Result<Self, StoreError> {
+    pub(crate) fn temporary(backend: &'static str) -> Result<Self, StoreError> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix("tow-").permissions(Permissions::from_mode(DIRECTORY_MODE));
-        let private = builder.tempdir();
-        let private = private.map_err(StoreError::while_doing("creating a directory"))?;
-        let root = private.path().to_owned();
-        let owner = Arc::new(Owner { _lock: None, _private: Some(private) });
-        Self { root, owner, fence_base: 0 }.with_subdirectories()
+        builder.prefix("tow-").permissions(Permissions::from_mode(OWNER_ONLY_DIRECTORY));
+        let temporary = builder.tempdir();
+        let temporary = temporary.map_err(StoreError::while_doing("creating a directory"))?;
+        let root = temporary.path().to_owned();
+        let owner = Arc::new(Owner { _lock: None, _temporary: Some(temporary) });
+        Self { root, owner, backend, fence_base: 0, is_new: true }.with_subdirectories()
     }
 
     fn with_subdirectories(self) -> Result<Self, StoreError> {
@@ -93,8 +106,13 @@ impl StoreDir {
     }
 
     /// What keeps the directory locked, for the store to hold as well.
-    pub(crate) fn owner(&self) -> Arc<Owner> {
+    pub fn owner(&self) -> OwnerLock {
         Arc::clone(&self.owner)
+    }
+
+    /// Says whether it was created just now.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The directory itself.
@@ -119,7 +137,7 @@ impl StoreDir {
 
     /// Where the owner listens for local clients.
     pub fn socket(&self) -> PathBuf {
-        self.root.join("tow.sock")
+        socket_in(&self.root)
     }
 
     /// What is added to a position in the log to get a fence: a number that never comes twice.
@@ -132,10 +150,10 @@ impl StoreDir {
         self.fence_base
     }
 
-    /// Raises the base of the fences, because the log goes back behind what was once given out.
-    pub(crate) fn raise_fence_base(&mut self, backend: &str) -> Result<(), StoreError> {
+    /// Raises the base of the fences, because positions that were given out may come again.
+    pub fn raise_fence_base(&mut self) -> Result<(), StoreError> {
         self.fence_base = raised(self.fence_base, SystemTime::now());
-        write_format(&self.root, backend, self.fence_base)
+        write_format(&self.root, self.backend, self.fence_base)
     }
 
     /// The space on its disk.
@@ -149,10 +167,15 @@ impl StoreDir {
     }
 }
 
+/// Where the owner of the store in the directory `root` listens for local clients.
+pub fn socket_in(root: &Path) -> PathBuf {
+    root.join("tow.sock")
+}
+
 fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     let doing = "locking the store";
     let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).mode(FILE_MODE);
+    options.create(true).truncate(false).read(true).write(true).mode(OWNER_ONLY_FILE);
     let file = options.open(root.join("owner")).map_err(StoreError::while_doing(doing))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => {
@@ -172,8 +195,8 @@ fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     }
 }
 
-/// Reads the base of the fences from the `format` file, raised if the high-water mark was removed. Writes the
-/// file into a directory that has none and no log either.
+/// Reads the base of the fences from the file `format`, or writes the file into a directory that
+/// has none and no log either.
 ///
 /// Refuses a directory that another backend or version wrote.
 fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64, StoreError> {
@@ -188,7 +211,9 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
             file.take(4096).read_to_end(&mut bytes).map_err(StoreError::while_doing(doing))?;
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            if [HIGH_WATER, "sled", "fjall"].iter().any(|part| root.join(part).exists()) {
+            // A log without its format is not taken for an empty directory: what is in it could be
+            // of any version.
+            if [HIGH_WATER, backend].iter().any(|part| root.join(part).exists()) {
                 return Err(unknown(""));
             }
             write_format(root, backend, 0)?;
@@ -200,19 +225,18 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
     let (first, rest) = found.split_once('\n').unwrap_or((&found, ""));
     match first.strip_prefix(FORMAT) {
         Some(word) if word == backend => {}
-        Some(word @ ("sled" | "fjall")) => {
+        // Also one that this program was built without.
+        Some(word) if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase()) => {
             let (path, found) = (root.to_owned(), word.to_owned());
             return Err(StoreError::BackendDiffers { path, found, asked: backend });
         }
         Some(_) | None => return Err(unknown(&found)),
     }
-    let base = rest.strip_prefix(FENCES).and_then(|base| base.trim_end().parse().ok());
-    match base {
-        Some(base) if root.join(HIGH_WATER).exists() => Ok(base),
-        // A person removed the high-water mark to accept a loss, or wrote the file `format` again by hand.
-        // Durable before the new mark is: else a crash between the two would forget it.
-        base => {
-            let base = raised(base.unwrap_or(0), now);
+    match rest.strip_prefix(FENCES).and_then(|base| base.trim_end().parse().ok()) {
+        Some(base) => Ok(base),
+        // A person wrote the file again by hand: nobody knows how far the fences had come.
+        None => {
+            let base = raised(0, now);
             write_format(root, backend, base)?;
             Ok(base)
         }
@@ -221,7 +245,7 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
 
 fn write_format(root: &Path, backend: &str, fence_base: u64) -> Result<(), StoreError> {
     let text = format!("{FORMAT}{backend}\n{FENCES}{fence_base}\n");
-    let written = durable_fs::replace_file(&root.join("format"), FILE_MODE, text.as_bytes());
+    let written = durable_fs::replace_file(&root.join("format"), OWNER_ONLY_FILE, text.as_bytes());
     written.map_err(StoreError::while_doing("writing the format"))
 }
 
@@ -233,7 +257,7 @@ fn raised(base: u64, now: SystemTime) -> u64 {
 
 /// Creates the directory `path`, and its parents, if they are missing.
 pub(crate) fn create_directory(path: &Path) -> Result<(), StoreError> {
-    let created = durable_fs::create_directory(path, DIRECTORY_MODE);
+    let created = durable_fs::create_directory(path, OWNER_ONLY_DIRECTORY);
     created.map_err(StoreError::while_doing("creating a directory"))
 }
 
@@ -278,7 +302,8 @@ mod tests {
         assert_eq!(error.code(), "STORE_BACKEND_DIFFERS");
         assert!(error.to_string().contains("is a fjall store, not a sled one"), "{error}");
 
-        for other in ["towpath store 1 sled\n", "towpath store 3 sled\n", "towpath store 2 sle"] {
+        for other in ["towpath store 1 sled\n", "towpath store 3 sled\n", "towpath store 2 SLED\n"]
+        {
             std::fs::write(dir.path().join("format"), other).unwrap();
             let error = StoreDir::open(dir.path(), "sled").unwrap_err();
             assert_eq!(error.code(), "STORE_FORMAT_UNKNOWN");
@@ -295,23 +320,18 @@ mod tests {
     }
 
     #[test]
-    fn fences_begin_at_positions_and_rise_with_every_loss_that_is_accepted() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(fence_base(dir.path(), "sled", at(1)).unwrap(), 0, "a new store");
-        std::fs::write(dir.path().join(HIGH_WATER), "").unwrap();
-        assert_eq!(fence_base(dir.path(), "sled", at(2)).unwrap(), 0, "nothing was lost");
+    fn the_base_of_the_fences_rises_also_when_the_clock_is_wrong() {
+        let bases: Vec<u64> = [at(1_800_000_000), at(1_800_000_001), at(5)]
+            .into_iter()
+            .scan(0, |base, now| {
+                *base = raised(*base, now);
+                Some(*base)
+            })
+            .collect();
 
-        let mut before = 0;
-        // The clock of the last is wrong.
-        for now in [at(1_800_000_000), at(1_800_000_001), at(5)] {
-            std::fs::remove_file(dir.path().join(HIGH_WATER)).unwrap();
-            let raised = fence_base(dir.path(), "sled", now).unwrap();
-            assert!(raised >= before + 1_000_000, "{before}, then {raised}");
-            std::fs::write(dir.path().join(HIGH_WATER), "").unwrap();
-            assert_eq!(fence_base(dir.path(), "sled", at(3)).unwrap(), raised);
-            before = raised;
-        }
-        assert!(before < 1 << 53, "every program reads it exactly");
+        assert_eq!(bases[0], 1_800_000_000_000_000);
+        assert!(bases.is_sorted_by(|a, b| a + 1_000_000 <= *b), "{bases:?}");
+        assert!(bases.iter().all(|base| *base < 1 << 53), "every program reads them exactly");
     }
 
     #[test]
@@ -339,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_temporary_directory_vanishes_with_its_last_user() {
-        let dir = StoreDir::temporary().unwrap();
+        let dir = StoreDir::temporary("memory").unwrap();
         let path = dir.path().to_owned();
         let owner = dir.owner();
         drop(dir);

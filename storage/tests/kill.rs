@@ -115,6 +115,7 @@ fn a_killed_sled_store_keeps_all_it_acknowledged() {
     nothing_acknowledged_is_lost("sled");
 }
 
+#[cfg(feature = "fjall")]
 #[test]
 fn a_killed_fjall_store_keeps_all_it_acknowledged() {
     nothing_acknowledged_is_lost("fjall");

@@ -7,7 +7,10 @@ use std::{
 };
 
 use serde::Serialize;
-use towpath_server::safekeeping::{self, Kept};
+use towpath_server::{
+    StoreUrl,
+    safekeeping::{self, Kept},
+};
 
 use super::{Desk, Finished, validate::counted};
 use crate::{
@@ -58,9 +61,10 @@ pub(super) fn report(
 ) -> Result<(), Failure> {
     let Kept { records, blobs, bytes, hash } = *kept;
     let hash = hex_of(&hash);
+    let store = StoreUrl::shown(store);
     let file = safe(&file.to_string_lossy());
     if desk.output() != Output::Text {
-        return desk.json(&KeptJson { file, store, records, blobs, bytes, hash });
+        return desk.json(&KeptJson { file, store: &store, records, blobs, bytes, hash });
     }
     let numbers = format!(
         "{}, {}, {}",
@@ -70,7 +74,7 @@ pub(super) fn report(
     );
     desk.print(&format!(
         "{done}: {numbers}\n  file   {file}\n  store  {}\n  hash   {hash}\n",
-        safe(store)
+        safe(&store)
     ))
 }
 

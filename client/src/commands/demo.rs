@@ -124,7 +124,7 @@ impl Demo<'_> {
         command
             .args(args)
             .current_dir(folder)
-            .env("TOW_STORE", format!("sled:{}", folder.join(".towpath").display()))
+            .env("TOW_STORE", folder.join(".towpath"))
             .env("TOW_ACTOR", self.desk.actor())
             .stdin(Stdio::null())
             .kill_on_drop(true);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use towpath_server::safekeeping;
+use towpath_server::{safekeeping, store_usages};
 
 use super::{
     Desk, Finished,
@@ -18,8 +18,9 @@ use crate::{exit, failure::Failure};
 pub(crate) struct RestoreArgs {
     /// The backup
     file: PathBuf,
-    /// Where the store shall be, as `sled:PATH` or `fjall:PATH` [default: as `--store`]
+    /// Where the store shall be.
     #[arg(long, value_name = "URL")]
+    #[arg(help = format!("Where the store shall be, as {} [default: as `--store`]", store_usages(true)))]
     to: Option<String>,
 }
 

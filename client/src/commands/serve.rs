@@ -13,8 +13,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use towpath_server::{
-    Access, CertificatesError, House, LEASE_MS, Limits, PemPair, ServeError, ServeTls, SystemClock,
-    auth::oidc::OidcError,
+    Access, CertificatesError, House, LEASE_MS, Limits, PemPair, ServeError, ServeTls, StoreUrl,
+    SystemClock, auth::oidc::OidcError,
 };
 
 use tables::{LimitsTable, OidcTable, as_json};
@@ -102,6 +102,7 @@ struct ConfigFile {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Config {
     listen: String,
+    #[serde(serialize_with = "shown_store")]
     store: String,
     insecure: bool,
     drain_timeout_ms: u64,
@@ -116,6 +117,11 @@ struct Config {
     oidc: Option<OidcTable>,
     #[serde(serialize_with = "as_json")]
     limits: Limits,
+}
+
+/// The URL of a store as settings are printed: without credentials.
+fn shown_store<S: serde::Serializer>(url: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&StoreUrl::shown(url))
 }
 
 impl Config {
@@ -183,11 +189,11 @@ pub(crate) async fn serve(desk: &Desk, args: ServeArgs, telemetry: &Telemetry) -
 
 fn ready(desk: &Desk, config: &Config, house: &House, at: SocketAddr) -> Result<(), Failure> {
     let pid = std::process::id();
-    desk.say(&format!("listening on {at}, store {}, pid {pid}", config.store));
+    desk.say(&format!("listening on {at}, store {}, pid {pid}", StoreUrl::shown(&config.store)));
     if desk.output() != Output::Text {
         desk.json(&ListeningJson {
             address: at.to_string(),
-            store: config.store.clone(),
+            store: StoreUrl::shown(&config.store),
             socket: house.socket().display().to_string(),
             pid,
             version: env!("CARGO_PKG_VERSION"),

@@ -50,7 +50,7 @@ impl Log for House {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             position: *self.runs().store.watch().borrow(),
-            store: self.url().to_owned(),
+            store: self.url().to_string(),
             clock_ahead_ms: self.runs().clock_ahead_ms(),
         }))
     }

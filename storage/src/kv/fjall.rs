@@ -5,8 +5,17 @@ use std::{ops::RangeInclusive, path::Path, sync::Arc};
 use bytes::Bytes;
 use fjall::{Database, Error, Keyspace, KeyspaceCreateOptions, KvPair, LsmError, PersistMode};
 
-use super::{Entry, Found, KvBackend, KvError, catch_panic::catch_panic};
-use crate::error::StoreError;
+use super::{
+    Entry, Found, KvBackend, KvError,
+    catch_panic::catch_panic,
+    files::{KvFiles, directory_at},
+};
+use crate::{
+    EventStore,
+    backend::{Backend, Directory},
+    error::{StoreError, UrlFault},
+    store_dir::StoreDir,
+};
 
 /// Bytes of table blocks fjall keeps in memory.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -14,9 +23,32 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes fjall gathers in memory before it writes a table.
 const MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
 
+/// `fjall:PATH`.
+#[derive(Debug)]
+pub(crate) struct Fjall;
+
+impl Backend for Fjall {
+    fn scheme(&self) -> &'static str {
+        "fjall"
+    }
+
+    fn usage(&self) -> &'static str {
+        "fjall:PATH"
+    }
+
+    fn directory(&self, rest: &str) -> Result<Directory, UrlFault> {
+        directory_at(rest)
+    }
+
+    fn open(&self, _rest: &str, dir: &mut StoreDir) -> Result<Arc<dyn EventStore>, StoreError> {
+        let open = |path: &Path| Ok(Arc::new(FjallBackend::open(path)?) as Arc<dyn KvBackend>);
+        KvFiles { directory: "fjall", landmark: "version", open }.open_log(dir)
+    }
+}
+
 /// A fjall database with the one keyspace of the log.
 #[derive(Debug)]
-pub(crate) struct FjallBackend {
+struct FjallBackend {
     records: Records,
     db: Db,
 }
@@ -38,8 +70,8 @@ impl std::fmt::Debug for Db {
 
 impl FjallBackend {
     /// Opens or creates the database in `directory`.
-    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
-        let opened = catch_panic(|| {
+    fn open(directory: &Path) -> Result<Self, KvError> {
+        catch_panic(|| {
             let db = Database::builder(directory).cache_size(CACHE_BYTES).worker_threads(1).open();
             let db = db.map_err(kv_error)?;
             let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
@@ -47,8 +79,7 @@ impl FjallBackend {
             // What a killed process wrote may be visible and not yet durable.
             db.persist(PersistMode::SyncAll).map_err(kv_error)?;
             Ok(Self { records: Records(records), db: Db(db) })
-        });
-        opened.map_err(|error| error.at(0, "opening fjall"))
+        })
     }
 }
 

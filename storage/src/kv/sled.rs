@@ -25,8 +25,15 @@ use sled::{Batch, Config, Db, Error, IVec};
 use super::{
     Entry, Found, KvBackend, KvError,
     catch_panic::{catch_panic, drop_catching_panic},
+    files::{KvFiles, directory_at},
 };
-use crate::{error::StoreError, store_dir::sync_directory};
+use crate::{
+    EventStore,
+    backend::{Backend, Directory},
+    durable_fs,
+    error::{StoreError, UrlFault},
+    store_dir::StoreDir,
+};
 
 /// sled splits a leaf after sixteen keys, so a page holds at most seventeen values of at most
 /// 65 KiB, the largest record and its names. Two MiB, a quarter of this, hold them.
@@ -38,21 +45,49 @@ const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// How long a store that this process has just closed may take to let go of its files.
 const LET_GO_MAX: Duration = Duration::from_secs(5);
 
-/// A sled database.
+/// `sled:PATH`.
 #[derive(Debug)]
-pub(crate) struct SledBackend {
+pub(crate) struct Sled;
+
+impl Backend for Sled {
+    fn scheme(&self) -> &'static str {
+        "sled"
+    }
+
+    fn usage(&self) -> &'static str {
+        "sled:PATH"
+    }
+
+    fn directory(&self, rest: &str) -> Result<Directory, UrlFault> {
+        directory_at(rest)
+    }
+
+    fn open(&self, _rest: &str, dir: &mut StoreDir) -> Result<Arc<dyn EventStore>, StoreError> {
+        let open = |path: &Path| Ok(Arc::new(SledBackend::open(path)?) as Arc<dyn KvBackend>);
+        KvFiles { directory: "sled", landmark: "db", open }.open_log(dir)
+    }
+}
+
+/// A sled database, and its file, which is synced through a descriptor of our own.
+#[derive(Debug)]
+struct SledBackend {
+    db: GuardedDb,
+    file: File,
+}
+
+/// A sled database whose panics are caught, also that of its destructor.
+#[derive(Debug)]
+struct GuardedDb {
     /// `None` only while being dropped.
     db: Option<Db>,
-    file: File,
     /// A panic left locks of sled in an unknown state: never touch it again.
     panicked: AtomicBool,
 }
 
 impl SledBackend {
     /// Opens or creates the database in `directory`.
-    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
-        remove_unusable_snapshots(directory)
-            .map_err(StoreError::while_doing("looking through the snapshots of sled"))?;
+    fn open(directory: &Path) -> Result<Self, KvError> {
+        remove_unusable_snapshots(directory).map_err(KvError::unavailable)?;
         let config = Config::new()
             .path(directory)
             .flush_every_ms(None)
@@ -68,18 +103,22 @@ impl SledBackend {
                     // The owner's lock is ours, so this is our own past: threads of sled that end.
                     sleep(Duration::from_millis(10));
                 }
-                Err(error) => return Err(error.at(0, "opening sled")),
+                Err(error) => return Err(error),
             }
         };
-        let file = File::open(directory.join("db"));
-        let file = file.map_err(StoreError::while_doing("opening sled's file"))?;
+        // Guarded from here on: if a sync below fails, sled's own in its destructor fails too.
+        let db = GuardedDb { db: Some(db), panicked: AtomicBool::new(false) };
+        let file = File::open(directory.join("db")).map_err(KvError::unavailable)?;
         // What a killed process wrote may be visible and not yet durable.
-        file.sync_all().map_err(StoreError::while_doing("syncing sled's file"))?;
-        sync_directory(&directory.join("blobs"))?;
-        sync_directory(directory)?;
-        Ok(Self { db: Some(db), file, panicked: AtomicBool::new(false) })
+        file.sync_all().map_err(KvError::unavailable)?;
+        for directory in [&directory.join("blobs"), directory] {
+            durable_fs::sync_directory(directory).map_err(KvError::unavailable)?;
+        }
+        Ok(Self { db, file })
     }
+}
 
+impl GuardedDb {
     fn catch_panic<T>(&self, work: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, KvError> {
         let Some(db) = self.db.as_ref().filter(|_| !self.panicked.load(Ordering::Acquire)) else {
             return Err(KvError::Damaged("it panicked before".to_owned()));
@@ -99,7 +138,7 @@ impl SledBackend {
 
 impl KvBackend for SledBackend {
     fn put(&self, mut entries: Vec<Entry>) -> Result<(), KvError> {
-        self.catch_panic(|db| {
+        self.db.catch_panic(|db| {
             if entries.len() == 1 {
                 // One key is atomic by itself. A batch is announced by a write of its own, which
                 // costs a lone client a third of its appends.
@@ -115,26 +154,26 @@ impl KvBackend for SledBackend {
             }
             db.flush().map(drop)
         })?;
-        self.file.sync_data().map_err(|error| KvError::Unavailable(Arc::new(error)))
+        self.file.sync_data().map_err(KvError::unavailable)
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        Ok(self.catch_panic(|db| db.get(key))?.map(Bytes::from_owner))
+        Ok(self.db.catch_panic(|db| db.get(key))?.map(Bytes::from_owner))
     }
 
     fn last_in(&self, keys: RangeInclusive<&[u8]>) -> Result<Option<Found>, KvError> {
-        let found = self.catch_panic(|db| db.range(keys).next_back().transpose())?;
+        let found = self.db.catch_panic(|db| db.range(keys).next_back().transpose())?;
         Ok(found.map(found_entry))
     }
 
     fn first_in(&self, keys: RangeInclusive<&[u8]>, limit: usize) -> Result<Vec<Found>, KvError> {
-        self.catch_panic(|db| {
+        self.db.catch_panic(|db| {
             db.range(keys).take(limit).map(|found| found.map(found_entry)).collect()
         })
     }
 }
 
-impl Drop for SledBackend {
+impl Drop for GuardedDb {
     fn drop(&mut self) {
         let db = self.db.take();
         if self.panicked.load(Ordering::Acquire) {

@@ -19,10 +19,10 @@ use super::{
     recovery::{check_high_water, recover_unindexed},
     writer::Writer,
 };
-use crate::{AppendError, Appended, EventStore, StoreError, disk_space::DiskSpace, kv::KvBackend};
-
-/// What must outlive the files of a store: the lock of its owner.
-pub(crate) type Guard = Arc<dyn Debug + Send + Sync>;
+use crate::{
+    AppendError, Appended, EventStore, StoreError, disk_space::DiskSpace, kv::KvBackend,
+    store_dir::OwnerLock,
+};
 
 /// A durable log.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Log {
         kv: Arc<dyn KvBackend>,
         high_water: &Path,
         disk_space: DiskSpace,
-        guard: Guard,
+        owner: OwnerLock,
     ) -> Result<Self, StoreError> {
         let remembered = HighWaterMark::read(high_water)?;
         let reader = Arc::new(Reader::new(kv));
@@ -52,7 +52,7 @@ impl Log {
         }
         let high_water = HighWaterMark::open(high_water, &tail)?;
         let writer = Writer::new(Arc::clone(&reader), tail, high_water);
-        let shared = Arc::new(Shared::new(reader, tail.position, disk_space, guard));
+        let shared = Arc::new(Shared::new(reader, tail.position, disk_space, owner));
         let thread = Builder::new().name("tow-log".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || shared.write(writer)

@@ -25,9 +25,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::block::Tail;
 use crate::{
-    durable_fs,
+    durable_fs::{self, OWNER_ONLY_FILE},
     error::{Damage, StoreError},
-    store_dir::FILE_MODE,
 };
 
 /// Commits between two syncs of the mark.
@@ -78,7 +77,7 @@ impl HighWaterMark {
             for start in [0, SLOT_DISTANCE] {
                 bytes[start..start + SLOT_BYTES].copy_from_slice(&bytes_of(tail));
             }
-            let created = durable_fs::replace_file(path, FILE_MODE, &bytes);
+            let created = durable_fs::replace_file(path, OWNER_ONLY_FILE, &bytes);
             created.map_err(StoreError::while_doing(doing))?;
         }
         let file = OpenOptions::new().write(true).open(path);

@@ -16,14 +16,13 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Guard,
     reader::Reader,
     record::{NewRecord, Position, Version},
     writer::{Draft, Verdict, Writer},
 };
 use crate::{
     APPEND_BYTES_MAX, AppendError, KIND_BYTES_MAX, QUEUE_BYTES_MAX, RECORD_BYTES_MAX,
-    STREAM_BYTES_MAX, StoreError, disk_space::DiskSpace,
+    STREAM_BYTES_MAX, StoreError, disk_space::DiskSpace, store_dir::OwnerLock,
 };
 
 /// Bytes after which a commit takes no further append: what a reader of the tail may have to wait.
@@ -32,7 +31,7 @@ const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long the writer stays awake after a commit.
 const LINGER: Duration = Duration::from_micros(100);
 
-/// What the handle, the writer thread and reads that are under way share. The guard goes last.
+/// What the handle, the writer thread and reads that are under way share. The owner's lock is dropped last.
 #[derive(Debug)]
 pub(super) struct Shared {
     reader: Arc<Reader>,
@@ -40,7 +39,7 @@ pub(super) struct Shared {
     wake: Condvar,
     tail: watch::Sender<Position>,
     disk_space: DiskSpace,
-    _guard: Guard,
+    _owner: OwnerLock,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +63,7 @@ impl Shared {
         reader: Arc<Reader>,
         tail: Position,
         disk_space: DiskSpace,
-        guard: Guard,
+        owner: OwnerLock,
     ) -> Self {
         Self {
             reader,
@@ -72,7 +71,7 @@ impl Shared {
             wake: Condvar::new(),
             tail: watch::Sender::new(tail),
             disk_space,
-            _guard: guard,
+            _owner: owner,
         }
     }
 
