@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    io,
     panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
     sync::Once,
 };
@@ -15,7 +16,10 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` and turns a panic in it into [`KvError::Damaged`] with the panic's words.
+/// How an error of the system looks in the words of a panic about it.
+const OS_ERROR: &str = "Os { code: ";
+
+/// Runs `work` and turns a panic in it into an error with the panic's words.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T, KvError>) -> Result<T, KvError> {
     static HOOK: Once = Once::new();
     // Set once per process and asking a flag of the own thread: no race between two callers.
@@ -34,11 +38,16 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T, KvError>) -> Resul
         let says = panic.downcast_ref::<String>().map(String::as_str);
         let says = says.or_else(|| panic.downcast_ref::<&str>().copied());
         let says = says.unwrap_or("a panic without words");
-        Err(KvError::Damaged(says.lines().next().unwrap_or_default().to_owned()))
+        let says = says.lines().next().unwrap_or_default();
+        if says.contains(OS_ERROR) {
+            // The system refused, and sled unwrapped that: nothing is wrong with its files.
+            return Err(KvError::unavailable(io::Error::other(says.to_owned())));
+        }
+        Err(KvError::Damaged(says.to_owned()))
     })
 }
 
-/// Drops `value` and turns a panic of its destructor into [`KvError::Damaged`].
+/// Drops `value` and turns a panic of its destructor into an error.
 pub(crate) fn drop_catching_panic<T>(value: T) -> Result<(), KvError> {
     catch_panic(|| {
         drop(value);
@@ -49,6 +58,16 @@ pub(crate) fn drop_catching_panic<T>(value: T) -> Result<(), KvError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_about_an_error_of_the_system_is_no_damage() {
+        let unwraps = || -> Result<(), KvError> {
+            let refused = io::Error::from_raw_os_error(5);
+            panic!("called `Result::unwrap()` on an `Err` value: {refused:?}");
+        };
+
+        assert!(matches!(catch_panic(unwraps), Err(KvError::Unavailable(_))));
+    }
 
     /// Panics when it is dropped, as sled does when its last sync fails.
     struct PanicsLast;
