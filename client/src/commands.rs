@@ -39,6 +39,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use towpath_engine::ids::Actor;
+use towpath_worker::open_files::{FewerJobs, check_jobs};
 
 use crate::{
     cli::{Cli, Command, Global, Output},
@@ -119,6 +120,16 @@ impl Desk {
     /// Says something beside the answer.
     pub(crate) fn say(&self, text: &str) {
         drop(writeln!(io::stderr().lock(), "{text}"));
+    }
+
+    /// As many of `asked` jobs at once as this process can open files for; says so if it is fewer.
+    pub(crate) fn jobs_at_once(&self, asked: u32) -> u32 {
+        let Err(FewerJobs { jobs, files }) = check_jobs(asked) else { return asked };
+        self.say(&format!(
+            "At most {jobs} jobs run at once instead of {asked}: this process may have {files} \
+             files open (`ulimit -n`)."
+        ));
+        jobs
     }
 }
 

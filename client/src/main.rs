@@ -32,6 +32,8 @@ fn main() -> ExitCode {
             return code.into();
         }
     };
+    // Before any thread: the limit is one of the whole process, and what it starts inherits it.
+    towpath_worker::open_files::raise_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     let finished = match runtime {

@@ -59,3 +59,52 @@ jobs:
     let wanted: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
     assert!(logs.out == wanted, "{} bytes, {}", logs.out.len(), logs.err);
 }
+
+/// `tow` as [`tow`], in a shell that first carries out `limits`.
+fn tow_within(limits: &str, folder: &Path, args: &[&str]) -> Said {
+    let program = snapbox::cmd::cargo_bin!("tow");
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", WITHIN_SECONDS, "sh", "-c"])
+        .arg(format!(r#"{limits}; exec "$0" "$@""#))
+        .arg(program)
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", folder)
+        .env("USER", "ana")
+        .stdin(Stdio::null())
+        .output()
+        .expect("tow runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// A pipeline of `count` jobs that run beside each other, if they may.
+fn beside_each_other(count: usize) -> String {
+    let job = |n| format!("  j{n}: {{stage: a, command: \"sleep 1; ulimit -n\"}}\n");
+    let jobs: String = (0..count).map(job).collect();
+    format!("stages: [a]\njobs:\n{jobs}")
+}
+
+#[test]
+fn more_jobs_than_files_may_be_open_run_after_each_other() {
+    let folder = folder_with(&beside_each_other(80));
+
+    let run = tow_within("ulimit -n 300", folder.path(), &["run", "-p", "80"]);
+
+    assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
+    let said = "At most 34 jobs run at once instead of 80: this process may have 300 files open";
+    assert_eq!(run.err.matches(said).count(), 1, "{}", run.err);
+}
+
+#[test]
+fn a_low_soft_limit_of_open_files_is_raised_for_tow_and_stays_for_its_jobs() {
+    let folder = folder_with(&beside_each_other(40));
+
+    let run = tow_within("ulimit -S -n 130", folder.path(), &["run", "-p", "40"]);
+
+    assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
+    assert!(!run.err.contains("jobs run at once"), "{}", run.err);
+    assert_eq!(tow(folder.path(), &["logs", "j39"]).out, "130\n");
+}

@@ -5,6 +5,7 @@
 //! the script left running.
 
 use std::{
+    borrow::Cow,
     fs::{self, OpenOptions},
     io,
     os::unix::process::CommandExt as _,
@@ -18,7 +19,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{attempts::AttemptsDir, execute::Script};
+use crate::{attempts::AttemptsDir, execute::Script, open_files};
 
 /// What reads the shell around a script, and a script that asks for no other.
 const SHELL: &str = "/bin/sh";
@@ -51,6 +52,17 @@ echo "$2" >&0
 read -r x <>"$1/../hold"
 "#;
 
+/// `around` with the limit of open files that this process was started with, if it raised its own.
+/// Programs that use `select`, or that close every number up to the limit, break or crawl under a
+/// limit of a million.
+fn with_own_limit(around: &'static str) -> Cow<'static, str> {
+    match open_files::limit_of_scripts() {
+        None => around.into(),
+        // What a shell says that cannot set it is no output of the job.
+        Some(files) => format!("ulimit -S -n {files} 2>/dev/null\n{around}").into(),
+    }
+}
+
 /// The group of a running script.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -66,9 +78,9 @@ impl Group {
         let mut command = Command::new(SHELL);
         command.arg("-c");
         if script.shell.is_empty() {
-            command.arg(AROUND_SH).arg("sh").arg(berth);
+            command.arg(&*with_own_limit(AROUND_SH)).arg("sh").arg(berth);
         } else {
-            command.arg(AROUND_OTHER).arg("sh").arg(berth).args(&script.shell);
+            command.arg(&*with_own_limit(AROUND_OTHER)).arg("sh").arg(berth).args(&script.shell);
         }
         let output = attempts.output(&script.run, &script.job, script.attempt);
         let shell = command

@@ -15,6 +15,7 @@ mod held;
 mod jobs;
 mod journal;
 pub mod mask;
+pub mod open_files;
 pub mod outputs;
 mod place;
 pub mod remote;

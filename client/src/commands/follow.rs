@@ -53,6 +53,8 @@ pub(crate) fn now() -> Timestamp {
 
 /// Works on a run to its end. When the process that keeps the store goes away, this one keeps it.
 pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -> Finished {
+    // A server that was named as one has workers of its own.
+    what.slots = what.slots.filter(|_| !server.is_remote()).map(|asked| desk.jobs_at_once(asked));
     loop {
         let finished = follow(desk, &server, &what).await;
         let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();

@@ -112,7 +112,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
     let options = WorkerOptions {
         attempts: args.attempts.unwrap_or_else(|| default_folder(&args.name)),
         name: args.name,
-        slots: args.slots,
+        slots: desk.jobs_at_once(args.slots),
         tags: args.tags,
         run: acquired.as_ref().map(|(run, _)| run.clone()),
         job: acquired.map(|(_, job)| job),
