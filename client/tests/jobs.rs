@@ -108,3 +108,25 @@ fn a_low_soft_limit_of_open_files_is_raised_for_tow_and_stays_for_its_jobs() {
     assert!(!run.err.contains("jobs run at once"), "{}", run.err);
     assert_eq!(tow(folder.path(), &["logs", "j39"]).out, "130\n");
 }
+
+#[test]
+fn an_artifact_of_an_odd_name_fails_its_own_job_and_no_other_run() {
+    let folder = folder_with(
+        r#"
+stages: [s]
+jobs:
+  odd: {stage: s, command: "mkdir out; printf x > \"out/$(printf 'a\\tb')\"", artifacts: ["out/*"]}
+"#,
+    );
+    let innocent = "stages: [s]\njobs: {fine: {stage: s, command: echo fine}}\n";
+    fs::write(folder.path().join("innocent.yml"), innocent).expect("a file");
+
+    let odd = tow(folder.path(), &["run"]);
+    let fine = tow(folder.path(), &["run", "innocent.yml"]);
+
+    assert_eq!(odd.code, Some(10), "{}{}", odd.out, odd.err);
+    let said = odd.out + &odd.err;
+    assert!(said.contains("out/a\\tb") && said.contains("control character"), "{said}");
+    assert_eq!(fine.code, Some(0), "{}{}", fine.out, fine.err);
+    assert_eq!(tow(folder.path(), &["logs", "fine"]).out, "fine\n");
+}
