@@ -168,8 +168,10 @@ pub(crate) fn assignment(
     Some((key, outgoing(Message::Assignment(assignment))))
 }
 
-/// Most bytes of an assignment that name files of needed jobs; a message has at most 4 MiB.
-const NEEDED_FILES_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Most bytes of an assignment that name files of needed jobs. With the script and the environment,
+/// which take at most 1 MiB each, all must fit a message: a worker ends its session over one of more
+/// than 4 MiB, and does so again in every new session.
+const NEEDED_FILES_BYTES_MAX: usize = 3 * 512 * 1024;
 /// What a needed file takes besides its names, in bytes.
 const NEEDED_FILE_BYTES: usize = 100;
 
@@ -251,4 +253,69 @@ pub(crate) fn job_name(text: &str) -> JobName {
 pub(crate) fn output_in(event: &RunEvent, job: &JobName, attempt: Attempt) -> Option<Blob> {
     let (reported, log) = event.reported()?;
     log.filter(|_| reported == attempt && event.job() == Some(job))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use towpath_engine::{
+        decide::{Command, ReportJob},
+        results::ARTIFACT_BYTES_MAX,
+    };
+
+    use super::*;
+    use crate::{
+        desk::{Desk, WORKER, job as planned, lease},
+        limits::ANSWER_BYTES_MAX,
+    };
+
+    /// A need that left as many files as its event holds, and an output of the greatest length.
+    fn left_much(need: &str) -> Command {
+        let blob = Blob { size: ARTIFACT_BYTES_MAX, sha256: Digest([255; 32]) };
+        let artifact = |n: usize| Artifact { path: format!("{n:010}"), blob };
+        let outputs = BTreeMap::from([("v".to_owned(), "x".repeat(4 * 1024))]);
+        Command::Report(ReportJob {
+            job: need.into(),
+            attempt: Attempt(1),
+            worker: WORKER.into(),
+            ended: Ended::Succeeded { outputs, artifacts: (0..330).map(artifact).collect() },
+            ran_ms: 1,
+            log: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn the_largest_assignment_fits_a_message() {
+        let desk = Desk::new();
+        let needs: Vec<String> = (0..60).map(|n| format!("n{n}")).collect();
+        let mut jobs: Vec<_> = needs.iter().map(|need| planned(need, &[])).collect();
+        let names: Vec<&str> = needs.iter().map(String::as_str).collect();
+        let mut last = planned("last", &names);
+        last.script = "${{ needs.n0.outputs.v }} ".repeat(255);
+        last.env = BTreeMap::from([("E".to_owned(), "${{ needs.n0.outputs.v }}".repeat(255))]);
+        jobs.push(last);
+        let run = desk.begins("r", jobs).await;
+        let mut leased = Vec::new();
+        for need in &needs {
+            desk.queues(&run, left_much(need)).await.done.await.unwrap();
+            leased = desk.queues(&run, lease()).await.done.await.unwrap().facts;
+        }
+
+        let loaded = desk.runs.ahead(&run).await.unwrap();
+        let assigned = leased.iter().find_map(|fact| assignment(&run, fact, 1, &loaded.run));
+
+        let Some((key, message)) = assigned else { panic!("not leased: {leased:?}") };
+        assert_eq!(key.job, "last".into());
+        let bytes = prost::Message::encoded_len(&message);
+        let Some(Message::Assignment(sent)) = message.message else { panic!("another message") };
+        assert!(sent.script.len() > 1_000_000 && sent.env["E"].len() > 1_000_000, "both at bounds");
+        assert!(bytes > 2_000_000 && bytes < ANSWER_BYTES_MAX, "{bytes}");
+        let (files, left_out) = needed_files(&loaded.run, loaded.run.job("last").unwrap());
+        assert!(left_out > 0, "the bound of files is reached too");
+        let files: usize = files.iter().map(prost::Message::encoded_len).sum();
+        // What else there is, is bounded by the events it comes from: 60 KiB each.
+        let rest = 4 * 60 * 1024;
+        assert!(bytes + files + rest < ANSWER_BYTES_MAX, "{bytes} and {files}");
+    }
 }
