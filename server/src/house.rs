@@ -10,7 +10,7 @@ use crate::{
     Clock, CommandError, LEASE_MS,
     dispatch::Dispatch,
     load,
-    outputs::Outputs,
+    outputs::{Outputs, sweep::sweep_always},
     runs::{Runs, locked},
     snapshot_reads::SnapshotReads,
     timers,
@@ -48,7 +48,7 @@ struct Inner {
     url: StoreUrl,
     runs: Arc<Runs>,
     dispatch: Arc<Dispatch>,
-    outputs: Outputs,
+    outputs: Arc<Outputs>,
     snapshot_reads: SnapshotReads,
     health: HealthReporter,
     stop: CancellationToken,
@@ -97,7 +97,7 @@ impl House {
         runs.fence_base = opened.dir.fence_base();
         let runs = Arc::new(runs);
         let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs), lease_ms));
-        let outputs = Outputs::new(opened.dir.spool(), blobs);
+        let outputs = Arc::new(Outputs::new(opened.dir.spool(), blobs));
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
@@ -108,6 +108,8 @@ impl House {
             let loaded = runs.ahead(&run).await?;
             dispatch.miss(loaded.run.leased());
         }
+        // Once the runs are there: what belongs to none of their attempts goes.
+        tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
         let (url, dir) = (opened.url, opened.dir);
         let snapshot_reads = SnapshotReads::default();
         let inner =

@@ -1,10 +1,17 @@
 //! What jobs print and leave behind: growing files while a job runs, blobs once it has ended.
+//!
+//! ```text
+//! spool/RUN/ATTEMPT/output          ATTEMPT: a digest of job and attempt number
+//! spool/RUN/ATTEMPT/artifact-PATH   PATH: a digest of the path
+//! ```
+
+pub(crate) mod sweep;
 
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex as SyncMutex},
 };
 
@@ -18,13 +25,26 @@ use crate::runs::locked;
 /// less; this bounds a worker that does not.
 pub(crate) const BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// Bytes that are read at once.
+const READ_BYTES: usize = 64 * 1024;
+
 /// The part of an attempt that is what it printed.
 const OUTPUT: &str = "output";
+
+/// How often a directory is made for a file that is about to be opened. The sweep removes empty
+/// ones at the same time, so once may not do.
+const OPEN_TRIES_MAX: u32 = 3;
 
 /// The part of an attempt that is the artifact at `path`. No artifact is named like [`OUTPUT`]
 /// here: one at the path `output` would take the place of what the job printed.
 fn artifact_part(path: &str) -> String {
-    format!("artifact {path}")
+    format!("artifact-{}", Digest::of(path.as_bytes()))
+}
+
+/// What the directory of an attempt is called. A digest is a name that any file system takes,
+/// whatever the job is called.
+fn directory_name(job: &JobName, attempt: Attempt) -> String {
+    Digest::of(format!("{job}\n{attempt}").as_bytes()).to_string()
 }
 
 /// One attempt of one job of one run.
@@ -87,10 +107,13 @@ impl Outputs {
         Self { spool, blobs, growing: Arc::default() }
     }
 
+    /// The directory of everything that is growing of one attempt.
+    fn directory(&self, key: &Key) -> PathBuf {
+        self.spool.join(key.run.as_str()).join(directory_name(&key.job, key.attempt))
+    }
+
     fn path(&self, key: &Key, part: &str) -> PathBuf {
-        // A digest is a name that any file system takes, whatever the job is called.
-        let name = Digest::of(format!("{}\n{}\n{part}", key.job, key.attempt).as_bytes());
-        self.spool.join(key.run.as_str()).join(format!("{name}"))
+        self.directory(key).join(part)
     }
 
     /// How much of an attempt's output is there.
@@ -133,15 +156,7 @@ impl Outputs {
             .check(0)
             .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
         let path = self.path(key, part);
-        let mut options = OpenOptions::new();
-        options.append(true).create(true);
-        let mut file = match options.open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(self.spool.join(key.run.as_str()))?;
-                options.open(&path)?
-            }
-            opened => opened?,
-        };
+        let mut file = open_growing(&path, &self.directory(key))?;
         let there = file.seek(SeekFrom::End(0))?;
         let known = there.saturating_sub(offset);
         if offset > there || offset + content.len() as u64 > BYTES_MAX {
@@ -171,12 +186,44 @@ impl Outputs {
         Ok(Some(Blob { size: kept.size, sha256: Digest(kept.sha256) }))
     }
 
-    /// Removes what an attempt had growing; its events now name the blobs.
-    pub(crate) fn forget<'a>(&self, key: &Key, artifacts: impl Iterator<Item = &'a str>) {
+    /// Removes all that an attempt had growing, also what its report did not name: its events now
+    /// name the blobs, or say that it is lost.
+    pub(crate) fn forget(&self, key: &Key) {
         locked(&self.growing).remove(key);
-        for part in std::iter::once(OUTPUT.to_owned()).chain(artifacts.map(artifact_part)) {
-            // A leftover costs space and nothing else.
-            drop(fs::remove_file(self.path(key, &part)));
+        // A leftover goes with the next sweep.
+        drop(fs::remove_dir_all(self.directory(key)));
+    }
+
+    /// How much of an attempt's output can be relied on; the rest is cut off, and its worker sends
+    /// it again.
+    ///
+    /// What grows is not synced. A power cut may leave a file at its full length with zeros where
+    /// bytes had not reached the disk: to tell the worker that length would keep the zeros for
+    /// output of the job. A job that prints zeros itself only has some of its output sent twice.
+    pub(crate) fn recover(&self, key: &Key) -> io::Result<u64> {
+        let mut file = match OpenOptions::new().read(true).write(true).open(self.path(key, OUTPUT))
+        {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            opened => opened?,
+        };
+        let (mut length, mut lines_end) = (0, 0);
+        let mut piece = vec![0; READ_BYTES];
+        loop {
+            let read = file.read(&mut piece)?;
+            let zero = piece[..read].iter().position(|byte| *byte == 0);
+            let sound = &piece[..zero.unwrap_or(read)];
+            if let Some(newline) = sound.iter().rposition(|byte| *byte == b'\n') {
+                lines_end = length + newline as u64 + 1;
+            }
+            if zero.is_some() {
+                tracing::warn!(run = %key.run, job = %key.job, kept = lines_end, "output cut off");
+                file.set_len(lines_end)?;
+                return Ok(lines_end);
+            }
+            if read == 0 {
+                return Ok(length);
+            }
+            length += read as u64;
         }
     }
 
@@ -188,7 +235,7 @@ impl Outputs {
         };
         file.seek(SeekFrom::Start(offset))?;
         let mut piece = Vec::new();
-        file.take(64 * 1024).read_to_end(&mut piece)?;
+        file.take(READ_BYTES as u64).read_to_end(&mut piece)?;
         Ok(piece)
     }
 
@@ -199,6 +246,20 @@ impl Outputs {
         let sender = growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(length));
         let followed = Arc::clone(&self.growing);
         Growing { key: key.clone(), length: sender.subscribe(), followed }
+    }
+}
+
+/// Opens the file at `path` below `directory`, and makes both if need be.
+fn open_growing(path: &Path, directory: &Path) -> io::Result<File> {
+    let mut tries = 1;
+    loop {
+        match OpenOptions::new().append(true).create(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries <= OPEN_TRIES_MAX => {
+                tries += 1;
+                fs::create_dir_all(directory)?;
+            }
+            opened => return opened,
+        }
     }
 }
 
@@ -222,7 +283,7 @@ mod tests {
         drop(first);
         assert_eq!(locked(&outputs.growing).len(), 1, "the second follows on");
 
-        outputs.forget(&key, std::iter::empty());
+        outputs.forget(&key);
         let later = outputs.watch(&key);
         drop(second);
         assert_eq!(locked(&outputs.growing).len(), 1, "that was of the one before");
@@ -242,7 +303,45 @@ mod tests {
 
         assert_eq!(outputs.keep(&key).unwrap(), Some(Blob::of(b"1 o printed\n")));
         assert_eq!(outputs.keep_artifact(&key, "output").unwrap(), Some(Blob::of(b"left behind")));
-        outputs.forget(&key, std::iter::once("output"));
-        assert_eq!(fs::read_dir(folder.path().join("spool/r")).unwrap().count(), 0);
+    }
+
+    fn growing() -> (tempfile::TempDir, Outputs, Key) {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let outputs = Outputs::new(folder.path().join("spool"), blobs);
+        (folder, outputs, Key { run: "r".into(), job: "j".into(), attempt: Attempt::FIRST })
+    }
+
+    #[test]
+    fn what_a_report_did_not_name_goes_with_its_attempt() {
+        let (folder, outputs, key) = growing();
+        outputs.write(&key, 0, b"1 o printed\n").unwrap();
+        outputs.write_artifact(&key, "named.csv", 0, b"1").unwrap();
+        outputs.write_artifact(&key, "never/reported.csv", 0, b"2").unwrap();
+        let other = Key { attempt: Attempt(2), ..key.clone() };
+        outputs.write(&other, 0, b"1 o again\n").unwrap();
+
+        outputs.forget(&key);
+
+        assert_eq!(fs::read_dir(folder.path().join("spool/r")).unwrap().count(), 1);
+        assert_eq!(outputs.length(&other), 10);
+    }
+
+    #[test]
+    fn output_that_a_power_cut_left_as_zeros_is_sent_again() {
+        let (_folder, outputs, key) = growing();
+        assert_eq!(outputs.recover(&key).unwrap(), 0, "there is none yet");
+        let lines = b"1 o whole\n2 o broken off".repeat(4_000);
+        outputs.write(&key, 0, &lines).unwrap();
+        assert_eq!(outputs.recover(&key).unwrap(), lines.len() as u64, "all of it is sound");
+
+        let whole = lines.len() as u64 - "2 o broken off".len() as u64;
+        let file = OpenOptions::new().write(true).open(outputs.path(&key, OUTPUT)).unwrap();
+        file.set_len(lines.len() as u64 + 100_000).unwrap();
+
+        assert_eq!(outputs.recover(&key).unwrap(), whole);
+        assert_eq!(outputs.length(&key), whole);
+        outputs.write(&key, whole, b"2 o told again\n").unwrap();
+        assert_eq!(outputs.read(&key, whole).unwrap(), b"2 o told again\n");
     }
 }

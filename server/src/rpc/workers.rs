@@ -141,8 +141,13 @@ impl House {
         send: mpsc::Sender<Outgoing>,
     ) -> Result<(), CommandError> {
         let (session, held) = self.dispatch().open(hello, send.clone()).await?;
-        let lengths =
-            held.iter().map(|key| (key.clone(), self.outputs().length(key))).collect::<Vec<_>>();
+        let lengths = match self.lengths(&held).await {
+            Ok(lengths) => lengths,
+            Err(error) => {
+                self.dispatch().close(session);
+                return Err(error);
+            }
+        };
         let welcome = wire::welcome(lengths.into_iter(), self.dispatch().lease_ms());
         drop(send.try_send(Ok(welcome)));
         self.dispatch().begin(session, &held).await;
@@ -295,19 +300,15 @@ impl House {
             Reported::Ended(ended) => ended,
             Reported::Lost(reason) => {
                 self.dispatch().free_slot(session, key);
-                return self.dispatch().lose(key, &reason).await;
+                self.dispatch().lose(key, &reason).await?;
+                self.outputs().forget(key);
+                return Ok(());
             }
         };
         let log = if arrived == 0 { None } else { self.blocking(key, Self::keep_output).await? };
         let ended = match self.keep_files(key, &ended).await? {
             Some(why) => Ended::Failed(FailureCause::ReportInvalid(why)),
             None => ended,
-        };
-        let paths: Vec<String> = match &ended {
-            Ended::Succeeded { artifacts, .. } => {
-                artifacts.iter().map(|artifact| artifact.path.clone()).collect()
-            }
-            Ended::Failed(_) | Ended::Cancelled => Vec::new(),
         };
         let by = Actor::worker(worker.as_str());
         let (job, attempt) = (key.job.clone(), key.attempt);
@@ -333,7 +334,7 @@ impl House {
         match executed {
             Ok(recorded) => {
                 self.dispatch().assign(session, &key.run, &recorded, count).await;
-                self.outputs().forget(key, paths.iter().map(String::as_str));
+                self.outputs().forget(key);
                 Ok(())
             }
             Err(error) => {
@@ -351,6 +352,22 @@ impl House {
         let (house, key) = (self.clone(), key.clone());
         let done = tokio::task::spawn_blocking(move || work(&house, &key)).await;
         done.unwrap_or(Err(CommandError::Store(StoreError::Closed)))
+    }
+
+    /// How much of the output of each attempt is there, for a worker that goes on from there.
+    async fn lengths(&self, held: &[Key]) -> Result<Vec<(Key, u64)>, CommandError> {
+        let mut lengths = Vec::new();
+        for key in held {
+            lengths.push((key.clone(), self.blocking(key, Self::recover_output).await?));
+        }
+        Ok(lengths)
+    }
+
+    fn recover_output(&self, key: &Key) -> Result<u64, CommandError> {
+        self.outputs().recover(key).map_err(|error| {
+            let (doing, cause) = ("reading what a job printed", std::sync::Arc::new(error));
+            StoreError::Unavailable { doing, cause }.into()
+        })
     }
 
     fn keep_output(&self, key: &Key) -> Result<Option<towpath_engine::ids::Blob>, CommandError> {
