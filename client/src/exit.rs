@@ -79,6 +79,8 @@ pub(crate) fn of_code(code: &str) -> u8 {
         "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,
         "UNAUTHENTICATED" => UNAUTHENTICATED,
         "FORBIDDEN"
+        | "ORIGIN_REFUSED"
+        | "HOST_REFUSED"
         | "ACTOR_MISMATCH"
         | "WORKER_IDENTITY_MISMATCH"
         | "APPROVER_NOT_HUMAN"
@@ -90,7 +92,7 @@ pub(crate) fn of_code(code: &str) -> u8 {
         "RATE_EXCEEDED" | "REQUESTS_TOO_MANY" | "CONNECTIONS_TOO_MANY" | "SNAPSHOTS_TOO_MANY" => {
             NO_ROOM
         }
-        "ENGINE_BUG" | "MESSAGE_INVALID" | "COMPRESSION_REFUSED" => BUG,
+        "ENGINE_BUG" | "MESSAGE_INVALID" | "COMPRESSION_REFUSED" | "PROTOCOL_UNSUPPORTED" => BUG,
         "INTERRUPTED" => INTERRUPTED,
         "UNEXPECTED" | "LAUNCH_FAILED" => UNEXPECTED,
         _ => CONFLICT,

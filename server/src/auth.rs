@@ -4,6 +4,7 @@
 pub(crate) mod certificates;
 pub(crate) mod guard;
 pub mod oidc;
+pub(crate) mod origin;
 pub mod pki;
 pub mod roles;
 pub mod tokens;

@@ -8,7 +8,7 @@ use towpath_engine::{
 };
 use towpath_storage::{StoreError, Version};
 
-use crate::limits::Limit;
+use crate::{auth::origin::RequestRefused, limits::Limit};
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +148,9 @@ pub enum CommandError {
         /// Who the session names.
         claimed: String,
     },
+    /// A request that is no gRPC client's.
+    #[error(transparent)]
+    RequestRefused(#[from] RequestRefused),
     /// A bound of the port.
     #[error(transparent)]
     Limit(#[from] Limit),

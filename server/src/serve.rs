@@ -31,6 +31,7 @@ use crate::{
         certificates::{Certificates, CertificatesError},
         guard::{Door, Port},
         oidc::{Oidc, OidcError, OidcSettings},
+        origin::Names,
         tokens::Tokens,
     },
     limits::{
@@ -60,6 +61,8 @@ pub struct Access {
     pub tls: Option<ServeTls>,
     /// An issuer whose ID tokens are taken beside the store's own.
     pub oidc: Option<OidcSettings>,
+    /// The name under which the port was asked for: clients use it, too.
+    pub name: Option<String>,
     /// How much is taken from anybody.
     pub limits: Limits,
 }
@@ -126,9 +129,14 @@ impl House {
     /// Serves whoever connects to `listener`, until the house closes. Answers the address that it
     /// listens on.
     pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
-        let Access { strict, tls, oidc, limits } = access;
+        let Access { strict, tls, oidc, name, limits } = access;
         let address = listener.local_addr()?;
         let mut server = limited().max_connection_age(limits.connection_age);
+        let loopback = address.ip().to_canonical().is_loopback();
+        // With TLS a browser checks the name itself, against the certificate; and proxies pass on
+        // the names that their own clients use.
+        let is_open = loopback && tls.is_none();
+        let names = if is_open { Names::Loopback(name) } else { Names::Any };
         let mut certificates = None;
         if let Some(ServeTls { own, client_ca, client_crl }) = tls {
             let mut config =
@@ -142,10 +150,10 @@ impl House {
             server = server.tls_config(config)?;
         }
         let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
-        let loopback = address.ip().is_loopback();
         let rates = Mutex::new(Rates::new(&limits));
         let oidc = oidc.map(Oidc::of).transpose()?;
-        let port = Port { tokens, oidc, certificates, runs, strict, loopback, limits, rates };
+        let port =
+            Port { tokens, oidc, certificates, runs, strict, loopback, names, limits, rates };
         let door = Door::Port(Arc::new(port));
         let lines = Lines::new(limits);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

@@ -13,7 +13,7 @@ use crate::{limits::Limit, runs::CommandError};
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 22] = [
+pub const FAILURE_CODES: [&str; 25] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -36,6 +36,9 @@ pub const FAILURE_CODES: [&str; 22] = [
     "WORKER_IDENTITY_MISMATCH",
     "SOURCE_MISSING",
     "SOURCE_TOO_LARGE",
+    "PROTOCOL_UNSUPPORTED",
+    "ORIGIN_REFUSED",
+    "HOST_REFUSED",
 ];
 
 impl CommandError {
@@ -63,6 +66,7 @@ impl CommandError {
             Self::Forbidden { .. } => "FORBIDDEN",
             Self::ActorMismatch { .. } => "ACTOR_MISMATCH",
             Self::WorkerIdentityMismatch { .. } => "WORKER_IDENTITY_MISMATCH",
+            Self::RequestRefused(refused) => refused.code(),
             Self::Limit(limit) => limit.code(),
             Self::SourceMissing { .. } => "SOURCE_MISSING",
             Self::SourceTooLarge { .. } => "SOURCE_TOO_LARGE",
@@ -98,6 +102,7 @@ impl CommandError {
             Self::TooMuch { .. } | Self::SourceTooLarge { .. } => Code::InvalidArgument,
             Self::Contended => Code::Aborted,
             Self::Unreplayable { .. } => Code::DataLoss,
+            Self::RequestRefused(refused) => refused.grpc_code(),
             Self::Limit(limit) => limit.grpc_code(),
             Self::Bug(_) => Code::Internal,
             Self::Store(error) => match error {
@@ -162,6 +167,7 @@ impl CommandError {
             Self::WorkerIdentityMismatch { .. } => {
                 "Start the worker under the name that its certificate or token was issued for."
             }
+            Self::RequestRefused(refused) => refused.advice(),
             Self::Limit(limit) => limit.advice(),
             Self::SourceMissing { .. } => "Send the bundle first; `tow run` does.",
             Self::SourceTooLarge { .. } => {

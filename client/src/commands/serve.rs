@@ -247,7 +247,9 @@ fn access(config: &Config) -> Result<Access, Failure> {
         return Err(Failure::new("USAGE", "`--client-crl` needs `--client-ca`", advice));
     }
     let oidc = config.oidc.clone().map(OidcTable::settings).transpose()?;
-    Ok(Access { strict: config.is_strict(), tls, oidc, limits: config.limits })
+    // What people were told to connect to is a good name, whatever it stands for in `/etc/hosts`.
+    let name = config.listen.rsplit_once(':').map(|(host, _)| host.to_owned());
+    Ok(Access { strict: config.is_strict(), tls, oidc, name, limits: config.limits })
 }
 
 fn unserved(error: ServeError) -> Failure {

@@ -24,6 +24,7 @@ use super::{
     Principal, Proof,
     certificates::Certificates,
     oidc::Oidc,
+    origin::{self, Names},
     pki::worker_of,
     roles,
     tokens::{TOKEN_PREFIX, Tokens},
@@ -63,6 +64,8 @@ pub(crate) struct Port {
     pub(crate) strict: bool,
     /// Only programs of this machine reach it.
     pub(crate) loopback: bool,
+    /// The names under which it may be asked.
+    pub(crate) names: Names,
     pub(crate) limits: Limits,
     pub(crate) rates: Mutex<Rates>,
 }
@@ -227,6 +230,17 @@ where
             tracing::info!(path = request.uri().path(), %error, "refused");
             Box::pin(std::future::ready(Ok(refusal(request, error))))
         };
+        // Before anything else: to a page, also why it is refused would say something, and a refused
+        // request is to use up neither the rate nor the room of others.
+        let names = match &self.door {
+            // Browsers have no way to a pipe or a unix socket, and no name leads there.
+            Door::Owner => &Names::Any,
+            Door::Port(port) => &port.names,
+        };
+        if let Err(foreign) = origin::check(&request, names) {
+            tracing::info!(path = request.uri().path(), ?foreign, "request refused");
+            return Box::pin(std::future::ready(Ok(origin::answer(&request, foreign))));
+        }
         if let Err(limit) = unpacked(&request) {
             return refused(&request, limit.into());
         }
@@ -276,20 +290,16 @@ async fn until_aged(line: Option<&Line>) -> Status {
     status::of(Limit::ConnectionAged.into())
 }
 
-/// The answer to whoever is not let in, in the language of the request.
+/// The answer to whoever is not let in, in the protocol of the request.
 fn refusal<B>(request: &Request<B>, error: CommandError) -> Response<Body> {
-    let grpc = request.uri().path() != roles::FIGURES;
     let unknown = matches!(error, CommandError::Unauthenticated { .. });
     let much = matches!(error, CommandError::Limit(_));
-    let mut refused = status::of(error).into_http();
-    if !grpc {
-        *refused.status_mut() = match (unknown, much) {
-            (true, _) => StatusCode::UNAUTHORIZED,
-            (_, true) => StatusCode::TOO_MANY_REQUESTS,
-            (false, false) => StatusCode::FORBIDDEN,
-        };
-    }
-    refused
+    let status = match (unknown, much) {
+        (true, _) => StatusCode::UNAUTHORIZED,
+        (_, true) => StatusCode::TOO_MANY_REQUESTS,
+        (false, false) => StatusCode::FORBIDDEN,
+    };
+    origin::refusal(request, error, status)
 }
 
 /// An answer that ends when whoever asked may not hear the rest.

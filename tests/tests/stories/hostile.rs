@@ -1,6 +1,7 @@
 //! Clients that mean harm, or are broken: each is refused by name, writes nothing, and disturbs
 //! nobody else.
 
+mod browsers;
 mod connections;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -66,7 +67,7 @@ impl Besieged {
 
 /// A request as every gRPC client makes it.
 fn request(path: &str) -> Request<()> {
-    Request::post(format!("http://tow{path}"))
+    Request::post(format!("http://localhost{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())

@@ -61,10 +61,14 @@ async fn flood(besieged: &Besieged, agrees: bool, resets: bool) -> (u32, Option<
         bytes.extend(b"\x00\x00\x00\x04\x01\x00\x00\x00\x00");
     }
     let mut head = vec![0x83, 0x86];
-    for (index, value) in [(4_u8, LIST), (1, "tow")] {
+    for (index, value) in [(4_u8, LIST), (1, "localhost")] {
         head.extend([index, u8::try_from(value.len()).expect("a short value")]);
         head.extend(value.as_bytes());
     }
+    let kind = b"application/grpc";
+    // `content-type` is the 31st name that HTTP/2 knows.
+    head.extend([0x0f, 31 - 15, kind.len() as u8]);
+    head.extend(kind);
     for stream in (1..2 * STREAMS).step_by(2) {
         bytes.extend([0, 0, u8::try_from(head.len()).expect("a short head"), 1, 4]);
         bytes.extend(stream.to_be_bytes());
