@@ -88,7 +88,7 @@ pub enum CommandError {
         newest: Attempt,
     },
     /// The request of another run went by this name.
-    #[error("a request of this idempotency key began a run of another file")]
+    #[error("a request of this idempotency key began a run with other arguments")]
     KeyReused,
     /// Another worker goes by this name, and is there.
     #[error("a worker named `{name}` is connected already")]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use towpath_engine::{
     codec,
     event::{Fact, RunEvent, RunOutcome},
-    ids::RunId,
+    ids::{Actor, RunId},
     time::Timestamp,
     views::RunSummary,
 };
@@ -43,7 +43,7 @@ pub(crate) struct RunList {
     /// In the order in which they were created.
     runs: Vec<Listed>,
     place: BTreeMap<RunId, usize>,
-    /// The runs whose clients gave their request a name, by that name.
+    /// The runs whose clients gave their request a name, by client and name: see [`request_of`].
     #[serde(default)]
     requests: BTreeMap<String, RunId>,
     /// Appends taken in ahead of an earlier one: first position to last. Empty at rest.
@@ -107,9 +107,9 @@ impl RunList {
         }
     }
 
-    /// The run that was begun by the request of this name.
-    pub(crate) fn begun_by(&self, idempotency_key: &str) -> Option<&RunId> {
-        self.requests.get(idempotency_key)
+    /// The run that was begun by the request of this name, made by `by`.
+    pub(crate) fn begun_by(&self, by: &Actor, idempotency_key: &str) -> Option<&RunId> {
+        self.requests.get(&request_of(by, idempotency_key))
     }
 
     /// The shortest prefix of `run` that names no other.
@@ -188,7 +188,7 @@ impl RunList {
         }
         let Some(summary) = RunSummary::begin(fact) else { return };
         if let RunEvent::RunCreated { idempotency_key: Some(key), .. } = &fact.event {
-            self.requests.insert(key.clone(), id.clone());
+            self.requests.insert(request_of(&fact.by, key), id.clone());
         }
         self.insert(Listed { summary, created: position, position, version });
     }
@@ -204,9 +204,15 @@ impl RunList {
     }
 }
 
+/// What a request is known by. The identity is part of it: keys such as `ci-4711` are easy to guess,
+/// and whoever guesses one would be shown the run of somebody else. No name holds a line feed, so no
+/// two pairs make the same text.
+pub(crate) fn request_of(by: &Actor, idempotency_key: &str) -> String {
+    format!("{by}\n{idempotency_key}")
+}
+
 #[cfg(test)]
 mod tests {
-    use towpath_engine::ids::Actor;
 
     use super::*;
 

@@ -199,12 +199,13 @@ impl House {
             self.runs().execute(&id, Command::Create(create), &by).await?;
             return self.view(&id).await;
         }
-        let begun = locked(&self.runs().list).begun_by(&key).cloned();
+        let begun = locked(&self.runs().list).begun_by(&by, &key).cloned();
         if let Some(id) = begun {
             return self.begun(&id, &create).await;
         }
         // An id that follows from the key: of two requests at once, one finds that the run exists.
-        create.run = id_of(&Digest::of(format!("request {key}").as_bytes()));
+        // No name holds a line feed, so no two pairs of name and key make the same text.
+        create.run = id_of(&Digest::of(format!("request {by}\n{key}").as_bytes()));
         create.idempotency_key = Some(key);
         let id = create.run.clone();
         match self.runs().execute(&id, Command::Create(create.clone()), &by).await {
@@ -216,9 +217,16 @@ impl House {
 
     /// The run that an earlier request of the same name began.
     async fn begun(&self, id: &RunId, again: &CreateRun) -> Result<v1::Run, CommandError> {
+        // Whatever changes what the run does: an answer with a run of other arguments would hide
+        // that the one that was asked for was not begun.
         let same = |loaded: &Loaded| {
             loaded.run.header().is_some_and(|header| {
-                header.file_sha256 == again.file_sha256 && header.source == again.source
+                header.file_sha256 == again.file_sha256
+                    && header.source == again.source
+                    && header.parallelism == again.parallelism
+                    && header.gates_preapproved == again.gates_preapproved
+                    // A run that brings its files along runs in a folder of its worker.
+                    && (again.source.is_some() || header.folder == again.folder)
             })
         };
         if !self.runs().look(id, same).await? {

@@ -309,11 +309,38 @@ async fn the_same_request_begins_one_run_however_often_it_is_made() {
     assert!(!ids.contains(&other));
 
     let two = ONE.replace("a:", "b:");
-    let reused = house.try_start(request(&two, "k")).await.expect_err("another file");
-    assert_eq!(code(&reused), "IDEMPOTENCY_KEY_REUSED");
+    let same = || request(ONE, "k");
+    let mut elsewhere = same();
+    elsewhere.file.as_mut().expect("a file").folder = "/elsewhere".to_owned();
+    for (changed, what) in [
+        (request(&two, "k"), "another file"),
+        (v1::StartRunRequest { parallelism: 3, ..same() }, "another parallelism"),
+        (v1::StartRunRequest { gates_preapproved: true, ..same() }, "open gates"),
+        (elsewhere, "another folder"),
+    ] {
+        let reused = house.try_start(changed).await.expect_err(what);
+        assert_eq!(code(&reused), "IDEMPOTENCY_KEY_REUSED", "{what}");
+    }
     let long = house.try_start(request(ONE, &"k".repeat(129))).await.expect_err("too long");
     assert_eq!(code(&long), "ARGUMENT_OUT_OF_BOUNDS");
     assert_eq!(house.records("", 0).await.iter().filter(|r| r.kind == "run_created").count(), 2);
+}
+
+#[tokio::test]
+async fn the_same_key_of_somebody_else_is_another_key() {
+    let house = TestHouse::in_memory().await;
+    let by = |actor: &str| v1::StartRunRequest {
+        idempotency_key: "k".to_owned(),
+        actor: actor.to_owned(),
+        ..start_request(&file(ONE))
+    };
+
+    let ana = house.try_start(by("human:ana")).await.expect("a run").id;
+    let mallory = house.try_start(by("human:mallory")).await.expect("a run of their own").id;
+
+    assert_ne!(ana, mallory);
+    assert_eq!(house.try_start(by("human:ana")).await.expect("the first run").id, ana);
+    assert_eq!(house.run(&mallory).await.requested_by, "human:mallory");
 }
 
 #[test]
