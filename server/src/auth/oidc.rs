@@ -34,6 +34,8 @@ const LEEWAY_MS: i64 = 60_000;
 const TOKEN_BYTES_MAX: usize = 12 * 1024;
 /// Largest file of keys, in bytes.
 const KEYS_BYTES_MAX: u64 = 1024 * 1024;
+/// The claim that holds the e-mail address.
+const EMAIL_CLAIM: &str = "email";
 /// Longest name of whoever asks, in bytes.
 const NAME_BYTES_MAX: usize = 100;
 
@@ -180,6 +182,12 @@ impl Oidc {
             }
             Some(_) | None => return Err("the ID token does not say who asks"),
         };
+        // At many issuers people write any address into their own account: until the issuer has
+        // verified it, it would let them sign in as somebody else.
+        let is_verified = rest.get("email_verified") == Some(&Value::Bool(true));
+        if self.settings.name_claim == EMAIL_CLAIM && !is_verified {
+            return Err("the ID token does not say that the e-mail address was verified");
+        }
         let groups = match rest.get(&self.settings.groups_claim) {
             Some(Value::String(one)) => vec![one.as_str()],
             Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).collect(),
@@ -189,8 +197,7 @@ impl Oidc {
         let mut roles: Vec<Role> = given.copied().collect();
         roles.sort_unstable();
         roles.dedup();
-        let is_verified = rest.get("email_verified") == Some(&Value::Bool(true));
-        let email = rest.get("email").and_then(Value::as_str).filter(|_| is_verified);
+        let email = rest.get(EMAIL_CLAIM).and_then(Value::as_str).filter(|_| is_verified);
         let email = email.and_then(gate::email);
         let actor = Actor { kind: ActorKind::Human, name };
         Ok(Vouched { actor, roles, email, key, expires_at })

@@ -110,6 +110,23 @@ fn a_good_token_says_who_asks_and_what_they_may() {
 }
 
 #[test]
+fn an_address_names_somebody_only_if_the_issuer_verified_it() {
+    let mut issuer = Issuer::new();
+    issuer.oidc.settings.name_claim = "email".to_owned();
+    let with = |verified: Value| {
+        let mut claims = claims();
+        claims["email"] = json!("ana@example.org");
+        claims["email_verified"] = verified;
+        issuer.verify(&issuer.sign(&claims)).map(|vouched| vouched.actor.to_string())
+    };
+    assert_eq!(with(json!(true)).as_deref(), Ok("human:ana@example.org"));
+    for unverified in [json!(false), json!("true"), json!(1), Value::Null] {
+        let why = "the ID token does not say that the e-mail address was verified";
+        assert_eq!(with(unverified.clone()), Err(why), "{unverified}");
+    }
+}
+
+#[test]
 fn an_address_counts_only_if_the_issuer_verified_it() {
     let issuer = Issuer::new();
     for (verified, known) in [
