@@ -49,7 +49,7 @@ pub struct Limits {
     pub connections: usize,
     /// From when on a connection takes no more requests. Its streams end up to a tenth later.
     pub connection_age: Duration,
-    /// How long one request may take. Streams have no end.
+    /// How long one request may take, or the next part of an upload. Streams have no end.
     pub request_within: Duration,
     /// How long a connection may stay without a request, handshake included.
     pub first_request_within: Duration,

@@ -42,6 +42,14 @@ const ASK_AGAIN_EVERY: Duration = Duration::from_millis(500);
 /// How often its certificate is looked at again if nothing was revoked: it may have expired.
 const CHECK_AGAIN_EVERY: Duration = Duration::from_secs(2);
 
+/// Methods that take a stream and answer at its end. How long that lasts depends on the size of what
+/// is sent and on the network, so one time for all of it would refuse slow networks.
+const UPLOADS: [&str; 1] = ["/towpath.v1.Blobs/PutBlob"];
+
+/// How long the sender of an upload may take for each part of it, beside the request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartWithin(pub(crate) Duration);
+
 /// Who is let in where.
 #[derive(Clone, Debug)]
 pub(crate) enum Door {
@@ -255,9 +263,14 @@ where
         if let Some(principal) = &principal {
             request.extensions_mut().insert(principal.clone());
         }
+        let mut within = port.limits.request_within;
+        if UPLOADS.contains(&request.uri().path()) {
+            request.extensions_mut().insert(PartWithin(within));
+            // Parts that trickle in for ever still end: with their connection.
+            within = port.limits.connection_age;
+        }
         let (port, served) = (Arc::clone(port), self.inner.call(request));
         Box::pin(async move {
-            let within = port.limits.request_within;
             let Ok(served) = tokio::time::timeout(within, served).await else {
                 return Ok(status::of(Limit::RequestTimedOut { within }.into()).into_http());
             };

@@ -1,6 +1,8 @@
 //! `towpath.v1.Blobs`: bundles come in before their runs, and go out to those who hold an attempt
 //! that needs them.
 
+use std::time::Duration;
+
 use tokio_stream::StreamExt as _;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use towpath_engine::{
@@ -14,7 +16,9 @@ use towpath_storage::{BlobRef, StoreError};
 
 use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
-    House, auth,
+    House,
+    auth::{self, guard::PartWithin},
+    limits::Limit,
     outputs::Key,
     runs::{CommandError, Loaded},
     status, wire,
@@ -40,7 +44,8 @@ impl Blobs for House {
         &self,
         request: Request<Streaming<v1::BlobPart>>,
     ) -> Result<Response<v1::Blob>, Status> {
-        self.put(request.into_inner()).await.map(Response::new)
+        let within = request.extensions().get().map(|PartWithin(within)| *within);
+        self.put(request.into_inner(), within).await.map(Response::new)
     }
 
     async fn fetch_blob(
@@ -75,8 +80,12 @@ impl House {
     }
 
     /// Takes in a bundle. Whatever ends this early leaves nothing behind.
-    async fn put(&self, mut parts: Streaming<v1::BlobPart>) -> Result<v1::Blob, Status> {
-        let first = parts.next().await.transpose()?.and_then(|part| part.part);
+    async fn put(
+        &self,
+        mut parts: Streaming<v1::BlobPart>,
+        within: Option<Duration>,
+    ) -> Result<v1::Blob, Status> {
+        let first = next(&mut parts, within).await?.and_then(|part| part.part);
         let Some(Part::Blob(name)) = first else {
             return Err(invalid("the first part of a blob is its name"));
         };
@@ -90,7 +99,7 @@ impl House {
         let mut unfinished = begun.await;
         let (mut gathered, mut arrived, mut ended) = (Vec::new(), 0, false);
         while !ended {
-            match parts.next().await.transpose()?.map(|part| part.part) {
+            match next(&mut parts, within).await?.map(|part| part.part) {
                 Some(Some(Part::Content(content))) => {
                     arrived += content.len() as u64;
                     gathered.extend_from_slice(&content);
@@ -147,6 +156,19 @@ impl House {
         let house = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&house)).await;
         done.unwrap_or(Err(CommandError::Store(StoreError::Closed)))
+    }
+}
+
+/// The next part, which must come `within` some time, if there is a bound. Without one a sender that
+/// stands still would keep what has arrived on disk, and its place among the requests.
+async fn next(
+    parts: &mut Streaming<v1::BlobPart>,
+    within: Option<Duration>,
+) -> Result<Option<v1::BlobPart>, Status> {
+    let Some(within) = within else { return parts.next().await.transpose() };
+    match tokio::time::timeout(within, parts.next()).await {
+        Ok(part) => part.transpose(),
+        Err(_) => Err(status::of(Limit::RequestTimedOut { within }.into())),
     }
 }
 

@@ -11,8 +11,10 @@ use tokio::{
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
+use towpath_engine::ids::Digest;
 use towpath_proto::v1::{
-    self, log_client::LogClient, runs_client::RunsClient, worker_message::Message as ToServer,
+    self, blob_part::Part, blobs_client::BlobsClient, log_client::LogClient,
+    runs_client::RunsClient, worker_message::Message as ToServer,
 };
 use towpath_server::{Access, Limits, dial_tcp};
 use towpath_tests::{
@@ -127,6 +129,33 @@ async fn a_connection_that_asks_nothing_is_closed_and_one_that_asked_stays() {
 
     assert_eq!(closed.await, [true; 5]);
     runs.list_runs(v1::ListRunsRequest::default()).await.expect("the same connection");
+    besieged.stands().await;
+}
+
+/// The parts of an upload of `content`, its name first.
+fn parts(content: &[u8], length: usize) -> Vec<v1::BlobPart> {
+    let sha256 = Digest::of(content).to_string();
+    let name = v1::Blob { size: content.len() as u64, sha256 };
+    let part = |part| v1::BlobPart { part: Some(part) };
+    let content = content.chunks(length).map(|piece| Part::Content(piece.to_vec().into()));
+    std::iter::once(Part::Blob(name)).chain(content).map(part).collect()
+}
+
+#[tokio::test]
+async fn an_upload_may_last_as_long_as_its_parts_come() {
+    let within = Duration::from_secs(2);
+    let besieged = Besieged::with(Limits { request_within: within, ..Limits::default() }).await;
+    let mut blobs = BlobsClient::new(besieged.channel());
+
+    let slow = tokio_stream::iter(parts(b"0123456789", 2)).then(move |part| async move {
+        tokio::time::sleep(within / 4).await;
+        part
+    });
+    blobs.put_blob(slow).await.expect("six parts in one and a half times the time of one");
+
+    let stalled = tokio_stream::iter(parts(b"abcdef", 2)).take(2).chain(tokio_stream::pending());
+    let refused = tokio::time::timeout(WAIT_MAX, blobs.put_blob(stalled)).await.expect("in time");
+    assert_eq!(code(&refused.expect_err("nothing more comes")), "REQUEST_TIMED_OUT");
     besieged.stands().await;
 }
 
