@@ -27,6 +27,11 @@ pub(crate) const REQUESTS_MAX: usize = 64;
 pub(crate) const RESETS_MAX: usize = 20;
 /// How long a client may take to agree on keys.
 pub(crate) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Bytes that are read of a connection before one of its requests was let in: a handshake, the
+/// beginning of HTTP/2, and all headers of the first requests fit in.
+pub(crate) const UNPROVEN_BYTES_MAX: usize = 128 * 1024;
+/// Bytes that are read for every request that needs no proof, such as a health check.
+pub(crate) const HEALTH_BYTES: usize = 4 * 1024;
 /// Connections beyond the bound that are told so; those beyond these are closed without a word.
 pub(crate) const SURPLUS_MAX: usize = 64;
 /// How long a connection beyond the bound stays open.
@@ -51,7 +56,7 @@ pub struct Limits {
     pub connection_age: Duration,
     /// How long one request may take, or the next part of an upload. Streams have no end.
     pub request_within: Duration,
-    /// How long a connection may stay without a request, handshake included.
+    /// How long a connection may stay without a request that is let in, handshake included.
     pub first_request_within: Duration,
 }
 

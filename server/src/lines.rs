@@ -1,4 +1,5 @@
-//! The connections of a port: how many there are, and those that never say anything.
+//! The connections of a port: how many there are, those that never say anything, and how much is
+//! read of those that have proven nothing.
 
 use std::{
     io,
@@ -8,9 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -18,7 +20,9 @@ use tokio::{
 };
 use tonic::transport::server::{Connected, TlsConnectInfo};
 
-use crate::limits::{Limit, Limits, REQUESTS_MAX, SURPLUS_MAX, SURPLUS_WITHIN};
+use crate::limits::{
+    HEALTH_BYTES, Limit, Limits, REQUESTS_MAX, SURPLUS_MAX, SURPLUS_WITHIN, UNPROVEN_BYTES_MAX,
+};
 
 /// Counts the connections of a port.
 #[derive(Debug)]
@@ -38,8 +42,14 @@ struct State {
     peer: Option<IpAddr>,
     /// There are more connections than there may be.
     surplus: bool,
-    /// There has been a request.
-    spoken: AtomicBool,
+    /// A request was let in.
+    admitted: AtomicBool,
+    /// Its client has proven who it is, or does not have to.
+    proven: AtomicBool,
+    /// Bytes that are read before that.
+    credit: AtomicUsize,
+    /// Whoever waits for more than these.
+    reader: AtomicWaker,
     /// Requests that are worked on.
     busy: AtomicUsize,
     /// When its streams end.
@@ -94,7 +104,10 @@ impl Lines {
         let state = State {
             peer: stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
             surplus,
-            spoken: AtomicBool::new(false),
+            admitted: AtomicBool::new(false),
+            proven: AtomicBool::new(false),
+            credit: AtomicUsize::new(UNPROVEN_BYTES_MAX),
+            reader: AtomicWaker::new(),
             busy: AtomicUsize::new(0),
             ends_at: Instant::now() + age + age.mul_f64(share / 10.0),
         };
@@ -115,12 +128,23 @@ impl Line {
         if self.0.surplus {
             return Err(Limit::ConnectionsTooMany { max: connections });
         }
-        self.0.spoken.store(true, Ordering::Relaxed);
         let busy = Busy(self.clone());
         if self.0.busy.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
             return Err(Limit::RequestsTooMany);
         }
         Ok(busy)
+    }
+
+    /// Notes that a request was let in, of a client that `proved` who it is, or that asked for what
+    /// needs no proof.
+    pub(crate) fn admit(&self, proved: bool) {
+        self.0.admitted.store(true, Ordering::Relaxed);
+        if proved {
+            self.0.proven.store(true, Ordering::Release);
+        } else {
+            self.0.credit.fetch_add(HEALTH_BYTES, Ordering::Relaxed);
+        }
+        self.0.reader.wake();
     }
 
     /// Whom requests without a name are counted as.
@@ -139,7 +163,7 @@ impl Line {
 pub(crate) struct Wire {
     stream: TcpStream,
     line: Line,
-    /// Until there is a request.
+    /// Until a request was let in.
     patience: Option<Pin<Box<Sleep>>>,
     _place: Place,
 }
@@ -160,13 +184,33 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(patience) = &mut this.patience {
-            if this.line.0.spoken.load(Ordering::Relaxed) {
+            if this.line.0.admitted.load(Ordering::Relaxed) {
                 this.patience = None;
             } else if patience.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
         }
-        Pin::new(&mut this.stream).poll_read(cx, buffer)
+        let state = &this.line.0;
+        if state.proven.load(Ordering::Acquire) {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        }
+        // Before proof a client could keep the transport busy with frames that no request needs
+        // (PING, SETTINGS). Nothing is read beyond the credit; if a request that came within it is
+        // let in, reading goes on, else the patience above ends the connection.
+        state.reader.register(cx.waker());
+        if state.proven.load(Ordering::Acquire) {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        }
+        let most = state.credit.load(Ordering::Relaxed).min(buffer.remaining());
+        if most == 0 {
+            return Poll::Pending;
+        }
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+        let read = part.filled().len();
+        buffer.advance(read);
+        state.credit.fetch_sub(read, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }
 

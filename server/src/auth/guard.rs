@@ -85,6 +85,15 @@ struct Admitted {
     busy: Option<Busy>,
 }
 
+/// Where the services of gRPC itself are.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// Whether whoever asks for `path` is let in without proof.
+fn needs_no_proof(path: &str) -> bool {
+    path.starts_with(HEALTH) || path.starts_with(REFLECTION)
+}
+
 impl Port {
     /// Lets a request in: its connection has room, who asks may, and has not asked too often.
     fn admit<B>(&self, request: &Request<B>) -> Result<Admitted, CommandError> {
@@ -98,19 +107,22 @@ impl Port {
             (Ok(None) | Err(_), None) => String::new(),
         };
         locked(&self.rates).take(&who, Instant::now())?;
-        Ok(Admitted { principal: principal?, line, busy: begun? })
+        let (principal, busy) = (principal?, begun?);
+        if let Some(line) = &line {
+            line.admit(!needs_no_proof(request.uri().path()));
+        }
+        Ok(Admitted { principal, line, busy })
     }
 
     /// Who asks, if that had to be proven, and whether they may.
     fn identify<B>(&self, request: &Request<B>) -> Result<Option<Principal>, CommandError> {
         let path = request.uri().path();
-        if path.starts_with("/grpc.health.v1.Health/") {
-            return Ok(None);
-        }
-        if path.starts_with("/grpc.reflection.") {
+        if path.starts_with(REFLECTION) && !self.loopback {
             let (who, what) = ("a client of this port".to_owned(), "reflection".to_owned());
-            let refused = CommandError::Forbidden { who, what };
-            return if self.loopback { Ok(None) } else { Err(refused) };
+            return Err(CommandError::Forbidden { who, what });
+        }
+        if needs_no_proof(path) {
+            return Ok(None);
         }
         if !self.strict && !self.tokens.exist() {
             return Ok(None);

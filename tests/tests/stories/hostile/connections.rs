@@ -132,6 +132,30 @@ async fn a_connection_that_asks_nothing_is_closed_and_one_that_asked_stays() {
     besieged.stands().await;
 }
 
+#[tokio::test]
+async fn frames_that_no_request_needs_are_not_read_for_ever_before_a_request() {
+    const FRAMES: usize = 60_000;
+    let short = Duration::from_secs(2);
+    let besieged =
+        Besieged::with(Limits { first_request_within: short, ..Limits::default() }).await;
+    let ping = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00pingping";
+    let settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    for frame in [&ping[..], settings] {
+        let stream = TcpStream::connect(&besieged.address).await.expect("a connection");
+        let (mut read, mut write) = stream.into_split();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(settings);
+        bytes.extend(frame.repeat(FRAMES));
+        let writing = tokio::spawn(async move { drop(write.write_all(&bytes).await) });
+        let mut answers = Vec::new();
+        let reading = tokio::time::timeout(WAIT_MAX, read.read_to_end(&mut answers));
+        drop(reading.await.expect("the connection ends"));
+        writing.abort();
+        assert!(answers.len() <= 160 * 1024, "{} bytes of answers", answers.len());
+    }
+    besieged.stands().await;
+}
+
 /// The parts of an upload of `content`, its name first.
 fn parts(content: &[u8], length: usize) -> Vec<v1::BlobPart> {
     let sha256 = Digest::of(content).to_string();
