@@ -67,6 +67,7 @@ pub(crate) fn of_code(code: &str) -> u8 {
         | "IMPORT_MISMATCH" | "TLS_UNUSABLE" | "TOKENS_INVALID" | "SOURCE_LINK"
         | "SOURCE_TOO_LARGE" | "SOURCE_UNUSABLE" => INVALID_FILE,
         "USAGE"
+        | "WORKER_NAME_RESERVED"
         | "ARGUMENT_OUT_OF_BOUNDS"
         | "RUN_AMBIGUOUS"
         | "STORE_URL_INVALID"

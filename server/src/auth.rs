@@ -21,7 +21,7 @@ use towpath_engine::{
 use towpath_proto::v1;
 
 use self::{oidc::Vouched, roles::Role, tokens::Token};
-use crate::{runs::CommandError, wire};
+use crate::{lines::Line, runs::CommandError, wire};
 
 /// Somebody whose identity is proven.
 #[derive(Clone, Debug)]
@@ -137,6 +137,11 @@ pub(crate) fn needs<T>(request: &Request<T>, role: Role, what: &str) -> Result<(
 
 /// Refuses a worker that goes by another name than the one it was proven to have.
 pub(crate) fn is_worker(extensions: &Extensions, claimed: &str) -> Result<(), CommandError> {
+    // A worker of another machine that took this name would be given the leases of a `tow run`,
+    // and its jobs that are adopted.
+    if claimed.starts_with(LOCAL_WORKERS) && Line::of(extensions).is_some() {
+        return Err(CommandError::WorkerNameReserved { name: claimed.to_owned() });
+    }
     match extensions.get::<Principal>() {
         Some(principal) if principal.actor.name != claimed => {
             let (own, claimed) = (principal.actor.name.clone(), claimed.to_owned());

@@ -96,6 +96,14 @@ pub enum CommandError {
         /// The name.
         name: String,
     },
+    /// A worker at a port goes by a name that only workers of `tow run` have.
+    #[error(
+        "a worker at a port cannot be named `{name}`: `local/` is for the workers of `tow run`"
+    )]
+    WorkerNameReserved {
+        /// The name.
+        name: String,
+    },
     /// No worker goes by this name.
     #[error("no worker named `{name}` is connected")]
     WorkerUnknown {

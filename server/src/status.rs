@@ -13,7 +13,7 @@ use crate::{limits::Limit, runs::CommandError};
 pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 25] = [
+pub const FAILURE_CODES: [&str; 26] = [
     "FILE_INVALID",
     "RUN_AMBIGUOUS",
     "RUN_CONTENDED",
@@ -27,6 +27,7 @@ pub const FAILURE_CODES: [&str; 25] = [
     "APPEND_TOO_LARGE",
     "IDEMPOTENCY_KEY_REUSED",
     "WORKER_NAME_TAKEN",
+    "WORKER_NAME_RESERVED",
     "WORKER_UNKNOWN",
     "JOB_ENDED",
     "VERSION_MISMATCH",
@@ -59,6 +60,7 @@ impl CommandError {
             Self::AttemptUnknown { .. } => "ATTEMPT_UNKNOWN",
             Self::KeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::WorkerNameTaken { .. } => "WORKER_NAME_TAKEN",
+            Self::WorkerNameReserved { .. } => "WORKER_NAME_RESERVED",
             Self::WorkerUnknown { .. } => "WORKER_UNKNOWN",
             Self::JobEnded { .. } => "JOB_ENDED",
             Self::VersionMismatch { .. } => "VERSION_MISMATCH",
@@ -85,7 +87,8 @@ impl CommandError {
             Self::FileInvalid { .. }
             | Self::RunAmbiguous { .. }
             | Self::MessageInvalid { .. }
-            | Self::ImportInvalid { .. } => Code::InvalidArgument,
+            | Self::ImportInvalid { .. }
+            | Self::WorkerNameReserved { .. } => Code::InvalidArgument,
             Self::ArtifactUnknown { .. }
             | Self::AttemptUnknown { .. }
             | Self::WorkerUnknown { .. } => Code::NotFound,
@@ -150,6 +153,7 @@ impl CommandError {
             Self::WorkerNameTaken { .. } => {
                 "Give every worker a name of its own; `tow workers list` shows who is connected."
             }
+            Self::WorkerNameReserved { .. } => "Give the worker a name that begins otherwise.",
             Self::WorkerUnknown { .. } => "See `tow workers list` for who is connected.",
             Self::JobEnded { .. } => {
                 "Nothing: the job needs no worker; `tow retry` gives it another try."

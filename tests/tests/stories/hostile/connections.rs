@@ -184,6 +184,17 @@ async fn an_upload_may_last_as_long_as_its_parts_come() {
 }
 
 #[tokio::test]
+async fn a_worker_at_a_port_takes_no_name_of_a_local_worker() {
+    let besieged = Besieged::new().await;
+    for name in [format!("local/{}", besieged.run), "local/".to_owned()] {
+        let hello = v1::Hello { worker: name, slots: 1, ..Default::default() };
+        let refused = ScriptedWorker::connect(besieged.channel(), hello).await.expect_err("a name");
+        assert_eq!(code(&refused), "WORKER_NAME_RESERVED");
+    }
+    besieged.stands().await;
+}
+
+#[tokio::test]
 async fn one_connection_asks_so_much_at_once_and_no_more() {
     let besieged = Besieged::new().await;
     let mut raw = besieged.raw().await;
