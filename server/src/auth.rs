@@ -52,6 +52,23 @@ impl Proof {
 }
 
 impl Principal {
+    /// The refusal of a request that needs one of the roles `needed`.
+    fn lacks(&self, needed: &[Role], what: &str) -> CommandError {
+        let needed = match needed {
+            [] => "it is not part of the contract".to_owned(),
+            [_] => format!("that needs the role {}", roles::listed(needed, "or")),
+            [..] => format!("that needs one of the roles {}", roles::listed(needed, "or")),
+        };
+        let own = match &self.roles[..] {
+            [] => "no role".to_owned(),
+            [one] => format!("the role {one}"),
+            many => format!("the roles {}", roles::listed(many, "and")),
+        };
+        let who = self.actor.to_string();
+        let what = format!("{what}: {needed}, and `{who}` has {own}");
+        CommandError::Forbidden { who, what }
+    }
+
     fn of_token(token: Token) -> Self {
         Self { actor: token.actor(), roles: token.roles.clone(), proof: Proof::Token(token) }
     }
@@ -124,16 +141,22 @@ pub(crate) fn standing<T>(request: &Request<T>, claimed: &[String]) -> Standing 
     }
 }
 
-/// Refuses whoever was proven to be somebody without `role`.
-pub(crate) fn needs<T>(request: &Request<T>, role: Role, what: &str) -> Result<(), CommandError> {
+/// Refuses whoever was proven to be somebody with none of `roles`.
+pub(crate) fn needs<T>(
+    request: &Request<T>,
+    roles: &[Role],
+    what: &str,
+) -> Result<(), CommandError> {
     match request.extensions().get::<Principal>() {
-        Some(principal) if !principal.roles.contains(&role) => {
-            let (who, what) = (principal.actor.to_string(), what.to_owned());
-            Err(CommandError::Forbidden { who, what })
+        Some(principal) if !principal.roles.iter().any(|own| roles.contains(own)) => {
+            Err(principal.lacks(roles, what))
         }
         Some(_) | None => Ok(()),
     }
 }
+
+/// The workers of `tow run`, which work over a pipe of their own process, are `local/RUN`.
+const LOCAL_WORKERS: &str = "local/";
 
 /// Refuses a worker that goes by another name than the one it was proven to have.
 pub(crate) fn is_worker(extensions: &Extensions, claimed: &str) -> Result<(), CommandError> {

@@ -131,8 +131,8 @@ impl Port {
         if roles::may(&principal.roles, path) {
             return Ok(Some(principal));
         }
-        let what = path.rsplit('/').next().unwrap_or_default().to_owned();
-        Err(CommandError::Forbidden { who: principal.actor.to_string(), what })
+        let (what, needed) = (path.rsplit('/').next().unwrap_or_default(), roles::needed(path));
+        Err(principal.lacks(needed, what))
     }
 
     fn proven<B>(&self, request: &Request<B>) -> Result<Principal, CommandError> {

@@ -99,13 +99,30 @@ pub(crate) const TABLE: [(&str, &[Role]); 29] = [
 /// Where the figures are, which are no gRPC.
 pub(crate) const FIGURES: &str = "/metrics";
 
-/// Whether somebody with `roles` may make the request at `path`.
-pub(crate) fn may(roles: &[Role], path: &str) -> bool {
+/// The roles of which one is needed for the request at `path`. None: nobody may make it.
+pub(crate) fn needed(path: &str) -> &'static [Role] {
     if path == FIGURES {
-        return READERS.iter().any(|role| roles.contains(role));
+        return READERS;
     }
     let row = TABLE.iter().find(|(known, _)| *known == path);
-    row.is_some_and(|(_, allowed)| allowed.iter().any(|role| roles.contains(role)))
+    row.map_or(&[], |(_, allowed)| allowed)
+}
+
+/// Whether somebody with `roles` may make the request at `path`.
+pub(crate) fn may(roles: &[Role], path: &str) -> bool {
+    needed(path).iter().any(|role| roles.contains(role))
+}
+
+/// `roles` in a sentence, with `between` before the last.
+pub(crate) fn listed(roles: &[Role], between: &str) -> String {
+    match roles {
+        [] => "none".to_owned(),
+        [one] => one.to_string(),
+        [most @ .., last] => {
+            let most: Vec<&str> = most.iter().map(|role| role.word()).collect();
+            format!("{} {between} {last}", most.join(", "))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -193,6 +210,15 @@ mod tests {
     #[test]
     fn gates_may_name_the_roles_that_there_are() {
         assert_eq!(Role::ALL.map(Role::word), towpath_engine::gate::ROLES);
+    }
+
+    #[test]
+    fn roles_are_listed_as_people_say_it() {
+        let [viewer, operator, approver, ..] = Role::ALL;
+        assert_eq!(listed(&[], "or"), "none");
+        assert_eq!(listed(&[viewer], "or"), "viewer");
+        assert_eq!(listed(&[viewer, operator], "and"), "viewer and operator");
+        assert_eq!(listed(&[viewer, operator, approver], "or"), "viewer, operator or approver");
     }
 
     #[test]

@@ -7,7 +7,13 @@ use towpath_proto::v1::{self, log_server::Log};
 use towpath_storage::{Record, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
-use crate::{House, check, runs::stream, status};
+use crate::{
+    House,
+    auth::{self, roles::Role},
+    check,
+    runs::stream,
+    status,
+};
 
 /// Records read from the store at a time.
 const PAGE: usize = 512;
@@ -44,13 +50,20 @@ impl Log for House {
 
     async fn describe(
         &self,
-        _: Request<v1::DescribeRequest>,
+        request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::Description>, Status> {
+        // Where the store lies, and with what it is reached, is for those who look after it.
+        // Everybody else learns only its kind.
+        let url = self.url();
+        let store = match auth::needs(&request, &[Role::Auditor, Role::Admin], "the store") {
+            Ok(()) => url.to_string(),
+            Err(_) => url.scheme().to_owned(),
+        };
         Ok(Response::new(v1::Description {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             position: *self.runs().store.watch().borrow(),
-            store: self.url().to_string(),
+            store,
             clock_ahead_ms: self.runs().clock_ahead_ms(),
         }))
     }

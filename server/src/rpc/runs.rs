@@ -177,7 +177,7 @@ impl House {
     async fn start(&self, request: Request<v1::StartRunRequest>) -> Result<v1::Run, CommandError> {
         let by = auth::actor(&request)?;
         if request.get_ref().gates_preapproved {
-            auth::needs(&request, Role::Approver, "a run whose gates are open")?;
+            auth::needs(&request, &[Role::Approver], "a run whose gates are open")?;
         }
         let (caller, told) = (caller(&request), is_told(request.metadata()));
         let requester = auth::standing(&request, &request.get_ref().emails);

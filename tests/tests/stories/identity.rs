@@ -159,6 +159,13 @@ async fn everybody_does_what_their_roles_say_and_nothing_else() {
     for (secret, who) in [(&auditor, "auditor"), (&operator, "operator"), (&worker, "worker")] {
         let refused = approve(&channel, secret, &gate).await.expect_err(who);
         assert_eq!(code(&refused), "FORBIDDEN", "{who}");
+        let needed = "ApproveGate: that needs the role approver, and `";
+        assert!(refused.message().contains(needed), "{}", refused.message());
+        assert!(
+            refused.message().ends_with(&format!("has the role {who}")),
+            "{}",
+            refused.message()
+        );
     }
     let message = v1::StartRunRequest {
         gates_preapproved: true,
@@ -168,6 +175,11 @@ async fn everybody_does_what_their_roles_say_and_nothing_else() {
     let refused = RunsClient::new(channel.clone()).start_run(with(message, &operator)).await;
     assert_eq!(code(&refused.expect_err("that is an approval")), "FORBIDDEN");
     assert_eq!(runs_of(&channel, &auditor).await.expect("he reads"), 1);
+    for (secret, store) in [(&auditor, "memory:"), (&operator, "memory"), (&worker, "memory")] {
+        let mut log = LogClient::new(channel.clone());
+        let described = log.describe(with(v1::DescribeRequest {}, secret)).await.expect("allowed");
+        assert_eq!(described.into_inner().store, store, "the URL is for those who look after it");
+    }
 
     approve(&channel, &approver, &gate).await.expect("she may");
     assert_eq!(house.newest(&run.id, "gate_approved").await["by"], "human:ana");
