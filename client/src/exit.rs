@@ -80,6 +80,7 @@ pub(crate) fn of_code(code: &str) -> u8 {
         "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,
         "UNAUTHENTICATED" => UNAUTHENTICATED,
         "FORBIDDEN"
+        | "STORE_EXPOSED"
         | "ORIGIN_REFUSED"
         | "HOST_REFUSED"
         | "ACTOR_MISMATCH"

@@ -1,7 +1,12 @@
 //! The same server without a port: over a pipe within this process, and over a socket in the
 //! store's folder for the other programs of its owner.
 
-use std::{fs, io, os::unix::fs::FileTypeExt as _, path::PathBuf};
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::PathBuf,
+};
 
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -20,6 +25,9 @@ use crate::{
 
 /// The address a local client seems to talk to.
 pub const LOCAL_URI: &str = "http://local";
+
+/// Only processes of its user connect to the socket.
+const SOCKET_MODE: u32 = 0o600;
 
 /// Bytes on the way in one direction of a pipe.
 const PIPE_BYTES: usize = 256 * 1024;
@@ -48,8 +56,31 @@ impl House {
             fs::remove_file(&path)?;
         }
         let listener = UnixListener::bind(&path)?;
-        self.spawn_serving(UnixListenerStream::new(listener), queued(), Door::Owner);
+        // The folder already keeps others out; these two hold when its mode is changed later, which
+        // nobody notices while the server runs.
+        fs::set_permissions(&path, Permissions::from_mode(SOCKET_MODE))?;
+        let owner = fs::metadata(self.folder())?.uid();
+        let incoming = UnixListenerStream::new(listener).filter_map(move |accepted| {
+            accepted.map(|stream| is_owned(&stream, owner).then_some(stream)).transpose()
+        });
+        self.spawn_serving(incoming, queued(), Door::Owner);
         Ok(())
+    }
+}
+
+/// Whether a process of the user `owner` is at the other end of `stream`, by the word of the kernel.
+/// Whoever is let in here needs no token, so a connection whose sender is not known is closed too.
+fn is_owned(stream: &UnixStream, owner: u32) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == owner => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), pid = ?peer.pid(), "local connection of another user closed");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "local connection closed: its user is not known");
+            false
+        }
     }
 }
 
@@ -71,4 +102,57 @@ fn endpoint() -> Endpoint {
     Endpoint::from_static(LOCAL_URI)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::SystemClock;
+
+    #[tokio::test]
+    async fn the_socket_is_for_processes_of_the_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sled:{}", folder.path().display());
+        let house = House::open(&url, Arc::new(SystemClock)).await.unwrap();
+        house.listen_locally().unwrap();
+        let mode = fs::metadata(house.socket()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        let (here, _there) = UnixStream::pair().unwrap();
+        let own = fs::metadata(folder.path()).unwrap().uid();
+        assert!(is_owned(&here, own));
+        assert!(!is_owned(&here, own + 1));
+        house.close().await;
+    }
+
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    #[tokio::test]
+    async fn a_process_of_another_user_is_not_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sled:{}", folder.path().display());
+        let house = House::open(&url, Arc::new(SystemClock)).await.unwrap();
+        house.listen_locally().unwrap();
+        // As if the modes had been changed since: the kernel still says who connects.
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(house.socket(), Permissions::from_mode(0o666)).unwrap();
+        let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
+             s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'); print(len(s.recv(99)))";
+        let asked = |uid: u32| {
+            let mut command = std::process::Command::new("python3");
+            command.args(["-c", script]).arg(house.socket());
+            std::os::unix::process::CommandExt::uid(&mut command, uid);
+            tokio::task::spawn_blocking(move || command.output())
+        };
+        let own = fs::metadata(folder.path()).unwrap().uid();
+        let (Ok(own), Ok(other)) = (asked(own).await.unwrap(), asked(65_534).await.unwrap()) else {
+            eprintln!("skipped: only root with python3 can connect as another user");
+            return;
+        };
+        assert_ne!(String::from_utf8_lossy(&own.stdout).trim(), "0", "the owner is answered");
+        let said = String::from_utf8_lossy(&other.stdout);
+        assert!(["", "0"].contains(&said.trim()), "another user is answered: {said}");
+        house.close().await;
+    }
 }

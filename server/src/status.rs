@@ -121,6 +121,7 @@ impl CommandError {
                 | StoreError::Owned { .. } => Code::Unavailable,
                 StoreError::UrlInvalid { .. }
                 | StoreError::FormatUnknown { .. }
+                | StoreError::Exposed { .. }
                 | StoreError::BackendDiffers { .. }
                 | StoreError::BackupExists { .. }
                 | StoreError::RestoreTargetNotEmpty { .. } => Code::FailedPrecondition,
@@ -138,6 +139,9 @@ impl CommandError {
             Self::TooMuch { .. } => "Split the pipeline.",
             Self::Store(StoreError::Owned { .. }) => {
                 "Wait until that process has ended, or talk to it instead."
+            }
+            Self::Store(StoreError::Exposed { .. }) => {
+                "Run `chmod go=` on the store's folder, or `tow` as the user who owns it."
             }
             Self::Store(StoreError::Full(_)) => {
                 "Nothing is lost; make room on the server's disk, and it goes on by itself."

@@ -120,6 +120,14 @@ pub enum StoreError {
         /// The store's directory.
         path: PathBuf,
     },
+    /// Other users of the machine could put files into the store.
+    #[error("`{}` {why}", path.display())]
+    Exposed {
+        /// The store's directory.
+        path: PathBuf,
+        /// How.
+        why: Exposure,
+    },
     /// The URL names no store.
     #[error("`{url}` is not a valid store URL: {why}")]
     UrlInvalid {
@@ -195,6 +203,7 @@ impl StoreError {
             Self::Damaged { .. } => "LOG_DAMAGED",
             Self::Rollback { .. } => "LOG_ROLLBACK",
             Self::Owned { .. } => "STORE_OWNED",
+            Self::Exposed { .. } => "STORE_EXPOSED",
             Self::UrlInvalid { .. } => "STORE_URL_INVALID",
             Self::Missing { .. } => "STORE_MISSING",
             Self::FormatUnknown { .. } => "STORE_FORMAT_UNKNOWN",
@@ -214,6 +223,25 @@ impl StoreError {
     {
         move |cause| Self::Unavailable { doing, cause: Arc::new(cause) }
     }
+}
+
+/// How a store's directory is open to other users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Exposure {
+    /// Its permissions let others in.
+    #[error("can be changed by other users (mode {mode:04o}); `chmod go= DIRECTORY` closes it")]
+    Mode {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It belongs to another user.
+    #[error("belongs to the user with the number {owner}, and this process runs as {own}")]
+    Owner {
+        /// Who owns it.
+        owner: u32,
+        /// Who we are.
+        own: u32,
+    },
 }
 
 /// What is wrong with a log at a position.

@@ -17,7 +17,7 @@ use std::{
     fmt::Debug,
     fs::{File, OpenOptions, Permissions},
     io::{ErrorKind, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -30,7 +30,7 @@ use crate::{
     blobs::remove_unfinished,
     disk_space::DiskSpace,
     durable_fs::{self, OWNER_ONLY_DIRECTORY, OWNER_ONLY_FILE},
-    error::StoreError,
+    error::{Exposure, StoreError},
 };
 
 /// What the `format` file says before the name of the backend.
@@ -47,6 +47,9 @@ const FENCES: &str = "fences above ";
 /// It counts only on a machine whose clock is wrong; fences stay below 2^53, the largest integer
 /// that every program reads exactly.
 const FENCE_STEP: u64 = 1 << 32;
+
+/// Permission bits that let a group or others change a directory.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// The directory of a store. It stays locked while this, or the store itself, lives.
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl StoreDir {
     pub(crate) fn open(root: &Path, backend: &'static str) -> Result<Self, StoreError> {
         create_directory(root)?;
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
+        check_private(&root)?;
         let lock = lock(&root)?;
         let is_new = !exists(&root);
         let fence_base = fence_base(&root, backend, SystemTime::now())?;
@@ -170,6 +174,23 @@ impl StoreDir {
 /// Where the owner of the store in the directory `root` listens for local clients.
 pub fn socket_in(root: &Path) -> PathBuf {
     root.join("tow.sock")
+}
+
+/// Refuses a directory that other users can change: who can replace its files, or its socket, owns
+/// the store. One that others can only look into passes, because `mkdir` makes such ones; they can
+/// then read what the database underneath writes, and reach no socket.
+fn check_private(root: &Path) -> Result<(), StoreError> {
+    let found = std::fs::metadata(root).map_err(StoreError::while_doing("finding the store"))?;
+    let (owner, own) = (found.uid(), nix::unistd::geteuid().as_raw());
+    let mode = found.mode() & 0o7777;
+    let why = if owner != own {
+        Exposure::Owner { owner, own }
+    } else if mode & WRITABLE_BY_OTHERS != 0 {
+        Exposure::Mode { mode }
+    } else {
+        return Ok(());
+    };
+    Err(StoreError::Exposed { path: root.to_owned(), why })
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
@@ -355,6 +376,33 @@ mod tests {
             let mode = std::fs::metadata(&place).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{}", place.display());
         }
+    }
+
+    #[test]
+    fn a_store_that_others_can_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for mode in [0o775, 0o770, 0o702, 0o720, 0o777] {
+            std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            let error = StoreDir::open(dir.path(), "sled").unwrap_err();
+            assert_eq!(error.code(), "STORE_EXPOSED", "{mode:o}");
+            assert!(error.to_string().contains("chmod go="), "{error}");
+            assert!(!dir.path().join("owner").exists(), "nothing was written");
+        }
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+        StoreDir::open(dir.path(), "sled").unwrap();
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn a_store_of_another_user_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        if nix::unistd::chown(dir.path(), Some(nix::unistd::Uid::from_raw(65_534)), None).is_err() {
+            eprintln!("skipped: only root can give a directory to another user");
+            return;
+        }
+        let error = StoreDir::open(dir.path(), "sled").unwrap_err();
+        assert_eq!(error.code(), "STORE_EXPOSED");
+        assert!(error.to_string().contains("belongs to the user with the number 65534"), "{error}");
     }
 
     #[test]
