@@ -157,6 +157,21 @@ pub fn is_same_person(a: (&Actor, &Standing), b: (&Actor, &Standing)) -> bool {
     person(a.0) == person(b.0) || share(&a.1.emails, &b.1.emails)
 }
 
+/// Why `asking`, who is the same person as `requester`, counts as who asked for the run. It names
+/// the address that both have, because people do not know that theirs is shared.
+fn why_requester(requester: (&Actor, &Standing), asking: (&Actor, &Standing)) -> String {
+    let shared = requester.1.emails.iter().find(|email| asking.1.emails.contains(email));
+    match shared.filter(|_| person(requester.0) != person(asking.0)) {
+        Some(email) => {
+            format!(
+                "has the e-mail address {email} of `{}`, who asked for the run, or replaced its plan,",
+                requester.0
+            )
+        }
+        None => "asked for the run, or replaced its plan,".to_owned(),
+    }
+}
+
 /// Whom a policy is asked about.
 pub(crate) struct Asking<'a> {
     /// The job behind the gate.
@@ -187,9 +202,11 @@ impl GatePolicy {
             return Err(Refusal::ApproverNotAllowed { job, by, why });
         }
         if self.excludes(Excluded::Requester)
-            && asking.requesters.iter().any(|requester| is_same_person(*requester, asking.by))
+            && let Some(requester) =
+                asking.requesters.iter().find(|requester| is_same_person(**requester, asking.by))
         {
-            return Err(Refusal::ApproverIsRequester { job, by });
+            let why = why_requester(*requester, asking.by);
+            return Err(Refusal::ApproverIsRequester { job, by, why });
         }
         if self.excludes(Excluded::Author) { asking.is_no_author() } else { Ok(()) }
     }
@@ -312,6 +329,28 @@ mod tests {
         ] {
             assert_eq!(email(text).as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn whoever_shares_an_address_with_the_requester_is_told_which() {
+        let standing = |email: &str| Standing { roles: vec![], emails: vec![email.to_owned()] };
+        let (ana, bob, job) = (Actor::human("ana"), Actor::human("bob"), JobName::from("cutover"));
+        let (of_ana, of_bob) = (standing("team@example.org"), standing("team@example.org"));
+        let policy = GatePolicy { not: vec![Excluded::Requester], ..GatePolicy::default() };
+        let said = |by, requester| {
+            let requesters = [requester];
+            let asking = Asking { job: &job, by, requesters: &requesters, authors: None };
+            policy.admits(&asking).unwrap_err().to_string()
+        };
+        assert_eq!(
+            said((&bob, &of_bob), (&ana, &of_ana)),
+            "`human:bob` has the e-mail address team@example.org of `human:ana`, who asked for the \
+             run, or replaced its plan, and may not approve at `cutover`"
+        );
+        assert_eq!(
+            said((&ana, &of_ana), (&ana, &of_ana)),
+            "`human:ana` asked for the run, or replaced its plan, and may not approve at `cutover`"
+        );
     }
 
     #[test]

@@ -103,12 +103,14 @@ pub enum Refusal {
         why: String,
     },
     /// The gate wants somebody else than who asked for the run.
-    #[error("`{by}` asked for the run, or replaced its plan, and may not approve at `{job}`")]
+    #[error("`{by}` {why} and may not approve at `{job}`")]
     ApproverIsRequester {
         /// The job.
         job: JobName,
         /// Who wanted to approve.
         by: String,
+        /// In which way they are the requester: by name, or by an address.
+        why: String,
     },
     /// The gate wants somebody else than who wrote the pipeline file.
     #[error("`{by}` wrote or committed the pipeline file and may not approve at `{job}`")]
