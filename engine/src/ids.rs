@@ -6,6 +6,28 @@ use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+/// Whether `c` cannot be seen, or makes the text around it read differently from what it says:
+/// control and format characters, and those that Unicode lets a terminal leave out. Two names that
+/// differ in such characters only look the same to whoever approves, cancels or revokes by them.
+///
+/// Source: categories Cc, Cf, Zl and Zp, and `Default_Ignorable_Code_Point`, of Unicode 16.
+pub fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}')
+        || matches!(c, '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{115f}' | '\u{1160}')
+        || matches!(c, '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}')
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}')
+        || matches!(c, '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}')
+        || matches!(c, '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}')
+        || matches!(c, '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}')
+        || matches!(c, '\u{e0000}'..='\u{e0fff}')
+}
+
+/// The first character of `name` that no name may have: see [`is_invisible`].
+pub fn invisible_in(name: &str) -> Option<char> {
+    name.chars().find(|c| is_invisible(*c))
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -268,6 +290,32 @@ mod tests {
     fn an_actor_reads_back_as_written() {
         for text in ["human:ana", "agent:copilot:7", "service:ci", "worker:eu-2"] {
             assert_eq!(text.parse::<Actor>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_found_and_letters_of_any_script_are_not() {
+        for text in ["ana", "copy/orders: ü", "日本", "é", "e\u{301}", "→ 🚀", "a b", "naïve"]
+        {
+            assert_eq!(invisible_in(text), None, "{text:?}");
+        }
+        for c in [
+            '\0',
+            '\t',
+            '\u{7f}',
+            '\u{9b}',
+            '\u{ad}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2060}',
+            '\u{feff}',
+            '\u{fe0f}',
+            '\u{3164}',
+            '\u{e0041}',
+        ] {
+            assert_eq!(invisible_in(&format!("an{c}a")), Some(c), "{c:?}");
         }
     }
 

@@ -562,6 +562,8 @@ jobs:
             ("", "NAME_MALFORMED"),
             (" a", "NAME_MALFORMED"),
             (&long, "NAME_MALFORMED"),
+            ("co\\u200bpy", "NAME_MALFORMED"),
+            ("co\\xADpy", "NAME_MALFORMED"),
             ("a\\n", "NAME_MALFORMED"),
             ("${{ matrix.x }}", "NAME_MALFORMED"),
         ] {

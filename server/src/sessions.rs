@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Instant};
 use tokio::sync::mpsc;
 use tonic::Status;
 use towpath_engine::{
-    ids::{JobName, RunId, WorkerName},
+    ids::{JobName, RunId, WorkerName, invisible_in},
     refusal::Refusal,
     time::Timestamp,
 };
@@ -135,8 +135,8 @@ impl Session {
 /// Refuses workers that this server does not understand, or that have no proper name.
 pub(crate) fn check(hello: &v1::Hello) -> Result<(), CommandError> {
     let name = &hello.worker;
-    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || name.contains(char::is_control) {
-        let bounds = format!("1 to {NAME_BYTES_MAX} bytes without control characters");
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || invisible_in(name).is_some() {
+        let bounds = format!("1 to {NAME_BYTES_MAX} bytes without characters that cannot be seen");
         return Err(Refusal::ArgumentOutOfBounds { what: "a worker's name", bounds }.into());
     }
     if hello.version.is_empty() || compatible(&hello.version) {
@@ -170,6 +170,17 @@ mod tests {
         assert!(!session.keeps_out(&v1::Hello { worker: "v".into(), ..hello("two") }));
         drop(receive);
         assert!(!session.keeps_out(&hello("two")));
+    }
+
+    #[test]
+    fn names_are_neither_long_nor_invisible() {
+        let named = |name: &str| check(&v1::Hello { worker: name.into(), ..hello("one") });
+        for name in ["eu-1", "größe 日本", &"x".repeat(NAME_BYTES_MAX)] {
+            named(name).unwrap();
+        }
+        for name in ["", "a\u{200b}", "a\u{202e}b", "a\nb", &"x".repeat(NAME_BYTES_MAX + 1)] {
+            assert_eq!(named(name).unwrap_err().code(), "ARGUMENT_OUT_OF_BOUNDS", "{name:?}");
+        }
     }
 
     #[test]

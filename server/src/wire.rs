@@ -7,7 +7,7 @@ use towpath_engine::{
     decide::Ended,
     event::{Artifact, CAUSE_BYTES_MAX, Fact, FailureCause, RunEvent, bounded_text},
     gate::{self as gates, AUTHORS_MAX, Authors},
-    ids::{Actor, Attempt, Blob, Digest, JobName, RunId},
+    ids::{Actor, Attempt, Blob, Digest, JobName, RunId, invisible_in},
     run::{Job, Run},
     source::{Origin, Source},
 };
@@ -26,7 +26,17 @@ fn invalid(what: impl Into<String>) -> CommandError {
 
 /// Who issued a command, by its own word.
 pub(crate) fn actor(text: &str) -> Result<Actor, CommandError> {
-    text.parse().map_err(|error: towpath_engine::ids::ActorMalformed| invalid(error.to_string()))
+    let actor: Actor = text
+        .parse()
+        .map_err(|error: towpath_engine::ids::ActorMalformed| invalid(error.to_string()))?;
+    // Not in the type itself: logs that were written before this rule are read as they are.
+    match invisible_in(&actor.name) {
+        Some(c) => Err(invalid(format!(
+            "the name of an actor holds a character that cannot be seen, U+{:04X}",
+            u32::from(c)
+        ))),
+        None => Ok(actor),
+    }
 }
 
 /// The digest that `text` writes.

@@ -3,6 +3,8 @@
 
 use std::{borrow::Cow, ops::Range};
 
+use towpath_engine::ids::invisible_in;
+
 use super::{
     duration::duration_ms,
     found::Found,
@@ -160,10 +162,10 @@ impl<'t> Reader<'t> {
             "" => "is empty".to_owned(),
             _ if name.len() > NAME_BYTES_MAX => format!("is longer than {NAME_BYTES_MAX} bytes"),
             _ if name.trim() != name => "begins or ends with white space".to_owned(),
-            _ if name.chars().any(crate::diagnostics::is_obeyed) => {
-                "holds a control character".to_owned()
-            }
-            _ => return true,
+            _ => match invisible_in(name) {
+                Some(c) => format!("holds a character that cannot be seen, U+{:04X}", u32::from(c)),
+                None => return true,
+            },
         };
         self.error("NAME_MALFORMED", span, format!("{what} {fault}"));
         false

@@ -18,6 +18,8 @@ const DEPTH_MAX: usize = 64;
 /// Most nodes that anchors keep and aliases unfold to, together. Source: every job of a large
 /// file may share its options; an alias bomb passes this within a millisecond.
 const ALIASED_NODES_MAX: usize = 100_000;
+/// Longest key that YAML reads on one line with its value, in characters. Source: YAML 1.2, 7.4.2.
+const KEY_CHARS_MAX: usize = 1_024;
 /// Up to this many keys are compared with each other; more go through a table.
 const KEYS_COMPARED_MAX: usize = 16;
 
@@ -351,6 +353,21 @@ fn too_deep(span: &Range<usize>) -> Diagnostic {
     Diagnostic::error("NESTING_TOO_DEEP", span, message)
 }
 
+/// The first key before `at`, or on its line, that is longer than YAML reads. The parser only says
+/// that it expected a `:`, at a place that does not show why.
+fn long_key(body: &str, at: usize) -> Option<Range<usize>> {
+    let end = body[at..].find('\n').map_or(body.len(), |newline| at + newline);
+    let mut start = 0;
+    body[..end].split_inclusive('\n').find_map(|line| {
+        let key = line.trim_start_matches([' ', '-', '{', '?']);
+        let indent = line.len() - key.len();
+        let length = key.find(": ").or_else(|| key.trim_end().strip_suffix(':').map(str::len));
+        let found = start + indent..start + indent + length.unwrap_or_default();
+        start += line.len();
+        (body[found.clone()].chars().count() > KEY_CHARS_MAX).then_some(found)
+    })
+}
+
 /// What the parser could not read.
 fn syntax(error: &ScanError, base: usize, body: &str) -> Diagnostic {
     let at = error.marker().byte_offset().unwrap_or(0).min(body.len());
@@ -360,6 +377,13 @@ fn syntax(error: &ScanError, base: usize, body: &str) -> Diagnostic {
     let why = error.info();
     if why.contains("nesting") || why.contains("recursion") || why.contains("nested") {
         return too_deep(&span);
+    }
+    if let Some(key) = long_key(body, at) {
+        let length = key.len();
+        let message = format!(
+            "a name or key has {length} bytes; YAML reads at most {KEY_CHARS_MAX} characters"
+        );
+        return Diagnostic::error("NAME_MALFORMED", &(base + key.start..base + key.end), message);
     }
     let message = format!("cannot read the file: {why}");
     let line_start = body[..at].rfind('\n').map_or(0, |newline| newline + 1);
@@ -493,6 +517,10 @@ mod tests {
         assert_eq!(code("a: \"x\\e[2J\""), "CHARACTER_REFUSED");
         assert_eq!(code("[a]: 1"), "YAML_SYNTAX");
         assert_eq!(code("a: b: c"), "YAML_SYNTAX");
+        let long = format!("a:\n  {}: 1\n", "k".repeat(10_000));
+        let (_, found) = read(&long);
+        assert_eq!(found[0].code, "NAME_MALFORMED");
+        assert_eq!(found[0].span, 5..10_005);
         let (_, found) = read("a:\n\tb: 1\n");
         assert_eq!(found[0].code, "YAML_SYNTAX");
         assert_eq!(found[0].help, ["YAML is indented with spaces"]);
