@@ -17,12 +17,16 @@ use webpki::{
     OwnedCertRevocationList, RevocationOptionsBuilder, anchor_from_trusted_cert,
 };
 
+use x509_parser::{parse_x509_certificate, parse_x509_crl};
+
 use super::whole::{self, Stamp};
 
 /// The authority of the workers, and what it has taken back.
 #[derive(Debug)]
 pub(crate) struct Certificates {
     anchors: Vec<TrustAnchor<'static>>,
+    /// Their certificates, for the names and keys in them.
+    authorities: Vec<CertificateDer<'static>>,
     /// Where the authority's list is, if there is one.
     path: Option<PathBuf>,
     known: Mutex<Known>,
@@ -51,6 +55,16 @@ pub enum CertificatesError {
         /// Why.
         source: io::Error,
     },
+    /// Its list is that of another authority.
+    #[error("`{}` is the list of `{issuer}` and is not signed by the authority of the workers, {authority}", path.display())]
+    OtherAuthority {
+        /// The file.
+        path: PathBuf,
+        /// Who issued it.
+        issuer: String,
+        /// The authorities of the workers.
+        authority: String,
+    },
     /// Its list is none.
     #[error("`{}` is no list of revoked certificates: {why}", path.display())]
     Invalid {
@@ -65,18 +79,19 @@ impl Certificates {
     /// Certificates of the authority in `ca`, as PEM, but for those of the list at `path`.
     pub(crate) fn of(ca: &[u8], path: Option<&Path>) -> Result<Self, CertificatesError> {
         let authority = |why: String| CertificatesError::Authority(why);
-        let mut anchors = Vec::new();
+        let (mut anchors, mut authorities) = (Vec::new(), Vec::new());
         for certificate in CertificateDer::pem_slice_iter(ca) {
             let certificate = certificate.map_err(|error| authority(error.to_string()))?;
             let anchor = anchor_from_trusted_cert(&certificate);
             anchors.push(anchor.map_err(|error| authority(error.to_string()))?.to_owned());
+            authorities.push(certificate);
         }
         let mut known = Known::default();
         if let Some(path) = path {
             known.stamp = whole::stamp(path);
-            known.list = Some(read(path)?);
+            known.list = Some(read(path, &authorities)?);
         }
-        Ok(Self { anchors, path: path.map(Path::to_owned), known: Mutex::new(known) })
+        Ok(Self { anchors, authorities, path: path.map(Path::to_owned), known: Mutex::new(known) })
     }
 
     /// The number of the list that counts now: as long as it is the same, so is everything but the
@@ -117,7 +132,7 @@ impl Certificates {
             let stamp = whole::stamp(path);
             if stamp != known.stamp {
                 known.stamp = stamp;
-                match read(path) {
+                match read(path, &self.authorities) {
                     Ok(list) => {
                         known.list = Some(list);
                         known.edition += 1;
@@ -131,14 +146,44 @@ impl Certificates {
     }
 }
 
-fn read(path: &Path) -> Result<CertRevocationList<'static>, CertificatesError> {
+fn read(
+    path: &Path,
+    authorities: &[CertificateDer<'_>],
+) -> Result<CertRevocationList<'static>, CertificatesError> {
     let unreadable = |source| CertificatesError::Unreadable { path: path.to_owned(), source };
     let invalid = |why: String| CertificatesError::Invalid { path: path.to_owned(), why };
     let text = fs::read(path).map_err(unreadable)?;
     let list = CertificateRevocationListDer::from_pem_slice(&text);
     let list = list.map_err(|error| invalid(error.to_string()))?;
+    is_issued_by(&list, authorities, path)?;
     let list = OwnedCertRevocationList::from_der(&list);
     Ok(list.map_err(|error| invalid(error.to_string()))?.into())
+}
+
+/// Refuses the list of an authority that issues no certificates of workers. The check of a
+/// certificate passes over such a list without a word, so nothing would ever be revoked by it.
+fn is_issued_by(
+    list: &[u8],
+    authorities: &[CertificateDer<'_>],
+    path: &Path,
+) -> Result<(), CertificatesError> {
+    let invalid = |why: String| CertificatesError::Invalid { path: path.to_owned(), why };
+    let (_, list) = parse_x509_crl(list).map_err(|error| invalid(error.to_string()))?;
+    let mut names = Vec::new();
+    for authority in authorities {
+        let Ok((_, authority)) = parse_x509_certificate(authority) else { continue };
+        // The name alone does not do: two authorities may have the same.
+        let is_its = authority.subject() == list.issuer();
+        if is_its && list.verify_signature(authority.public_key()).is_ok() {
+            return Ok(());
+        }
+        names.push(format!("`{}`", authority.subject()));
+    }
+    Err(CertificatesError::OtherAuthority {
+        path: path.to_owned(),
+        issuer: list.issuer().to_string(),
+        authority: names.join(", "),
+    })
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library has dozens")]
@@ -148,5 +193,33 @@ fn why(error: Error) -> &'static str {
         Error::CertExpired { .. } => "the certificate has expired",
         Error::CertNotValidYet { .. } => "the certificate does not count yet",
         _ => "the certificate is not one of the authority of the workers",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::pki, *};
+
+    #[test]
+    fn a_list_of_another_authority_is_refused_by_the_names_of_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let init = |name: &str, install: &str| {
+            let folder = folder.path().join(name);
+            pki::init(&folder, install).unwrap();
+            let worker = pki::Subject::Worker("eu-1".to_owned());
+            pki::issue(&folder, &worker, pki::DAY).unwrap();
+            pki::revoke(&folder, "eu-1", Timestamp(1_763_715_723_000)).unwrap();
+            folder
+        };
+        let (own, other, same_name) = (init("own", "one"), init("other", "two"), init("x", "one"));
+        let ca = fs::read(own.join(pki::CA_FILE)).unwrap();
+
+        Certificates::of(&ca, Some(&own.join(pki::CRL_FILE))).unwrap();
+        let refused = Certificates::of(&ca, Some(&other.join(pki::CRL_FILE))).unwrap_err();
+        let said = refused.to_string();
+        assert!(said.contains("list of `CN=Towpath two`"), "{said}");
+        assert!(said.contains("authority of the workers, `CN=Towpath one`"), "{said}");
+        let forged = Certificates::of(&ca, Some(&same_name.join(pki::CRL_FILE))).unwrap_err();
+        assert!(matches!(forged, CertificatesError::OtherAuthority { .. }), "{forged}");
     }
 }
