@@ -181,11 +181,16 @@ impl House {
         let house = self.clone();
         let (stop, cut) = (self.stopping().clone(), self.cutting().clone());
         self.tasks().spawn(async move {
-            let reflection = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTORS)
-                .build_v1();
-            let reflection = match reflection {
-                Ok(reflection) => reflection,
+            let described = || {
+                tonic_reflection::server::Builder::configure()
+                    .register_encoded_file_descriptor_set(DESCRIPTORS)
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            };
+            // Most tools of today still ask in the older version.
+            let reflection =
+                described().build_v1().and_then(|v1| Ok((v1, described().build_v1alpha()?)));
+            let (reflection, reflection_alpha) = match reflection {
+                Ok(both) => both,
                 Err(error) => {
                     tracing::error!(%error, "the contract cannot describe itself");
                     return;
@@ -209,6 +214,7 @@ impl House {
                 .add_routes(metrics::routes(house.clone()))
                 .add_service(bounded!(HealthServer::new(health)))
                 .add_service(bounded!(reflection))
+                .add_service(bounded!(reflection_alpha))
                 .add_service(runs)
                 .add_service(bounded!(BlobsServer::new(house.clone())))
                 .add_service(bounded!(GatesServer::new(house.clone())))

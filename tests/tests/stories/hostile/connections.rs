@@ -195,6 +195,29 @@ async fn a_worker_at_a_port_takes_no_name_of_a_local_worker() {
 }
 
 #[tokio::test]
+async fn reflection_answers_in_both_versions_and_lists_health() {
+    let besieged = Besieged::new().await;
+    for version in ["v1", "v1alpha"] {
+        // `list_services` of any host, as grpcurl asks.
+        let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        let mut raw = besieged.raw().await;
+        let message = super::field(7, b"*");
+        let asked = send(&mut raw, request(&path), frame(0, message.len(), &message), true);
+        let (head, mut body) = asked.await.expect("an answer").into_parts();
+        let mut said = Vec::new();
+        while let Some(Ok(part)) = body.data().await {
+            drop(body.flow_control().release_capacity(part.len()));
+            said.extend_from_slice(&part);
+        }
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(head.status, http::StatusCode::OK, "{version}");
+        assert!(said.contains("grpc.health.v1.Health"), "{version}: {said}");
+        assert!(said.contains("towpath.v1.Runs"), "{version}: {said}");
+    }
+    besieged.stands().await;
+}
+
+#[tokio::test]
 async fn one_connection_asks_so_much_at_once_and_no_more() {
     let besieged = Besieged::new().await;
     let mut raw = besieged.raw().await;
