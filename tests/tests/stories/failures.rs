@@ -217,7 +217,7 @@ async fn after_its_end_a_job_is_changed_by_no_report_and_no_beat() {
     assert_eq!(back.held(), []);
     back.say(ToServer::Beat(v1::Beat {})).await;
     back.send_report(&of, succeeded(), 0).await;
-    back.refusal().await;
+    back.until_recorded(&of).await;
 
     assert_eq!(house.kinds(&run).await, kinds);
     assert_eq!(house.states(&run).await, "a cancelled");
