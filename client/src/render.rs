@@ -68,6 +68,12 @@ impl Style {
         }
     }
 
+    /// This style in a window that may have another width by now.
+    #[must_use]
+    pub(crate) fn measured(&self) -> Self {
+        Self { width: width().max(WIDTH_MIN), ..*self }
+    }
+
     /// The sign of `mark`, coloured if that is wanted.
     pub(crate) fn mark(&self, mark: Mark) -> String {
         let (sign, plain, colour) = match mark {

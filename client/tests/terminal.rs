@@ -8,3 +8,5 @@ mod gates;
 mod pty;
 #[path = "terminal/slips.rs"]
 mod slips;
+#[path = "terminal/watching.rs"]
+mod watching;

@@ -3,6 +3,12 @@
 
 use std::io::{self, Write};
 
+/// Lines longer than the window are cut, and not continued on the next row (DECAWM). The window
+/// may be narrowed between the moment its width is read and the moment the block reaches it: a
+/// block that takes more rows than it has lines would leave its first rows behind.
+const WRAP_OFF: &str = "\u{1b}[?7l";
+const WRAP_ON: &str = "\u{1b}[?7h";
+
 /// A block of lines at the bottom of the terminal.
 #[derive(Debug, Default)]
 pub(crate) struct Screen {
@@ -17,14 +23,20 @@ impl Screen {
         lines: &[String],
         block: Vec<String>,
     ) -> io::Result<()> {
+        // Ten times a second, most of them for nothing: a slow line to the terminal, or a person who
+        // selects text in it, would suffer.
         if lines.is_empty() && block == self.drawn {
             return Ok(());
         }
         let mut text = self.erased();
+        text.push_str(WRAP_OFF);
         for line in lines.iter().chain(&block) {
             text.push_str(line);
+            // Erased to its end: the row may hold what a program typed over, or a key's echo.
             text.push_str("\u{1b}[K\n");
         }
+        // In the same write: a process that is killed here must not leave a terminal that cuts.
+        text.push_str(WRAP_ON);
         self.drawn = block;
         out.write_all(text.as_bytes())?;
         out.flush()
@@ -38,6 +50,9 @@ impl Screen {
         out.flush()
     }
 
+    // As many rows as lines were drawn, also if the window has another width by now. A terminal that
+    // breaks long lines anew shows more of them, and its surplus stays above; taking those away too
+    // would erase lines of others in a terminal that cuts.
     /// The signs that put the cursor where the block began, and erase from there.
     fn erased(&self) -> String {
         match self.drawn.len() {
@@ -61,10 +76,13 @@ mod tests {
     #[test]
     fn the_block_is_replaced_and_finished_lines_stay() {
         let mut screen = Screen::default();
-        assert_eq!(drawn(&mut screen, &[], &["a", "b"]), "a\u{1b}[K\nb\u{1b}[K\n");
+        assert_eq!(
+            drawn(&mut screen, &[], &["a", "b"]),
+            "\u{1b}[?7la\u{1b}[K\nb\u{1b}[K\n\u{1b}[?7h"
+        );
         assert_eq!(
             drawn(&mut screen, &["done"], &["b"]),
-            "\u{1b}[2A\r\u{1b}[Jdone\u{1b}[K\nb\u{1b}[K\n"
+            "\u{1b}[2A\r\u{1b}[J\u{1b}[?7ldone\u{1b}[K\nb\u{1b}[K\n\u{1b}[?7h"
         );
     }
 

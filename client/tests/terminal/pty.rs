@@ -12,6 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
@@ -47,6 +51,17 @@ fn cells(count: u16) -> NonZero<u16> {
     NonZero::new(count).expect("a terminal has rows and columns")
 }
 
+/// How many columns `row` takes: signs that erase, colour or switch take none.
+fn columns_of(row: &str) -> usize {
+    let mut inside = false;
+    let shown = row.chars().filter(|&sign| {
+        let hidden = inside || sign == '\u{1b}';
+        inside = hidden && !sign.is_ascii_alphabetic();
+        !hidden
+    });
+    shown.count()
+}
+
 /// `tow`, or the program that `TOW_BIN` names: to see that a test fails with an older one.
 pub(crate) fn program() -> OsString {
     std::env::var_os("TOW_BIN").unwrap_or_else(|| snapbox::cmd::cargo_bin!("tow").into())
@@ -70,7 +85,7 @@ impl Terminal {
             .env("HOME", folder)
             .env("USER", "ana")
             .env("TERM", "xterm")
-            .env("TOW_STORE", format!("sled:{}", folder.join(".towpath").display()))
+            .env("TOW_STORE", format!("sled:{}", folder.join("store").display()))
             .envs(env.iter().copied())
             .stdin(again())
             .stdout(again())
@@ -116,6 +131,53 @@ impl Terminal {
             let left = until.saturating_duration_since(Instant::now());
             assert!(self.take(left), "no {text:?} in:\n{}", self.written);
         }
+    }
+
+    /// Sends `signal` to the program, as the keyboard or a supervisor does.
+    pub(crate) fn signals(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        kill(pid, signal).expect("it runs");
+    }
+
+    /// Makes the window `columns` wide. What was drawn for the old width arrives before the
+    /// terminal cuts: as long as a row is wider, it is still the old window.
+    pub(crate) fn narrows(&mut self, columns: u16) {
+        tcsetwinsize(&self.controller, size(24, columns)).expect("a size");
+        let (from, until) = (self.written.len(), Instant::now() + WITHIN);
+        let fits =
+            |picture: &str| picture.lines().all(|row| columns_of(row) <= usize::from(columns));
+        // Between two erasures stands a whole picture.
+        let whole = |written: &str| {
+            let mut pictures: Vec<_> = written.split("\u{1b}[J").skip(1).collect();
+            pictures.pop();
+            pictures.into_iter().any(fits)
+        };
+        while !self.written.get(from..).is_some_and(whole) {
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(self.take(left), "wider than the window:\n{}", self.written);
+        }
+        self.screen.screen_mut().set_size(cells(24), cells(columns));
+    }
+
+    /// Waits until the moving block was drawn `times` more.
+    pub(crate) fn redraws(&mut self, times: usize) {
+        let drawn = |written: &str| written.matches("\u{1b}[J").count();
+        let (before, until) = (drawn(&self.written), Instant::now() + WITHIN);
+        while drawn(&self.written) < before + times {
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(self.take(left), "nothing is drawn any more:\n{}", self.written);
+        }
+    }
+
+    /// The rows that can be seen now, without those that are empty.
+    pub(crate) fn rows(&self) -> Vec<String> {
+        let contents = self.screen.screen().contents();
+        contents.lines().filter(|row| !row.trim().is_empty()).map(str::to_owned).collect()
+    }
+
+    /// How many rows scrolled out of the window.
+    pub(crate) fn scrolled(&self) -> usize {
+        self.screen.screen().scrollback_len()
     }
 
     /// Types `keys`.

@@ -40,7 +40,7 @@ impl Show<'_> {
         let mut cards = self
             .run
             .gates()
-            .filter_map(|job| GateCard::new(&self.run, job, &self.short_id, &self.desk.style));
+            .filter_map(|job| GateCard::new(&self.run, job, &self.short_id, &self.style()));
         let Some(card) = cards.find(|card| !self.asked.contains(&card.binds)) else {
             return Ok(left);
         };
@@ -76,7 +76,7 @@ impl Show<'_> {
 
     /// Prints all of `card`, for whoever reads it later.
     fn print_card(&self, card: &GateCard) {
-        let columns = io::stderr().is_terminal().then_some(self.desk.style.width);
+        let columns = io::stderr().is_terminal().then_some(self.style().width);
         for row in card.rows(columns) {
             self.desk.say(&row);
         }
@@ -85,7 +85,7 @@ impl Show<'_> {
     /// Shows all of `card` to the person at this terminal. `false`: they are not to be asked any
     /// more.
     async fn show_card(&self, card: &GateCard, signals: &mut Signals) -> bool {
-        let columns = Some(self.desk.style.width);
+        let columns = Some(self.style().width);
         let rows = card.rows(columns);
         if rows.len() + QUESTION_ROWS <= height() {
             self.print_card(card);

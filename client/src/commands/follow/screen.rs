@@ -24,6 +24,7 @@ use crate::{
     connect::Server,
     failure::Failure,
     render::{
+        Style,
         board::{self, LastLines},
         plain, safe,
         screen::Screen,
@@ -85,6 +86,12 @@ impl<'a> Show<'a> {
         }
     }
 
+    /// How to draw in the window as it is now: people narrow it while a run goes on, and a row that
+    /// is longer than the window would be left behind at every drawing.
+    pub(super) fn style(&self) -> Style {
+        self.desk.style.measured()
+    }
+
     /// Writes to standard output, as long as that works. A reader that went away (`| head -1`)
     /// must not end the process: jobs would go on without anybody to record their end.
     fn write(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Failure>) {
@@ -119,7 +126,7 @@ impl<'a> Show<'a> {
             self.desk.say(text);
             return;
         }
-        self.lines.extend(wrapped(text, self.desk.style.width).into_iter().map(str::to_owned));
+        self.lines.extend(wrapped(text, self.style().width).into_iter().map(str::to_owned));
         self.draw();
     }
 
@@ -182,11 +189,12 @@ impl<'a> Show<'a> {
         let Some(job) = fact.event.job().and_then(|job| self.run.job(job.as_str())) else {
             if let RunEvent::RunAborted { root } = &fact.event {
                 let line = format!("  Aborted, because {} failed.", safe(root.as_str()));
-                self.lines.push(self.desk.style.fit(&line, self.desk.style.width));
+                let style = self.style();
+                self.lines.push(style.fit(&line, style.width));
             }
             return;
         };
-        let (name, style) = (job.plan.name.clone(), &self.desk.style);
+        let (name, style) = (job.plan.name.clone(), &self.style());
         let failed_try = matches!(fact.event, RunEvent::JobAttemptFailed { .. });
         if matches!(fact.event, RunEvent::JobLeased { .. }) {
             self.listen(name);
@@ -235,7 +243,7 @@ impl<'a> Show<'a> {
         if !self.live || self.run.header().is_none() {
             return;
         }
-        let style = &self.desk.style;
+        let style = &self.style();
         if !std::mem::replace(&mut self.headed, true) {
             self.lines.insert(0, board::head(&self.run, &self.short_id, style));
         }
@@ -262,7 +270,7 @@ impl<'a> Show<'a> {
         if self.live {
             self.draw();
             self.clear();
-            let foot = board::foot(&self.run, now(), &self.desk.style) + "\n";
+            let foot = board::foot(&self.run, now(), &self.style()) + "\n";
             self.write(|show| show.desk.print(&foot));
         }
         if self.desk.output() == Output::Text {
