@@ -135,6 +135,14 @@ impl AttemptsDir {
         Ok(Self { folder, environment, berths: Mutex::new(berths), _lock: lock })
     }
 
+    /// Whether another worker uses `folder` now. `false` also if there is no such folder, or it
+    /// cannot be read: opening it says why.
+    pub fn is_in_use(folder: &Path) -> bool {
+        // Opened and not created: asking must leave nothing behind. The lock goes with the handle.
+        let lock = File::open(folder.join("lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// The attempts that earlier processes left behind. Ask before executing any of your own:
     /// those would be listed too.
     pub fn found(&self) -> Vec<FoundAttempt> {
@@ -443,8 +451,17 @@ mod tests {
         let first = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
         let second = AttemptsDir::open(folder.path(), Environment::default());
         assert!(matches!(second, Err(AttemptsError::InUse { .. })));
+        assert!(AttemptsDir::is_in_use(folder.path()));
         drop(first);
+        assert!(!AttemptsDir::is_in_use(folder.path()));
         AttemptsDir::open(folder.path(), Environment::default()).unwrap();
+    }
+
+    #[test]
+    fn asking_for_a_folder_does_not_make_it() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!AttemptsDir::is_in_use(folder.path()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

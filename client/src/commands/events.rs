@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tokio_stream::StreamExt as _;
 use towpath_proto::v1;
 
-use super::{Desk, Finished};
+use super::{Desk, Finished, follow::server_went_away};
 use crate::{exit, failure::Failure};
 
 /// Show the log as it is stored, one JSON object a line
@@ -57,6 +57,8 @@ pub(crate) async fn events(desk: &Desk, args: EventsArgs) -> Finished {
                     records = server.log().follow(request.clone()).await?.into_inner();
                 }
                 Some(Err(failure)) => return Err(failure),
+                // Without an end of its own: the log goes on elsewhere, or it is not known how.
+                None if args.follow => return Err(server_went_away()),
                 None => break,
             },
             _ = tokio::signal::ctrl_c() => return Ok(exit::INTERRUPTED),

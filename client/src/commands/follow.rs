@@ -9,10 +9,10 @@ mod stream;
 use std::time::Duration;
 
 use gate::AtGate;
-use host::{Host, worker_failure};
+use host::{Host, HostNews, worker_failure};
 use screen::Show;
-pub(crate) use stream::snapshot;
 use stream::{heard, why_stopped};
+pub(crate) use stream::{server_went_away, snapshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use towpath_engine::{ids::RunId, run::Run, time::Timestamp};
@@ -93,7 +93,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
     let mut records = server.log().follow(request).await?.into_inner();
     let mut show = Show::new(desk, server, run, follow);
     show.begin();
-    let finished = until_rest(server, follow.wait, &mut host, &mut show, &mut records).await;
+    let finished = until_rest(server, follow, &mut host, &mut show, &mut records).await;
     let finished = finished.map_err(|failure| resumable(failure, &follow.short_id));
     host.end(&finished).await;
     if matches!(finished, Ok(exit::INTERRUPTED)) {
@@ -117,7 +117,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
 /// Shows what comes until there is nothing to wait for.
 async fn until_rest(
     server: &Server,
-    wait: bool,
+    follow: &Follow,
     host: &mut Host,
     show: &mut Show<'_>,
     records: &mut Streaming<v1::Record>,
@@ -133,14 +133,14 @@ async fn until_rest(
         {
             return Ok(exit::INTERRUPTED);
         }
-        if show.waits_for_a_person() && !host.interrupted && (host.works() || !wait) {
+        if show.waits_for_a_person() && !host.interrupted && (host.works() || !follow.wait) {
             // An approval may be on its way already, with `--yes` even in the same append.
             if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
                 show.take(&heard(record)?)?;
                 continue;
             }
             let at_gate = tokio::select! {
-                at_gate = show.at_gate(wait, &mut signals) => at_gate?,
+                at_gate = show.at_gate(follow.wait, &mut signals) => at_gate?,
                 () = server.stopped() => return Err(why_stopped(records).await),
             };
             match at_gate {
@@ -159,14 +159,17 @@ async fn until_rest(
                     return Ok(exit::INTERRUPTED);
                 }
             }
-            worked = host.ended() => match worked {
-                Ok(_) if host.interrupted => return Ok(exit::INTERRUPTED),
-                Ok(_) => {}
-                Err(WorkerError::Attempts(AttemptsError::InUse { .. })) => {
-                    host.others_work = true;
-                    show.say("Another process is working on this run; watching it.");
+            news = host.next(server, follow) => match news {
+                HostNews::OthersLeft => host.take_over(server, follow, show),
+                HostNews::Ended(Ok(_)) if host.interrupted => return Ok(exit::INTERRUPTED),
+                HostNews::Ended(Ok(_)) => {}
+                HostNews::Ended(Err(WorkerError::Attempts(AttemptsError::InUse { .. }))) => {
+                    host.leave_to_others(show);
+                    if host.interrupted {
+                        return Ok(exit::INTERRUPTED);
+                    }
                 }
-                Err(error) => return Err(worker_failure(&error)),
+                HostNews::Ended(Err(error)) => return Err(worker_failure(&error)),
             },
             _ = ticks.tick() => show.draw(),
         }

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    ends::{folder_with, tow},
+    ends::{ended, err, folder_with, tow},
     pty::Terminal,
 };
 
@@ -121,4 +122,51 @@ fn a_terminal_that_only_watches_can_be_left() {
     }
     go(folder.path(), "one");
     assert_eq!(works.0.wait().expect("an end").code(), Some(0), "the run was left alone");
+}
+
+#[test]
+fn who_watches_goes_on_with_the_run_when_its_process_dies_and_the_store_lives() {
+    let job = |name: &str| {
+        format!("stages: [s]\njobs:\n  {name}: {{stage: s, command: '{}'}}\n", waits(name))
+    };
+    let folder = folder_with(&job("one"));
+    let mut owner = other(folder.path(), &["run"]);
+    began(folder.path(), "one");
+    fs::write(folder.path().join("two.yml"), job("two")).expect("a file");
+    let works = other(folder.path(), &["run", "two.yml"]);
+    began(folder.path(), "two");
+    let mut watches = Terminal::tow(folder.path(), &["resume"], &[]);
+    watches.expect("Another process is working on this run; watching it.");
+
+    drop(works);
+
+    watches.expect("The process that worked on this run has ended; this one goes on.");
+    go(folder.path(), "two");
+    assert_eq!(watches.ends(), 0, "{}", watches.written);
+    go(folder.path(), "one");
+    assert_eq!(owner.0.wait().expect("an end").code(), Some(0));
+}
+
+#[test]
+fn following_the_log_fails_when_its_server_goes_away() {
+    let folder = folder_with(&format!(
+        "stages: [s]\njobs:\n  one: {{stage: s, command: '{}'}}\n",
+        waits("one")
+    ));
+    let mut owner = other(folder.path(), &["run"]);
+    began(folder.path(), "one");
+    let mut events = tow(folder.path(), &[], &["events", "--follow"]).spawn().expect("tow");
+    let mut out = BufReader::new(events.stdout.take().expect("its output"));
+    out.read_line(&mut String::new()).expect("an event");
+    let reads = std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
+
+    go(folder.path(), "one");
+
+    assert_eq!(owner.0.wait().expect("an end").code(), Some(0));
+    let output = events.wait_with_output().expect("an end");
+    drop(reads.join());
+    assert_eq!(output.status.code(), Some(42), "{}", err(&output));
+    assert!(err(&output).contains("error[UNREACHABLE]"), "{}", err(&output));
+    let once = ended(&mut tow(folder.path(), &[], &["events"]));
+    assert_eq!(once.status.code(), Some(0), "without --follow the log has an end");
 }

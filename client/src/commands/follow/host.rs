@@ -1,13 +1,20 @@
 //! The worker of this process while a run is followed: how it begins, is interrupted, and ends.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{
+    task::JoinHandle,
+    time::{Interval, MissedTickBehavior},
+};
 use towpath_server::LOCAL_WORKER_PREFIX;
-use towpath_worker::{Stay, Stop, Worked, WorkerError, WorkerOptions, work};
+use towpath_worker::{AttemptsDir, Stay, Stop, Worked, WorkerError, WorkerOptions, work};
 
 use super::{Follow, screen::Show};
 use crate::{commands::Finished, connect::Server, failure::Failure};
+
+/// How often it is tried whether another process still works on the run. A process that is killed
+/// says nothing, and the lock that it held is all that shows it.
+const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
 
 /// The worker of this process, while it has one.
 pub(super) struct Host {
@@ -16,14 +23,40 @@ pub(super) struct Host {
     /// It was told to stop: by a signal, or because nobody reads the output any more.
     pub(super) interrupted: bool,
     /// The run is worked on elsewhere on this machine.
-    pub(super) others_work: bool,
+    others_work: bool,
+    try_others: Interval,
+}
+
+/// What [`Host::next`] waits for.
+pub(super) enum HostNews {
+    /// The worker of this process ended.
+    Ended(Worked),
+    /// The process that worked on the run does so no more.
+    OthersLeft,
 }
 
 impl Host {
     pub(super) fn begin(server: &Server, follow: &Follow, slots: Option<u32>) -> Self {
         let stop = Stop::default();
         let task = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
-        Self { task, stop, interrupted: false, others_work: false }
+        let mut try_others = tokio::time::interval(TAKE_OVER_EVERY);
+        try_others.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { task, stop, interrupted: false, others_work: false, try_others }
+    }
+
+    /// Another process has the attempts of the run: watches it.
+    pub(super) fn leave_to_others(&mut self, show: &mut Show<'_>) {
+        self.others_work = true;
+        show.say("Another process is working on this run; watching it.");
+    }
+
+    /// Begins to work on the run that another process worked on: nobody else would, and who asked
+    /// for it to go on would wait without end.
+    pub(super) fn take_over(&mut self, server: &Server, follow: &Follow, show: &mut Show<'_>) {
+        let Some(slots) = follow.slots else { return };
+        show.say("The process that worked on this run has ended; this one goes on.");
+        self.others_work = false;
+        self.task = Some(begin_work(server, follow, slots, self.stop.clone()));
     }
 
     pub(super) fn works(&self) -> bool {
@@ -58,12 +91,27 @@ impl Host {
         false
     }
 
-    /// The end of the worker; never, if there is none.
-    pub(super) async fn ended(&mut self) -> Worked {
-        let Some(task) = &mut self.task else { return std::future::pending().await };
-        let worked = task.await;
-        self.task = None;
-        worked.unwrap_or_else(|_| Err(Box::new(tonic::Status::internal("the worker broke")).into()))
+    /// What becomes of the worker of this process, or of the process that it leaves the run to.
+    /// Never comes back if there is neither.
+    pub(super) async fn next(&mut self, server: &Server, follow: &Follow) -> HostNews {
+        if let Some(task) = &mut self.task {
+            let worked = task.await;
+            self.task = None;
+            let broke = |_| Err(Box::new(tonic::Status::internal("the worker broke")).into());
+            return HostNews::Ended(worked.unwrap_or_else(broke));
+        }
+        if !self.others_work {
+            return std::future::pending().await;
+        }
+        let folder = attempts_folder(server, follow);
+        loop {
+            // Not a sleep: this future is dropped and made again with every drawing, ten times a
+            // second, and a sleep would begin anew each time.
+            self.try_others.tick().await;
+            if !AttemptsDir::is_in_use(&folder) {
+                return HostNews::OthersLeft;
+            }
+        }
     }
 
     /// Ends the worker, whatever `finished` the run for this process.
@@ -82,6 +130,10 @@ impl Host {
     }
 }
 
+fn attempts_folder(server: &Server, follow: &Follow) -> PathBuf {
+    server.folder().join("attempts").join(follow.run.as_str())
+}
+
 fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinHandle<Worked> {
     let options = WorkerOptions {
         job: None,
@@ -89,7 +141,7 @@ fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinH
         slots,
         tags: follow.tags.clone(),
         run: Some(follow.run.to_string()),
-        attempts: server.folder().join("attempts").join(follow.run.as_str()),
+        attempts: attempts_folder(server, follow),
         bearer: None,
         file_remotes: false,
         keep_work: false,

@@ -32,9 +32,13 @@ pub(crate) async fn snapshot(server: &Server, id: &str) -> Result<(Run, u64), Fa
 pub(super) fn heard(
     record: Option<Result<v1::Record, tonic::Status>>,
 ) -> Result<v1::Record, Failure> {
+    Ok(record.ok_or_else(server_went_away)??)
+}
+
+/// A stream that has no end of its own ended without a word: its server is being stopped.
+pub(crate) fn server_went_away() -> Failure {
     let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
-    let gone = || Failure::new("UNREACHABLE", "the server went away", advice);
-    Ok(record.ok_or_else(gone)??)
+    Failure::new("UNREACHABLE", "the server went away", advice)
 }
 
 /// Why the store takes nothing more: the stream's last word, if that comes.
