@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     reader::Reader,
     record::{NewRecord, Position, Version},
-    writer::{Draft, Verdict, Writer},
+    writer::{COMMIT_APPENDS_MAX, Draft, Verdict, Writer},
 };
 use crate::{
     APPEND_BYTES_MAX, AppendError, KIND_BYTES_MAX, QUEUE_BYTES_MAX, RECORD_BYTES_MAX,
@@ -184,7 +184,9 @@ impl Shared {
         }
         let (mut drafts, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(next) = queue.waiting.front() {
-            if bytes > 0 && bytes + next.bytes > COMMIT_BYTES_MAX {
+            let is_full =
+                bytes + next.bytes > COMMIT_BYTES_MAX || drafts.len() == COMMIT_APPENDS_MAX;
+            if bytes > 0 && is_full {
                 break;
             }
             bytes += next.bytes;

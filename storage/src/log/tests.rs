@@ -187,6 +187,28 @@ async fn more_than_may_wait_is_refused_as_busy() {
     tail.wait_for(|tail| *tail == 1001).await.unwrap();
 }
 
+/// More streams than the writer remembers the ends of, and none of them durable yet.
+#[tokio::test]
+async fn of_two_appends_to_a_stream_one_loses_however_many_streams_lie_between() {
+    let rig = Rig::new();
+    let first = rig.log().append("run/a", 0, vec![fact("1")]);
+    rig.until_puts(1);
+    let small = || vec![NewRecord::new("", "")];
+    let early = rig.log().append("run/b", 0, small());
+    let between: Vec<_> =
+        (0..70_000).map(|n| rig.log().append(&format!("s/{n}"), 0, small())).collect();
+    let late = rig.log().append("run/b", 0, small());
+
+    for _ in 0..100 {
+        rig.gate.send(true).unwrap();
+    }
+
+    first.await.unwrap();
+    assert_eq!(early.await.unwrap().version, 1);
+    assert_eq!(late.await.unwrap_err().code(), "APPEND_CONFLICT");
+    drop(between);
+}
+
 /// Three hundred small commits to eight streams, so that the index is written in between.
 async fn filled() -> Rig {
     let rig = Rig::new();

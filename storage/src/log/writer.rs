@@ -17,6 +17,13 @@ use crate::{AppendError, Appended, error::StoreError, kv::Entry, recent::Recent}
 /// Stream ends that one generation of the cache keeps; others are looked up in the index.
 const HEADS_MAX: usize = 32 * 1024;
 
+/// Most appends of one commit.
+///
+/// The ends that a commit has moved are in the cache only, until it is durable. One that was
+/// forgotten before would be looked up in the index, as it was before the commit, and a second
+/// append at the same version would be taken. What the cache got last it keeps for a generation.
+pub(crate) const COMMIT_APPENDS_MAX: usize = HEADS_MAX;
+
 /// An append that was queued.
 #[derive(Debug)]
 pub(crate) struct Draft {
