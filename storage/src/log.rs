@@ -22,6 +22,8 @@ pub(crate) mod verify;
 pub(crate) mod writer;
 
 #[cfg(test)]
+mod layout;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use self::{handle::Log, queue::size_within_bounds};
