@@ -110,6 +110,8 @@ impl Blobs {
         let sha256 = Sha256::digest(bytes).into();
         let blob = BlobRef { size: bytes.len() as u64, sha256 };
         if self.is_sound(&blob) {
+            // Another thread may have renamed it a moment ago and not have synced the name yet. An
+            // event that names the blob is written as soon as this returns.
             self.sync_names(&sha256)?;
             return Ok(blob);
         }
@@ -143,6 +145,7 @@ impl Blobs {
     pub fn begin(&self, bytes: u64) -> Result<UnfinishedBlob, StoreError> {
         self.disk_space.check(bytes)?;
         let mut builder = tempfile::Builder::new();
+        // In the same directory as the blobs: a rename across file systems would be a copy.
         let file = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
         let file = file.map_err(StoreError::while_doing(WRITING))?;
         Ok(UnfinishedBlob { file, digest: Sha256::new(), size: 0 })
@@ -154,6 +157,7 @@ impl Blobs {
         // A damaged one is replaced: the right bytes are at hand.
         if !self.is_sound(&blob) {
             let file = unfinished.file;
+            // Bytes, then name: a name without its bytes would be a damaged blob after a power cut.
             file.as_file().sync_data().map_err(StoreError::while_doing(WRITING))?;
             let path = self.path(&blob.sha256);
             create_directory(path.parent().unwrap_or(&self.directory))?;
@@ -189,6 +193,8 @@ impl Blobs {
         let doing = "reading a blob";
         let file = self.file(sha256)?;
         let stamp = Stamp::of(&file.metadata().map_err(StoreError::while_doing(doing))?);
+        // A digest of a large log for every page of it would make reading quadratic. What is put in
+        // its place, or written into it, has another stamp.
         if self.verified().get(sha256, |_| 1) == Some(stamp) {
             return Ok(stamp.size);
         }
@@ -210,6 +216,7 @@ impl Blobs {
     pub fn list(&self) -> Result<Vec<BlobRef>, StoreError> {
         let mut blobs = Vec::new();
         for directory in names_in(&self.directory)? {
+            // Unfinished blobs and other people's files are not blobs.
             if directory.file_name().is_none_or(|name| name.len() != 2) {
                 continue;
             }

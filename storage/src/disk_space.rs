@@ -46,6 +46,8 @@ impl DiskSpace {
 
     /// Refuses unless `needed` bytes are free.
     pub(crate) fn check_free(&self, needed: u64) -> Result<(), DiskFull> {
+        // Refusing because a file system does not answer would stop stores that work; a commit that
+        // then fails is still an error.
         let Ok(disk) = statvfs(&self.directory) else { return Ok(()) };
         // The types differ from system to system.
         #[expect(clippy::useless_conversion, reason = "blocks are 32 bits wide elsewhere")]

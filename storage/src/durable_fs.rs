@@ -32,6 +32,7 @@ pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+    // Bytes, rename, name, in this order: each step makes durable what the next one relies on.
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     let replaced = written.and_then(|()| fs::rename(&beside, path));
     if let Err(error) = replaced {
@@ -60,6 +61,7 @@ pub fn sync_tree(path: &Path) -> io::Result<()> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
+            // A descriptor opened for reading syncs what any other wrote.
             File::open(&path)?.sync_all()?;
         }
     }

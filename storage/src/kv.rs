@@ -59,6 +59,8 @@ impl KvError {
             ErrorKind::NotFound,
             ErrorKind::AlreadyExists,
         ];
+        // A database opens files it wrote and reads bytes it wrote: that one is missing or ends too
+        // early is no passing condition, and trying again would not mend it.
         if DAMAGE.contains(&error.kind()) {
             return Self::Damaged(error.to_string());
         }

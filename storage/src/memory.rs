@@ -132,6 +132,7 @@ impl MemoryStore {
 impl MemoryLog {
     fn push(&mut self, stream: &Arc<str>, version: Version, new: NewRecord) {
         let index = self.records.len();
+        // The same chain as on disk: an audit or an export cannot tell the two apart.
         let previous = self.records.last().map_or(CHAIN_START, |record| record.hash);
         let mut record = Record {
             position: index as Position + 1,
@@ -174,6 +175,7 @@ impl EventStore for MemoryStore {
             drop(log);
             return std::future::ready(self.append_now(stream, expected, records)).boxed();
         };
+        // As the queue of the durable log does, so that callers can be tested against it.
         if waiting.len() >= waiting_max {
             let busy = AppendError::Busy { bytes: waiting.len(), bytes_max: waiting_max };
             return std::future::ready(Err(busy)).boxed();

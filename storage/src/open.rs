@@ -62,6 +62,7 @@ impl StoreUrl {
 /// Before anything is touched: opening writes, and what a database could not write to the end it
 /// may refuse to read at its next start.
 fn check_disk_space(path: &Path) -> Result<(), StoreError> {
+    // The directory may not exist yet; the disk it will lie on is that of the nearest that does.
     let there = path.ancestors().find(|ancestor| ancestor.exists());
     let space = DiskSpace::of(there.unwrap_or(Path::new(".")));
     let needed = if store_dir::exists(path) { OPEN_BYTES_MIN } else { FREE_BYTES_MIN };

@@ -29,6 +29,7 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
         if let Some(value) = self.young.get(key) {
             return Some(value.clone());
         }
+        // Moved, not copied: in both generations it would be weighed twice and outlive its use.
         let (key, value) = self.old.remove_entry(key)?;
         let weight = weigh(&value);
         self.insert(key, value.clone(), weight);
@@ -37,6 +38,7 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
 
     /// Remembers `value`, which costs `weight`, under `key`.
     pub(crate) fn insert(&mut self, key: K, value: V, weight: usize) {
+        // Never an empty generation: one value heavier than the bound is still kept once.
         if self.weight + weight > self.weight_max && !self.young.is_empty() {
             self.old = std::mem::take(&mut self.young);
             self.weight = 0;

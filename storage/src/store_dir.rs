@@ -82,6 +82,7 @@ impl StoreDir {
         create_directory(root)?;
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
         check_private(&root)?;
+        // Before anything is read or written: a second process must change nothing here.
         let lock = lock(&root)?;
         let is_new = !exists(&root);
         let fence_base = fence_base(&root, backend, SystemTime::now())?;
@@ -104,6 +105,7 @@ impl StoreDir {
         for place in [self.blobs(), self.spool(), self.snapshots()] {
             create_directory(&place)?;
         }
+        // Safe only under the lock: another owner's unfinished blobs are being written.
         remove_unfinished(&self.blobs())?;
         sync_directory(&self.root)?;
         Ok(self)
@@ -201,6 +203,7 @@ fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => {
             let pid = format!("{}\n", std::process::id());
+            // Written after the lock: only its owner may say who the owner is.
             lock.set_len(0).map_err(StoreError::while_doing(doing))?;
             (&*lock).write_all(pid.as_bytes()).map_err(StoreError::while_doing(doing))?;
             Ok(lock)
@@ -265,6 +268,7 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
 }
 
 fn write_format(root: &Path, backend: &str, fence_base: u64) -> Result<(), StoreError> {
+    // The version first, so that any future version can tell what it has before it.
     let text = format!("{FORMAT}{backend}\n{FENCES}{fence_base}\n");
     let written = durable_fs::replace_file(&root.join("format"), OWNER_ONLY_FILE, text.as_bytes());
     written.map_err(StoreError::while_doing("writing the format"))

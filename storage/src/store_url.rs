@@ -43,6 +43,7 @@ impl StoreUrl {
             Some(_) | None => (backends.first().ok_or_else(unknown)?, url),
         };
         let url = Self { backend: *backend, rest: rest.to_owned() };
+        // Refused here and not when it is opened: a mistake in a URL is found before anything else.
         url.directory()?;
         Ok(url)
     }

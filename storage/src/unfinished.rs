@@ -47,6 +47,7 @@ pub(crate) fn restore_directory(directory: &Path) -> io::Result<(TempDir, File)>
         let mut builder = Builder::new();
         let unfinished =
             builder.prefix(RESTORE_PREFIX).permissions(mode.clone()).tempdir_in(directory)?;
+        // A directory can be locked like a file, and keeps its lock when it is renamed.
         let lock = File::open(unfinished.path())?;
         if lock_if_there(unfinished.path(), &lock)? {
             return Ok((unfinished, lock));

@@ -31,6 +31,7 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T, KvError>) -> Resul
             }
         }));
     });
+    // Put back and not cleared: calls nest when a destructor runs within one.
     let before = QUIET.replace(true);
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(before);
@@ -38,6 +39,7 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T, KvError>) -> Resul
         let says = panic.downcast_ref::<String>().map(String::as_str);
         let says = says.or_else(|| panic.downcast_ref::<&str>().copied());
         let says = says.unwrap_or("a panic without words");
+        // One line: the rest of a panic is for a debugger.
         let says = says.lines().next().unwrap_or_default();
         if says.contains(OS_ERROR) {
             // The system refused, and sled unwrapped that: nothing is wrong with its files.

@@ -44,10 +44,12 @@ impl KvFiles {
             // Before the backend creates an empty database in its place.
             return Err(StoreError::Rollback { high_water: acknowledged, tail: 0 });
         }
+        // A directory under its own name was created to the end; anything else is begun again.
         if !directory.exists() {
             self.create(&directory)?;
         }
         let kv = self.open(&directory)?;
+        // What the database created while it was opened must be found by name after a power cut.
         sync_directory(&directory)?;
         Ok(Arc::new(Log::open(kv, &high_water, dir.disk_space(), dir.owner())?))
     }
@@ -68,6 +70,7 @@ impl KvFiles {
             }
             Ok(()) | Err(_) => {}
         }
+        // Closed before it is synced: a database writes when it is closed too.
         create_directory(&aside)?;
         drop(self.open(&aside)?);
         durable_fs::sync_tree(&aside).map_err(StoreError::while_doing(doing))?;

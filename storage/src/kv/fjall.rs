@@ -86,6 +86,7 @@ impl FjallBackend {
 impl KvBackend for FjallBackend {
     fn put(&self, entries: Vec<Entry>) -> Result<(), KvError> {
         catch_panic(|| {
+            // One batch is atomic, and `SyncAll` syncs the journal before `commit` returns.
             let mut batch = self.db.0.batch().durability(Some(PersistMode::SyncAll));
             for (key, value) in entries {
                 batch.insert(&self.records.0, key, value);

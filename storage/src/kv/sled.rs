@@ -88,6 +88,8 @@ impl SledBackend {
     /// Opens or creates the database in `directory`.
     fn open(directory: &Path) -> Result<Self, KvError> {
         remove_unusable_snapshots(directory).map_err(KvError::unavailable)?;
+        // No periodic flush: it would sync in the background what nobody waits for, and our own
+        // sync after each commit is the one that counts.
         let config = Config::new()
             .path(directory)
             .flush_every_ms(None)
@@ -123,6 +125,7 @@ impl GuardedDb {
         let Some(db) = self.db.as_ref().filter(|_| !self.panicked.load(Ordering::Acquire)) else {
             return Err(KvError::Damaged("it panicked before".to_owned()));
         };
+        // Told apart from an error that is returned: after one of those sled may be used on.
         let mut returned = false;
         let result = catch_panic(|| {
             let result = work(db);
@@ -152,6 +155,8 @@ impl KvBackend for SledBackend {
                 }
                 db.apply_batch(batch)?;
             }
+            // Writes sled's buffers to the file. Its own sync of them does not survive a power cut,
+            // so the one below follows.
             db.flush().map(drop)
         })?;
         self.file.sync_data().map_err(KvError::unavailable)

@@ -148,10 +148,13 @@ impl Block {
 
     /// Reads and verifies `value`, stored under the position `first`.
     pub(crate) fn verified(first: Position, value: &Bytes) -> Result<Self, Damage> {
+        // The header has a seal of its own, because the hash chain covers the records only: a
+        // changed `indexed below` would make recovery skip records of the index, silently.
         let header = Header::of(value).ok_or(Damage::Malformed)?;
         if header.first != first || header.count == 0 {
             return Err(Damage::Malformed);
         }
+        // The count is not believed before its records are there: it could ask for any memory.
         let mut records = Vec::with_capacity(header.count.min(4096) as usize);
         let mut hash = header.before;
         let mut start = HEADER_BYTES;
@@ -168,11 +171,13 @@ impl Block {
                 stream: names.shared(frame.stream),
                 version: frame.version,
                 kind: names.shared(frame.kind),
+                // Shares the block's memory: stored bytes are never copied or encoded anew.
                 bytes: value.slice(end - frame.bytes.len()..end),
                 hash,
             });
             start = end;
         }
+        // Also bytes behind the last record: they would be hashed by nobody.
         if start != value.len() || hash != header.after {
             return Err(Damage::HashDiffers);
         }

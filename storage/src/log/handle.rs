@@ -39,6 +39,8 @@ impl Log {
         disk_space: DiskSpace,
         owner: OwnerLock,
     ) -> Result<Self, StoreError> {
+        // In this order: an unreadable mark, a log shorter than it, and a log with another record
+        // at its position must each be refused before anything is written.
         let remembered = HighWaterMark::read(high_water)?;
         let reader = Arc::new(Reader::new(kv));
         let last = reader.last_block()?;
@@ -50,6 +52,7 @@ impl Log {
         if let Some(last) = last {
             recover_unindexed(&reader, &last)?;
         }
+        // Only a log that passed moves the mark: from here on its own tail is the truth.
         let high_water = HighWaterMark::open(high_water, &tail)?;
         let writer = Writer::new(Arc::clone(&reader), tail, high_water);
         let shared = Arc::new(Shared::new(reader, tail.position, disk_space, owner));
@@ -91,6 +94,8 @@ impl EventStore for Log {
         expected: Version,
         records: Vec<NewRecord>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        // Queued now and not when the future is polled: callers queue under the lock of a stream
+        // and await after releasing it, and their order must be that of the calls.
         match self.shared.enqueue(stream, expected, records) {
             Ok(reply) => async {
                 let gone = |_| Err(AppendError::Store(StoreError::Closed));

@@ -61,6 +61,7 @@ impl HighWaterMark {
         };
         let slots =
             [0, SLOT_DISTANCE].map(|start| bytes.get(start..start + SLOT_BYTES).and_then(slot_of));
+        // A torn slot fails its digest and is passed over; the other one is at most one commit older.
         let newest = slots.into_iter().flatten().max_by_key(|tail| tail.position);
         newest
             .map(Some)
@@ -104,6 +105,7 @@ impl HighWaterMark {
     }
 
     fn write(&mut self, tail: &Tail) -> Result<(), StoreError> {
+        // In turn: the newest slot is never the one that is written over.
         let offset = (self.slot * SLOT_DISTANCE) as u64;
         self.slot ^= 1;
         self.unsynced += 1;

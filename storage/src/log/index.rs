@@ -150,11 +150,13 @@ impl UnindexedTail {
 
     /// The streams whose extents should be written now, with those extents.
     pub(crate) fn due(&self) -> Vec<(Arc<str>, Vec<Extent>)> {
+        // Age is measured in bytes of log, not in time: it is what a start has to read again.
         let old = self.oldest_first.iter().filter_map(|(block, stream)| {
             let waiting = self.waiting_since(*block, stream)?;
             Some((stream, waiting))
         });
         let old = old.take_while(|(_, waiting)| waiting.since + UNINDEXED_COST_MAX < self.cost);
+        // A map, because a stream can be due for both reasons and must be written once.
         let mut due: HashMap<&Arc<str>, &UnindexedStream> = old.collect();
         due.extend(self.full.iter().filter_map(|stream| self.streams.get_key_value(stream)));
         due.into_iter()
@@ -168,6 +170,8 @@ impl UnindexedTail {
             self.streams.remove(stream);
         }
         self.full.retain(|stream| self.streams.contains_key(stream));
+        // Stale entries are dropped from the front only. Those in the middle are passed over when
+        // they are met: finding them here would cost the length of the queue with every commit.
         while let Some((block, stream)) = self.oldest_first.front() {
             if self.waiting_since(*block, stream).is_some() {
                 break;

@@ -25,10 +25,12 @@ use crate::{
     STREAM_BYTES_MAX, StoreError, disk_space::DiskSpace, store_dir::OwnerLock,
 };
 
-/// Bytes after which a commit takes no further append: what a reader of the tail may have to wait.
+/// Bytes after which a commit takes no further append.
+///
+/// It bounds how long an append waits for the ones before it: at 100 MB/s, 40 ms.
 const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How long the writer stays awake after a commit.
+/// How long the writer stays awake after a commit. Longer would burn a core that readers need.
 const LINGER: Duration = Duration::from_micros(100);
 
 /// What the handle, the writer thread and reads that are under way share. The owner's lock is dropped last.
@@ -118,11 +120,14 @@ impl Shared {
         if let Some(stopped) = &queue.stopped {
             return Err(AppendError::Store(stopped.clone()));
         }
+        // Refused, not waited for: a caller that waits here would hold the lock of its stream, and
+        // everything else that needs the stream would wait with it.
         if queue.bytes + bytes > QUEUE_BYTES_MAX {
             return Err(AppendError::Busy { bytes: queue.bytes, bytes_max: QUEUE_BYTES_MAX });
         }
         queue.bytes += bytes;
         queue.waiting.push_back(QueuedAppend { draft, bytes, reply });
+        // Woken without the lock: else the writer would wake only to wait for it.
         drop(queue);
         self.wake.notify_one();
         Ok(receiver)
@@ -132,6 +137,8 @@ impl Shared {
     pub(super) fn write(&self, mut writer: Writer) {
         let _stop = StopOnExit(self);
         while let Some((drafts, replies)) = self.take() {
+            // Before the commit, not during it: a write that fails in the middle leaves a database
+            // that nobody knows the state of, and stops the store. This refusal stops nothing.
             if let Err(full) = self.disk_space.check(0) {
                 for reply in replies {
                     let _ = reply.send(Err(full.into()));
@@ -140,6 +147,7 @@ impl Shared {
             }
             match writer.commit(drafts) {
                 Ok(verdicts) => {
+                    // The tail first: whoever is answered must find its records when it reads.
                     self.advance(writer.position());
                     for (reply, verdict) in replies.into_iter().zip(verdicts) {
                         // Who no longer waits does not need the answer.
@@ -148,12 +156,16 @@ impl Shared {
                     self.linger();
                 }
                 Err(cause) => {
+                    // Never tried again. After a failed sync the system may have dropped the dirty
+                    // pages and report the next sync as a success, so a retry would acknowledge
+                    // what is not on the disk. Opening the store again reads what really is there.
                     let stopped = StoreError::Stopped { cause: Arc::new(cause) };
                     self.stop(&stopped, replies);
                     return;
                 }
             }
         }
+        // Only the high-water mark is left to sync; every commit was durable when it was answered.
         if let Err(cause) = writer.close() {
             self.stop(&StoreError::Stopped { cause: Arc::new(cause) }, Vec::new());
         }
@@ -184,6 +196,7 @@ impl Shared {
         }
         let (mut drafts, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(next) = queue.waiting.front() {
+            // The first always fits: one append may be larger than a commit should be.
             let is_full =
                 bytes + next.bytes > COMMIT_BYTES_MAX || drafts.len() == COMMIT_APPENDS_MAX;
             if bytes > 0 && is_full {
@@ -195,11 +208,14 @@ impl Shared {
                 replies.push(reply);
             }
         }
+        // From here on these bytes are the writer's. The bound is on what waits, so that a slow disk
+        // leaves room for one commit in flight beside a full queue.
         queue.bytes -= bytes;
         Some((drafts, replies))
     }
 
     fn advance(&self, position: Position) {
+        // A commit in which every append was refused moves nothing and must wake no reader.
         self.tail.send_if_modified(|tail| {
             let moved = *tail < position;
             *tail = position;
@@ -209,8 +225,10 @@ impl Shared {
 
     /// Refuses everything from now on, and answers who waits.
     fn stop(&self, error: &StoreError, replies: Vec<oneshot::Sender<Verdict>>) {
+        // The lock is released before the answers: whoever gets one may append again at once.
         let waiting = {
             let mut queue = self.queue();
+            // The first reason is the true one; `Closed` from the end of the thread comes after it.
             queue.stopped.get_or_insert_with(|| error.clone());
             queue.bytes = 0;
             std::mem::take(&mut queue.waiting)
@@ -226,6 +244,7 @@ struct StopOnExit<'a>(&'a Shared);
 
 impl Drop for StopOnExit<'_> {
     fn drop(&mut self) {
+        // Also when the writer panicked: an append that is never answered would hang its caller.
         self.0.stop(&StoreError::Closed, Vec::new());
     }
 }

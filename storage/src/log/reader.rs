@@ -78,6 +78,8 @@ impl Reader {
         if after >= tail || limit == 0 {
             return Ok(page.records);
         }
+        // Up to the durable tail as the caller saw it: blocks of a commit that is being synced may
+        // be visible already, and nobody may see a record that a power cut can take back.
         let mut block = self.block_holding(after + 1)?;
         let mut ahead = Vec::new().into_iter();
         loop {
@@ -98,6 +100,7 @@ impl Reader {
             if next.first() != end.position + 1 {
                 return Err(damaged(Damage::Hole));
             }
+            // Both blocks are sound by themselves; only this shows that they belong together.
             if next.before != end.hash {
                 return Err(damaged(Damage::HashDiffers));
             }
@@ -164,6 +167,7 @@ impl Reader {
     /// The block that holds `position`.
     pub(crate) fn block_holding(&self, position: Position) -> Result<Arc<Block>, StoreError> {
         let block = self.block_at_or_before(position)?;
+        // The block before a hole is found instead of the one that is gone.
         let block = block.filter(|block| block.at(position).is_some());
         block.ok_or(StoreError::Damaged { position, what: Damage::Hole })
     }
@@ -238,6 +242,8 @@ impl Reader {
         }
         let block = self.block(extent.block)?;
         let versions = *next..=extent.last();
+        // By stream and version, never by place in the block: what the index says is checked
+        // against the records themselves, which the hash chain covers and the index is not.
         let mut records = block
             .records
             .iter()
@@ -254,6 +260,8 @@ impl Reader {
 
     /// Runs of the index that reach `next` or lie behind it; empty when the index ends before.
     fn indexed_extents(&self, stream: &str, next: Version) -> Result<Vec<Extent>, StoreError> {
+        // Keys are first versions, so the version that is looked for lies in the last entry that
+        // begins at or before it, or in no entry at all.
         let mut extents = self.last_entry(stream, next)?;
         extents.retain(|extent| extent.last() >= next);
         if !extents.is_empty() {

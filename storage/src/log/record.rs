@@ -100,6 +100,8 @@ pub(crate) struct RecordAddress<'a> {
 /// (u64), stream and kind each after their length (u16), payload. Numbers are big endian.
 pub(crate) fn frame_into(out: &mut Vec<u8>, address: &RecordAddress<'_>, kind: &str, bytes: &[u8]) {
     let rest = FRAME_FIXED_BYTES - 4 + address.stream.len() + kind.len() + bytes.len();
+    // The length first, so that frames can be told apart without knowing what is in them, and big
+    // endian everywhere: keys that hold positions must sort as the positions do.
     out.extend_from_slice(&u32_of(rest).to_be_bytes());
     out.extend_from_slice(&address.position.to_be_bytes());
     out.extend_from_slice(&address.version.to_be_bytes());
@@ -143,6 +145,7 @@ pub(crate) struct Frame<'a> {
 pub(crate) fn frame_at(bytes: &[u8]) -> Option<Frame<'_>> {
     let (rest_len, after) = bytes.split_first_chunk::<4>()?;
     let rest_len = usize::try_from(u32::from_be_bytes(*rest_len)).ok()?;
+    // Nothing is read beyond the length, and nothing is allocated by it: it may be any number.
     let rest = after.get(..rest_len)?;
     let (position, rest) = rest.split_first_chunk::<8>()?;
     let (version, rest) = rest.split_first_chunk::<8>()?;

@@ -16,13 +16,17 @@ pub(crate) fn check_high_water(
     remembered: &Tail,
     tail: &Tail,
 ) -> Result<(), StoreError> {
+    // Shorter than what was acknowledged: the database lost its end and opened without complaint.
     if remembered.position > tail.position {
         let (high_water, tail) = (remembered.position, tail.position);
         return Err(StoreError::Rollback { high_water, tail });
     }
+    // Nothing was acknowledged, so there is nothing that could differ.
     if remembered.position == 0 {
         return Ok(());
     }
+    // Longer is fine: the mark is synced every few commits only, and a commit may have become
+    // durable without being answered. But the record the mark names must be the same one.
     let block = reader.block_holding(remembered.position)?;
     let found = block.at(remembered.position).map(|record| record.hash);
     if found == Some(remembered.hash) {
@@ -33,14 +37,19 @@ pub(crate) fn check_high_water(
 
 /// Reads again what the index does not know, up to the `last` block, and verifies it on the way.
 pub(crate) fn recover_unindexed(reader: &Reader, last: &Block) -> Result<(), StoreError> {
+    // The newest block says from where on the index is not complete. It is the only one that
+    // knows: older blocks were written when the index had come less far.
     let mut before: Option<Tail> = None;
     let mut next = last.indexed_below;
     while next <= last.first() {
         let blocks = reader.blocks_from(next)?;
         let hole = || StoreError::Damaged { position: next, what: Damage::Hole };
+        // Bounded by what the writer lets the log run ahead of its index, not by the log.
         let newest = blocks.last().ok_or_else(hole)?.tail().position;
         for block in blocks {
             let position = before.map_or(last.indexed_below, |tail| tail.position + 1);
+            // A gap between keys is a block that is gone; a block that is there was verified, so
+            // its own hashes say nothing about its neighbours.
             if block.first() != position {
                 return Err(StoreError::Damaged { position, what: Damage::Hole });
             }
@@ -68,6 +77,8 @@ fn add_unindexed(reader: &Reader, block: &Block) -> Result<(), StoreError> {
         extents[index].1.count += 1;
     }
     for (stream, extent) in extents {
+        // Some streams of a block were indexed already: those that were busy enough. Added again,
+        // their extents would be written a second time, under a key the first entry has.
         if extent.last() > reader.indexed_head(stream)? {
             reader.unindexed().push(stream, extent);
         }

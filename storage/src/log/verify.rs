@@ -34,11 +34,14 @@ pub async fn verify(
             let position = walk.position + 1;
             return Err(StoreError::Damaged { position, what: Damage::Hole });
         }
+        // Not beyond the tail of the beginning: a busy log would never be finished.
         for record in page.into_iter().take_while(|record| record.position <= tail) {
             walk.step(record)?;
         }
         progress(walk.position);
     }
+    // The first and the last of every stream: what lies between follows from the versions of the
+    // walk and from the extents, which a reader checks against the records.
     for (stream, head) in walk.streams {
         for (version, position) in [head.first, head.last] {
             let found = store.read(&stream, version - 1, 1).await?;

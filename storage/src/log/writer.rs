@@ -67,10 +67,13 @@ impl Writer {
         let verdicts: Vec<Verdict> =
             drafts.into_iter().map(|draft| self.decide(&mut commit, draft)).collect();
         let (blocks, extents) = commit.finish();
+        // Every draft was refused: no write, no sync.
         let Some(last) = blocks.last() else { return Ok(verdicts) };
         let tail = last.tail();
         self.write(blocks, extents)?;
         self.tail = tail;
+        // After the write, never before: a mark that is ahead of the log would report a rollback
+        // that did not happen, and the store would be refused.
         self.high_water.advance(&tail)?;
         Ok(verdicts)
     }
@@ -87,10 +90,13 @@ impl Writer {
 
     fn decide(&mut self, commit: &mut Commit, draft: Draft) -> Verdict {
         let Draft { stream, expected, records } = draft;
+        // The cache holds the ends that earlier drafts of this same commit moved; the index does not
+        // know them yet. See `COMMIT_APPENDS_MAX` for why none of them is forgotten meanwhile.
         let actual = match self.heads.get(&stream, |_| 1) {
             Some(head) => head,
             None => self.reader.head(&stream)?,
         };
+        // A loser costs nothing: the others of the commit are written without it.
         if actual != expected {
             return Err(AppendError::Conflict { stream: stream.to_string(), expected, actual });
         }
@@ -100,6 +106,7 @@ impl Writer {
             version += 1;
             commit.push(&stream, version, record);
         }
+        // Before it is durable. If the commit fails the store stops, and nobody asks again.
         self.heads.insert(stream, version, 1);
         Ok(Appended { first, last: commit.next_position() - 1, version })
     }
@@ -110,6 +117,8 @@ impl Writer {
         extents: Vec<(Arc<str>, Extent)>,
     ) -> Result<(), StoreError> {
         let first = blocks.first().map_or(self.tail.position + 1, Filling::first);
+        // What this block says of the index must hold for what is written together with it: the
+        // entries of `due` go into the same atomic write, so they count as indexed already.
         let (due, indexed_below) = {
             let unindexed = self.reader.unindexed();
             let due = unindexed.due();
@@ -128,8 +137,12 @@ impl Writer {
             let version = extents.first().map_or(0, |extent| extent.version);
             entries.push((stream_key(stream, version), entry_of(extents)));
         }
+        // The only write of the log. All keys or none: an index entry without its block would be
+        // damage, and a block without the entries that it calls written would hide records.
         let put = self.reader.kv.put(entries);
         put.map_err(|error| error.at(first, "committing records"))?;
+        // Readers look at this tail before the index, so what moves to the index between their two
+        // looks is seen twice and never missed.
         let mut unindexed = self.reader.unindexed();
         unindexed.forget_indexed(due.iter().map(|(stream, _)| stream));
         for (stream, extent) in extents {
@@ -156,8 +169,10 @@ impl Commit {
 
     fn push(&mut self, stream: &Arc<str>, version: Version, record: &NewRecord) {
         if self.filling.is_full_for(record.frame_bytes(stream)) {
+            // The next block begins with the hash this one ends with: the chain has no seam.
             let next = Filling::after(&self.filling.tail());
             self.blocks.push(std::mem::replace(&mut self.filling, next));
+            // An extent lies in one block, so every stream begins a new one here.
             self.extent_of.clear();
         }
         self.filling.push(stream, version, &record.kind, &record.bytes);
