@@ -187,6 +187,16 @@ pub enum Refusal {
         /// The job.
         job: JobName,
     },
+    /// The record of another tool says that a job succeeded which stands behind a gate.
+    #[error(
+        "the record says that `{job}` succeeded, which the gate of `{gate}` would have to allow"
+    )]
+    ImportPassesGate {
+        /// The job that the record names.
+        job: JobName,
+        /// The job with the gate: the same, or one that it needs.
+        gate: JobName,
+    },
     /// The event would be larger than a record may be.
     #[error("{what} makes an event larger than {bytes_max} bytes")]
     EventTooLong {
@@ -199,7 +209,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, for the house rule that each has its page.
-    pub const CODES: [&'static str; 24] = [
+    pub const CODES: [&'static str; 25] = [
         "RUN_UNKNOWN",
         "RUN_EXISTS",
         "JOB_UNKNOWN",
@@ -223,6 +233,7 @@ impl Refusal {
         "JOB_NOT_RETRYABLE",
         "ATTEMPT_STALE",
         "IMPORT_MISMATCH",
+        "IMPORT_PASSES_GATE",
         "EVENT_TOO_LONG",
     ];
 
@@ -252,6 +263,7 @@ impl Refusal {
             Self::JobNotRetryable { .. } => "JOB_NOT_RETRYABLE",
             Self::AttemptStale { .. } => "ATTEMPT_STALE",
             Self::ImportMismatch { .. } => "IMPORT_MISMATCH",
+            Self::ImportPassesGate { .. } => "IMPORT_PASSES_GATE",
             Self::EventTooLong { .. } => "EVENT_TOO_LONG",
         }
     }
@@ -282,7 +294,8 @@ impl Refusal {
             | Self::ApproverNotAllowed { .. }
             | Self::ApproverIsRequester { .. }
             | Self::ApproverIsAuthor { .. }
-            | Self::ApproverEmailUnknown { .. } => RefusalClass::Forbidden,
+            | Self::ApproverEmailUnknown { .. }
+            | Self::ImportPassesGate { .. } => RefusalClass::Forbidden,
         }
     }
 
@@ -331,6 +344,9 @@ impl Refusal {
             Self::AttemptStale { .. } => "Nothing: a newer try of the job is what counts.",
             Self::ImportMismatch { .. } => {
                 "Import with the pipeline file that the record was made with."
+            }
+            Self::ImportPassesGate { .. } => {
+                "Take the line out of the record; the gate then waits in the imported run."
             }
             Self::EventTooLong { .. } => "Shorten it, or keep the bulk in a file.",
         }

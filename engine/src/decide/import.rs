@@ -1,9 +1,12 @@
 //! `tow import`: the record of another tool becomes a run that can be resumed here.
 
+use std::collections::{HashMap, HashSet};
+
 use super::create::{self, CreateRun};
 use crate::{
     event::{ImportedResult, RunEvent},
     ids::JobName,
+    plan::{JobPlan, When},
     refusal::Refusal,
     run::Run,
     time::Timestamp,
@@ -42,10 +45,22 @@ pub(super) fn decide(
 ) -> Result<Vec<RunEvent>, Refusal> {
     let plan = &import.create.plan;
     let mut events = create::decide(run, &import.create, now)?;
-    let names: std::collections::HashSet<_> = plan.jobs.iter().map(|job| &job.name).collect();
+    let by_name: HashMap<_, _> = plan.jobs.iter().map(|job| (&job.name, job)).collect();
+    let mut seen = HashSet::new();
     for imported in &import.jobs {
-        if !names.contains(&imported.job) {
+        let Some(job) = by_name.get(&imported.job) else {
             return Err(Refusal::ImportMismatch { job: imported.job.clone() });
+        };
+        if !seen.insert(&imported.job) {
+            let what = "the record of a job";
+            let bounds = format!("given once, and `{}` comes twice", imported.job);
+            return Err(Refusal::ArgumentOutOfBounds { what, bounds });
+        }
+        if imported.result == ImportedResult::Succeeded
+            && let Some(gate) = gate_before(job, &by_name)
+        {
+            let (job, gate) = (imported.job.clone(), gate.name.clone());
+            return Err(Refusal::ImportPassesGate { job, gate });
         }
         let ImportedJob { job, result, started_at, finished_at, exit_code, error } =
             imported.clone();
@@ -61,10 +76,33 @@ pub(super) fn decide(
     Ok(events)
 }
 
+/// The gate that `job` has itself, or that one of the jobs it needs has, however indirectly.
+///
+/// A record of another tool is a file that anybody can write. A result in it must not stand for
+/// what a person of this store would have had to allow: neither for the gated job, nor for a job
+/// behind it, whose success would let through what needs it.
+fn gate_before<'p>(
+    job: &'p JobPlan,
+    by_name: &HashMap<&JobName, &'p JobPlan>,
+) -> Option<&'p JobPlan> {
+    let (mut open, mut seen) = (vec![job], HashSet::new());
+    while let Some(next) = open.pop() {
+        if next.when == When::Manual {
+            return Some(next);
+        }
+        let needs = next.needs.iter().filter_map(|need| by_name.get(need));
+        open.extend(needs.filter(|need| seen.insert(&need.name)));
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::{Command, carry_out, stage_set::*};
+    use crate::{
+        decide::{Command, carry_out, stage_set::*},
+        job::JobState,
+    };
 
     fn imported(job: &str, result: ImportedResult) -> ImportedJob {
         ImportedJob {
@@ -86,6 +124,46 @@ mod tests {
         house.carries_out(&Command::Import(ImportRun { create, jobs }));
 
         assert_eq!(house.leases().as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn an_imported_result_never_passes_a_gate() {
+        let plan = || {
+            let ask = gated(needing(job("ask"), "check"));
+            let copy = needing(needing(job("copy"), "ask"), "check");
+            creation(vec![job("check"), ask, copy, needing(job("switch"), "copy")])
+        };
+        let import = |jobs: &[(&str, ImportedResult)]| {
+            let jobs = jobs.iter().map(|(job, result)| imported(job, *result)).collect();
+            Command::Import(ImportRun { create: plan(), jobs })
+        };
+        use ImportedResult::{Failed, Skipped, Succeeded};
+
+        for passes in ["ask", "copy", "switch"] {
+            let import = import(&[("check", Succeeded), (passes, Succeeded)]);
+            assert_eq!(Stage::empty().refused(&import).code(), "IMPORT_PASSES_GATE", "{passes}");
+        }
+
+        let mut stage = Stage::empty();
+        stage.carries_out(&import(&[("check", Succeeded), ("switch", Failed)]));
+        assert!(matches!(stage.run.job("ask").unwrap().state, JobState::AtGate(_)));
+        assert_eq!(stage.leases(), None, "nothing runs before a person opens the gate");
+        for result in [Failed, Skipped] {
+            let mut stage = Stage::empty();
+            stage.carries_out(&import(&[("check", Succeeded), ("ask", result)]));
+            assert_eq!(stage.run.job("switch").unwrap().state, JobState::Skipped);
+        }
+    }
+
+    #[test]
+    fn a_job_has_one_result() {
+        let create = creation(vec![job("a")]);
+        let twice = [ImportedResult::Failed, ImportedResult::Succeeded];
+        let jobs = twice.map(|result| imported("a", result)).to_vec();
+
+        let refused = Stage::empty().refused(&Command::Import(ImportRun { create, jobs }));
+
+        assert_eq!(refused.code(), "ARGUMENT_OUT_OF_BOUNDS");
     }
 
     #[test]
