@@ -3,7 +3,7 @@
 //!
 //! How a file becomes a plan is in `pipeline_file`; how a plan becomes work is in `run`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,10 @@ use crate::{
 
 /// Most jobs of one plan, after matrices are expanded.
 pub const JOBS_MAX: usize = 200_000;
+/// Most bytes of one plan, as JSON, matrices expanded. Source: a plan is written in one append of
+/// 32 MiB, and 200,000 small jobs take half of that. Counted before jobs are multiplied: a file of
+/// 35 KB can mean 200,000 jobs of 32 KB each.
+pub const PLAN_BYTES_MAX: usize = 30 * 1024 * 1024;
 /// Longest script of one job, in bytes: half of what an event can carry.
 pub const SCRIPT_BYTES_MAX: usize = 32 * 1024;
 /// Most tries that a `retry` may ask for. Source: a bound so that a typo cannot loop for a year.
@@ -124,8 +128,9 @@ pub struct JobPlan {
     pub name: JobName,
     /// The stage it belongs to.
     pub stage: StageName,
-    /// The shell text it runs. May hold `${{ }}`, filled in when the job is leased.
-    pub script: String,
+    /// The shell text it runs. May hold `${{ }}`, filled in when the job is leased. Shared by the
+    /// jobs of a matrix whose script is the same.
+    pub script: Arc<str>,
     /// The program that reads the script, which is appended as the last argument.
     /// Empty: `sh -c`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -189,7 +194,7 @@ impl JobPlan {
         Self {
             name: name.into(),
             stage: stage.into(),
-            script: script.to_owned(),
+            script: script.into(),
             shell: Vec::new(),
             needs: Vec::new(),
             when: When::default(),

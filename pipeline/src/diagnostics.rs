@@ -19,7 +19,7 @@ const WIDTH_DEFAULT: usize = 140;
 const LINES_AROUND: usize = 1;
 
 /// Every code that a pipeline file can earn, in alphabetical order.
-pub const FILE_CODES: [&str; 41] = [
+pub const FILE_CODES: [&str; 42] = [
     "ALIAS_EXCESSIVE",
     "ARTIFACT_PATH",
     "CHARACTER_REFUSED",
@@ -51,6 +51,7 @@ pub const FILE_CODES: [&str; 41] = [
     "NEED_SELF",
     "NEED_UNKNOWN",
     "NESTING_TOO_DEEP",
+    "PLAN_TOO_LARGE",
     "RESOURCE_LIMITS_DIFFER",
     "SECRET_NAME",
     "STAGE_EMPTY",

@@ -22,7 +22,7 @@ use crate::{
 };
 use towpath_engine::{
     ids::StageName,
-    plan::{JOBS_MAX, Plan},
+    plan::{JOBS_MAX, PLAN_BYTES_MAX, Plan},
 };
 
 use found::Found;
@@ -168,7 +168,7 @@ fn templates<'t>(
     entries.iter().map(|entry| job::template(reader, entry, defaults)).collect()
 }
 
-/// All jobs, unless they are too many.
+/// All jobs, unless they are too many or too large.
 fn expanded(reader: &mut Reader<'_>, templates: &[Template]) -> Option<Vec<check::Job>> {
     let count = |template: &Template| {
         template.matrix.as_ref().map_or(1, |matrix| matrix.combinations.len())
@@ -182,9 +182,9 @@ fn expanded(reader: &mut Reader<'_>, templates: &[Template]) -> Option<Vec<check
             return None;
         }
     }
-    let mut jobs = Vec::with_capacity(total);
+    let (mut jobs, mut left) = (Vec::new(), PLAN_BYTES_MAX);
     for (number, template) in templates.iter().enumerate() {
-        jobs.extend(matrix::expand(reader, number, template));
+        jobs.extend(matrix::expand(reader, number, template, &mut left)?);
     }
     Some(jobs)
 }
@@ -327,7 +327,7 @@ error[NEED_UNKNOWN]: there is no job `migrate-products`
             ]
         );
         assert_eq!(plan.jobs[0].on_failure, OnFailure::Abort);
-        assert_eq!(plan.jobs[0].script, "pt preflight customers.yaml --target-url $TGT_URL");
+        assert_eq!(&*plan.jobs[0].script, "pt preflight customers.yaml --target-url $TGT_URL");
         assert_eq!(plan.jobs[3].needs, ["migrate-orders".into(), "migrate-products".into()]);
         assert_eq!(plan.jobs[7].when, When::Manual);
         assert_eq!(plan.stages.len(), 4);
@@ -455,7 +455,7 @@ jobs:
         assert_eq!(check.on_failure, OnFailure::Abort);
         let a = &plan.jobs[1];
         assert_eq!(
-            (a.script.as_str(), a.when, a.on_failure),
+            (&*a.script, a.when, a.on_failure),
             ("set -e\ntrue", When::Always, OnFailure::Continue)
         );
         assert_eq!(
@@ -609,7 +609,7 @@ jobs:
                 "one"
             ]
         );
-        assert_eq!(plan.jobs[1].script, "copy 'order items' --into a ${{ run.id }}");
+        assert_eq!(&*plan.jobs[1].script, "copy 'order items' --into a ${{ run.id }}");
         assert_eq!(plan.jobs[1].env["T"], "<order items>");
         assert_eq!(plan.jobs[1].artifacts, ["order items.csv"]);
         assert_eq!(plan.jobs[1].matrix["table"], "order items");
@@ -730,6 +730,45 @@ jobs:
         assert_eq!(codes(&text), ["FILE_TOO_LARGE"]);
     }
 
+    /// A file of one job `a` with `script`, once for each pair of `rows` and `columns` values.
+    fn multiplied(script: &str, rows: usize, columns: usize) -> String {
+        let values =
+            |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+        let (rows, columns) = (values(rows), values(columns));
+        jobs(&format!(
+            "  a:\n    stage: one\n    command: '{script}'\n    matrix:\n      x: [{rows}]\n      y: [{columns}]\n"
+        ))
+    }
+
+    #[test]
+    fn a_plan_is_bounded_before_its_jobs_are_multiplied() {
+        let text = multiplied(&"x".repeat(32_000), 450, 440);
+        assert!(text.len() < 40_000, "{} bytes of file", text.len());
+        assert_eq!(codes(&text), ["PLAN_TOO_LARGE"]);
+        // A value that stands in a script many times makes the jobs long, not their template.
+        let long = "v".repeat(150);
+        let script = format!("echo{}", " ${{ matrix.x }}".repeat(2_000));
+        let values: Vec<String> = (0..200).map(|n| format!("{long}{n}")).collect();
+        let text = jobs(&format!(
+            "  a:\n    stage: one\n    command: '{script}'\n    matrix: {{x: [{}]}}\n",
+            values.join(", ")
+        ));
+        assert_eq!(codes(&text), ["PLAN_TOO_LARGE"]);
+        // Values are copied for every combination, before there is any job.
+        let axes = (0..16).map(|axis| format!("      x{axis}: [{long}0, {long}1]\n"));
+        let axes = axes.collect::<String>();
+        let text = jobs(&format!("  a:\n    stage: one\n    command: x\n    matrix:\n{axes}"));
+        assert_eq!(codes(&text), ["PLAN_TOO_LARGE"]);
+    }
+
+    #[test]
+    fn the_jobs_of_a_matrix_share_their_script() {
+        let plan = good(&multiplied(&"x".repeat(1_000), 20, 20));
+        let copies: std::collections::BTreeSet<_> =
+            plan.jobs.iter().map(|job| job.script.as_ptr()).collect();
+        assert_eq!((plan.jobs.len(), copies.len()), (400, 1));
+    }
+
     #[test]
     fn suspicious_files_are_warned_about_and_still_run() {
         let text = "stages: [one, empty, two]\njobs:\n  a: {stage: one, command: x, when: manual}\n  b: {stage: two, command: x, when: manual}\n  c: {stage: two, command: x, irreversible: true, undo: y, needs: [a]}\n";
@@ -741,7 +780,7 @@ jobs:
     fn anchors_and_merges_share_options() {
         let text = "stages: [one]\njobs:\n  a: &a {stage: one, command: x, retry: 2}\n  b: {<<: *a, command: y}\n  c: *a\n";
         let plan = good(text);
-        assert_eq!(plan.jobs[1].script, "y");
+        assert_eq!(&*plan.jobs[1].script, "y");
         assert!(plan.jobs.iter().all(|job| job.retry.is_some()));
     }
 

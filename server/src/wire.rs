@@ -302,7 +302,7 @@ mod tests {
         let mut jobs: Vec<_> = needs.iter().map(|need| planned(need, &[])).collect();
         let names: Vec<&str> = needs.iter().map(String::as_str).collect();
         let mut last = planned("last", &names);
-        last.script = "${{ needs.n0.outputs.v }} ".repeat(255);
+        last.script = "${{ needs.n0.outputs.v }} ".repeat(255).into();
         last.env = BTreeMap::from([("E".to_owned(), "${{ needs.n0.outputs.v }}".repeat(255))]);
         jobs.push(last);
         let run = desk.begins("r", jobs).await;

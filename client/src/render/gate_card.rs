@@ -211,7 +211,7 @@ impl GateCard {
         let (work, title) = match run.assignment(job) {
             Ok(work) => (work, "The script as it will run"),
             Err(why) => {
-                let (script, env) = (job.plan.script.clone(), job.plan.env.clone());
+                let (script, env) = (job.plan.script.to_string(), job.plan.env.clone());
                 let open = std::iter::once(&script)
                     .chain(env.values())
                     .map(|text| open_placeholders(text))

@@ -198,7 +198,7 @@ mod tests {
 
         assert_eq!(house.run.job("a").unwrap().state.word(), "succeeded");
         assert_eq!(house.leases().as_deref(), Some("b"));
-        assert_eq!(house.run.job("b").unwrap().plan.script, "better");
+        assert_eq!(&*house.run.job("b").unwrap().plan.script, "better");
         assert_eq!(house.run.job("b").unwrap().attempt.0, 2, "the fence goes on counting");
     }
 

@@ -61,9 +61,11 @@ impl Run {
 
     /// What the worker that leased `job` runs, or why it cannot be put together.
     pub fn assignment(&self, job: &Job) -> Result<Assignment, String> {
-        let has_placeholder = |text: &String| text.contains("${{");
-        if !has_placeholder(&job.plan.script) && !job.plan.env.values().any(has_placeholder) {
-            return Ok(Assignment { script: job.plan.script.clone(), env: job.plan.env.clone() });
+        let has_placeholder = |text: &str| text.contains("${{");
+        let in_env = job.plan.env.values().any(|value| has_placeholder(value));
+        if !has_placeholder(&job.plan.script) && !in_env {
+            let script = job.plan.script.to_string();
+            return Ok(Assignment { script, env: job.plan.env.clone() });
         }
         let (context, env) = self.filled_context(job).map_err(|error| format!("`env`: {error}"))?;
         let script = fill_shell(&job.plan.script, &context)

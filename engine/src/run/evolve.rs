@@ -153,6 +153,12 @@ impl Run {
     /// Adds one job. What it achieved under the plan before this one stays achieved.
     fn plan_job(&mut self, plan: crate::plan::JobPlan, fact: &Fact) {
         let carried = self.carried.remove(&plan.name);
+        let mut plan = plan;
+        // Every event carries the script of each job in full. The jobs of a matrix stand beside
+        // each other, and share one copy here: 200,000 of them would otherwise hold gigabytes.
+        if let Some(before) = self.jobs.last().filter(|before| before.plan.script == plan.script) {
+            plan.script = std::sync::Arc::clone(&before.plan.script);
+        }
         let mut job = Job::new(plan, fact.at);
         if let Some(old) = carried {
             let plan = std::mem::replace(&mut job.plan, std::sync::Arc::clone(&old.plan));

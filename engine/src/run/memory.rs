@@ -53,7 +53,7 @@ mod tests {
     fn what_a_job_holds_counts() {
         let plain = JobPlan::new("a", "s", "true");
         let mut large = plain.clone();
-        large.script = "x".repeat(10_000);
+        large.script = "x".repeat(10_000).into();
         large.env.insert("A".to_owned(), "y".repeat(10_000));
         large.needs = (0..1_000).map(|n| JobName::from(format!("need {n}").as_str())).collect();
 

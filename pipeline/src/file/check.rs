@@ -4,6 +4,7 @@ use std::{collections::HashMap, ops::Range};
 
 use super::{
     job::Template,
+    matrix::{job_bytes, plan_too_large},
     options,
     read::{Placed, Reader},
 };
@@ -14,7 +15,7 @@ use crate::{
 use towpath_engine::{
     expression::{self, ExprError, Known, NeedKnown},
     ids::{JobName, StageName},
-    plan::{JobPlan, Plan},
+    plan::{JobPlan, PLAN_BYTES_MAX, Plan},
 };
 
 /// Longest job, as JSON, in bytes: what an event has room for.
@@ -358,8 +359,15 @@ impl Expressions<'_> {
 }
 
 fn check_sizes(reader: &mut Reader<'_>, templates: &[Template], origins: &[usize], plan: &Plan) {
+    let mut total = 0;
     for (job, origin) in plan.jobs.iter().zip(origins) {
-        let bytes = serde_json::to_vec(job).map_or(0, |json| json.len());
+        let bytes = job_bytes(job);
+        // Once more: the needs are names of jobs by now, and those of a matrix are all its jobs.
+        let before = total;
+        total += bytes;
+        if before <= PLAN_BYTES_MAX && total > PLAN_BYTES_MAX {
+            reader.found.push(plan_too_large(&templates[*origin].name.span));
+        }
         if bytes > JOB_BYTES_MAX {
             let name = shown(job.name.as_str());
             let message = format!("job `{name}` has {bytes} bytes; at most {JOB_BYTES_MAX} fit");

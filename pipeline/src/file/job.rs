@@ -228,7 +228,7 @@ fn scripts<'t>(
     if let Some(node) = fields.get("command") {
         let lines = reader.texts(node, "`command`");
         let lines: Vec<String> = lines.into_iter().map(|line| line.value).collect();
-        template.plan.script = lines.join("\n");
+        template.plan.script = lines.join("\n").into();
         template.places.command = node.span.clone();
         let is_given = !matches!(&node.shape, Shape::Map(_)) && !super::read::is_null(node);
         if is_given && template.plan.script.trim().is_empty() {

@@ -12,7 +12,7 @@ use crate::diagnostics::{Diagnostic, shown};
 use towpath_engine::{
     expression::{self, Context},
     ids::JobName,
-    plan::JOBS_MAX,
+    plan::{JOBS_MAX, JobPlan, PLAN_BYTES_MAX},
 };
 
 /// Most axes of a matrix. Source: two values on each of 17 axes would already be too many jobs.
@@ -129,6 +129,14 @@ fn product(
         reader.error("JOBS_TOO_MANY", span, message);
         return None;
     }
+    let bytes = |values: &[String]| values.iter().map(String::len).sum::<usize>();
+    let jobs = jobs.unwrap_or_default();
+    // Each value is copied once for every combination of the other axes.
+    let copied = axes.iter().map(|(_, values)| jobs / values.len() * bytes(values));
+    if copied.sum::<usize>() > PLAN_BYTES_MAX {
+        reader.found.push(plan_too_large(span));
+        return None;
+    }
     let mut combinations = vec![Vec::new()];
     for (_, values) in axes {
         let longer = |combination: &Vec<String>| {
@@ -201,13 +209,41 @@ fn known_axes(reader: &mut Reader<'_>, axes: &[String], combination: &Combinatio
     unknown.is_none() && !combination.value.is_empty()
 }
 
+/// What is said of a file whose plan would be too large.
+pub(super) fn plan_too_large(span: &Range<usize>) -> Diagnostic {
+    let message = format!("the jobs have more than {PLAN_BYTES_MAX} bytes, matrices multiplied");
+    let help = "put long scripts into files that the jobs run, or make fewer jobs";
+    Diagnostic::error("PLAN_TOO_LARGE", span, message).help(help)
+}
+
+/// How many bytes a job has, as JSON: that is what it takes in the log.
+pub(super) fn job_bytes(job: &JobPlan) -> usize {
+    serde_json::to_vec(job).map_or(0, |json| json.len())
+}
+
 /// The jobs that a template makes, with the values of its matrix filled in.
-pub(super) fn expand(reader: &mut Reader<'_>, number: usize, template: &Template) -> Vec<Job> {
+/// `None`: all jobs together are more than `left` bytes, from which what these take is subtracted.
+pub(super) fn expand(
+    reader: &mut Reader<'_>,
+    number: usize,
+    template: &Template,
+    left: &mut usize,
+) -> Option<Vec<Job>> {
+    let count = template.matrix.as_ref().map_or(1, |matrix| matrix.combinations.len());
+    // A placeholder is the one thing that can become shorter: those alone are measured job by job.
+    let placeholders = template.plan.script.contains("${{");
+    let each = if placeholders { 0 } else { job_bytes(&template.plan) };
+    if each.saturating_mul(count) > *left {
+        reader.found.push(plan_too_large(&template.name.span));
+        return None;
+    }
+
     let Some(matrix) = &template.matrix else {
         let needs = template.needs.clone();
-        return vec![Job { plan: template.plan.clone(), template: number, needs }];
+        *left -= each.min(*left);
+        return Some(vec![Job { plan: template.plan.clone(), template: number, needs }]);
     };
-    let mut jobs = Vec::with_capacity(matrix.combinations.len());
+    let mut jobs = Vec::with_capacity(count);
     for combination in &matrix.combinations {
         let name = format!("{} ({})", template.name.value, combination.join(", "));
         if name.len() > NAME_BYTES_MAX {
@@ -219,18 +255,31 @@ pub(super) fn expand(reader: &mut Reader<'_>, number: usize, template: &Template
         }
         let values = matrix.axes.iter().cloned().zip(combination.iter().cloned());
         let context = Context { matrix: values.collect(), ..Context::default() };
-        jobs.push(filled(template, number, JobName::from(name), context));
+        let job = filled(template, number, JobName::from(name), context);
+        // Values can make a job longer than its template: the sum is compared at every step.
+        let Some(rest) = left.checked_sub(job_bytes(&job.plan)) else {
+            reader.found.push(plan_too_large(&template.name.span));
+            return None;
+        };
+        *left = rest;
+        jobs.push(job);
     }
-    jobs
+    Some(jobs)
 }
 
 fn filled(template: &Template, number: usize, name: JobName, context: Context) -> Job {
     let raw = |text: &String| expression::fill_matrix(text, &context, false);
-    let word = |text: &String| expression::fill_matrix(text, &context, true);
+    let word = |text: &str| expression::fill_matrix(text, &context, true);
     let mut plan = template.plan.clone();
     plan.name = name;
-    plan.script = word(&plan.script);
-    plan.undo = plan.undo.as_ref().map(word);
+    // Else the clone of the template shares its text: one copy for all jobs of the matrix.
+    if plan.script.contains("${{") {
+        let script = word(&plan.script);
+        if *script != *plan.script {
+            plan.script = script.into();
+        }
+    }
+    plan.undo = plan.undo.as_deref().map(word);
     plan.condition = plan.condition.as_ref().map(raw);
     plan.tags = plan.tags.iter().map(raw).collect();
     plan.artifacts = plan.artifacts.iter().map(raw).collect();

@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(names(&plan), ["connects", "0001-users", "0002-orders", "0002-orders-3"]);
         assert_eq!(plan.jobs[2].needs, ["0001-users".into()]);
         assert_eq!(
-            plan.jobs[1].script,
+            &*plan.jobs[1].script,
             "psql -X -v ON_ERROR_STOP=1 -1 -f migrations/0001_Users.sql \"$DATABASE_URL\""
         );
         let undo = plan.jobs[2].undo.as_deref().unwrap();

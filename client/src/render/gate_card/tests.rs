@@ -46,7 +46,7 @@ fn card(run: &Run, style: &Style) -> GateCard {
 #[test]
 fn a_card_shows_everything_that_will_run() {
     let run = at_gate(|job| {
-        job.script = "one\ntwo ${{ needs.copy.outputs.rows }}\n\nfour\nfive\nrm -rf /\n".to_owned();
+        job.script = "one\ntwo ${{ needs.copy.outputs.rows }}\n\nfour\nfive\nrm -rf /\n".into();
         job.env = [("ROWS".to_owned(), "${{ needs.copy.outputs.rows }}".to_owned())].into();
         job.secrets = vec!["DB_PASSWORD".to_owned()];
         job.shell = vec!["bash".to_owned(), "-c".to_owned()];
@@ -91,7 +91,7 @@ fn a_card_shows_everything_that_will_run() {
 #[test]
 fn rows_are_as_wide_as_the_terminal_and_hold_every_character() {
     let long: String = (0..900).map(|number| char::from(b'a' + number as u8 % 26)).collect();
-    let run = at_gate(|job| job.script = format!("{long}\nshort"));
+    let run = at_gate(|job| job.script = format!("{long}\nshort").into());
     for width in [20, 24, 80] {
         let card = card(&run, &bare(width));
         let rows = card.rows(Some(width));
@@ -108,7 +108,7 @@ fn rows_are_as_wide_as_the_terminal_and_hold_every_character() {
 
 #[test]
 fn nothing_on_a_card_steers_the_terminal() {
-    let run = at_gate(|job| job.script = "a\u{1b}[2J\u{202e}b\r\nc\u{200d}d".to_owned());
+    let run = at_gate(|job| job.script = "a\u{1b}[2J\u{202e}b\r\nc\u{200d}d".into());
     let rows = card(&run, &bare(80)).rows(None).join("\n");
     assert!(rows.contains("a␛[2J<U+202E>b␍\n") && rows.contains("c<U+200D>d"), "{rows}");
     assert!(!rows.contains(|c: char| c.is_control() && c != '\n'), "{rows:?}");
@@ -117,7 +117,7 @@ fn nothing_on_a_card_steers_the_terminal() {
 #[test]
 fn what_has_no_value_is_named_and_a_plain_yes_opens_nothing() {
     let script = "run ${{ needs.copy.outputs.other }} ${{ needs.copy.outputs.rows }}";
-    let card = card(&at_gate(|job| job.script = script.to_owned()), &bare(80));
+    let card = card(&at_gate(|job| job.script = script.into()), &bare(80));
 
     let shown = card.rows(None).join("\n");
     assert!(shown.contains(&format!("1 │ {script}")), "{shown}");
@@ -132,7 +132,7 @@ fn what_has_no_value_is_named_and_a_plain_yes_opens_nothing() {
 fn what_does_not_fit_is_counted_and_the_commands_stay() {
     let rows = "x".repeat(2_000);
     let script = "${{ needs.copy.outputs.rows }}\n".repeat(900);
-    let run = at_gate_after(&rows, |job| job.script = script);
+    let run = at_gate_after(&rows, |job| job.script = script.into());
     let card = card(&run, &bare(80));
 
     let [missing] = &*card.missing else { panic!("{:?}", card.missing) };
