@@ -13,6 +13,8 @@ mod import;
 mod lease;
 mod lose;
 mod pass_time;
+#[cfg(test)]
+mod properties;
 mod reject;
 mod report;
 mod resume;
@@ -69,15 +71,31 @@ pub enum Command {
     PassTime,
 }
 
-/// Why a command was not carried out. Nothing was recorded.
+/// Why a command was not carried out. Nothing is to be recorded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CarryOutError {
     /// The engine said no. The run is as it was.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// What follows from the command cannot be written. The run has changed already and is ahead
+    /// of any log: it is not to be used.
+    #[error(transparent)]
+    Unwritable(Refusal),
     /// The engine decided on something that cannot be replayed: a bug. The run is not to be used.
     #[error("a bug in the engine: {0}")]
     Bug(#[from] IllegalEvent),
+}
+
+impl CarryOutError {
+    /// Whether the run has changed without a record of it. Whoever holds it must give it up and
+    /// read it again: the next command would be decided, and appended, on what never happened, and
+    /// no replay would reach that state.
+    pub fn spoils_the_run(&self) -> bool {
+        match self {
+            Self::Refused(_) => false,
+            Self::Unwritable(_) | Self::Bug(_) => true,
+        }
+    }
 }
 
 /// The events that `command` of `by` means for `run` at `now`, before what follows from them.
@@ -107,7 +125,10 @@ pub type Written = (Fact, Vec<u8>);
 
 /// Decides `command`, walks what was decided, and walks what follows from it.
 ///
-/// After a refusal the run is as it was. After a bug it must be thrown away.
+/// After a refusal the run is as it was. After any other error it must be thrown away
+/// ([`CarryOutError::spoils_the_run`]). Deciding on a copy would spare the caller that, and would
+/// cost every command a copy of up to 200,000 jobs; a consequence that cannot be written is a bug,
+/// since all of them are bounded.
 pub fn carry_out(
     run: &mut Run,
     command: &Command,
@@ -128,7 +149,8 @@ pub fn carry_out(
     }
     while let Some(event) = run.consequence() {
         let fact = Fact { at, by: by.clone(), event };
-        let bytes = encode(&fact).map_err(too_long(&fact.event))?;
+        let unwritable = |error| CarryOutError::Unwritable(too_long(&fact.event)(error));
+        let bytes = encode(&fact).map_err(unwritable)?;
         run.evolve(&fact)?;
         written.push((fact, bytes));
     }

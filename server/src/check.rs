@@ -1,6 +1,6 @@
 //! `tow doctor`: the whole log is walked, every view is rebuilt from it, and the two are compared.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -44,10 +44,13 @@ async fn check_all(
     })
     .await?;
     let mut findings = Vec::new();
-    let (list, rebuilt, versions) = rebuild(house).await?;
+    let Replayed { list, runs: rebuilt, versions, damaged } = rebuild(house).await?;
     let kept = locked(&house.runs().list).clone();
     if kept.position() == list.position() && kept != list {
         findings.push("the list of runs differs from the log".to_owned());
+    }
+    for (id, (version, why)) in &damaged {
+        findings.push(format!("run {id} cannot be replayed at version {version}: {why}"));
     }
     for (id, run) in &rebuilt {
         compare(house, id, run, versions[id], &mut findings).await?;
@@ -67,30 +70,40 @@ async fn check_all(
 
 type Rebuilt = HashMap<RunId, Run>;
 
-async fn rebuild(house: &House) -> Result<(RunList, Rebuilt, HashMap<RunId, u64>), CommandError> {
-    let mut list = RunList::default();
-    let mut runs = Rebuilt::new();
-    let mut versions = HashMap::new();
+/// What the log alone says.
+#[derive(Default)]
+struct Replayed {
+    list: RunList,
+    runs: Rebuilt,
+    versions: HashMap<RunId, u64>,
+    /// Runs that cannot be replayed, at which version, and why.
+    damaged: BTreeMap<RunId, (u64, String)>,
+}
+
+async fn rebuild(house: &House) -> Result<Replayed, CommandError> {
+    let mut all = Replayed::default();
     loop {
-        let page = house.runs().store.read_all(list.position(), 4_096).await?;
+        let page = house.runs().store.read_all(all.list.position(), 4_096).await?;
         if page.is_empty() {
-            return Ok((list, runs, versions));
+            return Ok(all);
         }
         for record in page {
-            list.read(&record)?;
+            all.list.read(&record);
             let Some(id) = record.stream.strip_prefix("run/").map(RunId::from) else { continue };
-            let unreplayable = |why: String| CommandError::Unreplayable {
-                run: id.clone(),
-                version: record.version,
-                why,
-            };
-            let fact =
-                codec::decode(&record.bytes).map_err(|error| unreplayable(error.to_string()))?;
-            runs.entry(id.clone())
-                .or_default()
-                .evolve(&fact)
-                .map_err(|error| unreplayable(error.to_string()))?;
-            versions.insert(id.clone(), record.version);
+            if all.damaged.contains_key(&id) {
+                continue;
+            }
+            let run = all.runs.entry(id.clone()).or_default();
+            let evolved = codec::decode(&record.bytes)
+                .map_err(|error| error.to_string())
+                .and_then(|fact| run.evolve(&fact).map_err(|error| error.to_string()));
+            if let Err(why) = evolved {
+                // The other runs are checked all the same.
+                all.runs.remove(&id);
+                all.damaged.insert(id, (record.version, why));
+            } else {
+                all.versions.insert(id, record.version);
+            }
         }
     }
 }

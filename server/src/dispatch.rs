@@ -422,7 +422,7 @@ impl Dispatch {
     fn runs_of(&self, only: Option<&RunId>) -> Vec<RunId> {
         match only {
             Some(run) => vec![run.clone()],
-            None => locked(&self.runs.list).live().cloned().collect(),
+            None => self.runs.live(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use towpath_engine::{
     event::{Fact, RunEvent, RunOutcome},
-    ids::{RunId, WorkerName},
+    ids::WorkerName,
     run::{Busy, Counts, Phase, Run},
     time::Timestamp,
 };
@@ -72,6 +72,8 @@ pub(crate) struct Figures {
     pub(crate) runs: BTreeMap<&'static str, u64>,
     /// Jobs of live runs by state; every state is there.
     pub(crate) jobs: BTreeMap<&'static str, u64>,
+    /// Runs whose records cannot be replayed.
+    pub(crate) set_aside: u64,
     pub(crate) gates: u64,
     /// Since when the gate waits that has waited longest.
     pub(crate) oldest_gate: Option<Timestamp>,
@@ -85,18 +87,20 @@ impl House {
     /// What the views say now.
     pub(crate) async fn figures(&self) -> Result<Figures, CommandError> {
         let mut figures = Figures::default();
-        let live: Vec<RunId> = {
-            let list = locked(&self.runs().list);
-            figures.count_ended(list.outcomes());
-            list.live().cloned().collect()
-        };
+        figures.count_ended(locked(&self.runs().list).outcomes());
         let now = self.runs().now();
         // No run has this id, so these are the locks of all runs.
         let mut busy = self.runs().locks.of_others(&"".into());
-        for id in live {
-            let loaded = self.runs().ahead(&id).await?;
-            figures.take(&loaded.run, &mut busy, now);
+        for id in self.runs().live() {
+            match self.runs().ahead(&id).await {
+                Ok(loaded) => figures.take(&loaded.run, &mut busy, now),
+                // Set aside by now, and counted below.
+                Err(CommandError::Unreplayable { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        // Runs that ended before they were found damaged are counted by how they ended, too.
+        figures.set_aside = locked(&self.runs().set_aside).len() as u64;
         Ok(figures)
     }
 }

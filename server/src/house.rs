@@ -11,7 +11,7 @@ use crate::{
     dispatch::Dispatch,
     load,
     outputs::{Outputs, sweep::sweep_always},
-    runs::{Runs, locked},
+    runs::Runs,
     snapshot_reads::SnapshotReads,
     timers,
 };
@@ -102,11 +102,14 @@ impl House {
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
         tasks.spawn(Arc::clone(&dispatch).run(stop.clone()));
-        let live: Vec<_> = locked(&runs.list).live().cloned().collect();
-        for run in live {
+        for run in runs.live() {
             // Loaded now, so that its due times are known to the timer.
-            let loaded = runs.ahead(&run).await?;
-            dispatch.miss(loaded.run.leased());
+            match runs.ahead(&run).await {
+                Ok(loaded) => dispatch.miss(loaded.run.leased()),
+                // Set aside: the other runs of the store are served.
+                Err(CommandError::Unreplayable { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         // Once the runs are there: what belongs to none of their attempts goes.
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));

@@ -117,7 +117,7 @@ pub(crate) async fn read_on(
             return Ok(());
         }
         for record in page {
-            list.read(&record)?;
+            list.read(&record);
         }
     }
 }

@@ -153,10 +153,12 @@ fn of_runs(house: &House, figures: &Figures) -> Vec<Series> {
     let now = house.runs().now();
     let age = figures.oldest_gate.map_or(0, |since| now.ms_since(since));
     let help = "How long the gate has waited that has waited longest; 0 if none does";
+    let damaged = "Runs that were found damaged since the server began, and are set aside";
     let waiting = "Gates of live runs that wait for a person";
     vec![
         family("runs", "Runs by phase", "phase", words(&figures.runs)),
         family("jobs", "Jobs of live runs by state", "state", words(&figures.jobs)),
+        single("runs_damaged", damaged, Kind::Now, figures.set_aside),
         single("gates_waiting", waiting, Kind::Now, figures.gates),
         single("gates_oldest_age", help, Kind::Seconds, age),
     ]

@@ -129,19 +129,17 @@ impl RunList {
     }
 
     /// Takes in one more record.
-    pub(crate) fn read(&mut self, record: &Record) -> Result<(), CommandError> {
+    pub(crate) fn read(&mut self, record: &Record) {
         if let Some(id) = record.stream.strip_prefix("run/") {
             let id = RunId::from(id);
-            let fact =
-                codec::decode(&record.bytes).map_err(|error| CommandError::Unreplayable {
-                    run: id.clone(),
-                    version: record.version,
-                    why: error.to_string(),
-                })?;
-            self.apply(&id, record.position, record.version, &fact);
+            match codec::decode(&record.bytes) {
+                Ok(fact) => self.apply(&id, record.position, record.version, &fact),
+                // The list is of all runs: one that this version cannot read must not keep the
+                // others from being listed. It is named, and shown as damaged when it is read.
+                Err(_) => self.apply_unreadable(&id, record.position, record.version),
+            }
         }
         self.position = record.position;
-        Ok(())
     }
 
     /// Takes in facts of run `id`, the first of which stands at `first` in the log and after
@@ -191,6 +189,16 @@ impl RunList {
             self.requests.insert(request_of(&fact.by, key), id.clone());
         }
         self.insert(Listed { summary, created: position, position, version });
+    }
+
+    fn apply_unreadable(&mut self, id: &RunId, position: Position, version: Version) {
+        match self.place.get(id).and_then(|place| self.runs.get_mut(*place)) {
+            Some(listed) => (listed.position, listed.version) = (position, version),
+            None => {
+                let summary = RunSummary::unreadable(id.clone(), self.newest_at);
+                self.insert(Listed { summary, created: position, position, version });
+            }
+        }
     }
 
     /// Puts a run where it stands in the log: of runs that begin together, any may come first.

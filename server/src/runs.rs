@@ -1,9 +1,10 @@
 //! Load, decide, append: the only way into the log.
 
+mod decide_all;
+mod set_aside;
 mod snapshots;
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError},
@@ -13,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{
-    decide::{CarryOutError, Command, LeaseJob, Written, carry_out},
+    decide::{Command, Written},
     event::{Fact, RunEvent},
     ids::{Actor, RunId},
     log_clock::{Jump, LogClock},
@@ -21,8 +22,7 @@ use towpath_engine::{
     time::Timestamp,
 };
 use towpath_storage::{
-    AppendError, DiskFull, DiskSpace, EventStore, FREE_BYTES_MIN, NewRecord, Position, StoreError,
-    Version,
+    AppendError, DiskSpace, EventStore, NewRecord, Position, StoreError, Version,
 };
 use tracing::Instrument as _;
 
@@ -34,15 +34,14 @@ use crate::{
     locks::Locks,
     run_cells::{RunCells, idle_after},
     run_list::RunList,
-    telemetry::spans::{Ended, ended},
+    telemetry::spans::Ended,
 };
+use decide_all::NotDecided;
 
 /// How often a lost race is decided again before the caller is told to come back.
 const TRIES_MAX: usize = 8;
 /// A snapshot is written when a run has grown by this many events since the last.
 const SNAPSHOT_EVERY: Version = 20_000;
-/// Bytes that are to be free, beyond what the store keeps free, for anything new to begin.
-const NEW_WORK_BYTES_MIN: u64 = FREE_BYTES_MIN;
 
 /// A run in memory.
 #[derive(Debug)]
@@ -103,6 +102,9 @@ pub(crate) struct Runs {
     pub(crate) stopped: CancellationToken,
     /// When time itself next changes something, by run.
     pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
+    /// Runs whose records cannot be replayed, with the version where it fails and the reason.
+    /// Noticed whenever a run is read; kept until the server ends, since records do not change.
+    pub(crate) set_aside: SyncMutex<BTreeMap<RunId, (Version, String)>>,
     /// Runs that may have something to lease.
     pub(crate) movable: SyncMutex<BTreeSet<RunId>>,
     /// Held while a lease is decided, so that no two runs take the last place of one lock.
@@ -148,6 +150,7 @@ impl Runs {
             fence_base: 0,
             stopped: CancellationToken::new(),
             due: SyncMutex::default(),
+            set_aside: SyncMutex::default(),
             movable: SyncMutex::default(),
             leasing: Mutex::default(),
             ending: SyncMutex::default(),
@@ -190,7 +193,8 @@ impl Runs {
         if let Some(cell) = locked(&self.cells).get(id) {
             return Ok(cell);
         }
-        let loaded = load::run(&*self.store, &self.snapshots, id).await?;
+        let loaded = load::run(&*self.store, &self.snapshots, id).await;
+        let loaded = loaded.inspect_err(|error| self.set_aside_if_damaged(id, error))?;
         let mut cells = locked(&self.cells);
         // Another may have been faster, and may have decided something since.
         if let Some(cell) = cells.get(id) {
@@ -275,30 +279,28 @@ impl Runs {
         commands: &[Command],
         by: &Actor,
     ) -> Result<Queued, CommandError> {
-        let mut loaded = self.ahead(id).await?;
-        let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
-        let leasing = if leases { Some(self.leasing.lock().await) } else { None };
-        let (mut written, mut spans) = (Vec::new(), Vec::new());
-        for (command, nth) in commands.iter().zip(0..) {
-            match self.room_for(command) {
-                Ok(()) => {}
-                Err(full) if nth == 0 => return Err(CommandError::Store(full.into())),
-                Err(_) => continue,
-            }
-            let command = self.with_busy(id, command);
-            match carry_out(&mut loaded.run, &command, by, self.now()) {
-                Ok(more) => {
-                    spans.extend(ended(&loaded.run, &command, &more));
-                    written.extend(more);
-                }
-                Err(CarryOutError::Refused(refusal)) if nth == 0 => return Err(refusal.into()),
-                Err(CarryOutError::Refused(_)) => {}
-                Err(CarryOutError::Bug(bug)) => {
-                    self.give_up(id, &mut loaded).await;
-                    return Err(bug.into());
+        let mut commands = commands;
+        let (mut loaded, leasing, (written, spans)) = loop {
+            let mut loaded = self.ahead(id).await?;
+            let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
+            let leasing = if leases { Some(self.leasing.lock().await) } else { None };
+            match self.decide_all(id, &mut loaded.run, commands, by) {
+                Ok(decided) => break (loaded, leasing, decided),
+                Err(NotDecided { nth, error, spoiled }) => {
+                    if spoiled {
+                        self.give_up(id, &mut loaded).await;
+                    }
+                    if nth == 0 {
+                        return Err(error);
+                    }
+                    tracing::error!(run = %id, %error, "a command was left out of its append");
+                    // What came before it is good, and went with the memory that was given up. It
+                    // is decided again alone; else a lease that fails would keep out, for ever, the
+                    // report that freed its slot.
+                    commands = &commands[..nth];
                 }
             }
-        }
+        };
         let busy = loaded.run.busy();
         self.note(id, &loaded.run, busy.clone());
         drop(leasing);
@@ -398,36 +400,13 @@ impl Runs {
                 *loaded = Loaded::from(again);
             }
             Err(error) => {
-                tracing::warn!(run = %id, %error, "not read again");
+                tracing::warn!(run = %id, %error, "run could not be read again");
+                self.set_aside_if_damaged(id, &error);
                 locked(&self.cells).remove(id);
                 loaded.durable = watch::Sender::new(0);
             }
         }
         self.changed.notify_one();
-    }
-
-    /// New work needs more room than the end of what has begun.
-    fn room_for(&self, command: &Command) -> Result<(), DiskFull> {
-        match command {
-            Command::Create(_)
-            | Command::Import(_)
-            | Command::Lease(_)
-            | Command::Resume(_)
-            | Command::Retry(_) => self.disk_space.check(NEW_WORK_BYTES_MIN),
-            Command::Approve(_)
-            | Command::Reject(_)
-            | Command::Cancel(_)
-            | Command::Report(_)
-            | Command::Lose(_)
-            | Command::PassTime => Ok(()),
-        }
-    }
-
-    /// A lease needs to know which locks other runs hold.
-    fn with_busy<'c>(&self, id: &RunId, command: &'c Command) -> Cow<'c, Command> {
-        let Command::Lease(lease) = command else { return Cow::Borrowed(command) };
-        let busy = self.locks.of_others(id);
-        Cow::Owned(Command::Lease(LeaseJob { busy, ..lease.clone() }))
     }
 
     fn note_loaded(&self, id: &RunId, run: &Run) {
@@ -555,6 +534,43 @@ mod tests {
 
         assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
         assert!(matches!(again.done.await, Err(AppendError::Conflict { .. })));
+    }
+
+    /// What the log says of a run, beside what memory holds.
+    async fn memory_and_log(desk: &Desk, run: &RunId) -> (Run, Run) {
+        let replayed = load::run(&*desk.store, &desk.runs.snapshots, run).await.unwrap();
+        let loaded = desk.runs.ahead(run).await.unwrap();
+        assert_eq!(loaded.version, replayed.version);
+        (loaded.run.clone(), replayed.run)
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_consequence_cannot_be_written_is_as_its_log_says() {
+        let desk = Desk::new();
+        // No pipeline file makes names of this length: together they do not fit an event.
+        let (root, long) = ("r".repeat(25_000), "l".repeat(25_000));
+        let jobs = vec![job("other", &[]), job(&root, &[]), job(&long, &[&root])];
+        let run = desk.begins("r", jobs).await;
+
+        let Command::Report(report) = success(&root) else { unreachable!() };
+        let cause = towpath_engine::event::FailureCause::ExitCode(1);
+        let ended = towpath_engine::decide::Ended::Failed(cause);
+        let failure = Command::Report(towpath_engine::decide::ReportJob { ended, ..report });
+        let alone = std::slice::from_ref(&failure);
+        let refused = desk.runs.queue(&run, alone, &Actor::worker("w")).await;
+        assert!(matches!(refused, Err(CommandError::Refused(_))));
+
+        let (memory, log) = memory_and_log(&desk, &run).await;
+        assert!(memory == log, "memory is ahead of the log");
+        assert!(matches!(desk.state(&run, &root).await, JobState::Leased(..)));
+
+        // As the second of two commands it takes nothing with it.
+        let both = [success("other"), failure];
+        let queued = desk.runs.queue(&run, &both, &Actor::worker("w")).await.unwrap();
+        queued.done.await.unwrap();
+        let (memory, log) = memory_and_log(&desk, &run).await;
+        assert!(memory == log, "memory is ahead of the log");
+        assert_eq!(desk.state(&run, "other").await, JobState::Succeeded);
     }
 
     #[tokio::test]

@@ -20,6 +20,9 @@ pub(crate) use views::{artifact_of, gate, job, run, source as source_message, su
 
 use crate::{outputs::Key, runs::CommandError, telemetry};
 
+/// The word for a run whose records cannot be replayed, where others show their phase.
+pub(crate) const DAMAGED: &str = "damaged";
+
 fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::MessageInvalid { what: what.into() }
 }

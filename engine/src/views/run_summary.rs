@@ -118,6 +118,28 @@ impl RunSummary {
         })
     }
 
+    /// A run of which only the id is known, because its first record, read at about `at`, cannot be
+    /// read.
+    pub fn unreadable(run: RunId, at: Timestamp) -> Self {
+        Self {
+            run,
+            pipeline: String::new(),
+            file: String::new(),
+            folder: String::new(),
+            file_sha256: Digest([0; 32]),
+            plan_sha256: Digest([0; 32]),
+            stages: Vec::new(),
+            parallelism: 0,
+            source: None,
+            requested_by: Actor::timer(),
+            created_at: at,
+            traceparent: None,
+            reopened_at: None,
+            abort_root: None,
+            end: None,
+        }
+    }
+
     /// Takes in one more fact of the run. Facts that change nothing here are most of them.
     pub fn take(&mut self, fact: &Fact) {
         match &fact.event {

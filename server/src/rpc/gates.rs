@@ -9,7 +9,7 @@ use towpath_proto::v1::{self, gates_server::Gates};
 
 use crate::{
     House, auth,
-    runs::{CommandError, Loaded, locked},
+    runs::{CommandError, Loaded},
     status,
     telemetry::calls::About,
     wire,
@@ -44,7 +44,7 @@ impl Gates for House {
 impl House {
     async fn waiting_gates(&self, run: &str) -> Result<Vec<v1::Gate>, CommandError> {
         let runs = match run {
-            "" => locked(&self.runs().list).live().cloned().collect(),
+            "" => self.runs().live(),
             asked => vec![self.find(asked)?],
         };
         let mut gates = Vec::new();

@@ -281,6 +281,7 @@ impl House {
             let may_fit = |listed: &&Listed| {
                 let ended = listed.outcome().map(RunOutcome::word);
                 phases.is_empty()
+                    || phases.iter().any(|asked| asked == wire::DAMAGED)
                     || ended.is_none_or(|word| phases.iter().any(|asked| asked == word))
             };
             let all = list.newest_first();
@@ -297,7 +298,12 @@ impl House {
             // A run that has ended is not replayed for a list: it may have 200,000 jobs.
             let run = match self.ended(&id) {
                 Some(run) => run,
-                None => self.view(&id).await?,
+                None => match self.view(&id).await {
+                    Ok(run) => run,
+                    // The others are listed all the same.
+                    Err(CommandError::Unreplayable { .. }) => self.damaged(&id),
+                    Err(error) => return Err(error),
+                },
             };
             if phases.is_empty() || phases.contains(&run.phase) {
                 if reply.runs.len() == limit {
@@ -310,10 +316,30 @@ impl House {
         Ok(reply)
     }
 
-    /// A run that has ended, as the list of runs has it.
+    /// A run that has ended, as the list of runs has it. One that is set aside is not: its end may
+    /// be what cannot be replayed.
     fn ended(&self, id: &RunId) -> Option<v1::Run> {
+        if locked(&self.runs().set_aside).contains_key(id) {
+            return None;
+        }
         let list = locked(&self.runs().list);
         wire::summary(list.get(id)?, list.short(id))
+    }
+
+    /// What is known of a run whose records cannot be replayed.
+    fn damaged(&self, id: &RunId) -> v1::Run {
+        let list = locked(&self.runs().list);
+        let summary = list.get(id).map(|listed| &listed.summary);
+        v1::Run {
+            id: id.to_string(),
+            short_id: list.short(id).to_owned(),
+            phase: wire::DAMAGED.to_owned(),
+            pipeline: summary.map(|known| known.pipeline.clone()).unwrap_or_default(),
+            requested_by: summary.map(|known| known.requested_by.to_string()).unwrap_or_default(),
+            created_at: summary.map(|known| known.created_at.to_string()).unwrap_or_default(),
+            counts: Some(v1::Counts::default()),
+            ..v1::Run::default()
+        }
     }
 
     async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsReply, CommandError> {

@@ -85,8 +85,8 @@ impl Both {
                 prop_assert!(!accepted, "the engine refuses {:?}: {}", command, refusal);
                 prop_assert!(before == self.run, "a refusal left a trace");
             }
-            Err(CarryOutError::Bug(bug)) => {
-                return Err(TestCaseError::fail(format!("{bug} after {command:?}")));
+            Err(error @ (CarryOutError::Unwritable(_) | CarryOutError::Bug(_))) => {
+                return Err(TestCaseError::fail(format!("{error} after {command:?}")));
             }
         }
         self.model.settle();

@@ -191,8 +191,8 @@ impl World {
                     return Err(No::Refused(refusal));
                 }
                 Err(CarryOutError::Refused(_)) => {}
-                Err(CarryOutError::Bug(bug)) => {
-                    self.fail(format!("{run}: {command:?}: {bug}"));
+                Err(error @ (CarryOutError::Unwritable(_) | CarryOutError::Bug(_))) => {
+                    self.fail(format!("{run}: {command:?}: {error}"));
                     return Err(No::Later);
                 }
             }

@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use towpath_engine::ids::Digest;
 use towpath_proto::v1;
-use towpath_tests::{TestHouse, file, on_a_runtime, succeeded};
+use towpath_storage::{NewRecord, open};
+use towpath_tests::{TestHouse, code, file, on_a_runtime, succeeded};
 
 const FOUR: &str = "stages: [s]
 jobs:
@@ -190,4 +191,64 @@ fn newest_file(folder: &Path) -> Option<std::path::PathBuf> {
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find_map(|path| if path.is_dir() { newest_file(&path) } else { Some(path) })
+}
+
+/// Appends `bytes` to the stream of `run`, as no server would.
+fn append_raw(folder: &Path, run: &str, kind: &'static str, bytes: &[u8]) {
+    on_a_runtime(async {
+        let opened = open(&format!("sled:{}", folder.display())).expect("the store");
+        let stream = format!("run/{run}");
+        let records = opened.store.read(&stream, 0, 1_000).await.expect("its records");
+        let record = NewRecord::new(kind, bytes.to_vec());
+        let version = records.len() as u64;
+        opened.store.append(&stream, version, vec![record]).await.expect("one more record");
+    });
+}
+
+#[test]
+fn a_run_that_cannot_be_replayed_stops_nobody_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let envelope = r#"{"at":"2100-01-01T00:00:00.000Z","by":"human:ana","event":{"kind":"#;
+    let bad = ["\"run_started\"}}", "\"run_painted\"}}"].map(|end| format!("{envelope}{end}"));
+    let (runs, good) = on_a_runtime(async {
+        let house = TestHouse::in_folder(folder.path()).await;
+        let runs = [house.start(&file(FOUR)).await, house.start(&file(FOUR)).await];
+        let good = house.start(&file(FOUR)).await;
+        let mut worker = house.worker("w", 1).await;
+        drop(worker.take().await);
+        house.close().await;
+        (runs, good)
+    });
+    for (run, bytes) in runs.iter().zip(&bad) {
+        append_raw(folder.path(), run, "run_started", bytes.as_bytes());
+    }
+
+    on_a_runtime(async {
+        let house = TestHouse::in_folder(folder.path()).await;
+        let listed = house.runs().list_runs(v1::ListRunsRequest::default()).await;
+        let listed = listed.expect("a list").into_inner().runs;
+        let phases: Vec<_> = listed.iter().map(|run| (&*run.id, &*run.phase)).collect();
+        assert_eq!(
+            phases,
+            [(&*good, "running"), (&*runs[1], "damaged"), (&*runs[0], "damaged")],
+            "newest first, each by name"
+        );
+        for run in &runs {
+            let asked = v1::GetRunRequest { run: run.clone() };
+            let refused = house.runs().get_run(asked).await.expect_err("it is damaged");
+            assert_eq!(code(&refused), "LOG_DAMAGED");
+            assert_eq!(code(&house.cancel(run).await.expect_err("it is")), "LOG_DAMAGED");
+        }
+        // A worker that comes back is welcome, and is given what else there is.
+        let mut worker = house.worker("w", 4).await;
+        worker.run_all(4).await;
+        assert_eq!(house.ended(&good).await, "succeeded");
+        let findings = house.findings().await;
+        for run in &runs {
+            let found = findings.iter().filter(|finding| finding.contains(&**run)).count();
+            assert_eq!(found, 1, "{findings:?}");
+        }
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        house.close().await;
+    });
 }

@@ -1,0 +1,25 @@
+//! Runs whose records cannot be replayed. They are named, and stop nobody else.
+
+use towpath_engine::ids::RunId;
+
+use super::{CommandError, Runs, locked};
+
+impl Runs {
+    /// Sets the run aside if `error` says that its records cannot be replayed: nothing looks after
+    /// it any more, so that it stops no other run, no worker and no start of the server.
+    pub(super) fn set_aside_if_damaged(&self, id: &RunId, error: &CommandError) {
+        let CommandError::Unreplayable { version, why, .. } = error else { return };
+        if locked(&self.set_aside).insert(id.clone(), (*version, why.clone())).is_none() {
+            tracing::error!(run = %id, version, why, "run set aside: it cannot be replayed");
+        }
+        locked(&self.movable).remove(id);
+        locked(&self.due).remove(id);
+    }
+
+    /// The runs that have not ended and can be worked on, oldest first.
+    pub(crate) fn live(&self) -> Vec<RunId> {
+        let set_aside = locked(&self.set_aside);
+        let list = locked(&self.list);
+        list.live().filter(|run| !set_aside.contains_key(*run)).cloned().collect()
+    }
+}
