@@ -44,6 +44,11 @@ use crate::{
 /// Longest comment or reason, in bytes.
 pub const COMMENT_BYTES_MAX: usize = 4 * 1024;
 
+/// Bytes of one command's events after which what follows from it waits for the next command.
+/// Source: an append holds 32 MiB, and carries what at most two commands recorded; the failure of
+/// one job can skip 200,000.
+pub const CONSEQUENCES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// What somebody wants of a run.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -125,6 +130,10 @@ pub type Written = (Fact, Vec<u8>);
 
 /// Decides `command`, walks what was decided, and walks what follows from it.
 ///
+/// What follows is bounded by [`CONSEQUENCES_BYTES_MAX`]; the rest follows from the next command,
+/// and [`Run::next_due`] says that [`Command::PassTime`] is due at once. Nothing else is kept of
+/// it: the events recorded so far say what is left, also after a crash.
+///
 /// After a refusal the run is as it was. After any other error it must be thrown away
 /// ([`CarryOutError::spoils_the_run`]). Deciding on a copy would spare the caller that, and would
 /// cost every command a copy of up to 200,000 jobs; a consequence that cannot be written is a bug,
@@ -143,14 +152,21 @@ pub fn carry_out(
         let bytes = encode(&fact).map_err(too_long(&fact.event))?;
         decided.push((fact, bytes));
     }
+    let mut bytes_written = 0;
     for (fact, bytes) in decided {
+        bytes_written += bytes.len();
         run.evolve(&fact)?;
         written.push((fact, bytes));
     }
-    while let Some(event) = run.consequence() {
+    // Bounded: an append that is too large is refused whole, so that the command itself could
+    // never be recorded, whoever gives it and however often.
+    while bytes_written < CONSEQUENCES_BYTES_MAX
+        && let Some(event) = run.consequence()
+    {
         let fact = Fact { at, by: by.clone(), event };
         let unwritable = |error| CarryOutError::Unwritable(too_long(&fact.event)(error));
         let bytes = encode(&fact).map_err(unwritable)?;
+        bytes_written += bytes.len();
         run.evolve(&fact)?;
         written.push((fact, bytes));
     }

@@ -305,6 +305,10 @@ impl Run {
         if !self.phase.is_live() {
             return None;
         }
+        if self.consequence().is_some() {
+            // More follows from the last command than one append may hold.
+            return Some(now);
+        }
         let due = self.header.as_ref().and_then(|header| header.due);
         let due = due.filter(|_| self.phase == Phase::Running);
         let expires = self.agenda.next_lapse().filter(|_| self.phase == Phase::Running);

@@ -574,6 +574,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_failure_that_skips_more_than_an_append_holds_is_recorded() {
+        let desk = Desk::new();
+        // Names as long as these stand for as many jobs as it takes to pass 32 MiB.
+        let long = |n: usize| format!("{n:0>15000}");
+        let mut jobs = vec![job("root", &[])];
+        jobs.push(job(&long(0), &["root"]));
+        jobs.extend((1..800).map(|n| job(&long(n), &[&long(0)])));
+        let run = desk.begins("r", jobs).await;
+        let Command::Report(report) = success("root") else { unreachable!() };
+        let cause = towpath_engine::event::FailureCause::ExitCode(1);
+        let ended = towpath_engine::decide::Ended::Failed(cause);
+        let failure = Command::Report(towpath_engine::decide::ReportJob { ended, ..report });
+
+        desk.queues(&run, failure).await.done.await.unwrap();
+
+        assert_eq!(desk.state(&run, "root").await, JobState::Failed);
+        assert!(desk.runs.ahead(&run).await.unwrap().run.phase().is_live());
+        // A server that ends here is followed by one that knows the run from its log alone.
+        locked(&desk.runs.cells).remove(&run);
+        locked(&desk.runs.due).clear();
+        drop(desk.runs.ahead(&run).await.unwrap());
+        for _ in 0..10 {
+            crate::timers::tick(&desk.runs).await;
+        }
+        let loaded = desk.runs.ahead(&run).await.unwrap();
+        assert!(!loaded.run.phase().is_live());
+        assert_eq!(loaded.run.counts().skipped, 800);
+    }
+
+    #[tokio::test]
     async fn a_lock_is_free_for_others_once_that_is_durable() {
         let desk = Desk::new();
         let mut locking = job("a", &[]);

@@ -148,11 +148,11 @@ fn retry_due(run: &Run, job: &Job, cause: &FailureCause, now: Timestamp) -> Opti
 mod tests {
     use super::*;
     use crate::{
-        decide::{Command, stage_set::*},
+        decide::{CONSEQUENCES_BYTES_MAX, Command, LeaseJob, stage_set::*},
         event::{RunOutcome, SkipCause},
         job::JobState,
         plan::{OnFailure, RetryPolicy, When},
-        run::Phase,
+        run::{Busy, Phase},
     };
 
     #[test]
@@ -179,6 +179,48 @@ mod tests {
         assert_eq!(house.leases().as_deref(), Some("d"), "what does not need it goes on");
         house.succeeds("d");
         assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Failed));
+    }
+
+    #[test]
+    fn what_one_failure_skips_is_written_in_appends_of_bounded_size() {
+        let dependents = 200_000;
+        let jobs = std::iter::once(job("a"));
+        let jobs = jobs.chain((0..dependents).map(|n| needing(job(&format!("b{n}")), "a")));
+        let mut stage = Stage::empty();
+        let mut facts = Vec::new();
+        let mut appends = 0;
+        let mut carry_out = |stage: &mut Stage, command: &Command| {
+            let written = super::super::carry_out(&mut stage.run, command, &ana(), stage.now);
+            let written = written.unwrap();
+            let bytes: usize = written.iter().map(|(_, bytes)| bytes.len()).sum();
+            facts.extend(written.into_iter().map(|(fact, _)| fact));
+            bytes
+        };
+        carry_out(&mut stage, &Command::Create(creation(jobs.collect())));
+        let lease = LeaseJob {
+            worker: "w1".into(),
+            tags: Vec::new(),
+            lease_ms: 30_000,
+            busy: Busy::new(),
+            only: None,
+        };
+        carry_out(&mut stage, &Command::Lease(lease));
+
+        let mut command = stage.report("a", Ended::Failed(FailureCause::ExitCode(1)));
+        while stage.run.phase().is_live() {
+            let bytes = carry_out(&mut stage, &command);
+            assert!(bytes < CONSEQUENCES_BYTES_MAX + 2 * FACT_BYTES_MAX, "{bytes}");
+            if stage.run.phase().is_live() {
+                assert_eq!(stage.run.next_due(stage.now), Some(stage.now), "the rest is due");
+            }
+            command = Command::PassTime;
+            appends += 1;
+        }
+
+        assert_eq!(*stage.run.phase(), Phase::Finished(RunOutcome::Failed));
+        assert_eq!(stage.run.counts().skipped, dependents);
+        assert!(appends > 3, "{appends}");
+        assert!(Run::replay(&facts).unwrap() == stage.run, "the replay differs");
     }
 
     #[test]
