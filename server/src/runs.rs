@@ -227,6 +227,8 @@ impl Runs {
         look: impl Fn(&Loaded) -> T,
     ) -> Result<T, CommandError> {
         for _ in 0..TRIES_MAX {
+            // What memory shows may still be refused by the disk. It is answered only once it is
+            // durable: a power cut must not take back what a client was told.
             let loaded = self.ahead(id).await?;
             let (seen, version) = (look(&loaded), loaded.version);
             let mut durable = loaded.durable.subscribe();
@@ -301,6 +303,7 @@ impl Runs {
                 }
             }
         };
+        // Before `leasing` is let go: the next lease, of another run, must see these locks taken.
         let busy = loaded.run.busy();
         self.note(id, &loaded.run, busy.clone());
         drop(leasing);

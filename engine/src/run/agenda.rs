@@ -277,6 +277,8 @@ impl Agenda {
         let at = index as usize;
         let job = &jobs[at];
         if self.place[at] == Place::Doomed {
+            // It waits to be skipped. Were it filed as ready meanwhile, a worker could be given a
+            // job whose need has failed.
             return;
         }
         let open = self.unmet[at] == 0 && self.stage_of[at] as usize <= self.open_stage;
@@ -333,6 +335,7 @@ impl Agenda {
         match std::mem::take(&mut self.place[at]) {
             Place::Nowhere => true,
             Place::Doomed => {
+                // It stays so until its skip is recorded: to unfile it must not revive it.
                 if self.doomed.contains_key(&index) {
                     self.place[at] = Place::Doomed;
                 }

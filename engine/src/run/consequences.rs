@@ -23,6 +23,7 @@ impl Run {
             Phase::Unborn | Phase::Planning | Phase::Finished(_) => None,
             Phase::Aborting | Phase::Cancelling | Phase::TimingOut => self.end(),
             Phase::Running => self
+                // First: what a run that aborts has not begun ends with it, and is not skipped.
                 .abort()
                 .or_else(|| self.skip())
                 .or_else(|| self.open())

@@ -193,7 +193,8 @@ impl Run {
         Ok(())
     }
 
-    /// Ends what has not begun. What is leased ends by its own report.
+    /// Ends what has not begun. What is leased ends by its own report: until then its script may
+    /// still be running, and a run that is over must not change anything any more.
     fn end_open_jobs(&mut self, state: &JobState, fact: &Fact) {
         for job in &mut self.jobs {
             let leased = matches!(job.state, JobState::Leased(..));
@@ -245,6 +246,7 @@ impl Run {
             return Err(IllegalEvent::new(&fact.event, "no job has that name"));
         };
         let before = self.jobs[index as usize].state.clone();
+        // All checks come before the first change, so that an illegal event leaves no trace.
         let after = before.next(&fact.event)?;
         self.may_begin(index, fact)?;
         if after.is_over() {
