@@ -1,6 +1,10 @@
 //! Why an attempt ended badly, as it stands in the log: always short enough for an event.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+
+use crate::time::duration_words;
 
 /// Why an attempt ended badly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,48 @@ impl FailureCause {
     }
 }
 
+impl FailureCause {
+    /// The cause in one word, for programs.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::ExitCode(_) => "exit_code",
+            Self::Signal(_) => "signal",
+            Self::TimedOut(_) => "timeout",
+            Self::NotStarted(_) => "not_started",
+            Self::OutputUnusable(_) => "output_unusable",
+            Self::Lost(_) => "lost",
+            Self::ReportInvalid(_) => "report_invalid",
+        }
+    }
+
+    /// The cause in words of ours only: what a script, a worker or a system said is left out,
+    /// because it may hold what only readers of the log may see.
+    pub fn brief(&self) -> String {
+        match self {
+            Self::ExitCode(code) => format!("exit code {code}"),
+            Self::Signal(signal) => format!("ended by signal {signal}"),
+            Self::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
+            Self::NotStarted(_) => "could not start".to_owned(),
+            Self::OutputUnusable(_) => "left something unusable".to_owned(),
+            Self::Lost(times) => format!("lost {times} workers"),
+            Self::ReportInvalid(_) => "its worker's report is invalid".to_owned(),
+        }
+    }
+}
+
+/// The cause in words, and what was said about it. That may hold any character.
+impl fmt::Display for FailureCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.brief())?;
+        match self {
+            Self::NotStarted(why) | Self::OutputUnusable(why) | Self::ReportInvalid(why) => {
+                write!(f, ": {why}")
+            }
+            Self::ExitCode(_) | Self::Signal(_) | Self::TimedOut(_) | Self::Lost(_) => Ok(()),
+        }
+    }
+}
+
 /// `text`, cut to at most `bytes_max` bytes and a mark that something is missing.
 pub fn bounded_text(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
@@ -51,4 +97,40 @@ pub fn bounded_text(mut text: String, bytes_max: usize) -> String {
         text.push('…');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_in_words_in_short_and_as_a_class() {
+        let said = || "a\tb".to_owned();
+        let causes = [
+            FailureCause::ExitCode(75),
+            FailureCause::Signal(9),
+            FailureCause::TimedOut(1_000),
+            FailureCause::NotStarted(said()),
+            FailureCause::OutputUnusable(said()),
+            FailureCause::Lost(3),
+            FailureCause::ReportInvalid(said()),
+        ];
+        let words: Vec<String> = causes
+            .iter()
+            .map(|cause| format!("{} | {} | {cause}", cause.class(), cause.brief()))
+            .collect();
+        assert_eq!(
+            words,
+            [
+                "exit_code | exit code 75 | exit code 75",
+                "signal | ended by signal 9 | ended by signal 9",
+                "timeout | took longer than 1.0s | took longer than 1.0s",
+                "not_started | could not start | could not start: a\tb",
+                "output_unusable | left something unusable | left something unusable: a\tb",
+                "lost | lost 3 workers | lost 3 workers",
+                "report_invalid | its worker's report is invalid | \
+                 its worker's report is invalid: a\tb",
+            ]
+        );
+    }
 }

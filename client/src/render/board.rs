@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use towpath_engine::{
-    event::{FailureCause, SkipCause},
+    event::SkipCause,
     ids::StageName,
     job::JobState,
     plan::When,
@@ -73,12 +73,12 @@ pub(crate) fn ended_line(job: &Job, style: &Style) -> String {
 pub(crate) fn note(job: &Job) -> String {
     match &job.state {
         JobState::Failed | JobState::TimedOut => match (&job.cause, &job.imported) {
-            (Some(cause), _) => failure(cause),
+            (Some(cause), _) => safe(&cause.to_string()),
             (None, Some(imported)) => safe(&imported.error),
             (None, None) => String::new(),
         },
         JobState::BackingOff(due) => {
-            let why = job.cause.as_ref().map(failure).unwrap_or_default();
+            let why = job.cause.as_ref().map(|cause| safe(&cause.to_string())).unwrap_or_default();
             format!("{why}, again at {due}")
         }
         JobState::Skipped => match &job.skipped {
@@ -108,18 +108,6 @@ pub(crate) fn note(job: &Job) -> String {
         | JobState::Approved
         | JobState::Leased(..)
         | JobState::Succeeded => String::new(),
-    }
-}
-
-fn failure(cause: &FailureCause) -> String {
-    match cause {
-        FailureCause::ExitCode(code) => format!("exit code {code}"),
-        FailureCause::Signal(signal) => format!("signal {signal}"),
-        FailureCause::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
-        FailureCause::NotStarted(why) => format!("not started: {}", safe(why)),
-        FailureCause::OutputUnusable(why) => safe(why),
-        FailureCause::ReportInvalid(why) => format!("invalid report: {}", safe(why)),
-        FailureCause::Lost(times) => format!("lost {times} workers"),
     }
 }
 

@@ -101,15 +101,15 @@ fn said(comment: &str) -> String {
 
 /// A cause in one word or a quoted sentence.
 pub(crate) fn cause_words(cause: &FailureCause) -> String {
-    match cause {
-        FailureCause::ExitCode(code) => format!("exit_code:{code}"),
-        FailureCause::Signal(signal) => format!("signal:{signal}"),
-        FailureCause::TimedOut(ms) => format!("timeout:{}", duration_words(*ms)),
-        FailureCause::NotStarted(why) => format!("not_started:{:?}", safe(why)),
-        FailureCause::OutputUnusable(why) => format!("output_unusable:{:?}", safe(why)),
-        FailureCause::ReportInvalid(why) => format!("report_invalid:{:?}", safe(why)),
-        FailureCause::Lost(times) => format!("lost:{times}"),
-    }
+    let value = match cause {
+        FailureCause::ExitCode(number) | FailureCause::Signal(number) => number.to_string(),
+        FailureCause::TimedOut(ms) => duration_words(*ms),
+        FailureCause::Lost(times) => times.to_string(),
+        FailureCause::NotStarted(why)
+        | FailureCause::OutputUnusable(why)
+        | FailureCause::ReportInvalid(why) => format!("{:?}", safe(why)),
+    };
+    format!("{}:{value}", cause.class())
 }
 
 #[cfg(test)]

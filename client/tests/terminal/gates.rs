@@ -82,5 +82,5 @@ fn where_not_all_was_shown_the_name_of_the_job_must_be_typed() {
 
     // It opens, and then there is nothing that could be run.
     assert_eq!(terminal.ends(), 10, "{}", terminal.written);
-    assert!(terminal.written.contains("not started"), "{}", terminal.written);
+    assert!(terminal.written.contains("could not start"), "{}", terminal.written);
 }

@@ -89,17 +89,19 @@ fn attempt_end(event: &RunEvent) -> Option<(&JobName, Attempt, &'static str, Opt
     event.job().map(|job| (job, attempt, outcome, wrong))
 }
 
-/// What went wrong, in words of ours only: what a script or a system said stays in the log.
+/// How the attempt ended in one word, and what went wrong. What a script or a system said stays in
+/// the log.
 fn failure(cause: &FailureCause) -> (&'static str, String) {
-    match cause {
-        FailureCause::ExitCode(code) => ("failed", format!("exit code {code}")),
-        FailureCause::Signal(signal) => ("failed", format!("signal {signal}")),
-        FailureCause::TimedOut(ms) => ("timed_out", format!("longer than {ms} ms")),
-        FailureCause::NotStarted(_) => ("failed", "not started".to_owned()),
-        FailureCause::OutputUnusable(_) => ("failed", "output unusable".to_owned()),
-        FailureCause::ReportInvalid(_) => ("failed", "report invalid".to_owned()),
-        FailureCause::Lost(_) => ("lost", "its worker is gone".to_owned()),
-    }
+    let outcome = match cause {
+        FailureCause::TimedOut(_) => "timed_out",
+        FailureCause::Lost(_) => "lost",
+        FailureCause::ExitCode(_)
+        | FailureCause::Signal(_)
+        | FailureCause::NotStarted(_)
+        | FailureCause::OutputUnusable(_)
+        | FailureCause::ReportInvalid(_) => "failed",
+    };
+    (outcome, cause.brief())
 }
 
 fn of_attempt(run: &Run, fact: &Fact, name: &JobName, attempt: Attempt) -> Option<Ended> {

@@ -8,7 +8,6 @@ use towpath_engine::{
     plan::When,
     run::{Job, Run},
     source::{Origin, Source},
-    time::duration_words,
     trace::TraceContext,
     views::EndCounts,
 };
@@ -178,7 +177,7 @@ fn exit_code(job: &Job) -> Option<i32> {
 pub(super) fn reason(run: &Run, job: &Job) -> String {
     match &job.state {
         JobState::Failed | JobState::TimedOut | JobState::BackingOff(_) => match &job.cause {
-            Some(cause) => failure(cause),
+            Some(cause) => cause.to_string(),
             None => job.imported.as_ref().map(|old| old.error.clone()).unwrap_or_default(),
         },
         JobState::Skipped => match &job.skipped {
@@ -220,18 +219,6 @@ fn end_of(run: &Run, job: &str) -> &'static str {
         Some(JobState::Cancelled) => "was cancelled",
         Some(JobState::Rejected) => "was rejected",
         Some(_) | None => "failed",
-    }
-}
-
-fn failure(cause: &FailureCause) -> String {
-    match cause {
-        FailureCause::ExitCode(code) => format!("exit code {code}"),
-        FailureCause::Signal(signal) => format!("ended by signal {signal}"),
-        FailureCause::TimedOut(ms) => format!("took longer than {}", duration_words(*ms)),
-        FailureCause::NotStarted(why) => format!("could not start: {why}"),
-        FailureCause::OutputUnusable(why) => format!("left something unusable: {why}"),
-        FailureCause::ReportInvalid(why) => format!("its worker's report is invalid: {why}"),
-        FailureCause::Lost(times) => format!("lost {times} workers"),
     }
 }
 
