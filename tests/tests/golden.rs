@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use towpath_engine::{
     codec::{decode, encode},
-    event::{Fact, RunEvent},
+    event::{Fact, FailureCause, RunEvent},
     ids::{Actor, Blob},
     source::{Origin, Source},
     specimens::one_of_each_kind,
@@ -100,6 +100,28 @@ fn the_bytes_of_a_run_with_files_of_its_own_are_written_as_ever() {
         },
     ];
     assert!(sources.eq(expected.map(Some).iter()));
+    for (line, fact) in text.lines().zip(&facts) {
+        assert_eq!(String::from_utf8(encode(fact).expect("it fits a record")).as_deref(), Ok(line));
+    }
+}
+
+#[test]
+fn the_bytes_of_long_inputs_and_invalid_reports_are_written_as_ever() {
+    // A field and a cause that came later: a kind has one file, and these bytes are beside it.
+    let text = fs::read_to_string(folder().with_file_name("v1-failures.jsonl")).expect("the bytes");
+    let facts: Vec<Fact> =
+        text.lines().map(|line| decode(line.as_bytes()).expect("an event")).collect();
+
+    let [RunEvent::ConditionEvaluated { inputs, long_inputs, .. }, failed] =
+        [&facts[0].event, &facts[1].event]
+    else {
+        panic!("{facts:?}")
+    };
+    assert_eq!(inputs["needs.check.outputs.rows"], "12");
+    assert_eq!(long_inputs["needs.check.outputs.report"], Blob::of(b"3 o done\n"));
+    let why = "the output `rows` is too long".to_owned();
+    let RunEvent::JobFailed { cause, .. } = failed else { panic!("{failed:?}") };
+    assert_eq!(*cause, FailureCause::ReportInvalid(why));
     for (line, fact) in text.lines().zip(&facts) {
         assert_eq!(String::from_utf8(encode(fact).expect("it fits a record")).as_deref(), Ok(line));
     }
