@@ -181,11 +181,15 @@ pub enum Refusal {
         /// Who reported.
         worker: WorkerName,
     },
-    /// The record of another tool names a job that the pipeline file lacks.
-    #[error("the record names job `{job}`, which the pipeline file does not have")]
+    /// The record of another tool names a job, or a stage of it, that the pipeline file lacks.
+    #[error(
+        "the record names job `{job}` of stage `{stage}`, which the pipeline file does not have"
+    )]
     ImportMismatch {
         /// The job.
         job: JobName,
+        /// Its stage, as the record has it.
+        stage: StageName,
     },
     /// The record of another tool says that a job succeeded which stands behind a gate.
     #[error(

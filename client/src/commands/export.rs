@@ -145,6 +145,7 @@ mod tests {
         };
         let job = |line: SeedLine| ImportedJob {
             job: line.job,
+            stage: line.stage,
             result: line.status,
             started_at: line.started_at,
             finished_at: line.finished_at,

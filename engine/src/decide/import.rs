@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::create::{self, CreateRun};
 use crate::{
     event::{ImportedResult, RunEvent},
-    ids::JobName,
+    ids::{JobName, StageName},
     plan::{JobPlan, When},
     refusal::Refusal,
     run::Run,
@@ -17,6 +17,8 @@ use crate::{
 pub struct ImportedJob {
     /// The job.
     pub job: JobName,
+    /// Its stage.
+    pub stage: StageName,
     /// Its result.
     pub result: ImportedResult,
     /// When it began, if the record says so.
@@ -48,8 +50,12 @@ pub(super) fn decide(
     let by_name: HashMap<_, _> = plan.jobs.iter().map(|job| (&job.name, job)).collect();
     let mut seen = HashSet::new();
     for imported in &import.jobs {
-        let Some(job) = by_name.get(&imported.job) else {
-            return Err(Refusal::ImportMismatch { job: imported.job.clone() });
+        // A job that is in another stage now is not the one that was recorded: what ran before it
+        // then may come after it now.
+        let job = by_name.get(&imported.job).filter(|job| job.stage == imported.stage);
+        let Some(job) = job else {
+            let (job, stage) = (imported.job.clone(), imported.stage.clone());
+            return Err(Refusal::ImportMismatch { job, stage });
         };
         if !seen.insert(&imported.job) {
             let what = "the record of a job";
@@ -62,7 +68,7 @@ pub(super) fn decide(
             let (job, gate) = (imported.job.clone(), gate.name.clone());
             return Err(Refusal::ImportPassesGate { job, gate });
         }
-        let ImportedJob { job, result, started_at, finished_at, exit_code, error } =
+        let ImportedJob { job, stage: _, result, started_at, finished_at, exit_code, error } =
             imported.clone();
         events.push(RunEvent::JobImported {
             job,
@@ -107,12 +113,26 @@ mod tests {
     fn imported(job: &str, result: ImportedResult) -> ImportedJob {
         ImportedJob {
             job: job.into(),
+            stage: "s".into(),
             result,
             started_at: None,
             finished_at: None,
             exit_code: None,
             error: String::new(),
         }
+    }
+
+    #[test]
+    fn a_record_of_a_job_in_another_stage_is_refused() {
+        let create = creation(vec![job("a")]);
+        let mut record = imported("a", ImportedResult::Succeeded);
+        record.stage = "other".into();
+
+        let import = Command::Import(ImportRun { create, jobs: vec![record] });
+
+        let refusal = Stage::empty().refused(&import);
+        assert_eq!(refusal.code(), "IMPORT_MISMATCH");
+        assert!(refusal.to_string().contains("job `a` of stage `other`"), "{refusal}");
     }
 
     #[test]

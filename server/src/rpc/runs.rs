@@ -417,6 +417,7 @@ fn imported(record: &[u8]) -> Result<Vec<ImportedJob>, CommandError> {
     // The parser has kept the last word on every job.
     let job = |line: pulsaride_jsonl::SeedLine| ImportedJob {
         job: line.job,
+        stage: line.stage,
         result: line.status,
         started_at: line.started_at,
         finished_at: line.finished_at,
