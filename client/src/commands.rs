@@ -38,6 +38,7 @@ pub(crate) mod workers;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::ids::Actor;
 use towpath_worker::open_files::{FewerJobs, check_jobs};
 
@@ -165,7 +166,7 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
     if let (Some(name), Some(_)) = (of_a_store(&command), &desk.global.server) {
         let message = format!("`tow {name}` works on a store, not through a server");
         return Err(Failure::new(
-            "USAGE",
+            ErrorCode::Usage,
             message,
             "Name the store with `--store` on its machine.",
         ));
@@ -223,7 +224,7 @@ fn check_actor(actor: &str) -> Result<(), Failure> {
     } else {
         format!("Write {kinds} in `--actor` or `TOW_ACTOR`, with a name of 1 to 200 characters.")
     };
-    Err(Failure::new("USAGE", message, advice))
+    Err(Failure::new(ErrorCode::Usage, message, advice))
 }
 
 /// Puts the server of a context where `--server` would stand, if one is to be used; answers its

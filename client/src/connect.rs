@@ -12,6 +12,7 @@ use tonic::{
     transport::Channel,
 };
 use tonic_types::StatusExt as _;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::trace::TraceContext;
 use towpath_proto::v1::{
     self, blobs_client::BlobsClient, gates_client::GatesClient, log_client::LogClient,
@@ -74,7 +75,7 @@ pub(crate) fn equip(
 ) -> Result<(), Failure> {
     let unusable = || {
         let advice = "Set `TOW_TOKEN` to what `tow token issue` printed, and nothing else.";
-        Failure::new("USAGE", "what is given as a token cannot be one", advice)
+        Failure::new(ErrorCode::Usage, "what is given as a token cannot be one", advice)
     };
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
     let token = match std::env::var("TOW_TOKEN") {
@@ -102,7 +103,7 @@ pub(crate) fn equip(
         (None, None) => None,
         (None, Some(_)) => {
             let advice = "Name the authority of the server with `--tls-ca` or `TOW_TLS_CA`.";
-            return Err(Failure::new("USAGE", "a certificate needs an authority", advice));
+            return Err(Failure::new(ErrorCode::Usage, "a certificate needs an authority", advice));
         }
     };
     // The first word counts: nobody says it twice.
@@ -142,7 +143,7 @@ pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
     let full = with_port(bare);
     let unusable = || {
         let message = format!("`{address}` is no address of a server");
-        Failure::new("USAGE", message, "Write it as HOST:PORT; `--tls-ca` is for TLS.")
+        Failure::new(ErrorCode::Usage, message, "Write it as HOST:PORT; `--tls-ca` is for TLS.")
     };
     if bare.is_empty() || bare.contains("://") || bare.contains('/') {
         return Err(unusable());
@@ -152,7 +153,7 @@ pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
         Some(tls) => dial_tls(&full, tls).map_err(|error| {
             let message = format!("the certificates cannot be used with `{full}`: {error}");
             let advice = "Check the files of `--tls-ca`, `--tls-cert` and `--tls-key`.";
-            Failure::new("TLS_UNUSABLE", message, advice)
+            Failure::new(ErrorCode::TlsUnusable, message, advice)
         })?,
     };
     Ok((channel, full))
@@ -210,7 +211,9 @@ impl Server {
             }
             tokio::time::sleep(TRY_EVERY).await;
         }
-        Err(owned.unwrap_or_else(|| Failure::new("UNREACHABLE", "no server answers", "Try again.")))
+        Err(owned.unwrap_or_else(|| {
+            Failure::new(ErrorCode::Unreachable, "no server answers", "Try again.")
+        }))
     }
 
     /// The server at `address`, if it answers in time and speaks our version.
@@ -219,7 +222,7 @@ impl Server {
         let unreachable = |why: String| {
             let advice = "Check the address, that `tow serve` runs there, and that both sides or \
                           neither use TLS (`--tls-ca`).";
-            Failure::new("UNREACHABLE", format!("`{full}` does not answer{why}"), advice)
+            Failure::new(ErrorCode::Unreachable, format!("`{full}` does not answer{why}"), advice)
         };
         let bearer = bearer();
         let mut log = LogClient::new(Line::new(channel.clone(), bearer.clone()));
@@ -241,7 +244,7 @@ impl Server {
             let theirs = described.version;
             let message = format!("this is tow {ours}, and the server is tow {theirs}");
             let advice = "Use the same version of `tow` on both sides; `tow version` shows both.";
-            return Err(Failure::new("VERSION_MISMATCH", message, advice));
+            return Err(Failure::new(ErrorCode::VersionMismatch, message, advice));
         }
         Ok(Self { channel, bearer, house: None, folder: PathBuf::new(), remote: true })
     }
@@ -264,7 +267,7 @@ impl Server {
     pub(crate) async fn reach_existing(url: &str) -> Result<Self, Failure> {
         match store_folder(url) {
             Some(folder) if !folder.exists() => Err(Failure::new(
-                "STORE_MISSING",
+                ErrorCode::StoreMissing,
                 format!("there is no store at `{}`", folder.display()),
                 "Begin with `tow run`, or name a store with `--store`.",
             )),
@@ -375,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_address_is_refused_at_once() {
         for address in ["", "https://a:1", "a b:1", "a:1/x"] {
-            assert_eq!(dial(address).unwrap_err().code, "USAGE", "{address}");
+            assert_eq!(dial(address).unwrap_err().code(), Some(ErrorCode::Usage), "{address}");
         }
         assert_eq!(dial("http://127.0.0.1:9/").unwrap().1, "127.0.0.1:9");
     }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use crate::{failure::Failure, whole_file::replace_file};
+use towpath_engine::code::ErrorCode;
 
 /// Where the file is, if not at its usual place.
 const PLACE: &str = "TOW_CONTEXTS";
@@ -108,12 +109,16 @@ impl Contexts {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if name.is_empty() || name.len() > 63 || !name.chars().all(plain) {
             let message = format!("`{name}` cannot be the name of a context");
-            return Err(Failure::new("USAGE", message, "Use 1 to 63 letters, digits and `._-`."));
+            return Err(Failure::new(
+                ErrorCode::Usage,
+                message,
+                "Use 1 to 63 letters, digits and `._-`.",
+            ));
         }
         if self.said.contexts.contains_key(name) {
             let message = format!("there is a context named `{name}` already");
             let advice = "Remove it first with `tow context remove`, or choose another name.";
-            return Err(Failure::new("CONTEXT_EXISTS", message, advice));
+            return Err(Failure::new(ErrorCode::ContextExists, message, advice));
         }
         self.change(|file| {
             let mut table = Table::new();
@@ -177,7 +182,7 @@ impl Contexts {
 
     fn unknown(&self, name: &str) -> Failure {
         let message = format!("there is no context named `{name}` in `{}`", self.path.display());
-        Failure::new("CONTEXT_UNKNOWN", message, "See `tow context list`.")
+        Failure::new(ErrorCode::ContextUnknown, message, "See `tow context list`.")
     }
 }
 
@@ -199,7 +204,7 @@ fn of_file(path: &Path) -> Result<String, Failure> {
         let mode = meta.permissions().mode() & 0o777;
         let message = format!("`{}` holds a token and has mode {mode:04o}", path.display());
         let advice = "Make it readable for you alone with `chmod 600`.";
-        return Err(Failure::new("CONTEXT_TOKEN", message, advice));
+        return Err(Failure::new(ErrorCode::ContextToken, message, advice));
     }
     fs::read_to_string(path).map_err(|error| Failure::file(path, &error))
 }
@@ -208,7 +213,7 @@ fn of_command(command: &str) -> Result<String, Failure> {
     let advice = "Run the command by hand; it must print the token, and nothing else.";
     let failed = |why: String| {
         let message = format!("the `token_command` of the context gave no token: {why}");
-        Failure::new("CONTEXT_TOKEN", message, advice)
+        Failure::new(ErrorCode::ContextToken, message, advice)
     };
     let said = Command::new("sh")
         .args(["-c", command])
@@ -252,7 +257,7 @@ fn invalid(path: &Path, why: &str) -> Failure {
     let message = format!("`{}`: {}", path.display(), why.trim_end());
     let advice =
         "A context has `server`, `ca`, and `token_file` or `token_command`, never a token.";
-    Failure::new("CONFIG_INVALID", message, advice)
+    Failure::new(ErrorCode::ConfigInvalid, message, advice)
 }
 
 fn place() -> PathBuf {
@@ -310,9 +315,12 @@ mod tests {
         let mut contexts = contexts.unwrap();
         let a = Context { server: "a:1".to_owned(), ..Context::default() };
         contexts.add("a", &a).unwrap();
-        assert_eq!(contexts.add("a", &a).unwrap_err().code, "CONTEXT_EXISTS");
-        assert_eq!(contexts.add("a b", &a).unwrap_err().code, "USAGE");
-        assert_eq!(contexts.use_one(Some("b")).unwrap_err().code, "CONTEXT_UNKNOWN");
+        assert_eq!(contexts.add("a", &a).unwrap_err().code(), Some(ErrorCode::ContextExists));
+        assert_eq!(contexts.add("a b", &a).unwrap_err().code(), Some(ErrorCode::Usage));
+        assert_eq!(
+            contexts.use_one(Some("b")).unwrap_err().code(),
+            Some(ErrorCode::ContextUnknown)
+        );
         let again = Contexts::read_from(contexts.path.clone()).unwrap();
         assert_eq!(again.all().collect::<Vec<_>>(), [("a", &a)]);
     }
@@ -327,7 +335,7 @@ mod tests {
             ("[contexts.a]\nserver = \"a\"\ntoken_file = \"x\"\ntoken_command = \"y\"\n", "both"),
         ] {
             let failure = file(text).1.unwrap_err();
-            assert_eq!(failure.code, "CONFIG_INVALID", "{text}");
+            assert_eq!(failure.code(), Some(ErrorCode::ConfigInvalid), "{text}");
             assert!(failure.to_string().contains(shown), "{failure}");
             assert!(!failure.to_string().contains("towpath_1"), "{failure}");
         }
@@ -344,14 +352,14 @@ mod tests {
             Context { token_file, ..Context::default() }.token()
         };
         assert_eq!(of(0o600).unwrap().as_deref(), Some("towpath_1"));
-        assert_eq!(of(0o640).unwrap_err().code, "CONTEXT_TOKEN");
+        assert_eq!(of(0o640).unwrap_err().code(), Some(ErrorCode::ContextToken));
         let told = |command: &str| {
             let token_command = Some(command.to_owned());
             Context { token_command, ..Context::default() }.token()
         };
         assert_eq!(told("echo towpath_2").unwrap().as_deref(), Some("towpath_2"));
         for wrong in ["exit 3", "true", "printf '\\377'", "yes | head -c 20000"] {
-            assert_eq!(told(wrong).unwrap_err().code, "CONTEXT_TOKEN", "{wrong}");
+            assert_eq!(told(wrong).unwrap_err().code(), Some(ErrorCode::ContextToken), "{wrong}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the process says with its exit code. Stable: docs/exit-codes.md lists them.
 
-use towpath_engine::{event::RunOutcome, run::Phase};
+use towpath_engine::{code::ErrorClass, event::RunOutcome, run::Phase};
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
@@ -47,58 +47,24 @@ pub(crate) const BUG: u8 = 70;
 /// Interrupted by the person at the keyboard.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// The exit code of the error code `code`.
-pub(crate) fn of_code(code: &str) -> u8 {
-    match code {
-        "RUN_UNKNOWN"
-        | "STORE_MISSING"
-        | "JOB_UNKNOWN"
-        | "STAGE_UNKNOWN"
-        | "BLOB_MISSING"
-        | "ARTIFACT_UNKNOWN"
-        | "ATTEMPT_UNKNOWN"
-        | "FILE_UNREADABLE"
-        | "WORKER_UNKNOWN"
-        | "TOKEN_UNKNOWN"
-        | "CERTIFICATE_UNKNOWN"
-        | "CONTEXT_UNKNOWN" => NOT_FOUND,
-        "NOTHING_TO_RESUME" => NOTHING_TO_DO,
-        "FILE_INVALID" | "CONFIG_INVALID" | "CONTEXT_TOKEN" | "IMPORT_INVALID"
-        | "IMPORT_MISMATCH" | "TLS_UNUSABLE" | "TOKENS_INVALID" | "SOURCE_LINK"
-        | "SOURCE_TOO_LARGE" | "SOURCE_UNUSABLE" => INVALID_FILE,
-        "USAGE"
-        | "WORKER_NAME_RESERVED"
-        | "ARGUMENT_OUT_OF_BOUNDS"
-        | "RUN_AMBIGUOUS"
-        | "STORE_URL_INVALID"
-        | "INSECURE_LISTEN"
-        | "EVENT_TOO_LONG"
-        | "APPEND_TOO_LARGE"
-        | "MESSAGE_TOO_LARGE" => USAGE,
-        "LOG_DAMAGED" | "LOG_ROLLBACK" | "BLOB_DAMAGED" | "BACKUP_DAMAGED" => DAMAGED,
-        "STORE_UNAVAILABLE" | "STORE_BUSY" | "STORE_FULL" => STORE,
-        "STORE_FORMAT_UNKNOWN" | "VERSION_MISMATCH" => VERSION_MISMATCH,
-        "UNAUTHENTICATED" => UNAUTHENTICATED,
-        "FORBIDDEN"
-        | "STORE_EXPOSED"
-        | "ORIGIN_REFUSED"
-        | "HOST_REFUSED"
-        | "ACTOR_MISMATCH"
-        | "WORKER_IDENTITY_MISMATCH"
-        | "APPROVER_NOT_HUMAN"
-        | "APPROVER_NOT_ALLOWED"
-        | "APPROVER_IS_REQUESTER"
-        | "APPROVER_IS_AUTHOR"
-        | "APPROVER_EMAIL_UNKNOWN"
-        | "IMPORT_PASSES_GATE" => FORBIDDEN,
-        "UNREACHABLE" | "REQUEST_TIMED_OUT" | "READER_STALLED" | "CONNECTION_AGED" => UNREACHABLE,
-        "RATE_EXCEEDED" | "REQUESTS_TOO_MANY" | "CONNECTIONS_TOO_MANY" | "SNAPSHOTS_TOO_MANY" => {
-            NO_ROOM
-        }
-        "ENGINE_BUG" | "MESSAGE_INVALID" | "COMPRESSION_REFUSED" | "PROTOCOL_UNSUPPORTED" => BUG,
-        "INTERRUPTED" => INTERRUPTED,
-        "UNEXPECTED" | "LAUNCH_FAILED" => UNEXPECTED,
-        _ => CONFLICT,
+/// The exit code of a class of failures.
+pub(crate) fn of_class(class: ErrorClass) -> u8 {
+    match class {
+        ErrorClass::Unexpected => UNEXPECTED,
+        ErrorClass::Usage | ErrorClass::TooLarge => USAGE,
+        ErrorClass::NotFound => NOT_FOUND,
+        ErrorClass::NothingToDo => NOTHING_TO_DO,
+        ErrorClass::InputInvalid => INVALID_FILE,
+        ErrorClass::Conflict | ErrorClass::AlreadyExists | ErrorClass::Contended => CONFLICT,
+        ErrorClass::Damaged => DAMAGED,
+        ErrorClass::StoreUnavailable | ErrorClass::StoreFull => STORE,
+        ErrorClass::Unauthenticated => UNAUTHENTICATED,
+        ErrorClass::Forbidden => FORBIDDEN,
+        ErrorClass::Unreachable | ErrorClass::TimedOut => UNREACHABLE,
+        ErrorClass::VersionMismatch => VERSION_MISMATCH,
+        ErrorClass::NoRoom => NO_ROOM,
+        ErrorClass::Bug | ErrorClass::MessageInvalid | ErrorClass::Unsupported => BUG,
+        ErrorClass::Interrupted => INTERRUPTED,
     }
 }
 
@@ -132,5 +98,27 @@ fn of_outcome(outcome: RunOutcome) -> u8 {
         RunOutcome::Rejected => REJECTED,
         RunOutcome::Cancelled => CANCELLED,
         RunOutcome::TimedOut => TIMED_OUT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_engine::code::ErrorCode;
+
+    use super::*;
+
+    /// The pages and the table are written by hand, and must say what the program does.
+    #[test]
+    fn every_page_and_the_table_name_the_exit_code_of_the_class() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let table = std::fs::read_to_string(docs.join("exit-codes.md")).unwrap();
+        for code in ErrorCode::ALL {
+            let exit = of_class(code.class());
+            let page = std::fs::read_to_string(docs.join(format!("errors/{code}.md"))).unwrap();
+            let line = page.lines().find(|line| line.contains("xit code: ")).unwrap_or_default();
+            assert!(line.contains(&format!(": {exit}")), "{code}: `{line}`, and it is {exit}");
+            let row = table.lines().find(|line| line.starts_with(&format!("| {exit} |")));
+            assert!(row.is_some_and(|row| row.contains(&format!("`{code}`"))), "{code}: {exit}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Thin: it reads the command line, talks gRPC to the server (which it brings along itself when
 //! none runs), and draws the answers. Start at `cli`, then any file of `commands`.
 
+mod advice;
 mod authors;
 mod cli;
 mod commands;

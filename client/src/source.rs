@@ -10,13 +10,14 @@ use std::{
 };
 
 use git2::{
-    Commit, ErrorCode, Index, IndexEntry, IndexTime, Oid, Repository, Signature, Status,
-    StatusOptions, Time,
+    Commit, ErrorCode as GitErrorCode, Index, IndexEntry, IndexTime, Oid, Repository, Signature,
+    Status, StatusOptions, Time,
 };
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::{
     ids::Digest,
     source::{
@@ -169,7 +170,7 @@ impl Draft {
         let own = Repository::init_bare(scratch.path()).map_err(unusable)?;
         let origin = match Repository::discover(&pipeline.folder) {
             Ok(origin) => Some(origin),
-            Err(error) if error.code() == ErrorCode::NotFound => None,
+            Err(error) if error.code() == GitErrorCode::NotFound => None,
             Err(error) => return Err(unusable(error)),
         };
         let root = match origin.as_ref().map(Repository::workdir) {
@@ -315,7 +316,9 @@ impl Draft {
 fn head_of(origin: &Repository) -> Result<Option<Commit<'_>>, Failure> {
     match origin.head().and_then(|head| head.peel_to_commit()) {
         Ok(head) => Ok(Some(head)),
-        Err(error) if matches!(error.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound) => {
+        Err(error)
+            if matches!(error.code(), GitErrorCode::UnbornBranch | GitErrorCode::NotFound) =>
+        {
             Ok(None)
         }
         Err(error) => Err(unusable(error)),
@@ -427,7 +430,7 @@ fn named(paths: &[String]) -> String {
 fn dirty_failure(paths: &[String]) -> Failure {
     let message = format!("not everything is committed: {}", named(paths));
     let advice = "Commit or ignore it, or send it along with `--source bundle --allow-dirty`.";
-    Failure::new("SOURCE_DIRTY", message, advice)
+    Failure::new(ErrorCode::SourceDirty, message, advice)
 }
 
 fn pack_too_large(entries: &[Entry]) -> Failure {
@@ -441,7 +444,7 @@ fn pack_too_large(entries: &[Entry]) -> Failure {
         mib(BUNDLE_BYTES_MAX),
         named(&largest)
     );
-    Failure::new("SOURCE_TOO_LARGE", message, TOO_LARGE_ADVICE)
+    Failure::new(ErrorCode::SourceTooLarge, message, TOO_LARGE_ADVICE)
 }
 
 const TOO_LARGE_ADVICE: &str =
@@ -452,10 +455,10 @@ fn problem_failure(problem: &TreeProblem) -> Failure {
     match problem {
         TreeProblem::Link { .. } => {
             let advice = "Put what it points to into the repository, or use `--source folder`.";
-            Failure::new("SOURCE_LINK", message, advice)
+            Failure::new(ErrorCode::SourceLink, message, advice)
         }
         TreeProblem::TooMany | TreeProblem::FileTooLarge { .. } | TreeProblem::TooLarge => {
-            Failure::new("SOURCE_TOO_LARGE", message, TOO_LARGE_ADVICE)
+            Failure::new(ErrorCode::SourceTooLarge, message, TOO_LARGE_ADVICE)
         }
         TreeProblem::Path { .. }
         | TreeProblem::Submodule { .. }
@@ -467,7 +470,7 @@ fn problem_failure(problem: &TreeProblem) -> Failure {
 
 fn refused(message: impl Into<String>) -> Failure {
     let advice = "Correct it, or use `--source folder` if every worker has the folder.";
-    Failure::new("SOURCE_UNUSABLE", message, advice)
+    Failure::new(ErrorCode::SourceUnusable, message, advice)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]

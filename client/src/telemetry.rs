@@ -142,7 +142,7 @@ impl Telemetry {
             let code = match finished {
                 Ok(code) => *code,
                 Err(failure) => {
-                    span.set_status(Status::error(failure.code.clone()));
+                    span.set_status(Status::error(failure.code_text().to_owned()));
                     failure.exit_code()
                 }
             };

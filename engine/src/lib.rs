@@ -6,6 +6,7 @@
 //! table of states), `run` (the fold) and `decide` (the commands).
 
 pub mod captured;
+pub mod code;
 pub mod codec;
 pub mod decide;
 pub mod escape;

@@ -4,22 +4,10 @@
 use thiserror::Error;
 
 use crate::{
+    code::ErrorCode,
     ids::{Attempt, Digest, JobName, StageName, WorkerName},
     run::Phase,
 };
-
-/// What kind of no it is: decides the gRPC code and the exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalClass {
-    /// What the command names does not exist.
-    Missing,
-    /// The command itself cannot be meant.
-    Invalid,
-    /// The run is not in a state for it.
-    Conflict,
-    /// Somebody else must do it.
-    Forbidden,
-}
 
 /// The engine understood the command and said no. Nothing was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -212,159 +200,89 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every code, for the house rule that each has its page.
-    pub const CODES: [&'static str; 25] = [
-        "RUN_UNKNOWN",
-        "RUN_EXISTS",
-        "JOB_UNKNOWN",
-        "STAGE_UNKNOWN",
-        "ARGUMENT_OUT_OF_BOUNDS",
-        "GATE_NOT_WAITING",
-        "APPROVAL_STALE",
-        "GATE_DECIDED",
-        "APPROVAL_EXPIRED",
-        "APPROVER_NOT_HUMAN",
-        "APPROVER_NOT_ALLOWED",
-        "APPROVER_IS_REQUESTER",
-        "APPROVER_IS_AUTHOR",
-        "APPROVER_EMAIL_UNKNOWN",
-        "AUTHORS_UNKNOWN",
-        "RUN_ENDED",
-        "RUN_ENDING",
-        "NOTHING_TO_RESUME",
-        "PLAN_CHANGED",
-        "JOBS_RUNNING",
-        "JOB_NOT_RETRYABLE",
-        "ATTEMPT_STALE",
-        "IMPORT_MISMATCH",
-        "IMPORT_PASSES_GATE",
-        "EVENT_TOO_LONG",
-    ];
-
     /// The stable code that scripts may match on.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::RunUnknown => "RUN_UNKNOWN",
-            Self::RunExists => "RUN_EXISTS",
-            Self::JobUnknown { .. } => "JOB_UNKNOWN",
-            Self::StageUnknown { .. } => "STAGE_UNKNOWN",
-            Self::ArgumentOutOfBounds { .. } => "ARGUMENT_OUT_OF_BOUNDS",
-            Self::GateNotWaiting { .. } => "GATE_NOT_WAITING",
-            Self::ApprovalStale { .. } => "APPROVAL_STALE",
-            Self::GateDecided { .. } => "GATE_DECIDED",
-            Self::ApprovalExpired { .. } => "APPROVAL_EXPIRED",
-            Self::ApproverNotHuman { .. } => "APPROVER_NOT_HUMAN",
-            Self::ApproverNotAllowed { .. } => "APPROVER_NOT_ALLOWED",
-            Self::ApproverIsRequester { .. } => "APPROVER_IS_REQUESTER",
-            Self::ApproverIsAuthor { .. } => "APPROVER_IS_AUTHOR",
-            Self::ApproverEmailUnknown { .. } => "APPROVER_EMAIL_UNKNOWN",
-            Self::AuthorsUnknown { .. } => "AUTHORS_UNKNOWN",
-            Self::RunEnded { .. } => "RUN_ENDED",
-            Self::RunEnding { .. } => "RUN_ENDING",
-            Self::NothingToResume => "NOTHING_TO_RESUME",
-            Self::PlanChanged { .. } => "PLAN_CHANGED",
-            Self::JobsRunning { .. } => "JOBS_RUNNING",
-            Self::JobNotRetryable { .. } => "JOB_NOT_RETRYABLE",
-            Self::AttemptStale { .. } => "ATTEMPT_STALE",
-            Self::ImportMismatch { .. } => "IMPORT_MISMATCH",
-            Self::ImportPassesGate { .. } => "IMPORT_PASSES_GATE",
-            Self::EventTooLong { .. } => "EVENT_TOO_LONG",
+            Self::RunUnknown => ErrorCode::RunUnknown,
+            Self::RunExists => ErrorCode::RunExists,
+            Self::JobUnknown { .. } => ErrorCode::JobUnknown,
+            Self::StageUnknown { .. } => ErrorCode::StageUnknown,
+            Self::ArgumentOutOfBounds { .. } => ErrorCode::ArgumentOutOfBounds,
+            Self::GateNotWaiting { .. } => ErrorCode::GateNotWaiting,
+            Self::ApprovalStale { .. } => ErrorCode::ApprovalStale,
+            Self::GateDecided { .. } => ErrorCode::GateDecided,
+            Self::ApprovalExpired { .. } => ErrorCode::ApprovalExpired,
+            Self::ApproverNotHuman { .. } => ErrorCode::ApproverNotHuman,
+            Self::ApproverNotAllowed { .. } => ErrorCode::ApproverNotAllowed,
+            Self::ApproverIsRequester { .. } => ErrorCode::ApproverIsRequester,
+            Self::ApproverIsAuthor { .. } => ErrorCode::ApproverIsAuthor,
+            Self::ApproverEmailUnknown { .. } => ErrorCode::ApproverEmailUnknown,
+            Self::AuthorsUnknown { .. } => ErrorCode::AuthorsUnknown,
+            Self::RunEnded { .. } => ErrorCode::RunEnded,
+            Self::RunEnding { .. } => ErrorCode::RunEnding,
+            Self::NothingToResume => ErrorCode::NothingToResume,
+            Self::PlanChanged { .. } => ErrorCode::PlanChanged,
+            Self::JobsRunning { .. } => ErrorCode::JobsRunning,
+            Self::JobNotRetryable { .. } => ErrorCode::JobNotRetryable,
+            Self::AttemptStale { .. } => ErrorCode::AttemptStale,
+            Self::ImportMismatch { .. } => ErrorCode::ImportMismatch,
+            Self::ImportPassesGate { .. } => ErrorCode::ImportPassesGate,
+            Self::EventTooLong { .. } => ErrorCode::EventTooLong,
         }
     }
 
-    /// What kind of no it is.
-    pub fn class(&self) -> RefusalClass {
+    /// What the refusal is about, by name, for programs. The message says the same in a sentence.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::RunUnknown | Self::JobUnknown { .. } | Self::StageUnknown { .. } => {
-                RefusalClass::Missing
+            Self::RunUnknown | Self::RunExists | Self::NothingToResume => Vec::new(),
+            Self::JobUnknown { job }
+            | Self::ApprovalExpired { job }
+            | Self::AuthorsUnknown { job } => vec![("job", job.to_string())],
+            Self::ImportMismatch { job, stage } => {
+                vec![("job", job.to_string()), ("stage", stage.to_string())]
             }
-            Self::ArgumentOutOfBounds { .. }
-            | Self::ImportMismatch { .. }
-            | Self::EventTooLong { .. } => RefusalClass::Invalid,
-            Self::RunExists
-            | Self::GateNotWaiting { .. }
-            | Self::ApprovalStale { .. }
-            | Self::GateDecided { .. }
-            | Self::ApprovalExpired { .. }
-            | Self::AuthorsUnknown { .. }
-            | Self::RunEnded { .. }
-            | Self::RunEnding { .. }
-            | Self::NothingToResume
-            | Self::PlanChanged { .. }
-            | Self::JobsRunning { .. }
-            | Self::JobNotRetryable { .. }
-            | Self::AttemptStale { .. } => RefusalClass::Conflict,
-            Self::ApproverNotHuman { .. }
-            | Self::ApproverNotAllowed { .. }
-            | Self::ApproverIsRequester { .. }
-            | Self::ApproverIsAuthor { .. }
-            | Self::ApproverEmailUnknown { .. }
-            | Self::ImportPassesGate { .. } => RefusalClass::Forbidden,
+            Self::ImportPassesGate { job, gate } => {
+                vec![("job", job.to_string()), ("gate", gate.to_string())]
+            }
+            Self::StageUnknown { stage } => vec![("stage", stage.to_string())],
+            Self::ArgumentOutOfBounds { what, bounds } => {
+                vec![("argument", (*what).to_owned()), ("bounds", bounds.clone())]
+            }
+            Self::GateNotWaiting { job, state } | Self::JobNotRetryable { job, state } => {
+                vec![("job", job.to_string()), ("state", (*state).to_owned())]
+            }
+            Self::ApprovalStale { job, waiting, given } => vec![
+                ("job", job.to_string()),
+                ("waiting", waiting.to_string()),
+                ("given", given.to_string()),
+            ],
+            Self::GateDecided { job, decision, by } => vec![
+                ("job", job.to_string()),
+                ("decision", (*decision).to_owned()),
+                ("actor", by.clone()),
+            ],
+            Self::ApproverNotHuman { job, by }
+            | Self::ApproverNotAllowed { job, by, .. }
+            | Self::ApproverIsRequester { job, by, .. }
+            | Self::ApproverIsAuthor { job, by }
+            | Self::ApproverEmailUnknown { job, by } => {
+                vec![("job", job.to_string()), ("actor", by.clone())]
+            }
+            Self::RunEnded { phase } | Self::RunEnding { phase } => {
+                vec![("phase", phase.word().to_owned())]
+            }
+            Self::PlanChanged { frozen, now } => {
+                vec![("frozen", frozen.to_string()), ("now", now.to_string())]
+            }
+            Self::JobsRunning { running } => vec![("running", running.to_string())],
+            Self::AttemptStale { job, attempt, worker } => vec![
+                ("job", job.to_string()),
+                ("attempt", attempt.to_string()),
+                ("worker", worker.to_string()),
+            ],
+            Self::EventTooLong { what, bytes_max } => {
+                vec![("what", what.clone()), ("bytes_max", bytes_max.to_string())]
+            }
         }
-    }
-
-    /// What to do next, in a sentence.
-    pub fn advice(&self) -> &'static str {
-        match self {
-            Self::RunUnknown => "See `tow list` for the runs of this store.",
-            Self::RunExists => "Follow the run that exists with `tow watch`.",
-            Self::JobUnknown { .. } | Self::StageUnknown { .. } => {
-                "See `tow status` for the names in this run."
-            }
-            Self::ArgumentOutOfBounds { .. } => "Give a value within the bounds.",
-            Self::GateNotWaiting { .. } => "See `tow why` for what the job waits for.",
-            Self::ApprovalStale { .. } => {
-                "Read what waits now with `tow status`, then approve that."
-            }
-            Self::GateDecided { .. } => "See `tow status`; a decision cannot be taken back.",
-            Self::ApprovalExpired { .. } => {
-                "The gate asks again: read it with `tow status`, then approve."
-            }
-            Self::ApproverNotHuman { .. } => "Ask a person to approve, in their own name.",
-            Self::ApproverNotAllowed { .. } => {
-                "Ask somebody whom the gate names; `tow why` says whom."
-            }
-            Self::ApproverIsRequester { .. } | Self::ApproverIsAuthor { .. } => {
-                "Ask somebody else to approve."
-            }
-            Self::ApproverEmailUnknown { .. } => {
-                "Issue a token with `--email`, or set `user.email` of git on the store's machine."
-            }
-            Self::AuthorsUnknown { .. } => {
-                "Commit the pipeline file to git and begin from a whole clone, or take `author` out."
-            }
-            Self::RunEnded { .. } => "Use `tow resume` to let it go on.",
-            Self::RunEnding { .. } => "Follow it with `tow watch` until it has ended.",
-            Self::NothingToResume => {
-                "Use `--from STAGE` to run a stage again although it succeeded."
-            }
-            Self::PlanChanged { .. } => {
-                "Restore the file, or accept the edit with `--accept-changes`."
-            }
-            Self::JobsRunning { .. } => "Wait for them, or cancel the run first.",
-            Self::JobNotRetryable { .. } => {
-                "Use `tow resume --from STAGE` to run succeeded jobs again."
-            }
-            Self::AttemptStale { .. } => "Nothing: a newer try of the job is what counts.",
-            Self::ImportMismatch { .. } => {
-                "Import with the pipeline file that the record was made with."
-            }
-            Self::ImportPassesGate { .. } => {
-                "Take the line out of the record; the gate then waits in the imported run."
-            }
-            Self::EventTooLong { .. } => "Shorten it, or keep the bulk in a file.",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_code_is_listed_once() {
-        let codes: std::collections::BTreeSet<_> = Refusal::CODES.into_iter().collect();
-        assert_eq!(codes.len(), Refusal::CODES.len());
-        assert!(codes.contains(Refusal::RunUnknown.code()));
     }
 }

@@ -1,4 +1,4 @@
-//! Why a command was not carried out, in one list: codes, gRPC statuses and advice follow from it in
+//! Why a command was not carried out, in one list: codes and gRPC statuses follow from it in
 //! `status`.
 
 use towpath_engine::{

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
+use towpath_engine::code::ErrorCode;
 use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     outputs::{Outputs, sweep::sweep_always},
     runs::Runs,
     snapshot_reads::SnapshotReads,
+    status::store_code,
     timers,
 };
 
@@ -29,9 +31,9 @@ pub enum OpenError {
 
 impl OpenError {
     /// The stable code that scripts may match on.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Store(error) => error.code(),
+            Self::Store(error) => store_code(error),
             Self::Log(error) => error.code(),
         }
     }

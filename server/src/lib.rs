@@ -40,7 +40,7 @@ pub use limits::{Limit, Limits};
 pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
 pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
-pub use status::{ERROR_DOMAIN, FAILURE_CODES};
+pub use status::ERROR_DOMAIN;
 
 /// The URL of a store, the only thing that may be shown of it, and where its owner listens.
 pub use towpath_storage::{StoreUrl, socket_in};

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tonic::Code;
+use towpath_engine::code::ErrorCode;
 
 /// Largest request to `Runs`: a pipeline file, the record of another tool, and what surrounds them.
 pub(crate) const RUNS_MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
@@ -129,64 +129,18 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// The stable codes of all of them.
-    pub const CODES: [&'static str; 9] = [
-        "MESSAGE_TOO_LARGE",
-        "COMPRESSION_REFUSED",
-        "RATE_EXCEEDED",
-        "REQUESTS_TOO_MANY",
-        "CONNECTIONS_TOO_MANY",
-        "REQUEST_TIMED_OUT",
-        "SNAPSHOTS_TOO_MANY",
-        "READER_STALLED",
-        "CONNECTION_AGED",
-    ];
-
     /// The stable code that scripts may match on.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
-            Self::CompressionRefused { .. } => "COMPRESSION_REFUSED",
-            Self::RateExceeded { .. } => "RATE_EXCEEDED",
-            Self::RequestsTooMany => "REQUESTS_TOO_MANY",
-            Self::ConnectionsTooMany { .. } => "CONNECTIONS_TOO_MANY",
-            Self::RequestTimedOut { .. } => "REQUEST_TIMED_OUT",
-            Self::SnapshotsTooMany { .. } => "SNAPSHOTS_TOO_MANY",
-            Self::ReaderStalled { .. } => "READER_STALLED",
-            Self::ConnectionAged => "CONNECTION_AGED",
-        }
-    }
-
-    pub(crate) fn grpc_code(&self) -> Code {
-        match self {
-            Self::MessageTooLarge { .. } => Code::ResourceExhausted,
-            Self::CompressionRefused { .. } => Code::Unimplemented,
-            Self::RateExceeded { .. }
-            | Self::RequestsTooMany
-            | Self::ConnectionsTooMany { .. }
-            | Self::SnapshotsTooMany { .. } => Code::ResourceExhausted,
-            Self::RequestTimedOut { .. } | Self::ReaderStalled { .. } => Code::DeadlineExceeded,
-            Self::ConnectionAged => Code::Unavailable,
-        }
-    }
-
-    pub(crate) fn advice(&self) -> &'static str {
-        match self {
-            Self::MessageTooLarge { .. } => "Send less at once; docs/operations.md has the bounds.",
-            Self::CompressionRefused { .. } => "Send messages as they are.",
-            Self::RateExceeded { .. } => {
-                "Ask less often, or let the owner of the server raise `limits.rate`."
-            }
-            Self::RequestsTooMany => "Wait for some answers before you ask on.",
-            Self::ConnectionsTooMany { .. } => {
-                "Try again later, or let the owner of the server raise `limits.connections`."
-            }
-            Self::RequestTimedOut { .. } => {
-                "It may have been carried out: look with `tow status` before you repeat it."
-            }
-            Self::SnapshotsTooMany { .. } => "Try again when others have read theirs.",
-            Self::ReaderStalled { .. } => "Read an answer as it comes, or ask again.",
-            Self::ConnectionAged => "Connect again and go on from where you are.",
+            Self::MessageTooLarge { .. } => ErrorCode::MessageTooLarge,
+            Self::CompressionRefused { .. } => ErrorCode::CompressionRefused,
+            Self::RateExceeded { .. } => ErrorCode::RateExceeded,
+            Self::RequestsTooMany => ErrorCode::RequestsTooMany,
+            Self::ConnectionsTooMany { .. } => ErrorCode::ConnectionsTooMany,
+            Self::RequestTimedOut { .. } => ErrorCode::RequestTimedOut,
+            Self::SnapshotsTooMany { .. } => ErrorCode::SnapshotsTooMany,
+            Self::ReaderStalled { .. } => ErrorCode::ReaderStalled,
+            Self::ConnectionAged => ErrorCode::ConnectionAged,
         }
     }
 

@@ -50,6 +50,7 @@ pub async fn restore(
 
 #[cfg(test)]
 mod tests {
+    use towpath_engine::code::ErrorCode;
     use towpath_storage::open;
 
     use super::*;
@@ -62,7 +63,7 @@ mod tests {
 
         let error = backup(&url, &dir.path().join("kept"), |_| {}).await.unwrap_err();
 
-        assert_eq!(error.code(), "STORE_OWNED");
+        assert_eq!(error.code(), ErrorCode::StoreOwned);
         drop(owner);
         let kept = backup(&url, &dir.path().join("kept"), |_| {}).await.unwrap();
         let there = format!("sled:{}", dir.path().join("there").display());

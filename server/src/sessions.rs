@@ -179,7 +179,11 @@ mod tests {
             named(name).unwrap();
         }
         for name in ["", "a\u{200b}", "a\u{202e}b", "a\nb", &"x".repeat(NAME_BYTES_MAX + 1)] {
-            assert_eq!(named(name).unwrap_err().code(), "ARGUMENT_OUT_OF_BOUNDS", "{name:?}");
+            assert_eq!(
+                named(name).unwrap_err().code().as_str(),
+                "ARGUMENT_OUT_OF_BOUNDS",
+                "{name:?}"
+            );
         }
     }
 

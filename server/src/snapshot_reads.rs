@@ -206,7 +206,7 @@ mod tests {
 
         let first = reads.count(bytes(8 * PERMIT_BYTES)).unwrap();
         let refused = reads.count(bytes(3 * PERMIT_BYTES)).unwrap_err();
-        assert_eq!(refused.code(), "SNAPSHOTS_TOO_MANY");
+        assert_eq!(refused.code().as_str(), "SNAPSHOTS_TOO_MANY");
         drop(first);
         let huge = reads.count(bytes(50 * PERMIT_BYTES)).unwrap();
         assert!(reads.count(bytes(1)).is_err(), "a very large one is read alone");

@@ -1,202 +1,165 @@
-//! Errors as gRPC statuses: a stable code in `google.rpc.ErrorInfo`, and advice beside it.
+//! Errors as gRPC statuses: a stable code in `google.rpc.ErrorInfo`, and beside it what the error is
+//! about, by name. What to do next is the client's to say: the server knows no command line.
 
 use std::collections::HashMap;
 
 use tonic::{Code, Status, body::Body, codegen::http::Response};
 use tonic_types::{ErrorDetails, StatusExt as _};
-use towpath_engine::refusal::{Refusal, RefusalClass};
-use towpath_storage::StoreError;
+use towpath_engine::code::{ErrorClass, ErrorCode};
+use towpath_storage::{StoreError, StoreErrorKind};
 
 use crate::{limits::Limit, runs::CommandError};
 
 /// The domain of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "towpath";
 
-/// The codes of failures, beside those of refusals and of the store.
-pub const FAILURE_CODES: [&str; 26] = [
-    "FILE_INVALID",
-    "RUN_AMBIGUOUS",
-    "RUN_CONTENDED",
-    "LOG_DAMAGED",
-    "MESSAGE_INVALID",
-    "IMPORT_INVALID",
-    "ARTIFACT_UNKNOWN",
-    "ATTEMPT_UNKNOWN",
-    "ENGINE_BUG",
-    "STORE_BUSY",
-    "APPEND_TOO_LARGE",
-    "IDEMPOTENCY_KEY_REUSED",
-    "WORKER_NAME_TAKEN",
-    "WORKER_NAME_RESERVED",
-    "WORKER_UNKNOWN",
-    "JOB_ENDED",
-    "VERSION_MISMATCH",
-    "UNAUTHENTICATED",
-    "FORBIDDEN",
-    "ACTOR_MISMATCH",
-    "WORKER_IDENTITY_MISMATCH",
-    "SOURCE_MISSING",
-    "SOURCE_TOO_LARGE",
-    "PROTOCOL_UNSUPPORTED",
-    "ORIGIN_REFUSED",
-    "HOST_REFUSED",
-];
+/// The code of an error of the store, which knows nothing of codes.
+pub(crate) fn store_code(error: &StoreError) -> ErrorCode {
+    match error.kind() {
+        StoreErrorKind::Unavailable => ErrorCode::StoreUnavailable,
+        StoreErrorKind::Full => ErrorCode::StoreFull,
+        StoreErrorKind::LogDamaged => ErrorCode::LogDamaged,
+        StoreErrorKind::LogRollback => ErrorCode::LogRollback,
+        StoreErrorKind::Owned => ErrorCode::StoreOwned,
+        StoreErrorKind::Exposed => ErrorCode::StoreExposed,
+        StoreErrorKind::UrlInvalid => ErrorCode::StoreUrlInvalid,
+        StoreErrorKind::Missing => ErrorCode::StoreMissing,
+        StoreErrorKind::FormatUnknown => ErrorCode::StoreFormatUnknown,
+        StoreErrorKind::BackendDiffers => ErrorCode::StoreBackendDiffers,
+        StoreErrorKind::BlobMissing => ErrorCode::BlobMissing,
+        StoreErrorKind::BlobDamaged => ErrorCode::BlobDamaged,
+        StoreErrorKind::BackupDamaged => ErrorCode::BackupDamaged,
+        StoreErrorKind::BackupExists => ErrorCode::BackupExists,
+        StoreErrorKind::RestoreTargetNotEmpty => ErrorCode::RestoreTargetNotEmpty,
+    }
+}
+
+/// The gRPC code of a class.
+fn grpc_code(class: ErrorClass) -> Code {
+    match class {
+        ErrorClass::Unexpected => Code::Unknown,
+        ErrorClass::Usage | ErrorClass::InputInvalid | ErrorClass::MessageInvalid => {
+            Code::InvalidArgument
+        }
+        ErrorClass::TooLarge | ErrorClass::StoreFull | ErrorClass::NoRoom => {
+            Code::ResourceExhausted
+        }
+        ErrorClass::NotFound => Code::NotFound,
+        ErrorClass::NothingToDo | ErrorClass::Conflict | ErrorClass::VersionMismatch => {
+            Code::FailedPrecondition
+        }
+        ErrorClass::AlreadyExists => Code::AlreadyExists,
+        ErrorClass::Contended => Code::Aborted,
+        ErrorClass::Damaged => Code::DataLoss,
+        ErrorClass::StoreUnavailable | ErrorClass::Unreachable => Code::Unavailable,
+        ErrorClass::Unauthenticated => Code::Unauthenticated,
+        ErrorClass::Forbidden => Code::PermissionDenied,
+        ErrorClass::TimedOut => Code::DeadlineExceeded,
+        ErrorClass::Bug => Code::Internal,
+        ErrorClass::Unsupported => Code::Unimplemented,
+        ErrorClass::Interrupted => Code::Cancelled,
+    }
+}
 
 impl CommandError {
     /// The stable code that scripts may match on.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
             Self::Refused(refusal) => refusal.code(),
-            Self::FileInvalid { .. } => "FILE_INVALID",
-            Self::RunAmbiguous { .. } => "RUN_AMBIGUOUS",
-            Self::StoreBusy => "STORE_BUSY",
-            Self::TooMuch { .. } => "APPEND_TOO_LARGE",
-            Self::Contended => "RUN_CONTENDED",
-            Self::Store(error) => error.code(),
-            Self::Unreplayable { .. } => "LOG_DAMAGED",
-            Self::MessageInvalid { .. } => "MESSAGE_INVALID",
-            Self::ImportInvalid { .. } => "IMPORT_INVALID",
-            Self::ArtifactUnknown { .. } => "ARTIFACT_UNKNOWN",
-            Self::AttemptUnknown { .. } => "ATTEMPT_UNKNOWN",
-            Self::KeyReused => "IDEMPOTENCY_KEY_REUSED",
-            Self::WorkerNameTaken { .. } => "WORKER_NAME_TAKEN",
-            Self::WorkerNameReserved { .. } => "WORKER_NAME_RESERVED",
-            Self::WorkerUnknown { .. } => "WORKER_UNKNOWN",
-            Self::JobEnded { .. } => "JOB_ENDED",
-            Self::VersionMismatch { .. } => "VERSION_MISMATCH",
-            Self::Unauthenticated { .. } => "UNAUTHENTICATED",
-            Self::Forbidden { .. } => "FORBIDDEN",
-            Self::ActorMismatch { .. } => "ACTOR_MISMATCH",
-            Self::WorkerIdentityMismatch { .. } => "WORKER_IDENTITY_MISMATCH",
+            Self::FileInvalid { .. } => ErrorCode::FileInvalid,
+            Self::RunAmbiguous { .. } => ErrorCode::RunAmbiguous,
+            Self::StoreBusy => ErrorCode::StoreBusy,
+            Self::TooMuch { .. } => ErrorCode::AppendTooLarge,
+            Self::Contended => ErrorCode::RunContended,
+            Self::Store(error) => store_code(error),
+            Self::Unreplayable { .. } => ErrorCode::LogDamaged,
+            Self::MessageInvalid { .. } => ErrorCode::MessageInvalid,
+            Self::ImportInvalid { .. } => ErrorCode::ImportInvalid,
+            Self::ArtifactUnknown { .. } => ErrorCode::ArtifactUnknown,
+            Self::AttemptUnknown { .. } => ErrorCode::AttemptUnknown,
+            Self::KeyReused => ErrorCode::IdempotencyKeyReused,
+            Self::WorkerNameTaken { .. } => ErrorCode::WorkerNameTaken,
+            Self::WorkerNameReserved { .. } => ErrorCode::WorkerNameReserved,
+            Self::WorkerUnknown { .. } => ErrorCode::WorkerUnknown,
+            Self::JobEnded { .. } => ErrorCode::JobEnded,
+            Self::VersionMismatch { .. } => ErrorCode::VersionMismatch,
+            Self::Unauthenticated { .. } => ErrorCode::Unauthenticated,
+            Self::Forbidden { .. } => ErrorCode::Forbidden,
+            Self::ActorMismatch { .. } => ErrorCode::ActorMismatch,
+            Self::WorkerIdentityMismatch { .. } => ErrorCode::WorkerIdentityMismatch,
             Self::RequestRefused(refused) => refused.code(),
             Self::Limit(limit) => limit.code(),
-            Self::SourceMissing { .. } => "SOURCE_MISSING",
-            Self::SourceTooLarge { .. } => "SOURCE_TOO_LARGE",
-            Self::Bug(_) => "ENGINE_BUG",
+            Self::SourceMissing { .. } => ErrorCode::SourceMissing,
+            Self::SourceTooLarge { .. } => ErrorCode::SourceTooLarge,
+            Self::Bug(_) => ErrorCode::EngineBug,
         }
     }
 
-    fn grpc_code(&self) -> Code {
+    /// What the error is about, by name, for programs. The message says the same in a sentence.
+    fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Refused(refusal) => match refusal.class() {
-                RefusalClass::Missing => Code::NotFound,
-                RefusalClass::Invalid => Code::InvalidArgument,
-                RefusalClass::Conflict => Code::FailedPrecondition,
-                RefusalClass::Forbidden => Code::PermissionDenied,
-            },
-            Self::FileInvalid { .. }
-            | Self::RunAmbiguous { .. }
+            Self::Refused(refusal) => refusal.fields(),
+            Self::FileInvalid { name, problems } => {
+                vec![("file", name.clone()), ("problems", problems.clone())]
+            }
+            Self::RunAmbiguous { prefix, count } => {
+                vec![("prefix", prefix.clone()), ("count", count.to_string())]
+            }
+            Self::Unreplayable { run, version, .. } => {
+                vec![("run", run.to_string()), ("version", version.to_string())]
+            }
+            Self::ArtifactUnknown { job, path } => {
+                vec![("job", job.clone()), ("path", path.clone())]
+            }
+            Self::AttemptUnknown { job, attempt, newest } => vec![
+                ("job", job.to_string()),
+                ("attempt", attempt.to_string()),
+                ("newest", newest.to_string()),
+            ],
+            Self::WorkerNameTaken { name }
+            | Self::WorkerNameReserved { name }
+            | Self::WorkerUnknown { name } => {
+                vec![("worker", name.clone())]
+            }
+            Self::JobEnded { job, state } => {
+                vec![("job", job.to_string()), ("state", (*state).to_owned())]
+            }
+            Self::VersionMismatch { server, worker } => {
+                vec![("server", (*server).to_owned()), ("worker", worker.clone())]
+            }
+            Self::Forbidden { who, what } => {
+                vec![("actor", who.clone()), ("request", what.clone())]
+            }
+            Self::ActorMismatch { own, claimed }
+            | Self::WorkerIdentityMismatch { own, claimed } => {
+                vec![("proven", own.clone()), ("claimed", claimed.clone())]
+            }
+            Self::SourceMissing { sha256 } => vec![("sha256", sha256.to_string())],
+            Self::SourceTooLarge { bytes, bytes_max } => {
+                vec![("bytes", bytes.to_string()), ("bytes_max", bytes_max.to_string())]
+            }
+            // The message says all there is.
+            Self::StoreBusy
+            | Self::TooMuch { .. }
+            | Self::Contended
+            | Self::Store(_)
             | Self::MessageInvalid { .. }
             | Self::ImportInvalid { .. }
-            | Self::WorkerNameReserved { .. } => Code::InvalidArgument,
-            Self::ArtifactUnknown { .. }
-            | Self::AttemptUnknown { .. }
-            | Self::WorkerUnknown { .. } => Code::NotFound,
-            Self::KeyReused
-            | Self::JobEnded { .. }
-            | Self::VersionMismatch { .. }
-            | Self::SourceMissing { .. } => Code::FailedPrecondition,
-            Self::WorkerNameTaken { .. } => Code::AlreadyExists,
-            Self::Unauthenticated { .. } => Code::Unauthenticated,
-            Self::Forbidden { .. }
-            | Self::ActorMismatch { .. }
-            | Self::WorkerIdentityMismatch { .. } => Code::PermissionDenied,
-            Self::StoreBusy => Code::ResourceExhausted,
-            Self::TooMuch { .. } | Self::SourceTooLarge { .. } => Code::InvalidArgument,
-            Self::Contended => Code::Aborted,
-            Self::Unreplayable { .. } => Code::DataLoss,
-            Self::RequestRefused(refused) => refused.grpc_code(),
-            Self::Limit(limit) => limit.grpc_code(),
-            Self::Bug(_) => Code::Internal,
-            Self::Store(error) => match error {
-                StoreError::Damaged { .. }
-                | StoreError::Rollback { .. }
-                | StoreError::BlobDamaged { .. }
-                | StoreError::BackupDamaged { .. } => Code::DataLoss,
-                StoreError::BlobMissing { .. } | StoreError::Missing { .. } => Code::NotFound,
-                StoreError::Full(_) => Code::ResourceExhausted,
-                StoreError::Unavailable { .. }
-                | StoreError::Stopped { .. }
-                | StoreError::Closed
-                | StoreError::Owned { .. } => Code::Unavailable,
-                StoreError::UrlInvalid { .. }
-                | StoreError::FormatUnknown { .. }
-                | StoreError::Exposed { .. }
-                | StoreError::BackendDiffers { .. }
-                | StoreError::BackupExists { .. }
-                | StoreError::RestoreTargetNotEmpty { .. } => Code::FailedPrecondition,
-            },
-        }
-    }
-
-    /// What to do next, in a sentence.
-    pub fn advice(&self) -> &'static str {
-        match self {
-            Self::Refused(refusal) => refusal.advice(),
-            Self::FileInvalid { .. } => "Correct the file; `tow validate` shows every problem.",
-            Self::RunAmbiguous { .. } => "Give more characters of the id.",
-            Self::Contended | Self::StoreBusy => "Try again.",
-            Self::TooMuch { .. } => "Split the pipeline.",
-            Self::Store(StoreError::Owned { .. }) => {
-                "Wait until that process has ended, or talk to it instead."
-            }
-            Self::Store(StoreError::Exposed { .. }) => {
-                "Run `chmod go=` on the store's folder, or `tow` as the user who owns it."
-            }
-            Self::Store(StoreError::Full(_)) => {
-                "Nothing is lost; make room on the server's disk, and it goes on by itself."
-            }
-            Self::Store(_) | Self::Unreplayable { .. } => {
-                "Nothing was skipped or guessed; docs/errors/ says how to go on."
-            }
-            Self::MessageInvalid { .. } => "This is a bug of the client; please report it.",
-            Self::ImportInvalid { .. } => "Correct the record; nothing was imported.",
-            Self::ArtifactUnknown { .. } => "See `tow status --output json` for the files it left.",
-            Self::AttemptUnknown { .. } => "`tow status` shows how often the job was tried.",
-            Self::KeyReused => "Give every request a key of its own.",
-            Self::WorkerNameTaken { .. } => {
-                "Give every worker a name of its own; `tow workers list` shows who is connected."
-            }
-            Self::WorkerNameReserved { .. } => "Give the worker a name that begins otherwise.",
-            Self::WorkerUnknown { .. } => "See `tow workers list` for who is connected.",
-            Self::JobEnded { .. } => {
-                "Nothing: the job needs no worker; `tow retry` gives it another try."
-            }
-            Self::VersionMismatch { .. } => {
-                "Use the same version of `tow` on both sides; `tow version` shows both."
-            }
-            Self::Unauthenticated { .. } => {
-                "Put a token of `tow token issue` into `TOW_TOKEN`; workers may present a certificate."
-            }
-            Self::Forbidden { .. } => "Ask whoever issues tokens for the role that it needs.",
-            Self::ActorMismatch { .. } => {
-                "Leave `--actor` and `TOW_ACTOR` away; the token says it."
-            }
-            Self::WorkerIdentityMismatch { .. } => {
-                "Start the worker under the name that its certificate or token was issued for."
-            }
-            Self::RequestRefused(refused) => refused.advice(),
-            Self::Limit(limit) => limit.advice(),
-            Self::SourceMissing { .. } => "Send the bundle first; `tow run` does.",
-            Self::SourceTooLarge { .. } => {
-                "Leave large files out with `.gitignore`, or use `--source remote`."
-            }
-            Self::Bug(_) => "This is a bug of ours; please report it.",
+            | Self::KeyReused
+            | Self::Unauthenticated { .. }
+            | Self::RequestRefused(_)
+            | Self::Limit(_)
+            | Self::Bug(_) => Vec::new(),
         }
     }
 }
 
 /// The status for `error`.
 pub(crate) fn of(error: CommandError) -> Status {
-    let mut metadata = HashMap::from([("advice".to_owned(), error.advice().to_owned())]);
-    if let CommandError::Refused(Refusal::ApprovalStale { waiting, .. }) = &error {
-        metadata.insert("waiting".to_owned(), waiting.to_string());
-    }
-    if let CommandError::FileInvalid { problems, .. } = &error {
-        metadata.insert("problems".to_owned(), problems.clone());
-    }
+    let code = error.code();
+    let fields = error.fields().into_iter().map(|(name, text)| (name.to_owned(), text));
     let mut details = ErrorDetails::new();
-    details.set_error_info(error.code(), ERROR_DOMAIN, metadata);
+    details.set_error_info(code.as_str(), ERROR_DOMAIN, fields.collect::<HashMap<_, _>>());
     if let CommandError::Limit(limit) = &error
         && let Some(wait) = limit.retry_after()
     {
@@ -208,7 +171,7 @@ pub(crate) fn of(error: CommandError) -> Status {
         message = format!("{message}: {deeper}");
         cause = deeper.source();
     }
-    Status::with_error_details(error.grpc_code(), message, details)
+    Status::with_error_details(grpc_code(code.class()), message, details)
 }
 
 /// `response`, with a code of ours if the transport refused the request by itself.

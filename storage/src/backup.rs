@@ -233,19 +233,19 @@ mod tests {
         let (out, opened, _) = backed_up(dir.path()).await;
         let blobs = Blobs::open(&opened.dir.blobs()).unwrap();
         let error = backup(opened.store.as_ref(), &blobs, &out, |_| {}).await.unwrap_err();
-        assert_eq!(error.code(), "BACKUP_EXISTS");
+        assert_eq!(error.kind(), crate::StoreErrorKind::BackupExists);
 
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
         let url = format!("sled:{}", target.display());
         fs::write(target.join("precious"), "x").unwrap();
         let error = restore(&out, &url, |_| {}).await.unwrap_err();
-        assert_eq!(error.code(), "RESTORE_TARGET_NOT_EMPTY");
+        assert_eq!(error.kind(), crate::StoreErrorKind::RestoreTargetNotEmpty);
 
         fs::remove_file(target.join("precious")).unwrap();
         restore(&out, &url, |_| {}).await.unwrap();
         let error = restore(&out, "memory:", |_| {}).await.unwrap_err();
-        assert_eq!(error.code(), "STORE_URL_INVALID");
+        assert_eq!(error.kind(), crate::StoreErrorKind::UrlInvalid);
     }
 
     #[tokio::test]
@@ -264,13 +264,20 @@ mod tests {
             for bytes in [&flipped[..], &sound[..place]] {
                 fs::write(&out, bytes).unwrap();
                 let error = restore(&out, &url, |_| {}).await.unwrap_err();
-                assert_eq!(error.code(), "BACKUP_DAMAGED", "at {place}: {error}");
+                assert_eq!(
+                    error.kind(),
+                    crate::StoreErrorKind::BackupDamaged,
+                    "at {place}: {error}"
+                );
             }
         }
 
         let longer: Vec<u8> = sound.iter().copied().chain([0]).collect();
         fs::write(&out, longer).unwrap();
-        assert_eq!(restore(&out, &url, |_| {}).await.unwrap_err().code(), "BACKUP_DAMAGED");
+        assert_eq!(
+            restore(&out, &url, |_| {}).await.unwrap_err().kind(),
+            crate::StoreErrorKind::BackupDamaged
+        );
         let left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, [out]);
@@ -288,7 +295,7 @@ mod tests {
         let out = dir.path().join("backup");
         let error = backup(opened.store.as_ref(), &blobs, &out, |_| {}).await.unwrap_err();
 
-        assert_eq!(error.code(), "BLOB_DAMAGED");
+        assert_eq!(error.kind(), crate::StoreErrorKind::BlobDamaged);
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
     }
 }

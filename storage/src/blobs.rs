@@ -323,6 +323,7 @@ impl Read for BlobReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::StoreErrorKind;
 
     fn blobs() -> (tempfile::TempDir, Blobs) {
         let dir = tempfile::tempdir().unwrap();
@@ -370,9 +371,9 @@ mod tests {
 
         let error = blobs.get(&[0xab; 32], 0..1).unwrap_err();
 
-        assert_eq!(error.code(), "BLOB_MISSING");
+        assert_eq!(error.kind(), StoreErrorKind::BlobMissing);
         assert!(error.to_string().contains("abababab"), "{error}");
-        assert_eq!(blobs.open_read(&[0xab; 32]).unwrap_err().code(), "BLOB_MISSING");
+        assert_eq!(blobs.open_read(&[0xab; 32]).unwrap_err().kind(), StoreErrorKind::BlobMissing);
     }
 
     #[test]
@@ -382,8 +383,8 @@ mod tests {
         blobs.verify(&blob.sha256).unwrap();
         fs::write(blobs.path(&blob.sha256), b"the pla!").unwrap();
 
-        assert_eq!(blobs.verify(&blob.sha256).unwrap_err().code(), "BLOB_DAMAGED");
-        assert_eq!(blobs.get(&blob.sha256, 0..2).unwrap_err().code(), "BLOB_DAMAGED");
+        assert_eq!(blobs.verify(&blob.sha256).unwrap_err().kind(), StoreErrorKind::BlobDamaged);
+        assert_eq!(blobs.get(&blob.sha256, 0..2).unwrap_err().kind(), StoreErrorKind::BlobDamaged);
         let read = io::copy(&mut blobs.open_read(&blob.sha256).unwrap(), &mut io::sink());
         assert_eq!(read.unwrap_err().kind(), ErrorKind::InvalidData);
 

@@ -1,4 +1,5 @@
-//! What can go wrong with a store, and the stable code of each.
+//! What can go wrong with a store. What each is called for people and programs is the server's
+//! matter.
 //!
 //! Errors are `Clone` because one failed commit answers every append in it.
 
@@ -55,20 +56,6 @@ pub enum AppendError {
     /// The store cannot take it.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-impl AppendError {
-    /// The stable code that scripts may match on.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Conflict { .. } => "APPEND_CONFLICT",
-            Self::TooLarge { .. } => "APPEND_TOO_LARGE",
-            Self::Empty => "APPEND_EMPTY",
-            Self::Busy { .. } => "STORE_BUSY",
-            Self::Full(_) => "STORE_FULL",
-            Self::Store(error) => error.code(),
-        }
-    }
 }
 
 /// A store, blob or backup that cannot be used as asked.
@@ -195,24 +182,26 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The stable code that scripts may match on.
-    pub fn code(&self) -> &'static str {
+    /// What kind of error it is.
+    pub fn kind(&self) -> StoreErrorKind {
         match self {
-            Self::Unavailable { .. } | Self::Stopped { .. } | Self::Closed => "STORE_UNAVAILABLE",
-            Self::Full(_) => "STORE_FULL",
-            Self::Damaged { .. } => "LOG_DAMAGED",
-            Self::Rollback { .. } => "LOG_ROLLBACK",
-            Self::Owned { .. } => "STORE_OWNED",
-            Self::Exposed { .. } => "STORE_EXPOSED",
-            Self::UrlInvalid { .. } => "STORE_URL_INVALID",
-            Self::Missing { .. } => "STORE_MISSING",
-            Self::FormatUnknown { .. } => "STORE_FORMAT_UNKNOWN",
-            Self::BackendDiffers { .. } => "STORE_BACKEND_DIFFERS",
-            Self::BlobMissing { .. } => "BLOB_MISSING",
-            Self::BlobDamaged { .. } => "BLOB_DAMAGED",
-            Self::BackupDamaged { .. } => "BACKUP_DAMAGED",
-            Self::BackupExists { .. } => "BACKUP_EXISTS",
-            Self::RestoreTargetNotEmpty { .. } => "RESTORE_TARGET_NOT_EMPTY",
+            Self::Unavailable { .. } | Self::Stopped { .. } | Self::Closed => {
+                StoreErrorKind::Unavailable
+            }
+            Self::Full(_) => StoreErrorKind::Full,
+            Self::Damaged { .. } => StoreErrorKind::LogDamaged,
+            Self::Rollback { .. } => StoreErrorKind::LogRollback,
+            Self::Owned { .. } => StoreErrorKind::Owned,
+            Self::Exposed { .. } => StoreErrorKind::Exposed,
+            Self::UrlInvalid { .. } => StoreErrorKind::UrlInvalid,
+            Self::Missing { .. } => StoreErrorKind::Missing,
+            Self::FormatUnknown { .. } => StoreErrorKind::FormatUnknown,
+            Self::BackendDiffers { .. } => StoreErrorKind::BackendDiffers,
+            Self::BlobMissing { .. } => StoreErrorKind::BlobMissing,
+            Self::BlobDamaged { .. } => StoreErrorKind::BlobDamaged,
+            Self::BackupDamaged { .. } => StoreErrorKind::BackupDamaged,
+            Self::BackupExists { .. } => StoreErrorKind::BackupExists,
+            Self::RestoreTargetNotEmpty { .. } => StoreErrorKind::RestoreTargetNotEmpty,
         }
     }
 
@@ -242,6 +231,42 @@ pub enum Exposure {
         /// Who we are.
         own: u32,
     },
+}
+
+/// What kind of error a [`StoreError`] is. What each is called for people and programs is the
+/// server's to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StoreErrorKind {
+    /// The disk or the system refused, or the store takes nothing more.
+    Unavailable,
+    /// The disk has too little space.
+    Full,
+    /// The log is not what was written.
+    LogDamaged,
+    /// The log ends before records that were acknowledged.
+    LogRollback,
+    /// Another process has the store open.
+    Owned,
+    /// Others than its owner may change the store's directory.
+    Exposed,
+    /// The URL names no store.
+    UrlInvalid,
+    /// There is no store where one must exist.
+    Missing,
+    /// The directory was written by another version.
+    FormatUnknown,
+    /// The directory was written by another backend.
+    BackendDiffers,
+    /// There is no such blob.
+    BlobMissing,
+    /// The bytes of a blob are not those of its digest.
+    BlobDamaged,
+    /// The backup is not what was written.
+    BackupDamaged,
+    /// The file of a backup exists already.
+    BackupExists,
+    /// The directory of a restore is not empty.
+    RestoreTargetNotEmpty,
 }
 
 /// What is wrong with a log at a position.

@@ -38,7 +38,7 @@ pub use crate::{
     backup::{BackedUp, backup, restore, restore_to},
     blobs::{BlobReader, BlobRef, Blobs, UnfinishedBlob},
     disk_space::{DiskFull, DiskSpace, FREE_BYTES_MIN},
-    error::{AppendError, BackupDamage, Cause, Damage, StoreError, UrlFault},
+    error::{AppendError, BackupDamage, Cause, Damage, StoreError, StoreErrorKind, UrlFault},
     kv::{
         Entry, Found, KvBackend, KvError,
         files::{KvFiles, directory_at},

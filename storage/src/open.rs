@@ -81,6 +81,7 @@ fn full_if_so(error: StoreError, space: &DiskSpace) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::StoreErrorKind;
 
     #[test]
     fn a_store_that_must_exist_is_not_created() {
@@ -88,9 +89,9 @@ mod tests {
         let store = folder.path().join("store");
         let url = format!("sled:{}", store.display());
 
-        assert_eq!(open_existing(&url).unwrap_err().code(), "STORE_MISSING");
+        assert_eq!(open_existing(&url).unwrap_err().kind(), StoreErrorKind::Missing);
         assert!(!store.exists());
-        assert_eq!(open_existing("memory:").unwrap_err().code(), "STORE_URL_INVALID");
+        assert_eq!(open_existing("memory:").unwrap_err().kind(), StoreErrorKind::UrlInvalid);
 
         drop(open(&url).unwrap());
         open_existing(&url).unwrap();

@@ -294,6 +294,7 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::StoreErrorKind;
 
     #[test]
     fn a_second_opener_is_told_the_pid_of_the_first() {
@@ -302,7 +303,7 @@ mod tests {
 
         let error = StoreDir::open(dir.path(), "sled").unwrap_err();
 
-        assert_eq!(error.code(), "STORE_OWNED");
+        assert_eq!(error.kind(), StoreErrorKind::Owned);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         drop(first);
         StoreDir::open(dir.path(), "sled").unwrap();
@@ -324,20 +325,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(StoreDir::open(dir.path(), "fjall").unwrap());
         let error = StoreDir::open(dir.path(), "sled").unwrap_err();
-        assert_eq!(error.code(), "STORE_BACKEND_DIFFERS");
+        assert_eq!(error.kind(), StoreErrorKind::BackendDiffers);
         assert!(error.to_string().contains("is a fjall store, not a sled one"), "{error}");
 
         for other in ["towpath store 1 sled\n", "towpath store 3 sled\n", "towpath store 2 SLED\n"]
         {
             std::fs::write(dir.path().join("format"), other).unwrap();
             let error = StoreDir::open(dir.path(), "sled").unwrap_err();
-            assert_eq!(error.code(), "STORE_FORMAT_UNKNOWN");
+            assert_eq!(error.kind(), StoreErrorKind::FormatUnknown);
             assert!(error.to_string().contains(other.trim_end()), "{error}");
         }
 
         std::fs::remove_file(dir.path().join("format")).unwrap();
         std::fs::create_dir(dir.path().join("sled")).unwrap();
-        assert_eq!(StoreDir::open(dir.path(), "sled").unwrap_err().code(), "STORE_FORMAT_UNKNOWN");
+        assert_eq!(
+            StoreDir::open(dir.path(), "sled").unwrap_err().kind(),
+            StoreErrorKind::FormatUnknown
+        );
     }
 
     fn at(seconds: u64) -> SystemTime {
@@ -388,7 +392,7 @@ mod tests {
         for mode in [0o775, 0o770, 0o702, 0o720, 0o777] {
             std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
             let error = StoreDir::open(dir.path(), "sled").unwrap_err();
-            assert_eq!(error.code(), "STORE_EXPOSED", "{mode:o}");
+            assert_eq!(error.kind(), StoreErrorKind::Exposed, "{mode:o}");
             assert!(error.to_string().contains("chmod go="), "{error}");
             assert!(!dir.path().join("owner").exists(), "nothing was written");
         }
@@ -405,7 +409,7 @@ mod tests {
             return;
         }
         let error = StoreDir::open(dir.path(), "sled").unwrap_err();
-        assert_eq!(error.code(), "STORE_EXPOSED");
+        assert_eq!(error.kind(), StoreErrorKind::Exposed);
         assert!(error.to_string().contains("belongs to the user with the number 65534"), "{error}");
     }
 

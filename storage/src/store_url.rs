@@ -145,6 +145,7 @@ fn speaks_of_a_secret(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::StoreErrorKind;
 
     fn read(url: &str) -> (&'static str, Directory) {
         let url = StoreUrl::parse(url).unwrap();
@@ -165,7 +166,11 @@ mod tests {
     #[test]
     fn a_url_that_names_no_store_is_refused() {
         for url in ["", "sled:", "memory:x", "postgres://host/db", "tcp:host:1"] {
-            assert_eq!(StoreUrl::parse(url).unwrap_err().code(), "STORE_URL_INVALID", "{url}");
+            assert_eq!(
+                StoreUrl::parse(url).unwrap_err().kind(),
+                StoreErrorKind::UrlInvalid,
+                "{url}"
+            );
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use towpath_storage::{BACKENDS, NewRecord, Record, StoreError, open, verify};
+use towpath_storage::{BACKENDS, NewRecord, Record, StoreError, StoreErrorKind, open, verify};
 
 const STREAMS: u64 = 5;
 const RECORDS: u64 = 1200;
@@ -171,9 +171,9 @@ async fn survey(backend: &str) -> BTreeMap<String, u32> {
                 "everything".to_owned()
             }
             Err(error) => {
-                let named = ["LOG_DAMAGED", "LOG_ROLLBACK"];
-                assert!(named.contains(&error.code()), "{fault:?} of {}: {error}", file.display());
-                error.code().to_owned()
+                let named = [StoreErrorKind::LogDamaged, StoreErrorKind::LogRollback];
+                assert!(named.contains(&error.kind()), "{fault:?} of {}: {error}", file.display());
+                format!("{:?}", error.kind())
             }
         };
         if file.to_string_lossy().contains("snap.") {
@@ -189,7 +189,7 @@ async fn survey(backend: &str) -> BTreeMap<String, u32> {
 async fn a_damaged_sled_gives_everything_or_a_named_error() {
     let verdicts = survey("sled").await;
 
-    assert!(verdicts.keys().any(|word| word == "LOG_ROLLBACK"), "{verdicts:?}");
+    assert!(verdicts.keys().any(|word| word == "LogRollback"), "{verdicts:?}");
 }
 
 #[cfg(feature = "fjall")]
@@ -197,7 +197,7 @@ async fn a_damaged_sled_gives_everything_or_a_named_error() {
 async fn a_damaged_fjall_gives_everything_or_a_named_error() {
     let verdicts = survey("fjall").await;
 
-    assert!(verdicts.keys().any(|word| word == "LOG_ROLLBACK"), "{verdicts:?}");
+    assert!(verdicts.keys().any(|word| word == "LogRollback"), "{verdicts:?}");
 }
 
 /// sled writes a snapshot whenever it opens a log that has grown. A kill or a full disk leaves half
@@ -243,7 +243,7 @@ async fn a_last_batch_of_fjall_that_lost_its_middle_is_named() {
     damage(journal, Fault::FlipBit, middle as u64);
 
     let error = open(&url).unwrap_err();
-    assert_eq!(error.code(), "LOG_DAMAGED");
+    assert_eq!(error.kind(), StoreErrorKind::LogDamaged);
     assert!(error.to_string().contains("a batch in its journal that is not whole"), "{error}");
 }
 
@@ -257,7 +257,7 @@ async fn a_database_that_is_gone_is_a_rollback() {
 
         for _ in 0..2 {
             let error = open(&url).unwrap_err();
-            assert_eq!(error.code(), "LOG_ROLLBACK", "{backend}: {error}");
+            assert_eq!(error.kind(), StoreErrorKind::LogRollback, "{backend}: {error}");
         }
 
         // To remove the high-water mark as well is to accept the loss.
@@ -286,6 +286,6 @@ async fn an_older_copy_of_the_database_is_a_rollback() {
         fs::rename(&older, store.join(backend)).unwrap();
 
         let error = open(&url).unwrap_err();
-        assert_eq!(error.code(), "LOG_ROLLBACK", "{backend}: {error}");
+        assert_eq!(error.kind(), StoreErrorKind::LogRollback, "{backend}: {error}");
     }
 }

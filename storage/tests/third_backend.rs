@@ -16,7 +16,8 @@ use std::{
 use bytes::Bytes;
 use towpath_storage::{
     Backend, Blobs, Directory, Entry, EventStore, Found, KvBackend, KvError, KvFiles, MemoryStore,
-    NewRecord, StoreDir, StoreError, StoreUrl, UrlFault, backup, directory_at, restore_to,
+    NewRecord, StoreDir, StoreError, StoreErrorKind, StoreUrl, UrlFault, backup, directory_at,
+    restore_to,
 };
 
 /// What a program that has both would put into its table.
@@ -153,7 +154,7 @@ async fn a_log_elsewhere_has_a_directory_beside_it() {
     opened.store.append("run/a", 0, vec![NewRecord::new("k", "v")]).await.unwrap();
     let blobs = Blobs::open(&opened.dir.blobs()).unwrap();
     blobs.put(b"a blob").unwrap();
-    assert_eq!(at("one").open().unwrap_err().code(), "STORE_OWNED");
+    assert_eq!(at("one").open().unwrap_err().kind(), StoreErrorKind::Owned);
     assert!(!at("one").to_string().contains("secret"), "{}", at("one"));
 
     let file = folder.path().join("backup");
@@ -162,7 +163,7 @@ async fn a_log_elsewhere_has_a_directory_beside_it() {
     assert_eq!(restored, kept);
     assert!(at("two").open().unwrap().dir.fence_base() > 0, "positions come again");
     let again = restore_to(&file, &at("two"), &mut |_| {}).await.unwrap_err();
-    assert_eq!(again.code(), "RESTORE_TARGET_NOT_EMPTY");
+    assert_eq!(again.kind(), StoreErrorKind::RestoreTargetNotEmpty);
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn a_directory_belongs_to_the_backend_that_wrote_it() {
     // Also to a program that was built without that backend.
     let error = towpath_storage::open(&format!("sled:{}", folder.path().display())).unwrap_err();
 
-    assert_eq!(error.code(), "STORE_BACKEND_DIFFERS");
+    assert_eq!(error.kind(), StoreErrorKind::BackendDiffers);
     assert!(error.to_string().contains("is a journal store, not a sled one"), "{error}");
 }
 
@@ -181,7 +182,7 @@ fn a_directory_belongs_to_the_backend_that_wrote_it() {
 fn an_unknown_scheme_lists_what_the_table_has() {
     let error = StoreUrl::parse_among(TABLE, "sled:x").unwrap_err();
 
-    assert_eq!(error.code(), "STORE_URL_INVALID");
+    assert_eq!(error.kind(), StoreErrorKind::UrlInvalid);
     let usages = "`journal:PATH` or `elsewhere://HOST/NAME?dir=PATH`";
     assert!(error.to_string().ends_with(usages), "{error}");
 }

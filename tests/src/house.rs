@@ -9,7 +9,7 @@ use tonic::{
     transport::{Channel, Error as TransportError},
 };
 use tonic_types::StatusExt as _;
-use towpath_engine::time::Timestamp;
+use towpath_engine::{code::ErrorCode, time::Timestamp};
 use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
     workers_client::WorkersClient,
@@ -35,8 +35,8 @@ pub fn code(status: &Status) -> String {
     let details = status.get_error_details();
     let told = details.error_info().expect("a status names its code in an ErrorInfo");
     assert_eq!(told.domain, ERROR_DOMAIN);
-    assert!(told.metadata.contains_key("advice"), "a status says what to do next");
-    told.reason.clone()
+    let code: ErrorCode = told.reason.parse().expect("a code of this version");
+    code.to_string()
 }
 
 /// Runs `story` on a runtime of its own, and lets that die with everything on it: whatever the

@@ -1,5 +1,6 @@
 //! `tow approve`.
 
+use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
 use super::{Desk, Finished};
@@ -70,7 +71,7 @@ pub(crate) async fn waiting_gate(
         return match gates.len() {
             1 => Ok(gates.remove(0)),
             0 => Err(Failure::new(
-                "GATE_NOT_WAITING",
+                ErrorCode::GateNotWaiting,
                 "no gate of the run waits for a decision",
                 "See `tow status` for where the run stands.",
             )),
@@ -78,7 +79,7 @@ pub(crate) async fn waiting_gate(
                 let names: Vec<String> =
                     gates.iter().map(|gate| format!("`{}`", safe(&gate.job))).collect();
                 let message = format!("these gates wait: {}", names.join(", "));
-                Err(Failure::new("USAGE", message, "Name one of them."))
+                Err(Failure::new(ErrorCode::Usage, message, "Name one of them."))
             }
         };
     };

@@ -9,6 +9,7 @@ use std::{
 use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio_stream::StreamExt as _;
+use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
 use super::{Desk, Finished, serve::duration};
@@ -96,7 +97,7 @@ struct Fleet<'a> {
 pub(crate) async fn autoscale(desk: &Desk, args: AutoscaleArgs) -> Finished {
     let Some(address) = &desk.global.server else {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
-        return Err(Failure::new("USAGE", "workers need a server", advice));
+        return Err(Failure::new(ErrorCode::Usage, "workers need a server", advice));
     };
     let mut fleet = Fleet::new(desk, address, args)?;
     let mut signals = Signals::new()?;
@@ -135,14 +136,18 @@ async fn reach(desk: &Desk) -> Result<Server, Failure> {
 }
 
 fn gone() -> Failure {
-    Failure::new("UNREACHABLE", "the server ended the stream", "Try again.")
+    Failure::new(ErrorCode::Unreachable, "the server ended the stream", "Try again.")
 }
 
 impl<'a> Fleet<'a> {
     fn new(desk: &'a Desk, server: &'a str, args: AutoscaleArgs) -> Result<Self, Failure> {
         if args.min > args.max {
             let message = format!("--min {} is more than --max {}", args.min, args.max);
-            return Err(Failure::new("USAGE", message, "Name a `--max` that is not smaller."));
+            return Err(Failure::new(
+                ErrorCode::Usage,
+                message,
+                "Name a `--max` that is not smaller.",
+            ));
         }
         let within = args.start_within.as_deref().map(duration).transpose()?.unwrap_or_default();
         let unique = uuid::Uuid::now_v7().simple().to_string();
@@ -298,7 +303,7 @@ impl<'a> Fleet<'a> {
         match failed {
             Some(message) => {
                 let advice = "Try the command of `--launch` on its own, with the same environment.";
-                Err(Failure::new("LAUNCH_FAILED", message, advice))
+                Err(Failure::new(ErrorCode::LaunchFailed, message, advice))
             }
             None => Ok(()),
         }

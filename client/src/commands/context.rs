@@ -13,6 +13,7 @@ use crate::{
     failure::Failure,
     render::safe,
 };
+use towpath_engine::code::ErrorCode;
 
 /// Give servers names
 ///
@@ -87,7 +88,7 @@ pub(crate) fn context(desk: &Desk, args: ContextArgs) -> Finished {
         What::Show { name } => {
             let Some(name) = name.as_deref().or(contexts.current()) else {
                 let advice = "Name one, or choose one with `tow context use`.";
-                return Err(Failure::new("CONTEXT_UNKNOWN", "no context is used", advice));
+                return Err(Failure::new(ErrorCode::ContextUnknown, "no context is used", advice));
             };
             let shown = ContextJson::of(&contexts, name)?;
             match desk.output() {
@@ -105,7 +106,7 @@ pub(crate) fn context(desk: &Desk, args: ContextArgs) -> Finished {
         What::Add { name, token_file, token_command } => {
             let Some(server) = desk.global.server.clone() else {
                 let advice = "Name it with `--server HOST:PORT`.";
-                return Err(Failure::new("USAGE", "a context needs a server", advice));
+                return Err(Failure::new(ErrorCode::Usage, "a context needs a server", advice));
             };
             // A `~` that no shell has replaced stays as it is, because it was quoted or stands
             // after a `=`: the file means the home folder by it, whoever's that is.

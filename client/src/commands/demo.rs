@@ -11,6 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use towpath_engine::code::ErrorCode;
 use towpath_engine::time::duration_words;
 use towpath_pipeline::file::{Parsed, parse};
 
@@ -68,7 +69,7 @@ pub(crate) async fn demo(desk: &Desk, args: DemoArgs) -> Finished {
             desk.print(&format!("\nThe folder is kept. Look around: cd {folder} && tow status\n"))?;
             Ok(exit::DONE)
         }
-        Err(failure) if failure.code == "INTERRUPTED" => Err(failure),
+        Err(failure) if failure.is(ErrorCode::Interrupted) => Err(failure),
         Err(failure) => {
             // Whoever looks for the reason needs what is there.
             desk.say(&format!("The folder is kept: {}", demo.folder.keep().display()));
@@ -187,7 +188,7 @@ impl Demo<'_> {
     /// Whoever pressed Ctrl-C pressed it for the other `tow` as well: it is let end by itself.
     async fn interrupted(&self, mut child: Child) -> Result<(), Failure> {
         child.wait().await?;
-        Err(Failure::new("INTERRUPTED", "the demo was interrupted", ""))
+        Err(Failure::new(ErrorCode::Interrupted, "the demo was interrupted", ""))
     }
 
     /// Whether the gate shall be opened: asks a person, if there is one.
@@ -252,7 +253,7 @@ fn job_names() -> Result<Vec<String>, Failure> {
         }
         Err(problems) => {
             let message = format!("the demo's own file has {}", problems.summary());
-            Err(Failure::new("ENGINE_BUG", message, "Please report it."))
+            Err(Failure::new(ErrorCode::EngineBug, message, "Please report it."))
         }
     }
 }
@@ -291,7 +292,7 @@ fn said(status: ExitStatus) -> String {
 }
 
 fn unexpected(message: String) -> Failure {
-    Failure::new("UNEXPECTED", message, "Please report it, with what is printed above.")
+    Failure::new(ErrorCode::Unexpected, message, "Please report it, with what is printed above.")
 }
 
 #[cfg(test)]

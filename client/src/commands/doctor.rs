@@ -10,6 +10,7 @@ use std::{
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 use tokio_stream::StreamExt as _;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::{log_clock::JUMP_MS_MIN, time::duration_words};
 use towpath_proto::v1;
 
@@ -132,7 +133,7 @@ async fn check(desk: &Desk, server: &Server) -> Result<v1::CheckProgress, Failur
     }
     progress.clear();
     last.ok_or_else(|| {
-        Failure::new("UNREACHABLE", "the check did not come to its end", "Try again.")
+        Failure::new(ErrorCode::Unreachable, "the check did not come to its end", "Try again.")
     })
 }
 

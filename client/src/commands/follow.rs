@@ -15,7 +15,7 @@ use stream::{heard, why_stopped};
 pub(crate) use stream::{server_went_away, snapshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
-use towpath_engine::{ids::RunId, run::Run, time::Timestamp};
+use towpath_engine::{code::ErrorCode, ids::RunId, run::Run, time::Timestamp};
 use towpath_proto::v1;
 use towpath_server::{Clock as _, SystemClock};
 use towpath_worker::{AttemptsError, WorkerError};
@@ -178,7 +178,7 @@ async fn until_rest(
 
 /// `failure`, with how this run goes on if it is the store's.
 fn resumable(failure: Failure, short_id: &str) -> Failure {
-    if failure.code != "STORE_UNAVAILABLE" {
+    if !failure.is(ErrorCode::StoreUnavailable) {
         return failure;
     }
     failure.with_advice(format!(

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::Serialize;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::event::ImportedResult;
 use towpath_pipeline::pulsaride_jsonl::{self, SeedRun};
 use towpath_proto::v1;
@@ -85,7 +86,7 @@ fn record_of(path: &Path) -> Result<Vec<u8>, Failure> {
     }
     if bytes.len() as u64 > RECORD_BYTES_MAX {
         return Err(Failure::new(
-            "ARGUMENT_OUT_OF_BOUNDS",
+            ErrorCode::ArgumentOutOfBounds,
             format!("`{}` is larger than {RECORD_BYTES_MAX} bytes", path.display()),
             "Keep only the last line of every job.",
         ));
@@ -97,7 +98,7 @@ fn record_of(path: &Path) -> Result<Vec<u8>, Failure> {
 fn understood(path: &Path, bytes: &[u8]) -> Result<SeedRun, Failure> {
     let name = path.display();
     let invalid = |message: String| {
-        Failure::new("IMPORT_INVALID", message, "Correct the record; nothing was imported.")
+        Failure::new(ErrorCode::ImportInvalid, message, "Correct the record; nothing was imported.")
     };
     let text = std::str::from_utf8(bytes)
         .map_err(|error| invalid(format!("`{name}` is not UTF-8: {error}")))?;

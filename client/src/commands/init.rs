@@ -16,6 +16,7 @@ use towpath_pipeline::file::{Parsed, parse};
 
 use super::{Desk, Finished, pipeline, validate::contents};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
+use towpath_engine::code::ErrorCode;
 
 use found::Found;
 
@@ -80,7 +81,7 @@ pub(crate) fn init(desk: &Desk, args: InitArgs) -> Finished {
         Err(problems) => {
             let message = format!("the file that was written has {}", problems.summary());
             let advice = "Please report it, with what is in this folder.";
-            return Err(Failure::new("ENGINE_BUG", message, advice));
+            return Err(Failure::new(ErrorCode::EngineBug, message, advice));
         }
     };
     if desk.output() != Output::Text {
@@ -103,7 +104,7 @@ pub(crate) fn init(desk: &Desk, args: InitArgs) -> Finished {
 fn exists(there: &Path) -> Failure {
     let message = format!("`{}` is there already, and was left as it is", there.display());
     Failure::new(
-        "FILE_EXISTS",
+        ErrorCode::FileExists,
         message,
         "`tow plan` shows what it does; move it away to begin anew.",
     )

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 use tokio_stream::StreamExt as _;
 use towpath_engine::captured::{Line, Source, lines, printable};
+use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
 use super::{Desk, Finished};
@@ -82,7 +83,7 @@ async fn show(desk: &Desk, server: &Server, args: LogsArgs) -> Finished {
         let whole = std::mem::replace(&mut open, rest);
         for line in lines(&whole) {
             let line = line.map_err(|error| {
-                Failure::new("BLOB_DAMAGED", error.to_string(), "See `tow doctor`.")
+                Failure::new(ErrorCode::BlobDamaged, error.to_string(), "See `tow doctor`.")
             })?;
             printer.print(&line)?;
         }

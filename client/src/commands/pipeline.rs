@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use towpath_engine::code::ErrorCode;
 use towpath_engine::{gate::Excluded, plan::Plan};
 use towpath_pipeline::file::{self, Parsed};
 use towpath_proto::v1;
@@ -54,7 +55,7 @@ pub(crate) fn locate(asked: Option<&Path>) -> Result<PathBuf, Failure> {
     let found = DEFAULT_NAMES.iter().map(PathBuf::from).find(|name| name.is_file());
     found.ok_or_else(|| {
         Failure::new(
-            "FILE_UNREADABLE",
+            ErrorCode::FileUnreadable,
             format!("there is no {} here", DEFAULT_NAMES[0]),
             "Name a pipeline file, or write a first one with `tow init`.",
         )

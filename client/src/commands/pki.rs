@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde::Serialize;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::time::Timestamp;
 use towpath_server::{
     Clock as _, SystemClock,
@@ -195,19 +196,19 @@ fn failure(error: PkiError) -> Failure {
     match error {
         PkiError::NameMalformed { .. } => {
             let advice = "Use 1 to 63 letters, digits and `._-`, a letter or digit first.";
-            Failure::new("USAGE", message, advice)
+            Failure::new(ErrorCode::Usage, message, advice)
         }
         PkiError::Exists { .. } => {
             let advice = "Nothing is overwritten; move it away, or choose another folder.";
-            Failure::new("FILE_EXISTS", message, advice)
+            Failure::new(ErrorCode::FileExists, message, advice)
         }
         PkiError::CertificateUnknown { .. } => {
-            Failure::new("CERTIFICATE_UNKNOWN", message, "See `tow pki list`.")
+            Failure::new(ErrorCode::CertificateUnknown, message, "See `tow pki list`.")
         }
         PkiError::Unusable { path, source } => Failure::file(&path, &source),
         PkiError::Unmade(_) => {
             let advice = "Check the names, and the files that `tow pki init` made.";
-            Failure::new("TLS_UNUSABLE", message, advice)
+            Failure::new(ErrorCode::TlsUnusable, message, advice)
         }
     }
 }

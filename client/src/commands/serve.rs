@@ -12,6 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use towpath_engine::code::ErrorCode;
 use towpath_server::{
     Access, CertificatesError, House, LEASE_MS, Limits, PemPair, ServeError, ServeTls, StoreUrl,
     SystemClock, auth::oidc::OidcError,
@@ -173,7 +174,7 @@ pub(crate) async fn serve(desk: &Desk, args: ServeArgs, telemetry: &Telemetry) -
         () = house.stopped().cancelled() => {
             let message = "the store stopped because a commit failed";
             let advice = "The log of this program says why; started again, it goes on where it was.";
-            return Err(Failure::new("STORE_UNAVAILABLE", message, advice));
+            return Err(Failure::new(ErrorCode::StoreUnavailable, message, advice));
         }
     }
     desk.say("Stopping: no new requests, streams end; a second signal ends at once.");
@@ -239,12 +240,12 @@ fn access(config: &Config) -> Result<Access, Failure> {
         (Some(_), None, _) | (None, Some(_), _) | (None, None, Some(_)) => {
             let message = "`--client-ca`, `--tls-cert` and `--tls-key` go together";
             let advice = "`tow pki issue --server HOST` makes a certificate and its key.";
-            return Err(Failure::new("USAGE", message, advice));
+            return Err(Failure::new(ErrorCode::Usage, message, advice));
         }
     };
     if config.client_crl.is_some() && config.client_ca.is_none() {
         let advice = "Name the authority whose list it is with `--client-ca`.";
-        return Err(Failure::new("USAGE", "`--client-crl` needs `--client-ca`", advice));
+        return Err(Failure::new(ErrorCode::Usage, "`--client-crl` needs `--client-ca`", advice));
     }
     let oidc = config.oidc.clone().map(OidcTable::settings).transpose()?;
     // What people were told to connect to is a good name, whatever it stands for in `/etc/hosts`.
@@ -261,18 +262,18 @@ fn unserved(error: ServeError) -> Failure {
         ServeError::Oidc(OidcError::Unreadable { path, source }) => Failure::file(&path, &source),
         ServeError::Oidc(error) => {
             let advice = "Put the issuer's JWK set there, as its `jwks_uri` gives it.";
-            Failure::new("CONFIG_INVALID", error.to_string(), advice)
+            Failure::new(ErrorCode::ConfigInvalid, error.to_string(), advice)
         }
         ServeError::Certificates(error) => {
             let advice = "Check the files of `--client-ca` and `--client-crl`.";
-            Failure::new("TLS_UNUSABLE", error.to_string(), advice)
+            Failure::new(ErrorCode::TlsUnusable, error.to_string(), advice)
         }
         ServeError::Tls(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             let message = format!("the certificates cannot be used: {error}");
             let message = cause.map_or(message.clone(), |cause| format!("{message}: {cause}"));
             let advice = "Check the files of `--tls-cert`, `--tls-key` and `--client-ca`.";
-            Failure::new("TLS_UNUSABLE", message, advice)
+            Failure::new(ErrorCode::TlsUnusable, message, advice)
         }
     }
 }
@@ -281,7 +282,7 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, &error))?;
     toml::from_str(&text).map_err(|error| {
         let message = format!("`{}`: {}", path.display(), error.to_string().trim_end());
-        Failure::new("CONFIG_INVALID", message, "docs/operations.md lists the settings.")
+        Failure::new(ErrorCode::ConfigInvalid, message, "docs/operations.md lists the settings.")
     })
 }
 
@@ -289,7 +290,7 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
 pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
     towpath_pipeline::file::duration_ms(text).map_err(|why| {
         let advice = "Write it as `500ms`, `30s`, `5m` or `1h`.";
-        Failure::new("USAGE", format!("`{text}` is no length of time: {why}"), advice)
+        Failure::new(ErrorCode::Usage, format!("`{text}` is no length of time: {why}"), advice)
     })
 }
 
@@ -301,13 +302,13 @@ fn lease_ms(text: &str) -> Result<u64, Failure> {
     }
     let message = format!("a lease of `{text}` is not between 1s and 1h");
     let advice = "Leave it out, or choose some times the longest pause that you expect.";
-    Err(Failure::new("USAGE", message, advice))
+    Err(Failure::new(ErrorCode::Usage, message, advice))
 }
 
 async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     let unusable = |error: std::io::Error| {
         Failure::new(
-            "ADDRESS_UNUSABLE",
+            ErrorCode::AddressUnusable,
             format!("`{}`: {error}", config.listen),
             "Name an address of this machine and a port that is free.",
         )
@@ -317,7 +318,7 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     let open = addresses.iter().find(|address| !address.ip().is_loopback());
     if let Some(address) = open.filter(|_| !config.insecure && config.tls_cert.is_none()) {
         return Err(Failure::new(
-            "INSECURE_LISTEN",
+            ErrorCode::InsecureListen,
             format!("`{address}` can be heard by other machines, and nothing would be encrypted"),
             "Use `--tls-cert` and `--tls-key`, or say `--insecure` if the network is trusted.",
         ));
@@ -368,8 +369,8 @@ mod tests {
     fn a_lease_is_neither_too_short_nor_too_long() {
         assert_eq!(lease_ms("1s").unwrap(), 1_000);
         assert_eq!(lease_ms("1h").unwrap(), 3_600_000);
-        assert_eq!(lease_ms("999ms").unwrap_err().code, "USAGE");
-        assert_eq!(lease_ms("3601s").unwrap_err().code, "USAGE");
+        assert_eq!(lease_ms("999ms").unwrap_err().code(), Some(ErrorCode::Usage));
+        assert_eq!(lease_ms("3601s").unwrap_err().code(), Some(ErrorCode::Usage));
     }
 
     #[tokio::test]
@@ -389,7 +390,7 @@ mod tests {
             oidc: None,
             limits: Limits::default(),
         };
-        assert_eq!(bind(&config(false)).await.unwrap_err().code, "INSECURE_LISTEN");
+        assert_eq!(bind(&config(false)).await.unwrap_err().code(), Some(ErrorCode::InsecureListen));
         bind(&config(true)).await.unwrap();
     }
 }

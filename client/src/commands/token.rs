@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
+use towpath_engine::code::ErrorCode;
 use towpath_server::{
     Clock as _, SystemClock,
     auth::{
@@ -130,9 +131,9 @@ fn folder(desk: &Desk) -> Result<PathBuf, Failure> {
         Some(folder) if folder.join("format").exists() => Ok(folder),
         Some(folder) => {
             let message = format!("there is no store at `{}`", folder.display());
-            Err(Failure::new("STORE_MISSING", message, advice))
+            Err(Failure::new(ErrorCode::StoreMissing, message, advice))
         }
-        None => Err(Failure::new("STORE_URL_INVALID", "this store keeps no tokens", advice)),
+        None => Err(Failure::new(ErrorCode::StoreUrlInvalid, "this store keeps no tokens", advice)),
     }
 }
 
@@ -169,22 +170,22 @@ fn failure(error: TokensError) -> Failure {
     match error {
         TokensError::Exists { .. } => {
             let advice = "Revoke it first with `tow token revoke`, or choose another name.";
-            Failure::new("TOKEN_EXISTS", message, advice)
+            Failure::new(ErrorCode::TokenExists, message, advice)
         }
         TokensError::Unknown { .. } => {
-            Failure::new("TOKEN_UNKNOWN", message, "See `tow token list`.")
+            Failure::new(ErrorCode::TokenUnknown, message, "See `tow token list`.")
         }
         TokensError::NameMalformed { .. } => {
             let advice = "Use 1 to 100 letters, digits and `._-@+`.";
-            Failure::new("USAGE", message, advice)
+            Failure::new(ErrorCode::Usage, message, advice)
         }
         TokensError::EmailMalformed { .. } => {
             let advice = "Give at most 16 addresses like `ana@example.org`, in ASCII.";
-            Failure::new("USAGE", message, advice)
+            Failure::new(ErrorCode::Usage, message, advice)
         }
         TokensError::Invalid { .. } => {
             let advice = "Until it is put right, or removed and written anew, nobody is let in.";
-            Failure::new("TOKENS_INVALID", message, advice)
+            Failure::new(ErrorCode::TokensInvalid, message, advice)
         }
         TokensError::Unusable { path, source } => Failure::file(&path, &source),
     }

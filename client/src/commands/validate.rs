@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::plan::Plan;
 use towpath_pipeline::{
     diagnostics::{DiagnosticJson, Diagnostics},
@@ -146,7 +147,7 @@ fn failure(invalid: &[&Judged], of: usize) -> Failure {
         [file] => format!("`{}` has {}", file.name, file.problems.summary()),
         several => format!("{} of {of} files have errors", several.len()),
     };
-    Failure::new("FILE_INVALID", message, "Correct what is marked above and check again.")
+    Failure::new(ErrorCode::FileInvalid, message, "Correct what is marked above and check again.")
 }
 
 impl Judged {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::event::FailureCause;
 use towpath_server::LOCAL_WORKER_PREFIX;
 use towpath_worker::{
@@ -99,11 +100,11 @@ impl WorkerArgs {
 pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
     let Some(server) = &desk.global.server else {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
-        return Err(Failure::new("USAGE", "a worker needs a server", advice));
+        return Err(Failure::new(ErrorCode::Usage, "a worker needs a server", advice));
     };
     if args.name.starts_with(LOCAL_WORKER_PREFIX) {
         let message = format!("names that begin with `{LOCAL_WORKER_PREFIX}` belong to `tow run`");
-        return Err(Failure::new("USAGE", message, "Give the worker another name."));
+        return Err(Failure::new(ErrorCode::Usage, message, "Give the worker another name."));
     }
     let idle = args.idle_timeout.as_deref().map(duration).transpose()?;
     let acquired = args.acquire.as_deref().map(run_and_job).transpose()?;
@@ -138,7 +139,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
                 Ok(Ok(last)) if args.reflect_exit => Ok(reflected(last.as_ref())),
                 Ok(Ok(_)) => Ok(exit::DONE),
                 Ok(Err(error)) => Err(failure(&error)),
-                Err(_) => Err(Failure::new("UNEXPECTED", "the worker broke", "Please report it.")),
+                Err(_) => Err(Failure::new(ErrorCode::Unexpected, "the worker broke", "Please report it.")),
             },
             () = news.tell() => {}
             () = signals.next() => {
@@ -164,7 +165,11 @@ fn run_and_job(asked: &str) -> Result<(String, String), Failure> {
     let parts = asked.split_once('/').filter(|(run, job)| !run.is_empty() && !job.is_empty());
     parts.map(|(run, job)| (run.to_owned(), job.to_owned())).ok_or_else(|| {
         let message = format!("`{}` names no job of a run", safe(asked));
-        Failure::new("USAGE", message, "Write `--acquire RUN/JOB`, such as `@latest/copy`.")
+        Failure::new(
+            ErrorCode::Usage,
+            message,
+            "Write `--acquire RUN/JOB`, such as `@latest/copy`.",
+        )
     })
 }
 
@@ -241,7 +246,7 @@ fn failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Session(status) => Failure::from((**status).clone()),
         WorkerError::Attempts(AttemptsError::InUse { .. }) => Failure::new(
-            "ATTEMPTS_IN_USE",
+            ErrorCode::AttemptsInUse,
             error.to_string(),
             "Give every worker of a machine a name, and a folder, of its own.",
         ),

@@ -91,7 +91,7 @@ mod tests {
 
         let stale = Command::Approve(ApproveGate { binds: Digest([7; 32]), ..approve });
 
-        assert_eq!(house.refused(&stale).code(), "APPROVAL_STALE");
+        assert_eq!(house.refused(&stale).code().as_str(), "APPROVAL_STALE");
     }
 
     #[test]

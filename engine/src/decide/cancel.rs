@@ -64,7 +64,7 @@ mod tests {
 
         let mut house = Stage::begin(vec![job("a")]);
         house.runs("a");
-        assert_eq!(house.refused(&Command::Cancel(String::new())).code(), "RUN_ENDED");
+        assert_eq!(house.refused(&Command::Cancel(String::new())).code().as_str(), "RUN_ENDED");
     }
 
     #[test]

@@ -171,7 +171,7 @@ mod tests {
         for parallelism in [0, PARALLELISM_MAX + 1] {
             let create = CreateRun { parallelism, ..creation(vec![job("a")]) };
             let refusal = decide(&Run::default(), &create, Timestamp(0)).unwrap_err();
-            assert_eq!(refusal.code(), "ARGUMENT_OUT_OF_BOUNDS");
+            assert_eq!(refusal.code().as_str(), "ARGUMENT_OUT_OF_BOUNDS");
         }
     }
 }

@@ -59,7 +59,7 @@ impl Stage {
 
     fn refuses(&mut self, (by, standing): &(Actor, Standing)) -> &'static str {
         let approval = self.approval_with(standing);
-        self.refused_of(by, &approval).code()
+        self.refused_of(by, &approval).code().as_str()
     }
 
     /// Why approvals were void, in order.
@@ -208,11 +208,11 @@ fn authors_may_not_approve_and_neither_may_whoever_could_be_one() {
 fn a_run_that_excludes_unknown_authors_does_not_begin() {
     let create = creation(jobs(not(&[Excluded::Author])));
     let refusal = Stage::empty().refused(&Command::Create(create));
-    assert_eq!(refusal.code(), "AUTHORS_UNKNOWN");
+    assert_eq!(refusal.code().as_str(), "AUTHORS_UNKNOWN");
 
     let mut house = at_the_gate(two(), |_| {});
     let edit = accepted(jobs(not(&[Excluded::Author])));
-    assert_eq!(house.refused(&edit).code(), "AUTHORS_UNKNOWN");
+    assert_eq!(house.refused(&edit).code().as_str(), "AUTHORS_UNKNOWN");
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn approvals_expire_together_and_the_gate_asks_again() {
     assert_eq!((house.state(), house.leases()), ("at_gate", None));
     assert!(house.run.job("switch").unwrap().approvals.is_empty());
     assert_eq!(house.run.next_due(house.now), None);
-    assert_eq!(house.refused_of(&Actor::human("dana"), &first).code(), "APPROVAL_STALE");
+    assert_eq!(house.refused_of(&Actor::human("dana"), &first).code().as_str(), "APPROVAL_STALE");
 }
 
 #[test]

@@ -131,7 +131,7 @@ mod tests {
         let import = Command::Import(ImportRun { create, jobs: vec![record] });
 
         let refusal = Stage::empty().refused(&import);
-        assert_eq!(refusal.code(), "IMPORT_MISMATCH");
+        assert_eq!(refusal.code().as_str(), "IMPORT_MISMATCH");
         assert!(refusal.to_string().contains("job `a` of stage `other`"), "{refusal}");
     }
 
@@ -161,7 +161,11 @@ mod tests {
 
         for passes in ["ask", "copy", "switch"] {
             let import = import(&[("check", Succeeded), (passes, Succeeded)]);
-            assert_eq!(Stage::empty().refused(&import).code(), "IMPORT_PASSES_GATE", "{passes}");
+            assert_eq!(
+                Stage::empty().refused(&import).code().as_str(),
+                "IMPORT_PASSES_GATE",
+                "{passes}"
+            );
         }
 
         let mut stage = Stage::empty();
@@ -183,7 +187,7 @@ mod tests {
 
         let refused = Stage::empty().refused(&Command::Import(ImportRun { create, jobs }));
 
-        assert_eq!(refused.code(), "ARGUMENT_OUT_OF_BOUNDS");
+        assert_eq!(refused.code().as_str(), "ARGUMENT_OUT_OF_BOUNDS");
     }
 
     #[test]

@@ -177,7 +177,7 @@ proptest! {
                 Err(CarryOutError::Refused(refusal)) => {
                     prop_assert!(stage.run == before, "{} left a trace", refusal.code());
                     let is_report = matches!(command, Command::Report(_) | Command::Lose(_));
-                    prop_assert!(!is_report || refusal.code() == "ATTEMPT_STALE");
+                    prop_assert!(!is_report || refusal.code() == crate::code::ErrorCode::AttemptStale);
                 }
                 Err(error @ (CarryOutError::Unwritable(_) | CarryOutError::Bug(_))) => {
                     prop_assert!(false, "a consequence cannot be written: {error}");

@@ -295,7 +295,7 @@ mod tests {
         house.loses("a");
         house.leases();
 
-        assert_eq!(house.refused(&late).code(), "ATTEMPT_STALE");
+        assert_eq!(house.refused(&late).code().as_str(), "ATTEMPT_STALE");
     }
 
     #[test]
@@ -380,6 +380,6 @@ mod tests {
 
         let theirs = Command::Report(ReportJob { worker: "mallory".into(), ..mine });
 
-        assert_eq!(house.refused(&theirs).code(), "ATTEMPT_STALE");
+        assert_eq!(house.refused(&theirs).code().as_str(), "ATTEMPT_STALE");
     }
 }

@@ -193,7 +193,7 @@ mod tests {
         better.script = "better".into();
         let jobs = vec![job("a"), better, needing(job("c"), "b")];
 
-        assert_eq!(house.refused(&edited(jobs.clone(), false)).code(), "PLAN_CHANGED");
+        assert_eq!(house.refused(&edited(jobs.clone(), false)).code().as_str(), "PLAN_CHANGED");
         house.carries_out(&edited(jobs, true));
 
         assert_eq!(house.run.job("a").unwrap().state.word(), "succeeded");
@@ -300,6 +300,6 @@ mod tests {
     fn an_unknown_stage_is_refused() {
         let mut house = Stage::begin(vec![job("a")]);
         let again = ResumeRun { from: Some("nowhere".into()), ..ResumeRun::default() };
-        assert_eq!(house.refused(&Command::Resume(again)).code(), "STAGE_UNKNOWN");
+        assert_eq!(house.refused(&Command::Resume(again)).code().as_str(), "STAGE_UNKNOWN");
     }
 }

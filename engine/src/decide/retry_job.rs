@@ -66,8 +66,11 @@ mod tests {
         let mut house = Stage::begin(vec![job("a"), job("b")]);
         house.runs("a");
         for name in ["a", "b"] {
-            assert_eq!(house.refused(&Command::Retry(name.into())).code(), "JOB_NOT_RETRYABLE");
+            assert_eq!(
+                house.refused(&Command::Retry(name.into())).code().as_str(),
+                "JOB_NOT_RETRYABLE"
+            );
         }
-        assert_eq!(house.refused(&Command::Retry("c".into())).code(), "JOB_UNKNOWN");
+        assert_eq!(house.refused(&Command::Retry("c".into())).code().as_str(), "JOB_UNKNOWN");
     }
 }

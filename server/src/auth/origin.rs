@@ -8,7 +8,6 @@
 use std::net::IpAddr;
 
 use tonic::{
-    Code,
     body::Body,
     codegen::http::{
         HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
@@ -16,6 +15,7 @@ use tonic::{
         uri::Authority,
     },
 };
+use towpath_engine::code::ErrorCode;
 
 use super::roles;
 use crate::runs::CommandError;
@@ -54,30 +54,11 @@ pub enum RequestRefused {
 
 impl RequestRefused {
     /// The stable code that scripts may match on.
-    pub(crate) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> ErrorCode {
         match self {
-            Self::ProtocolUnsupported { .. } => "PROTOCOL_UNSUPPORTED",
-            Self::OriginRefused { .. } => "ORIGIN_REFUSED",
-            Self::HostRefused { .. } => "HOST_REFUSED",
-        }
-    }
-
-    pub(crate) fn grpc_code(&self) -> Code {
-        match self {
-            Self::ProtocolUnsupported { .. } => Code::Unimplemented,
-            Self::OriginRefused { .. } | Self::HostRefused { .. } => Code::PermissionDenied,
-        }
-    }
-
-    pub(crate) fn advice(&self) -> &'static str {
-        match self {
-            Self::ProtocolUnsupported { .. } => {
-                "Use a gRPC client; `tow` is one, and `--output json` is for programs."
-            }
-            Self::OriginRefused { .. } => "Send the request from a program that is no web page.",
-            Self::HostRefused { .. } => {
-                "Name the server `localhost` or `127.0.0.1`, or as its `--listen` does."
-            }
+            Self::ProtocolUnsupported { .. } => ErrorCode::ProtocolUnsupported,
+            Self::OriginRefused { .. } => ErrorCode::OriginRefused,
+            Self::HostRefused { .. } => ErrorCode::HostRefused,
         }
     }
 
@@ -231,7 +212,7 @@ pub(crate) fn refusal<B>(
     if speaks_grpc(request) && request.uri().path() != roles::FIGURES {
         return crate::status::of(error).into_http();
     }
-    let said = format!("error[{}]: {error}\n  = help: {}\n", error.code(), error.advice());
+    let said = format!("error[{}]: {error}\n", error.code());
     let mut answer = text(status, said);
     // Programs find the code where they find it in every other answer.
     let grpc: HeaderMap = crate::status::of(error).into_http::<Body>().into_parts().0.headers;

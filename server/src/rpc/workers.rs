@@ -445,11 +445,9 @@ fn named(of: Option<v1::Holding>) -> Result<Key, CommandError> {
 
 /// Whether a report was not recorded because its attempt counts no more.
 fn is_stale(error: &CommandError) -> bool {
-    let stale = |refusal: &Refusal| {
-        let codes = ["ATTEMPT_STALE", "RUN_UNKNOWN", "JOB_UNKNOWN"];
-        codes.contains(&refusal.code())
-    };
-    matches!(error, CommandError::Refused(refusal) if stale(refusal))
+    use Refusal as R;
+    let CommandError::Refused(refusal) = error else { return false };
+    matches!(refusal, R::AttemptStale { .. } | R::RunUnknown | R::JobUnknown { .. })
 }
 
 /// Whether `error` says no to a report that counts, and would say so every time.

@@ -134,6 +134,7 @@ fn slot_of(bytes: &[u8]) -> Option<Tail> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::StoreErrorKind;
 
     fn tail(position: u64) -> Tail {
         Tail { position, hash: [u8::try_from(position).unwrap(); 32] }
@@ -196,6 +197,6 @@ mod tests {
 
         std::fs::write(&path, [0; 5000]).unwrap();
 
-        assert_eq!(HighWaterMark::read(&path).unwrap_err().code(), "LOG_DAMAGED");
+        assert_eq!(HighWaterMark::read(&path).unwrap_err().kind(), StoreErrorKind::LogDamaged);
     }
 }

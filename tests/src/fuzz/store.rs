@@ -38,7 +38,7 @@ pub(super) fn backup(bytes: &[u8]) {
             }
             Err(error) => {
                 let damaged = matches!(error, StoreError::BackupDamaged { .. });
-                assert!(damaged, "a damaged backup is {}: {error}", error.code());
+                assert!(damaged, "a damaged backup is {:?}: {error}", error.kind());
                 assert!(!target.exists(), "a part of a damaged backup was restored");
             }
         }

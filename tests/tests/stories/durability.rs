@@ -86,7 +86,7 @@ fn a_store_that_is_served_is_not_served_twice() {
         let url = format!("sled:{}", folder.path().display());
         let second = towpath_server::House::open(&url, clock).await;
 
-        assert_eq!(second.expect_err("it is owned").code(), "STORE_OWNED");
+        assert_eq!(second.expect_err("it is owned").code().as_str(), "STORE_OWNED");
         house.close().await;
     });
 }

@@ -2,54 +2,21 @@
 
 use std::{collections::BTreeSet, fs};
 
-use towpath_engine::refusal::Refusal;
+use towpath_engine::code::ErrorCode;
 use towpath_pipeline::diagnostics::FILE_CODES;
-use towpath_server::{FAILURE_CODES, Limit};
-use towpath_tests::{Source, root, sources};
+use towpath_tests::root;
 
 use crate::none;
-
-/// Codes of the store, as its source names them: `AppendError` and `StoreError` have no list.
-fn store_codes() -> BTreeSet<String> {
-    let errors =
-        sources("storage/src").into_iter().find(|source| source.path.ends_with("error.rs"));
-    let errors: Source = errors.expect("the errors of the store");
-    errors.code().filter_map(|(_, line)| arm_code(line)).collect()
-}
-
-/// The code in an arm such as `Self::Owned { .. } => "STORE_OWNED",`.
-fn arm_code(line: &str) -> Option<String> {
-    let (_, literal) = line.split_once("=> \"")?;
-    let code = literal.split('"').next()?;
-    is_code(code).then(|| code.to_owned())
-}
-
-/// Codes of the client itself: what it makes a failure of.
-fn client_codes() -> BTreeSet<String> {
-    let mut codes = BTreeSet::new();
-    for source in sources("client/src") {
-        let text = source.without_tests();
-        for maker in ["Failure::new(", "Self::new("] {
-            let calls = text.match_indices(maker).map(|(at, _)| &text[at + maker.len()..]);
-            let literals = calls.filter_map(|rest| rest.trim_start().strip_prefix('"'));
-            let codes_here = literals.filter_map(|rest| rest.split('"').next());
-            codes.extend(codes_here.filter(|code| is_code(code)).map(str::to_owned));
-        }
-    }
-    // Nobody is left to be told.
-    codes.remove("BROKEN_PIPE");
-    codes
-}
 
 fn is_code(text: &str) -> bool {
     let first = text.starts_with(|c: char| c.is_ascii_uppercase());
     first && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
 }
 
+/// The codes of commands, and those of the problems of a pipeline file.
 fn codes() -> BTreeSet<String> {
-    let known =
-        Refusal::CODES.into_iter().chain(FAILURE_CODES).chain(Limit::CODES).chain(FILE_CODES);
-    known.map(str::to_owned).chain(store_codes()).chain(client_codes()).collect()
+    let commands = ErrorCode::ALL.iter().map(|code| code.as_str());
+    commands.chain(FILE_CODES).map(str::to_owned).collect()
 }
 
 fn pages() -> BTreeSet<String> {
@@ -87,6 +54,4 @@ fn every_page_names_its_code_first() {
 fn codes_look_like_codes() {
     let broken = codes().into_iter().filter(|code| !is_code(code));
     none("codes that are not SHOUTED_IN_WORDS", broken.collect());
-    assert!(store_codes().contains("LOG_ROLLBACK"), "the codes of the store were found");
-    assert!(client_codes().contains("USAGE"), "the codes of the client were found");
 }

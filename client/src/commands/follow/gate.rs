@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use tokio::sync::oneshot;
+use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
 use super::screen::Show;
@@ -141,13 +142,29 @@ impl Show<'_> {
                 }
                 Ok(AtGate::Decided)
             }
-            Err(failure) if failure.code.starts_with("APPROVER_") => {
+            Err(failure) if is_about_approver(&failure) => {
                 self.desk.say(&failure.to_string());
                 Ok(left)
             }
             Err(failure) => Err(failure),
         }
     }
+}
+
+/// Whether another person could do what `failure` refused: the gate stays as it is, and the run is
+/// watched on.
+fn is_about_approver(failure: &Failure) -> bool {
+    use ErrorCode as E;
+    failure.code().is_some_and(|code| {
+        [
+            E::ApproverNotHuman,
+            E::ApproverNotAllowed,
+            E::ApproverIsRequester,
+            E::ApproverIsAuthor,
+            E::ApproverEmailUnknown,
+        ]
+        .contains(&code)
+    })
 }
 
 /// One line from the person at the terminal. A thread of its own: nothing can call off a read, and

@@ -6,6 +6,7 @@ use tokio::{
     task::JoinHandle,
     time::{Interval, MissedTickBehavior},
 };
+use towpath_engine::code::ErrorCode;
 use towpath_server::LOCAL_WORKER_PREFIX;
 use towpath_worker::{AttemptsDir, Stay, Stop, Worked, WorkerError, WorkerOptions, work};
 
@@ -118,7 +119,8 @@ impl Host {
     pub(super) async fn end(&mut self, finished: &Finished) {
         self.stop.drain.cancel();
         let Some(mut worker) = self.task.take() else { return };
-        let stopped = finished.as_ref().is_err_and(|failure| failure.code == "STORE_UNAVAILABLE");
+        let stopped =
+            finished.as_ref().is_err_and(|failure| failure.is(ErrorCode::StoreUnavailable));
         if stopped {
             // It would wait for its reports to be recorded, which a stopped store never does. Its
             // jobs go on as after a kill, and the next worker takes them up.
@@ -154,7 +156,7 @@ pub(super) fn worker_failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Session(status) => Failure::from((**status).clone()),
         WorkerError::Attempts(error) => Failure::new(
-            "STORE_UNAVAILABLE",
+            ErrorCode::StoreUnavailable,
             error.to_string(),
             "The folder of the store must be writable, and on a disk with room.",
         ),

@@ -8,6 +8,7 @@ use std::{
 
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::{
     captured, codec,
     event::{Fact, RunEvent},
@@ -166,7 +167,7 @@ impl<'a> Show<'a> {
     pub(super) fn take(&mut self, record: &v1::Record) -> Result<(), Failure> {
         let unreadable = |what: String| {
             let what = format!("record {}: {what}", record.position);
-            Failure::new("LOG_DAMAGED", what, "docs/errors/ says how to go on.")
+            Failure::new(ErrorCode::LogDamaged, what, "docs/errors/ says how to go on.")
         };
         let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
         self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;

@@ -2,6 +2,7 @@
 
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
+use towpath_engine::code::ErrorCode;
 use towpath_engine::run::Run;
 use towpath_proto::v1;
 
@@ -20,7 +21,7 @@ pub(crate) async fn snapshot(server: &Server, id: &str) -> Result<(Run, u64), Fa
     }
     let run = Run::from_snapshot(&bytes).map_err(|_| {
         Failure::new(
-            "VERSION_MISMATCH",
+            ErrorCode::VersionMismatch,
             "the server keeps runs in another form",
             "Use the same version of `tow` on both sides.",
         )
@@ -38,7 +39,7 @@ pub(super) fn heard(
 /// A stream that has no end of its own ended without a word: its server is being stopped.
 pub(crate) fn server_went_away() -> Failure {
     let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
-    Failure::new("UNREACHABLE", "the server went away", advice)
+    Failure::new(ErrorCode::Unreachable, "the server went away", advice)
 }
 
 /// Why the store takes nothing more: the stream's last word, if that comes.
@@ -55,6 +56,6 @@ pub(super) async fn why_stopped(records: &mut Streaming<v1::Record>) -> Failure 
     };
     let said = tokio::time::timeout(LAST_WORD_WITHIN, last_word).await.ok().flatten();
     said.unwrap_or_else(|| {
-        Failure::new("STORE_UNAVAILABLE", "the store stopped because a commit failed", "")
+        Failure::new(ErrorCode::StoreUnavailable, "the store stopped because a commit failed", "")
     })
 }

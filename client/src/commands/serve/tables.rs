@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use towpath_engine::code::ErrorCode;
 use towpath_server::{
     Limits,
     auth::{oidc::OidcSettings, roles::Role},
@@ -29,7 +30,7 @@ impl LimitsTable {
             None => Ok(usual),
             Some(said) => match duration(&said)? {
                 0 => Err(Failure::new(
-                    "CONFIG_INVALID",
+                    ErrorCode::ConfigInvalid,
                     format!("`limits`: `{said}` is no time at all"),
                     "Give it a length, such as `30s`.",
                 )),
@@ -97,7 +98,7 @@ impl OidcTable {
     pub(super) fn settings(self) -> Result<OidcSettings, Failure> {
         let Self { issuer, audience, jwks: keys, name_claim, groups_claim, roles } = self;
         let invalid = |why: &str, advice: &str| {
-            Err(Failure::new("CONFIG_INVALID", format!("`oidc`: {why}"), advice))
+            Err(Failure::new(ErrorCode::ConfigInvalid, format!("`oidc`: {why}"), advice))
         };
         if keys.to_string_lossy().contains("://") {
             let why = format!("`{}` is no file, and the server fetches nothing", keys.display());
