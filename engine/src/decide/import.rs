@@ -113,7 +113,7 @@ mod tests {
     fn imported(job: &str, result: ImportedResult) -> ImportedJob {
         ImportedJob {
             job: job.into(),
-            stage: "s".into(),
+            stage: "main".into(),
             result,
             started_at: None,
             finished_at: None,
