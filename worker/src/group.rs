@@ -86,11 +86,14 @@ impl Group {
         let shell = command
             .arg(&script.script)
             .current_dir(&script.folder)
+            // Only what is chosen: the worker's own environment holds its token and its secrets.
             .env_clear()
             .envs(attempts.environment().of_script(script, &output))
             .stdin(Stdio::from(pipe("end")?))
             .stdout(Stdio::from(pipe("out")?))
             .stderr(Stdio::from(pipe("err")?))
+            // A group of its own: Ctrl-C at the terminal of `tow` must not reach it, and a signal to
+            // the group must not reach `tow`.
             .process_group(0)
             .spawn()?;
         let leader = Pid::from_raw(i32::try_from(shell.id()).map_err(io::Error::other)?);
@@ -104,6 +107,7 @@ impl Group {
 
     /// Asks all members to end.
     pub(crate) fn ask_to_end(&self) {
+        // Fails only if no member is left, which is what was wanted.
         let _ = killpg(self.leader, Signal::SIGTERM);
     }
 
@@ -114,6 +118,7 @@ impl Group {
 
     /// Whether no member runs any more, once the shell is gone.
     pub(crate) fn is_empty(&self) -> bool {
+        // EPERM: the number belongs to a group of another user by now, so ours has ended.
         if matches!(killpg(self.leader, None), Err(Errno::ESRCH | Errno::EPERM)) {
             return true;
         }

@@ -86,10 +86,15 @@ pub(crate) fn begin(folder: &Path, kept: &Kept) -> io::Result<()> {
     let mut line = b"attempt ".to_vec();
     serde_json::to_writer(&mut line, kept)?;
     line.push(b'\n');
+    // Appended, never rewritten: the shell of the attempt writes to the same file, and two writers
+    // that append cannot overwrite each other.
     let mut file = OpenOptions::new().append(true).create(true).open(path(folder))?;
+    // Only here, while no shell writes to it: folders are used again for thousands of attempts.
     if file.metadata()?.len() > JOURNAL_BYTES_MAX {
         file.set_len(0)?;
     }
+    // One write of one whole line. Nothing is synced: after a power cut no script runs any more, and
+    // the server loses the attempt when its worker comes back without it.
     file.write_all(&line)
 }
 

@@ -49,6 +49,7 @@ impl Strays {
                 self.more.notified().await;
             }
             self.sweep();
+            // Reading all of `/proc` costs milliseconds: jobs that end meanwhile share the next look.
             tokio::time::sleep(SWEEP_EVERY).await;
         }
     }
@@ -59,6 +60,7 @@ impl Strays {
         if ended.is_empty() {
             return;
         }
+        // A system without `/proc` cannot be searched; keeping the list would only let it grow.
         let Ok(processes) = fs::read_dir("/proc") else { return ended.clear() };
         for process in processes.flatten() {
             let name = process.file_name();

@@ -132,10 +132,15 @@ impl<'a> Supervision<'a> {
     async fn next(&mut self, cancel: &CancellationToken) -> Happening<'a> {
         let due = self.due();
         let stopping = self.page.stop.is_some();
+        // While a chunk waits for space, the pipes are not read: they fill, and the script waits.
+        // Without this a script that prints faster than the disk takes would fill the memory.
         let lines = self.lines.filter(|_| self.capture.is_full());
         let reads = !self.capture.is_full() || self.lines.is_none();
         let Taps { out, err, end } = &mut self.taps;
         tokio::select! {
+            // The end of the script comes first, before a cancellation and a time limit: a script
+            // that ended by itself is not reported as cancelled or timed out. Output comes last,
+            // so that a script that never stops printing cannot outlive its time limit.
             biased;
             took = end.take(), if !self.shell_gone => Happening::End(took),
             () = cancel.cancelled(), if !stopping => Happening::Cancelled,
@@ -226,6 +231,8 @@ impl<'a> Supervision<'a> {
                     self.look_at = Some(Instant::now());
                     return false;
                 }
+                // The shell was killed between its two notes, or before it could say anything here.
+                // The journal is written first, so it may know more than the pipe.
                 let newest = Page::newest(&self.folder).ok().flatten();
                 self.page.exit = newest.and_then(|page| page.exit).or(self.page.exit);
                 true
@@ -243,6 +250,7 @@ impl<'a> Supervision<'a> {
     fn feed(&mut self, source: Source, count: usize) {
         let at_ms = elapsed_ms(self.began);
         let bytes = tap(&mut self.taps, source).bytes(count);
+        // Read all the same if nothing takes the lines any more: a full pipe would stop the script.
         if self.lines.is_some() {
             self.capture.feed(source, at_ms, bytes);
         }
@@ -268,6 +276,8 @@ impl<'a> Supervision<'a> {
 
     /// Collects the rest of the output, and ends whatever the script left running.
     async fn close(&mut self, watched: bool) -> Option<ExitStatus> {
+        // A background process may hold the pipes open for ever, so their end is not waited for.
+        // What it prints until it is killed is collected afterwards.
         let until = Instant::now() + DRAIN_MAX;
         for source in [Source::Out, Source::Err] {
             self.drain(source, until).await;
@@ -276,6 +286,8 @@ impl<'a> Supervision<'a> {
         for source in [Source::Out, Source::Err] {
             self.collect_leftover(source).await;
         }
+        // An attempt that ended by itself has nothing left but what was just killed; waiting for it
+        // would cost every job a round through the process table.
         if (self.page.stop.is_some() || self.shell_gone) && ours {
             self.wait_until_gone().await;
         }
