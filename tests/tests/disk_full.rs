@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -197,4 +197,61 @@ fn a_store_that_is_opened_on_a_full_disk_opens_again_once_there_is_room() {
         assert!(out.lines().any(|said| said == line), "{line}: {out}{err}");
     }
     assert!(err.contains("error[STORE_FULL]"), "{err}");
+}
+
+/// A worker whose own disk is full from the start. $1 is an empty folder, $2 is `tow`, $3 the server.
+const FULL_WORKER: &str = r#"
+mount -t tmpfs -o size=24m tmpfs "$1" || exit 99
+dd if=/dev/zero of="$1/filler" bs=64k 2>/dev/null
+exec "$2" worker --server "$3" --name w --attempts "$1/attempts"
+"#;
+
+#[test]
+fn a_worker_whose_disk_is_full_loses_one_attempt_and_pauses_until_there_is_space() {
+    let Some(scene) = Scene::begin() else {
+        return skip("mount", "this machine does not let us mount a small disk");
+    };
+    let own = scene.folder.path().join("own");
+    fs::create_dir(&own).expect("a folder");
+    fs::write(scene.folder.path().join("go"), "").expect("a file");
+    let worker = Command::new("unshare")
+        .args(["--mount", "sh", "-c", FULL_WORKER, "sh"])
+        .args([&own, &program()])
+        .arg(&scene.server)
+        .env_remove("TOW_STORE")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut worker = Ends(worker.expect("a worker"));
+    let begun = scene.says(&["run", "--source", "folder", "--detach"]);
+    assert!(begun.status.success(), "{}", String::from_utf8_lossy(&begun.stderr));
+    let events = || {
+        let said = scene.says(&["events", "@latest", "--output", "jsonl"]);
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+
+    until("the loss", || events().contains("job_lost"));
+    let lost = events();
+    assert!(lost.contains("its worker cannot write its own files: No space left"), "{lost}");
+    let workers = || {
+        let said = scene.says(&["workers", "list", "--output", "json"]);
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+    assert!(workers().contains("\"draining\": true"), "{}", workers());
+    let root = Path::new("/proc").join(worker.0.id().to_string()).join("root");
+    let filler = own.join("filler");
+    let filler = root.join(filler.strip_prefix("/").expect("an absolute path"));
+    fs::remove_file(filler).expect("the filler can go");
+
+    until("the end", || events().contains("run_finished"));
+    let all = events();
+    assert_eq!(all.matches("its worker cannot write").count(), 1, "{all}");
+    assert!(!all.contains("job_attempt_failed") && !all.contains("job_failed"), "{all}");
+    let effects = fs::read_to_string(scene.folder.path().join("effects")).expect("effects");
+    assert_eq!(effects, "first\nsecond\n");
+    worker.0.kill().expect("it runs");
+    let mut said = String::new();
+    let stderr = worker.0.stderr.take().expect("its stderr");
+    BufReader::new(stderr).read_to_string(&mut said).expect("text");
+    assert_eq!(said.matches("w takes no jobs until").count(), 1, "{said}");
 }

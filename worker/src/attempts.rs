@@ -11,7 +11,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Child,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -22,6 +22,7 @@ use towpath_engine::ids::{Attempt, Digest, JobName, RunId};
 use crate::{
     environment::Environment,
     journal::{self, Kept, Page},
+    own_disk::OwnDisk,
     tap::{self, Tap},
 };
 
@@ -88,6 +89,7 @@ type Key = (RunId, JobName, Attempt);
 pub struct AttemptsDir {
     folder: PathBuf,
     environment: Environment,
+    disk: Arc<OwnDisk>,
     berths: Mutex<Berths>,
     /// Held locked for as long as this lives.
     _lock: File,
@@ -125,6 +127,8 @@ impl AttemptsDir {
         make_private(folder).map_err(unusable)?;
         let folder = folder.canonicalize().map_err(unusable)?;
         let unusable = |source| AttemptsError::Unusable { folder: folder.clone(), source };
+        // The lock goes with the process, however that ends. A file that names a process would
+        // outlive it, and the number might be a stranger's.
         let lock = File::create(folder.join("lock")).map_err(unusable)?;
         lock_within(&lock, &folder)?;
         make_private(&folder.join("outputs")).map_err(unusable)?;
@@ -132,7 +136,8 @@ impl AttemptsDir {
         make_private(&folder.join("work")).map_err(unusable)?;
         make_pipe(&folder.join("hold")).map_err(unusable)?;
         let berths = Berths::found_in(&folder).map_err(unusable)?;
-        Ok(Self { folder, environment, berths: Mutex::new(berths), _lock: lock })
+        let disk = Arc::new(OwnDisk::of(&folder));
+        Ok(Self { folder, environment, disk, berths: Mutex::new(berths), _lock: lock })
     }
 
     /// Whether another worker uses `folder` now. `false` also if there is no such folder, or it
@@ -174,6 +179,8 @@ impl AttemptsDir {
         for file in [self.output(run, job, attempt), self.spool(run, job, attempt)] {
             let _ = fs::remove_file(file);
         }
+        // Before the folder is free: a worker that was killed in between would take up, and report,
+        // an attempt that is recorded.
         let written = journal::forget(&folder);
         let mut berths = self.berths();
         berths.bury();
@@ -182,6 +189,11 @@ impl AttemptsDir {
             // What cannot be noted in the journal is told by its absence.
             Err(_) => drop(fs::remove_dir_all(folder)),
         }
+    }
+
+    /// The disk that all of this lies on.
+    pub(crate) fn disk(&self) -> &Arc<OwnDisk> {
+        &self.disk
     }
 
     pub(crate) fn environment(&self) -> &Environment {
@@ -222,6 +234,7 @@ impl AttemptsDir {
             return Err(ErrorKind::AlreadyExists.into());
         }
         let berth = self.clean_berth()?;
+        // Written before the script starts: what a killed worker leaves running must be found again.
         journal::begin(&berth.folder, kept)?;
         self.berths().taken.insert(key, berth.folder.clone());
         Ok(berth)
@@ -241,6 +254,7 @@ impl AttemptsDir {
         let free = {
             let mut berths = self.berths();
             berths.bury();
+            // Taken out, so that no two attempts look at the same folder while the lock is free.
             std::mem::take(&mut berths.free)
         };
         let mut free = free.into_iter();

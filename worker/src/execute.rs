@@ -135,12 +135,27 @@ pub async fn execute(
     lines: mpsc::Sender<OutputChunk>,
     cancel: CancellationToken,
 ) -> Ended {
+    match execute_or_lose(attempts, script, lines, cancel).await {
+        Adopted::Ended(ended) => ended,
+        Adopted::Lost(reason) => not_started(reason),
+        Adopted::NeverStarted => not_started("it was never started".to_owned()),
+    }
+}
+
+/// As [`execute`]. An attempt that came to nothing because of this worker is lost, not failed:
+/// another worker may do better.
+pub(crate) async fn execute_or_lose(
+    attempts: &AttemptsDir,
+    script: &Script,
+    lines: mpsc::Sender<OutputChunk>,
+    cancel: CancellationToken,
+) -> Adopted {
     let mask = match attempts.environment().mask(&script.secrets) {
         Ok(mask) => Arc::new(mask),
-        Err(error) => return not_started(error.to_string()),
+        Err(error) => return Adopted::Ended(not_started(error.to_string())),
     };
     if cancel.is_cancelled() {
-        return Ended::Cancelled { ran_ms: 0 };
+        return Adopted::Ended(Ended::Cancelled { ran_ms: 0 });
     }
     match start(attempts, script, &mask, &lines) {
         Ok(supervision) => {
@@ -150,16 +165,16 @@ pub async fn execute(
                 attempts.bury_later(shell);
             }
             match ended {
-                Adopted::Ended(ended) => ended,
-                // Only if somebody else waits for this process' children.
-                Adopted::Lost(_) => Ended::Failed { cause: FailureCause::Lost(1), ran_ms: 0 },
+                // Lost only if another part of this process waits for its children.
+                ended @ (Adopted::Ended(_) | Adopted::Lost(_)) => ended,
                 Adopted::NeverStarted => {
                     attempts.forget(&script.run, &script.job, script.attempt);
-                    not_started("the attempt's folder cannot be written to".to_owned())
+                    lost_to_disk(attempts, "the shell cannot write to its journal")
                 }
             }
         }
-        Err(reason) => not_started(mask.text(&reason)),
+        Err(Unstarted::ByJob(reason)) => Adopted::Ended(not_started(mask.text(&reason))),
+        Err(Unstarted::ByDisk(error)) => lost_to_disk(attempts, &error.to_string()),
     }
 }
 
@@ -206,21 +221,41 @@ pub async fn adopt(
     judge(ended, &mask, withheld).await
 }
 
+/// Why a script was not started.
+enum Unstarted {
+    /// It cannot be, on any worker like this one.
+    ByJob(String),
+    /// This worker cannot write its own files.
+    ByDisk(std::io::Error),
+}
+
+impl From<String> for Unstarted {
+    fn from(reason: String) -> Self {
+        Self::ByJob(reason)
+    }
+}
+
+/// The end of an attempt whose worker cannot write its own files: from now on it takes no jobs.
+fn lost_to_disk(attempts: &AttemptsDir, why: &str) -> Adopted {
+    attempts.disk().note(why);
+    Adopted::Lost(format!("its worker cannot write its own files: {why}"))
+}
+
 fn start<'a>(
     attempts: &AttemptsDir,
     script: &Script,
     mask: &Arc<Mask>,
     lines: &'a mpsc::Sender<OutputChunk>,
-) -> Result<Supervision<'a>, String> {
+) -> Result<Supervision<'a>, Unstarted> {
     if let Some(name) = unusable_name(&script.env) {
-        return Err(format!("the variable `{name}` cannot be passed to a script"));
+        return Err(format!("the variable `{name}` cannot be passed to a script").into());
     }
     let kept = kept_of(attempts, script)?;
     let berth = attempts.take(&kept).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
-            "this attempt has been started before".to_owned()
+            Unstarted::ByJob("this attempt has been started before".to_owned())
         } else {
-            format!("the attempt cannot be written down: {error}")
+            Unstarted::ByDisk(error)
         }
     })?;
     let began = Instant::now();

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::{mpsc, watch};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_engine::ids::{Attempt, JobName, RunId};
 use towpath_proto::v1;
 
-use crate::{Adopted, AttemptsDir, Ended, OutputChunk, capture::LOG_BYTES_MAX};
+use crate::{Adopted, AttemptsDir, Ended, OutputChunk, capture::LOG_BYTES_MAX, own_disk::OwnDisk};
 
 /// Most bytes of one attempt's output that wait on disk. An attempt has less, unless workers were
 /// killed over it: each begins to count anew.
@@ -38,6 +38,17 @@ pub(crate) fn holding((run, job, attempt): &Key) -> v1::Holding {
     v1::Holding { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
 }
 
+/// Why not all of an attempt's output was kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unkept {
+    /// There is too much of it.
+    #[error("there are more than {SPOOL_BYTES_MAX} bytes of it")]
+    TooLong,
+    /// It cannot be written here.
+    #[error("{0}")]
+    Unwritable(String),
+}
+
 /// What there is to say about an attempt.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
@@ -54,6 +65,7 @@ pub(crate) struct HeldAttempt {
     /// Ends it.
     pub(crate) cancel: CancellationToken,
     spool: PathBuf,
+    disk: Arc<OwnDisk>,
     file: Mutex<Option<File>>,
     progress: watch::Sender<Progress>,
 }
@@ -62,14 +74,22 @@ impl HeldAttempt {
     /// An attempt whose output waits in its file among `attempts`, if it has any yet.
     pub(crate) fn new(attempts: &AttemptsDir, key: Key, cancel: CancellationToken) -> Self {
         let spool = attempts.spool(&key.0, &key.1, key.2);
+        // What an earlier worker process wrote counts: places in the output are places in this file,
+        // also for the server, which may have some of it.
         let length = fs::metadata(&spool).map_or(0, |found| found.len());
         let progress = watch::Sender::new(Progress { length, ended: None });
-        Self { key, cancel, spool, file: Mutex::default(), progress }
+        let disk = Arc::clone(attempts.disk());
+        Self { key, cancel, spool, disk, file: Mutex::default(), progress }
     }
 
     /// How far it is, now and later.
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
+    }
+
+    /// Whether the worker takes no jobs, because it cannot write its own files.
+    pub(crate) fn is_worker_paused(&self) -> bool {
+        self.disk.trouble().is_some()
     }
 
     /// Whether it has ended, and badly.
@@ -91,28 +111,44 @@ impl HeldAttempt {
     }
 
     /// Keeps what comes out of the attempt, to its end.
-    pub(crate) async fn keep(&self, mut chunks: mpsc::Receiver<OutputChunk>) -> Result<(), String> {
+    pub(crate) async fn keep(&self, mut chunks: mpsc::Receiver<OutputChunk>) -> Result<(), Unkept> {
         let mut kept = Ok(());
         while let Some(OutputChunk { records }) = chunks.recv().await {
             let length = self.progress.borrow().length + records.len() as u64;
             if kept.is_err() {
+                // What follows has no place any more. It is taken all the same: else the script
+                // would wait for ever for a reader.
                 continue;
             }
             if length > SPOOL_BYTES_MAX {
-                kept = Err(format!("there are more than {SPOOL_BYTES_MAX} bytes of it"));
+                kept = Err(Unkept::TooLong);
                 continue;
             }
             match self.append(|file| file.write_all(&records)) {
                 Ok(()) => self.progress.send_modify(|progress| progress.length = length),
-                Err(error) => kept = Err(error.to_string()),
+                Err(error) => {
+                    self.disk.note(&error.to_string());
+                    kept = Err(Unkept::Unwritable(error.to_string()));
+                }
             }
         }
         kept
     }
 
     /// Notes what became of the attempt.
-    pub(crate) fn end(&self, adopted: Adopted, kept: Result<(), String>) {
+    ///
+    /// A success whose output this worker could not write is lost. To fail it would be to blame
+    /// the job, and to let it succeed would be to say that this is all that it printed.
+    pub(crate) fn end(&self, adopted: Adopted, kept: Result<(), Unkept>) {
+        // Closed now, not when the report is recorded: while a server is away, ended attempts pile
+        // up, and each would hold one of the files that this process may have open.
         *self.file() = None;
+        let (adopted, kept) = match (adopted, kept) {
+            (Adopted::Ended(Ended::Succeeded { .. }), Err(Unkept::Unwritable(why))) => {
+                (Adopted::Lost(format!("its worker cannot keep its output: {why}")), Ok(()))
+            }
+            (adopted, kept) => (adopted, kept.map_err(|unkept| unkept.to_string())),
+        };
         self.progress.send_modify(|progress| progress.ended = Some((adopted, kept)));
     }
 
@@ -182,7 +218,7 @@ mod tests {
         HeldAttempt::new(attempts, key, CancellationToken::new())
     }
 
-    async fn print(held: &HeldAttempt, texts: &[&'static str]) -> Result<(), String> {
+    async fn print(held: &HeldAttempt, texts: &[&'static str]) -> Result<(), Unkept> {
         let (send, chunks) = mpsc::channel(8);
         for text in texts {
             send.send(OutputChunk { records: text.as_bytes().into() }).await.unwrap();
@@ -233,6 +269,26 @@ mod tests {
             let words = format!("{missing} bytes of output are missing here ");
             assert!(missing < 50 || notes[0].bytes.starts_with(words.as_bytes()));
         }
+    }
+
+    #[tokio::test]
+    async fn output_that_finds_no_space_is_the_fault_of_the_worker() {
+        let (_folder, attempts) = attempts();
+        let held = held(&attempts);
+        std::os::unix::fs::symlink("/dev/full", &held.spool).unwrap();
+
+        let kept = print(&held, &["1 o one\n", "2 o two\n"]).await;
+        let succeeded = Ended::Succeeded {
+            ran_ms: 1,
+            outputs: std::collections::BTreeMap::new(),
+            artifacts: Vec::new(),
+        };
+        held.end(Adopted::Ended(succeeded), kept);
+
+        let ended = held.progress().borrow().ended.clone();
+        let Some((Adopted::Lost(why), Ok(()))) = ended else { panic!("{ended:?}") };
+        assert!(why.contains("No space left on device"), "{why}");
+        assert!(held.is_worker_paused());
     }
 
     #[tokio::test]

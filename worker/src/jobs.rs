@@ -19,8 +19,10 @@ use towpath_engine::{
 use towpath_proto::v1;
 
 use crate::{
-    Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt, execute,
+    Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt,
+    execute::execute_or_lose,
     held::{HeldAttempt, Key, holding, key},
+    own_disk::OwnDisk,
     strays::Strays,
     telemetry::executed,
     tell::tell,
@@ -89,6 +91,11 @@ impl Jobs {
     pub(crate) fn is_empty(&self) -> bool {
         let held = !self.held.is_empty() || !self.found.is_empty();
         !held && self.void.is_empty() && self.watching.is_empty()
+    }
+
+    /// The disk that the attempts' own files are on.
+    pub(crate) fn disk(&self) -> &Arc<OwnDisk> {
+        self.attempts.disk()
     }
 
     /// Everything that runs, or has ended and is not known to be recorded.
@@ -183,14 +190,15 @@ impl Jobs {
                         script.root = Some(root);
                         script.folder = folder;
                     }
-                    Err(unprepared) => return attempt.end(not_begun(unprepared), Ok(())),
+                    Err(unprepared) => {
+                        return attempt.end(not_begun(unprepared, attempts.disk()), Ok(()));
+                    }
                 }
             }
             let (lines, chunks) = mpsc::channel(CHUNKS);
             let (cancel, began) = (attempt.cancel.clone(), SystemTime::now());
-            let (ended, kept) =
-                tokio::join!(execute(&attempts, &script, lines, cancel), attempt.keep(chunks));
-            let ended = Adopted::Ended(ended);
+            let executed_script = execute_or_lose(&attempts, &script, lines, cancel);
+            let (ended, kept) = tokio::join!(executed_script, attempt.keep(chunks));
             executed(&attempt.key, script.traceparent.as_deref(), began, &ended);
             strays.ended(attempts.output(&script.run, &script.job, script.attempt));
             attempt.end(ended, kept);
@@ -269,13 +277,17 @@ async fn clear(work: PathBuf) {
 }
 
 /// How an attempt ends whose folder was not made.
-fn not_begun(unprepared: Unprepared) -> Adopted {
-    Adopted::Ended(match unprepared {
-        Unprepared::Cancelled => Ended::Cancelled { ran_ms: 0 },
-        Unprepared::Because(why) => {
-            Ended::Failed { cause: FailureCause::NotStarted(why), ran_ms: 0 }
+fn not_begun(unprepared: Unprepared, disk: &OwnDisk) -> Adopted {
+    match unprepared {
+        Unprepared::Cancelled => Adopted::Ended(Ended::Cancelled { ran_ms: 0 }),
+        Unprepared::Because(why) if disk.is_to_blame(&why) => {
+            disk.note(&why);
+            Adopted::Lost(format!("its worker cannot write its own files: {why}"))
         }
-    })
+        Unprepared::Because(why) => {
+            Adopted::Ended(Ended::Failed { cause: FailureCause::NotStarted(why), ran_ms: 0 })
+        }
+    }
 }
 
 fn key_of(found: &FoundAttempt) -> Key {

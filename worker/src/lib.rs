@@ -17,6 +17,7 @@ mod journal;
 pub mod mask;
 pub mod open_files;
 pub mod outputs;
+mod own_disk;
 mod place;
 pub mod remote;
 mod results;

@@ -3,6 +3,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ use crate::{
     Adopted, AttemptsDir, AttemptsError, Environment,
     environment::shut_out_jobs,
     jobs::Jobs,
+    own_disk::Pause,
     sources::{SOURCES_BYTES_MAX, Sources},
     tell::say,
     workshop::Workshop,
@@ -89,6 +91,8 @@ pub enum Link {
     Open(usize),
     /// There is none; why.
     Lost(String),
+    /// There is one, and the worker takes no jobs: it cannot write its own files; why.
+    Paused(String),
 }
 
 /// How a worker is told to stop.
@@ -136,6 +140,7 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worke
         options,
         stop,
         idle_since: Instant::now(),
+        pause: Pause::default(),
     };
     let worked = worker.work().await;
     // Whoever watches over the jobs lets go: they go on, and the next worker takes them up.
@@ -151,6 +156,8 @@ enum End {
     Refused(Status),
     /// The server cannot be heard any more.
     Lost(Status),
+    /// The worker was paused, and takes jobs again: only a new hello says so.
+    Unpaused,
 }
 
 struct Worker {
@@ -161,6 +168,8 @@ struct Worker {
     stop: Stop,
     /// Since when there is nothing to do.
     idle_since: Instant,
+    /// Whether it takes no jobs because it cannot write its own files.
+    pause: Pause,
 }
 
 impl Worker {
@@ -181,6 +190,7 @@ impl Worker {
                     return Err(Box::new(status).into());
                 }
                 End::Lost(status) => status,
+                End::Unpaused => continue,
             };
             if self.stop.kill.is_cancelled() {
                 killed.get_or_insert_with(Instant::now);
@@ -217,6 +227,33 @@ impl Worker {
         self.stop.drain.is_cancelled() || self.stop.kill.is_cancelled() || enough
     }
 
+    /// Nothing is to be taken now.
+    fn takes_nothing(&self) -> bool {
+        self.is_leaving() || self.jobs.disk().trouble().is_some()
+    }
+
+    /// Takes no jobs until the worker's own files can be written again. Says so once.
+    fn begin_pause(&mut self, why: &str) {
+        self.pause.begin(Instant::now());
+        tracing::warn!(worker = self.options.name, why, "worker paused: it cannot write its files");
+        self.options.stay.link.send_replace(Link::Paused(why.to_owned()));
+    }
+
+    /// Looks whether a paused worker may take jobs again.
+    async fn look_again(&mut self) -> bool {
+        let disk = Arc::clone(self.jobs.disk());
+        // On a thread that may block: the runtime has two, and they serve running jobs.
+        let looked = tokio::task::spawn_blocking(move || disk.look_again()).await;
+        let takes_bytes = looked.unwrap_or(false);
+        if takes_bytes {
+            self.pause.end(Instant::now());
+            tracing::info!(worker = self.options.name, "worker takes jobs again");
+        } else {
+            self.pause.put_off(Instant::now());
+        }
+        takes_bytes
+    }
+
     /// Nothing is held, and nothing more is wanted.
     fn may_go(&self) -> bool {
         let bored = self.options.stay.idle.is_some_and(|idle| self.idle_since.elapsed() >= idle);
@@ -234,7 +271,7 @@ impl Worker {
             instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             jobs_max: self.options.stay.jobs_max.map(left).unwrap_or_default(),
-            draining: self.is_leaving(),
+            draining: self.takes_nothing(),
             job: self.options.job.clone().unwrap_or_default(),
         }
     }
@@ -280,8 +317,12 @@ impl Worker {
         beat: Duration,
     ) -> End {
         let mut beats = tokio::time::interval(beat);
-        let mut draining = self.is_leaving();
+        let mut draining = self.takes_nothing();
         loop {
+            if let Some(why) = self.jobs.disk().trouble().filter(|_| self.pause.look_at().is_none())
+            {
+                self.begin_pause(&why);
+            }
             if !self.jobs.is_empty() {
                 self.idle_since = Instant::now();
             }
@@ -291,15 +332,22 @@ impl Worker {
                 drop(tokio::time::timeout(LEAVE_WITHIN, goodbye).await);
                 return End::Done;
             }
-            if self.is_leaving() && !draining {
+            if self.takes_nothing() && !draining {
                 draining = true;
                 say(send, ToServer::Drain(v1::Drain {})).await;
             }
             let idle = self.options.stay.idle.unwrap_or(Duration::MAX);
             let bored = idle.saturating_sub(self.idle_since.elapsed());
+            let (look_at, disk) = (self.pause.look_at(), Arc::clone(self.jobs.disk()));
             tokio::select! {
-                () = self.stop.drain.cancelled(), if !draining => {}
-                () = self.stop.kill.cancelled(), if !draining => {}
+                () = self.stop.drain.cancelled(), if !self.stop.drain.is_cancelled() => {}
+                () = self.stop.kill.cancelled(), if !self.stop.kill.is_cancelled() => {}
+                () = disk.fails(), if look_at.is_none() => {}
+                () = sleep_until(look_at), if look_at.is_some() => {
+                    if self.look_again().await {
+                        return End::Unpaused;
+                    }
+                }
                 () = tokio::time::sleep(bored), if self.jobs.is_empty() && idle < Duration::MAX => {}
                 // A full queue is a sign of life itself.
                 _ = beats.tick() => drop(send.try_send(v1::WorkerMessage {
@@ -325,6 +373,14 @@ impl Worker {
             FromServer::Cancel(v1::Cancel { of }) => self.jobs.cancel(of),
             FromServer::Recorded(of) => self.jobs.forget(of),
         }
+    }
+}
+
+/// Waits until `moment`; for ever, if there is none.
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -51,6 +51,11 @@ pub(crate) async fn tell(
             }
         }
         if let Some((adopted, kept)) = now.ended {
+            if attempt.is_worker_paused() {
+                // Before the report: the server gives the job out again as soon as it has that, and
+                // must not give it to this worker.
+                say(&send, ToServer::Drain(v1::Drain {})).await;
+            }
             let incomplete = kept.err().or(unreadable);
             return report(of, adopted, incomplete, offset, &send).await;
         }

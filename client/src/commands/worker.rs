@@ -220,6 +220,10 @@ impl News<'_> {
             Link::Open(held) => self
                 .desk
                 .say(&format!("{name} is connected to {address} and goes on with {held} jobs.")),
+            Link::Paused(why) => self.desk.say(&format!(
+                "{name} takes no jobs until it can write its own files: {}.",
+                safe(why)
+            )),
             Link::Lost(_) if known => {}
             Link::Lost(why) => self.desk.say(&format!(
                 "No session with {address}: {}. Trying again; what runs goes on.",
