@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -397,4 +397,25 @@ fn edited_files_are_taken_over_when_the_edit_is_accepted() {
 
     assert_eq!(code, 0, "{said}");
     assert_eq!(yard.printed(&run, "a"), "right\n");
+}
+
+#[test]
+fn a_worker_that_is_to_end_waits_for_a_lost_server_only_so_long() {
+    let mut yard = Yard::new();
+    let waits = "touch begun; while [ ! -e go ]; do sleep 0.05; done";
+    let file = format!("stages: [s]\njobs:\n  a: {{stage: s, command: \"{waits}\"}}\n");
+    yard.write("shared/towpath.yml", &file);
+    yard.begin("shared", &["--source", "folder"]);
+    let bounds = ["--once", "--idle-timeout", "30s", "--report-timeout", "1s"];
+    let mut worker = yard.worker("w", &bounds);
+    until("the job", || yard.at("shared/begun").exists());
+
+    yard.server = None;
+    yard.write("shared/go", "");
+
+    until("the end of the worker", || worker.0.try_wait().is_ok_and(|ended| ended.is_some()));
+    let mut said = String::new();
+    worker.0.stderr.take().expect("its stderr").read_to_string(&mut said).expect("text");
+    assert_eq!(worker.0.wait().expect("it has ended").code(), Some(42), "{said}");
+    assert!(said.contains("no server took the reports of 1 ended attempts within 1 s"), "{said}");
 }

@@ -87,6 +87,11 @@ impl HeldAttempt {
         self.progress.subscribe()
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.progress.borrow().ended.is_some()
+    }
+
     /// Whether the worker takes no jobs, because it cannot write its own files.
     pub(crate) fn is_worker_paused(&self) -> bool {
         self.disk.trouble().is_some()

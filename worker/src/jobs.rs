@@ -98,6 +98,12 @@ impl Jobs {
         self.attempts.disk()
     }
 
+    /// How many attempts are held, if none of them runs any more.
+    pub(crate) fn unreported(&self) -> Option<usize> {
+        let over = self.void.is_empty() && self.held.values().all(|attempt| attempt.has_ended());
+        over.then(|| self.held.len() + self.found.len())
+    }
+
     /// Everything that runs, or has ended and is not known to be recorded.
     pub(crate) fn holding(&self) -> Vec<v1::Holding> {
         let found = self.found.iter().map(|found| holding(&key_of(found)));

@@ -77,6 +77,9 @@ pub struct Stay {
     pub jobs_max: Option<u32>,
     /// Go when there was nothing to do for so long.
     pub idle: Option<Duration>,
+    /// How long a worker that is to go waits for a server that is away, once nothing runs any more
+    /// and only reports are left. `None`: for ever.
+    pub report_within: Option<Duration>,
     /// Told about every change of the session.
     pub link: watch::Sender<Link>,
 }
@@ -113,6 +116,16 @@ pub enum WorkerError {
     /// The server ended the session.
     #[error("the server ended the session: {}", .0.message())]
     Session(#[from] Box<Status>),
+    /// It was to go, and no server took the last of its reports.
+    #[error("no server took the reports of {attempts} ended attempts within {} s: {}", .within.as_secs(), .status.message())]
+    Unreported {
+        /// How many attempts it still holds.
+        attempts: usize,
+        /// How long it waited.
+        within: Duration,
+        /// Why there was no session.
+        status: Box<Status>,
+    },
 }
 
 /// What became of the attempt that was recorded last, once a worker has stopped.
@@ -140,6 +153,7 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worke
         options,
         stop,
         idle_since: Instant::now(),
+        away_since: None,
         pause: Pause::default(),
     };
     let worked = worker.work().await;
@@ -168,6 +182,8 @@ struct Worker {
     stop: Stop,
     /// Since when there is nothing to do.
     idle_since: Instant,
+    /// Since when there is no session and nothing runs.
+    away_since: Option<Instant>,
     /// Whether it takes no jobs because it cannot write its own files.
     pause: Pause,
 }
@@ -202,6 +218,14 @@ impl Worker {
             if self.may_go() {
                 return Ok(());
             }
+            if welcomed {
+                self.away_since = None;
+            }
+            if let Some(attempts) = self.gives_up(Instant::now()) {
+                let within = self.options.stay.report_within.unwrap_or_default();
+                let status = Box::new(status);
+                return Err(WorkerError::Unreported { attempts, within, status });
+            }
             self.options.stay.link.send_replace(Link::Lost(told(&status)));
             tracing::warn!(status = told(&status), "no session");
             tries = if began.elapsed() > PAUSE_MAX { 0 } else { tries + 1 };
@@ -230,6 +254,20 @@ impl Worker {
     /// Nothing is to be taken now.
     fn takes_nothing(&self) -> bool {
         self.is_leaving() || self.jobs.disk().trouble().is_some()
+    }
+
+    /// Whether a worker that is to end by itself has waited long enough, at `now`, for a server that
+    /// is away: how many attempts it leaves unreported. They stay on its disk.
+    fn gives_up(&mut self, now: Instant) -> Option<usize> {
+        let ends_by_itself = self.is_leaving() || self.options.stay.idle.is_some();
+        let unreported = self.jobs.unreported().filter(|_| ends_by_itself);
+        let Some(unreported) = unreported else {
+            self.away_since = None;
+            return None;
+        };
+        let since = *self.away_since.get_or_insert(now);
+        let within = self.options.stay.report_within?;
+        (now.duration_since(since) >= within).then_some(unreported)
     }
 
     /// Takes no jobs until the worker's own files can be written again. Says so once.

@@ -87,6 +87,10 @@ pub(crate) struct WorkerArgs {
     /// End when there was nothing to do for so long, such as `5m`
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<String>,
+    /// How long a worker that is to end waits for a server that is away, once nothing runs any
+    /// more; what it could not report stays on its disk
+    #[arg(long, default_value = "15m", value_name = "DURATION")]
+    report_timeout: String,
 }
 
 impl WorkerArgs {
@@ -124,6 +128,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
             reconnect: true,
             jobs_max: if single { Some(1) } else { args.max_jobs },
             idle: idle.map(Duration::from_millis),
+            report_within: Some(Duration::from_millis(duration(&args.report_timeout)?)),
             link,
         },
     };
@@ -249,6 +254,11 @@ fn default_folder(name: &str) -> PathBuf {
 fn failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Session(status) => Failure::from((**status).clone()),
+        WorkerError::Unreported { .. } => Failure::new(
+            ErrorCode::Unreachable,
+            error.to_string(),
+            "They are kept in the folder of `--attempts`: start a worker of the same name there.",
+        ),
         WorkerError::Attempts(AttemptsError::InUse { .. }) => Failure::new(
             ErrorCode::AttemptsInUse,
             error.to_string(),

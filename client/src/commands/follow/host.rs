@@ -154,7 +154,9 @@ fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinH
 
 pub(super) fn worker_failure(error: &WorkerError) -> Failure {
     match error {
-        WorkerError::Session(status) => Failure::from((**status).clone()),
+        WorkerError::Session(status) | WorkerError::Unreported { status, .. } => {
+            Failure::from((**status).clone())
+        }
         WorkerError::Attempts(error) => Failure::new(
             ErrorCode::StoreUnavailable,
             error.to_string(),
