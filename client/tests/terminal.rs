@@ -4,6 +4,8 @@
 mod ends;
 #[path = "terminal/gates.rs"]
 mod gates;
+#[path = "terminal/logs.rs"]
+mod logs;
 #[path = "terminal/pty.rs"]
 mod pty;
 #[path = "terminal/slips.rs"]

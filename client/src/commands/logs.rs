@@ -4,21 +4,33 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 use tokio_stream::StreamExt as _;
-use towpath_engine::captured::{Line, Source, lines, printable};
-use towpath_engine::code::ErrorCode;
+use tonic::Streaming;
+use towpath_engine::{
+    captured::{Line, Source, lines, printable},
+    code::ErrorCode,
+    codec,
+};
 use towpath_proto::v1;
 
-use super::{Desk, Finished};
+use super::{Desk, Finished, follow::server_went_away};
 use crate::{
     cli::{OfRun, Output},
     connect::Server,
     exit,
     failure::Failure,
+    render::safe,
 };
+
+/// Most lines of `--tail`.
+const TAIL_LINES_MAX: i64 = 100_000;
+/// Most bytes that are kept in memory for `--tail`. A line may be as long as an output, and an
+/// output is bounded by far more than a terminal shows.
+const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Show what a job printed
 ///
 /// Standard output of the job goes to standard output, its standard error to standard error.
+/// Where a part of a long output was left out, a line in brackets says so on standard output.
 /// Secrets were masked before anything was kept, and whatever could steer a terminal is shown as
 /// signs.
 #[derive(Debug, clap::Args)]
@@ -30,9 +42,12 @@ pub(crate) struct LogsArgs {
     /// Which try [default: the newest]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     attempt: u32,
-    /// Go on as long as the job runs
+    /// Go on until the job is over, through all its attempts; with `--attempt`, until that one is
     #[arg(short, long)]
     follow: bool,
+    /// Show only the last lines of what there is
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=TAIL_LINES_MAX))]
+    tail: Option<u32>,
     /// Put the time since the start before each line
     #[arg(short, long)]
     timestamps: bool,
@@ -57,38 +72,199 @@ pub(crate) async fn logs(desk: &Desk, args: LogsArgs) -> Finished {
 }
 
 async fn show(desk: &Desk, server: &Server, args: LogsArgs) -> Finished {
-    let LogsArgs { job, run, attempt, follow, timestamps, raw } = args;
-    let request = v1::ReadOutputRequest { run: run.run, job, attempt, follow };
-    let mut chunks = server.runs().read_output(request.clone()).await?.into_inner();
-    let (mut open, mut seen, mut again) = (Vec::new(), 0, 0);
-    let mut printer = Printer { desk, timestamps, raw, inside: [false; 2] };
-    while let Some(chunk) = chunks.next().await {
-        let v1::OutputChunk { content } = match chunk.map_err(Failure::from) {
-            Ok(chunk) => chunk,
-            Err(failure) if failure.is_aged() => {
-                // From the beginning, over another connection: what was seen is passed over.
-                chunks = server.runs().read_output(request.clone()).await?.into_inner();
-                again = seen;
-                continue;
+    let LogsArgs { job, run, attempt, follow, tail, timestamps, raw } = args;
+    // Who owns the store alone would wait for a job that no process works on, and keep away the
+    // one that could.
+    let works = !server.is_ours();
+    if follow && !works {
+        desk.say("No process works on this run. `tow resume` goes on with it.");
+    }
+    let output = desk.output();
+    let printer =
+        Printer { output, colour: desk.style.colour, timestamps, raw, inside: [false; 2] };
+    let mut shown = Shown { server, printer, tail: tail.map(|lines| lines as usize) };
+    let mut request = v1::ReadOutputRequest { run: run.run, job, attempt, follow: follow && works };
+    if !request.follow || attempt > 0 {
+        shown.show_attempt(&request).await?;
+        return Ok(exit::DONE);
+    }
+    // `@latest` may be another one by the time it is asked for again.
+    request.run =
+        server.runs().get_run(v1::GetRunRequest { run: request.run }).await?.into_inner().id;
+    follow_job(desk, &mut shown, request).await
+}
+
+/// Shows one attempt of a job after the other until the job is over.
+async fn follow_job(desk: &Desk, shown: &mut Shown<'_>, asked: v1::ReadOutputRequest) -> Finished {
+    let server = shown.server;
+    let mut changes = Changes::of(server, &asked.run, &asked.job).await?;
+    let (mut newest, mut waited) = (0, None);
+    loop {
+        let request = v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone() };
+        let explained = server.runs().explain_job(request).await?.into_inner();
+        let job = explained.job.unwrap_or_default();
+        if job.attempt > newest {
+            // Of the attempts before the first look only the newest is shown.
+            let first = if newest == 0 { job.attempt } else { newest + 1 };
+            for attempt in first..=job.attempt {
+                shown.show_attempt(&v1::ReadOutputRequest { attempt, ..asked.clone() }).await?;
             }
-            Err(failure) => return Err(failure),
-        };
-        let known = again.min(content.len());
-        again -= known;
-        let fresh = content.get(known..).unwrap_or_default();
-        seen += fresh.len();
-        open.extend_from_slice(fresh);
-        let Some(end) = open.iter().rposition(|byte| *byte == b'\n') else { continue };
-        let rest = open.split_off(end + 1);
-        let whole = std::mem::replace(&mut open, rest);
-        for line in lines(&whole) {
-            let line = line.map_err(|error| {
-                Failure::new(ErrorCode::BlobDamaged, error.to_string(), "See `tow doctor`.")
-            })?;
-            printer.print(&line)?;
+            newest = job.attempt;
+            continue;
+        }
+        if is_over(&job.state) {
+            return Ok(exit::DONE);
+        }
+        // A job passes through several states before it begins; one sentence for each attempt.
+        if job.state != "running" && waited.replace(newest) != Some(newest) {
+            desk.say(&safe(&explained.sentence));
+        }
+        changes.next().await?;
+    }
+}
+
+/// Whether a job in this state, as servers name it, begins no attempt any more.
+fn is_over(state: &str) -> bool {
+    matches!(state, "succeeded" | "failed" | "timed_out" | "skipped" | "cancelled" | "rejected")
+}
+
+/// What is recorded of one job.
+struct Changes<'a> {
+    server: &'a Server,
+    job: String,
+    request: v1::FollowRequest,
+    records: Streaming<v1::Record>,
+}
+
+impl<'a> Changes<'a> {
+    /// What is recorded of `job` from now on.
+    async fn of(server: &'a Server, run: &str, job: &str) -> Result<Self, Failure> {
+        let request = v1::GetRunRequest { run: run.to_owned() };
+        let after = server.runs().get_run(request).await?.into_inner().version;
+        let request = v1::FollowRequest { run: run.to_owned(), after, follow: true };
+        let records = server.log().follow(request.clone()).await?.into_inner();
+        Ok(Self { server, job: job.to_owned(), request, records })
+    }
+
+    /// Waits until something is recorded that may change the job.
+    async fn next(&mut self) -> Result<(), Failure> {
+        loop {
+            let record = match self.records.next().await.map(|record| record.map_err(Failure::from))
+            {
+                Some(Ok(record)) => record,
+                Some(Err(failure)) if failure.is_aged() => {
+                    self.records =
+                        self.server.log().follow(self.request.clone()).await?.into_inner();
+                    continue;
+                }
+                Some(Err(failure)) => return Err(failure),
+                None => return Err(server_went_away()),
+            };
+            self.request.after = record.version;
+            // An event of a kind that this program does not know may change any job, and so may
+            // one that names none, such as the end of the run.
+            let of_another = codec::decode(&record.payload)
+                .is_ok_and(|fact| fact.event.job().is_some_and(|job| job.as_str() != self.job));
+            if !of_another {
+                return Ok(());
+            }
         }
     }
-    Ok(exit::DONE)
+}
+
+/// Where output goes.
+struct Shown<'a> {
+    server: &'a Server,
+    printer: Printer,
+    /// How many lines of what there is are shown; afterwards everything is.
+    tail: Option<usize>,
+}
+
+impl Shown<'_> {
+    /// Shows what an attempt printed, and what it prints as long as it runs, if asked to follow.
+    async fn show_attempt(&mut self, request: &v1::ReadOutputRequest) -> Result<(), Failure> {
+        let runs = || self.server.runs();
+        let mut known = 0;
+        if let Some(most) = self.tail.take() {
+            let request = v1::ReadOutputRequest { follow: false, ..request.clone() };
+            let mut chunks = runs().read_output(request).await?.into_inner();
+            let (mut whole, mut last) = (WholeLines::default(), LastRecords::new(most));
+            while let Some(chunk) = chunks.next().await {
+                last.take(&whole.take(&chunk?.content));
+            }
+            self.printer.print(&last.records)?;
+            known = whole.taken;
+        }
+        let mut chunks = runs().read_output(request.clone()).await?.into_inner();
+        // What was seen is passed over: a stream begins with the first byte.
+        let (mut whole, mut again) = (WholeLines { taken: 0, open: Vec::new() }, known);
+        while let Some(chunk) = chunks.next().await {
+            let v1::OutputChunk { content } = match chunk.map_err(Failure::from) {
+                Ok(chunk) => chunk,
+                Err(failure) if failure.is_aged() => {
+                    chunks = runs().read_output(request.clone()).await?.into_inner();
+                    again = known + whole.taken + whole.open.len();
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            let seen = again.min(content.len());
+            again -= seen;
+            self.printer.print(&whole.take(content.get(seen..).unwrap_or_default()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a stream of bytes after whole records.
+#[derive(Default)]
+struct WholeLines {
+    /// Bytes in whole records so far.
+    taken: usize,
+    /// The beginning of a record. Not longer than a record may be.
+    open: Vec<u8>,
+}
+
+impl WholeLines {
+    /// The whole records that `content` completes.
+    fn take(&mut self, content: &[u8]) -> Vec<u8> {
+        self.open.extend_from_slice(content);
+        let end = self.open.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let rest = self.open.split_off(end);
+        self.taken += end;
+        std::mem::replace(&mut self.open, rest)
+    }
+}
+
+/// The last records of an output, for `--tail`.
+struct LastRecords {
+    lines_max: usize,
+    lines: usize,
+    records: Vec<u8>,
+}
+
+impl LastRecords {
+    fn new(lines_max: usize) -> Self {
+        Self { lines_max, lines: 0, records: Vec::new() }
+    }
+
+    fn take(&mut self, records: &[u8]) {
+        self.records.extend_from_slice(records);
+        self.lines += lines(records).filter_map(Result::ok).filter(|line| line.ends).count();
+        let mut cut = 0;
+        for line in lines(&self.records) {
+            // A line without an end could be as long as an output may be: it loses its beginning.
+            let too_long = self.records.len() - cut > TAIL_BYTES_MAX;
+            let Ok(line) = line else { break };
+            if self.lines <= self.lines_max && !too_long {
+                break;
+            }
+            self.lines -= usize::from(line.ends);
+            let record = self.records.get(cut..).unwrap_or_default();
+            cut += record.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        }
+        self.records.drain(..cut);
+    }
 }
 
 /// Everything that the newest try of `job` printed, in the captured format.
@@ -111,46 +287,145 @@ pub(crate) async fn whole_output(
     Ok(output)
 }
 
-struct Printer<'a> {
-    desk: &'a Desk,
+struct Printer {
+    output: Output,
+    colour: bool,
     timestamps: bool,
     raw: bool,
     /// Whether the newest record of out, err left its line open.
     inside: [bool; 2],
 }
 
-impl Printer<'_> {
-    fn print(&mut self, line: &Line<'_>) -> Result<(), Failure> {
+/// Bytes for standard output, and for standard error.
+type Sides = (Vec<u8>, Vec<u8>);
+
+impl Printer {
+    /// Prints whole records.
+    fn print(&mut self, records: &[u8]) -> Result<(), Failure> {
+        for line in lines(records) {
+            let line = line.map_err(|error| {
+                Failure::new(ErrorCode::BlobDamaged, error.to_string(), "See `tow doctor`.")
+            })?;
+            let (out, err) = self.sides(&line)?;
+            io::stdout().lock().write_all(&out)?;
+            io::stderr().lock().write_all(&err)?;
+        }
+        Ok(io::stdout().lock().flush()?)
+    }
+
+    /// What is printed of `line`, and where.
+    fn sides(&mut self, line: &Line<'_>) -> Result<Sides, Failure> {
         let source = match line.source {
             Source::Out => "out",
             Source::Err => "err",
             Source::Note => "note",
         };
-        if self.desk.output() != Output::Text {
+        if self.output != Output::Text {
             let text = printable(line.bytes, false);
             let text = serde_json::to_string(&LineJson { at_ms: line.at_ms, source, text })?;
-            return self.desk.print(&(text + "\n"));
+            return Ok(((text + "\n").into_bytes(), Vec::new()));
         }
-        let side = usize::from(line.source != Source::Out);
+        // A note stands where something is missing. Who keeps only standard output would take what
+        // is before and after it for one piece. Raw bytes stay those of the job.
+        let is_gap = line.source == Source::Note;
+        let to_out = line.source == Source::Out || (is_gap && !self.raw);
+        let side = usize::from(!to_out);
         let mut bytes = Vec::new();
+        if is_gap && std::mem::take(&mut self.inside[side]) {
+            bytes.push(b'\n');
+        }
         if self.timestamps && !self.inside[side] {
             let (seconds, ms) = (line.at_ms / 1_000, line.at_ms % 1_000);
             bytes.extend_from_slice(format!("{seconds:>6}.{ms:03} {source:<4} ").as_bytes());
         }
-        if self.raw {
+        if is_gap {
+            let text = format!("[{}]", printable(line.bytes, false));
+            bytes.extend_from_slice(text.as_bytes());
+        } else if self.raw {
             bytes.extend_from_slice(line.bytes);
         } else {
-            bytes.extend_from_slice(printable(line.bytes, self.desk.style.colour).as_bytes());
+            bytes.extend_from_slice(printable(line.bytes, self.colour).as_bytes());
         }
         if line.ends {
             bytes.push(b'\n');
         }
         self.inside[side] = !line.ends;
-        if line.source == Source::Out {
-            io::stdout().lock().write_all(&bytes)?;
-        } else {
-            io::stderr().lock().write_all(&bytes)?;
+        Ok(if to_out { (bytes, Vec::new()) } else { (Vec::new(), bytes) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(source: Source, ends: bool, bytes: &[u8]) -> Vec<u8> {
+        let mut record = Vec::new();
+        Line { at_ms: 1_500, source, ends, bytes }.write(&mut record);
+        record
+    }
+
+    fn shown(output: Output, raw: bool, records: &[Vec<u8>]) -> (String, String) {
+        let mut printer =
+            Printer { output, colour: false, timestamps: false, raw, inside: [false; 2] };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        for line in lines(&records.concat()) {
+            let sides = printer.sides(&line.unwrap()).unwrap();
+            out.extend(sides.0);
+            err.extend(sides.1);
         }
-        Ok(())
+        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn a_gap_is_marked_where_it_is() {
+        let note = b"9 bytes of output were left out here";
+        let records = [
+            record(Source::Out, false, b"before"),
+            record(Source::Note, true, note),
+            record(Source::Err, true, b"error"),
+            record(Source::Out, true, b"after"),
+        ];
+        let (out, err) = shown(Output::Text, false, &records);
+        assert_eq!(out, "before\n[9 bytes of output were left out here]\nafter\n");
+        assert_eq!(err, "error\n");
+
+        let (out, _) = shown(Output::Text, true, &records);
+        assert_eq!(out, "beforeafter\n", "raw bytes are those of the job alone");
+
+        let (out, _) = shown(Output::Jsonl, false, &records);
+        let sources: Vec<_> = out
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["source"].clone())
+            .collect();
+        assert_eq!(sources, ["out", "note", "err", "out"]);
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_whole_and_bounded() {
+        let all: Vec<u8> =
+            (1..=9).flat_map(|n| record(Source::Out, true, format!("{n}").as_bytes())).collect();
+        let mut whole = WholeLines::default();
+        let mut last = LastRecords::new(3);
+        for piece in all.chunks(5) {
+            last.take(&whole.take(piece));
+        }
+        assert_eq!(whole.taken, all.len());
+        let kept: Vec<_> = lines(&last.records).map(|line| line.unwrap().bytes).collect();
+        assert_eq!(kept, [b"7", b"8", b"9"]);
+
+        let piece = record(Source::Out, false, &[b'x'; 60_000]);
+        let mut endless = LastRecords::new(1);
+        for _ in 0..1_000 {
+            endless.take(&piece);
+        }
+        assert!(endless.records.len() <= TAIL_BYTES_MAX);
+        assert!(endless.records.len() > TAIL_BYTES_MAX / 2);
+    }
+
+    #[test]
+    fn no_last_lines_are_none() {
+        let mut none = LastRecords::new(0);
+        none.take(&record(Source::Out, true, b"a"));
+        assert!(none.records.is_empty());
     }
 }

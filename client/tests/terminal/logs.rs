@@ -1,0 +1,57 @@
+//! What a job printed, while it runs and afterwards.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    process::Stdio,
+};
+
+use crate::ends::{ended, err, folder_with, tow};
+
+#[test]
+fn following_waits_for_the_job_and_goes_through_its_attempts() {
+    let waits = |name: &str| format!("until [ -e go-{name} ]; do sleep 0.01; done");
+    let folder = folder_with(&format!(
+        "stages: [s]\njobs:\n  first: {{stage: s, command: 'touch began; {}'}}\n  copy:\n    stage: s\n    \
+         needs: [first]\n    retry: 1\n    command: |\n      echo \
+         attempt-$TOW_ATTEMPT\n      {}\n      [ $TOW_ATTEMPT = 2 ]\n",
+        waits("first"),
+        waits("copy"),
+    ));
+    let go = |name: &str| fs::write(folder.path().join(format!("go-{name}")), "").expect("a file");
+    let mut run = tow(folder.path(), &[], &["run"]);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tow");
+    while !folder.path().join("began").exists() {
+        std::thread::yield_now();
+    }
+    let mut logs = tow(folder.path(), &[], &["logs", "copy", "--follow"]).spawn().expect("tow");
+    let mut out = BufReader::new(logs.stdout.take().expect("its output"));
+    let mut said = BufReader::new(logs.stderr.take().expect("its output"));
+
+    let mut line = String::new();
+    said.read_line(&mut line).expect("a sentence");
+    assert!(line.contains("`copy` waits for `first`"), "{line:?}");
+    go("first");
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "attempt-1\n", "it arrives while the job runs");
+    go("copy");
+
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!(rest, "attempt-2\n");
+    assert_eq!(logs.wait().expect("an end").code(), Some(0));
+    assert_eq!(run.wait().expect("an end").code(), Some(0));
+}
+
+#[test]
+fn the_last_lines_can_be_shown_alone() {
+    let folder = folder_with("stages: [s]\njobs:\n  a: {stage: s, command: 'seq 1 9'}\n");
+    assert_eq!(ended(&mut tow(folder.path(), &[], &["run"])).status.code(), Some(0));
+    for follow in [&["--follow"][..], &[]] {
+        let args = [&["logs", "a", "--tail", "2"][..], follow].concat();
+        let shown = ended(&mut tow(folder.path(), &[], &args));
+        assert_eq!(shown.status.code(), Some(0), "{}", err(&shown));
+        assert_eq!(String::from_utf8_lossy(&shown.stdout), "8\n9\n");
+    }
+}
