@@ -17,9 +17,9 @@ use super::{
     visible::{visible, wrapped},
 };
 
-/// Most bytes on one card. A script has at most 32 KiB, but every placeholder may bring 16 KiB of
-/// an earlier job's output along.
-const CARD_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes on one card. A script has at most 32 KiB, but filled in it may have 1 MiB, more than
+/// a person reads before an answer: what is beyond is counted, and then a plain `y` is not enough.
+const CARD_BYTES_MAX: usize = 512 * 1024;
 /// Fewest columns of text in a row, however narrow the terminal.
 const TEXT_COLUMNS_MIN: usize = 8;
 

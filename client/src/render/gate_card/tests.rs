@@ -130,7 +130,7 @@ fn what_has_no_value_is_named_and_a_plain_yes_opens_nothing() {
 
 #[test]
 fn what_does_not_fit_is_counted_and_the_commands_stay() {
-    let rows = "x".repeat(2_000);
+    let rows = "x".repeat(1_000);
     let script = "${{ needs.copy.outputs.rows }}\n".repeat(900);
     let run = at_gate_after(&rows, |job| job.script = script.into());
     let card = card(&run, &bare(80));
