@@ -186,6 +186,11 @@ pub struct Run {
     jobs: Vec<Job>,
     /// Jobs of the plan that is being replaced, by name.
     carried: BTreeMap<JobName, Job>,
+    /// The newest try, and how often the gate was reached, of jobs that an earlier plan had: if a
+    /// plan has a job of that name again, it goes on from there. Else a late report of the old job
+    /// would pass for one of the new.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    retired: BTreeMap<JobName, (Attempt, u32)>,
     /// How many jobs the plan announced.
     announced: u32,
     /// The job that aborted the run.
@@ -209,6 +214,7 @@ impl PartialEq for Run {
             && self.phase == other.phase
             && self.jobs == other.jobs
             && self.carried == other.carried
+            && self.retired == other.retired
             && self.announced == other.announced
             && self.abort_root == other.abort_root
             && self.newest_at == other.newest_at

@@ -116,8 +116,9 @@ fn place(stages: &[StageName], stage: &StageName) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::{
-        decide::{Command, stage_set::*},
+        decide::{Command, Ended, stage_set::*},
         event::RunOutcome,
+        ids::Attempt,
         plan::JobPlan,
     };
 
@@ -294,6 +295,32 @@ mod tests {
 
         assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(5_000)));
         assert_eq!(house.run.plan().unwrap().digest(), plan.digest());
+    }
+
+    #[test]
+    fn a_job_that_was_dropped_and_comes_back_goes_on_with_the_next_attempt() {
+        let mut house = Stage::begin(vec![job("a"), job("b")]);
+        house.runs("a");
+        house.leases();
+        let late = house.report("b", Ended::Cancelled);
+        house.loses("b");
+        let edited = |jobs: Vec<JobPlan>, digest: u8| {
+            let file = EditedPlan {
+                file_sha256: Digest([digest; 32]),
+                plan: creation(jobs).plan,
+                source: None,
+                requester: Standing::default(),
+                authors: None,
+            };
+            Command::Resume(ResumeRun { file: Some(file), accept_changes: true, from: None })
+        };
+
+        house.carries_out(&edited(vec![job("a"), job("c")], 7));
+        house.carries_out(&edited(vec![job("a"), job("b")], 8));
+
+        assert_eq!(house.leases().as_deref(), Some("b"));
+        assert_eq!(house.run.job("b").unwrap().attempt, Attempt(2));
+        assert_eq!(house.refused(&late).code().as_str(), "ATTEMPT_STALE");
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! One more fact: what it changes, and whether it may.
 
-use std::collections::BTreeMap;
-
 use super::{GateDecision, Header, Imported, Job, Phase, Run};
 use crate::{
     event::{Fact, RunEvent},
@@ -160,6 +158,9 @@ impl Run {
             plan.script = std::sync::Arc::clone(&before.plan.script);
         }
         let mut job = Job::new(plan, fact.at);
+        if let Some((attempt, asked)) = self.retired.remove(&job.plan.name) {
+            (job.attempt, job.asked) = (attempt, asked);
+        }
         if let Some(old) = carried {
             let plan = std::mem::replace(&mut job.plan, std::sync::Arc::clone(&old.plan));
             if old.state == JobState::Succeeded {
@@ -181,7 +182,11 @@ impl Run {
         if self.by_name.len() != planned {
             return Err(IllegalEvent::new(&fact.event, "two jobs have one name"));
         }
-        self.carried = BTreeMap::new();
+        for (name, job) in std::mem::take(&mut self.carried) {
+            if job.attempt > Attempt(0) || job.asked > 0 {
+                self.retired.insert(name, (job.attempt, job.asked));
+            }
+        }
         Ok(())
     }
 
