@@ -114,6 +114,17 @@ impl fmt::Display for Attempt {
     }
 }
 
+/// One attempt of one job of one run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId {
+    /// The run.
+    pub run: RunId,
+    /// The job.
+    pub job: JobName,
+    /// Which try of the job.
+    pub attempt: Attempt,
+}
+
 /// A SHA-256, written as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);

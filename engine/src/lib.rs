@@ -22,6 +22,7 @@ pub mod refusal;
 pub mod results;
 pub mod retry;
 pub mod run;
+pub mod scheduler;
 pub mod source;
 pub mod specimens;
 pub mod time;

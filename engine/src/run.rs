@@ -19,7 +19,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use agenda::{Busy, Counts};
+pub use agenda::{Busy, Counts, Want, Wanted};
 pub use assignment::Assignment;
 pub use phase::Phase;
 
@@ -331,14 +331,8 @@ impl Run {
     }
 
     /// How many jobs hold each lock.
-    pub fn busy(&self) -> Busy {
-        let mut busy = Busy::new();
-        for job in self.leased() {
-            if let Some(resource) = &job.plan.resource {
-                *busy.entry(resource.name.clone()).or_default() += 1;
-            }
-        }
-        busy
+    pub fn busy(&self) -> &Busy {
+        self.agenda.busy()
     }
 
     /// What the run would do if it began now.

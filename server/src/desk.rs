@@ -4,14 +4,18 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::{Command, CreateRun, Ended, LeaseJob, ReportJob},
     ids::{Actor, Attempt, Digest, RunId, WorkerName},
     job::JobState,
     plan::{JobPlan, Plan},
     run::Busy,
+    scheduler::Scheduler,
     time::Timestamp,
 };
 use towpath_storage::{DiskSpace, MemoryStore};
@@ -20,6 +24,8 @@ use crate::{
     SetClock,
     run_list::RunList,
     runs::{Loaded, Queued, Runs},
+    scheduler_driver::SchedulerDriver,
+    shared_scheduler::{SharedScheduler, Work},
 };
 
 pub(crate) const WORKER: &str = "w";
@@ -31,6 +37,23 @@ pub(crate) struct Desk {
 
 impl Desk {
     pub(crate) fn new() -> Self {
+        Self::with_lease(Duration::from_secs(30))
+    }
+
+    fn with_lease(lease: Duration) -> Self {
+        Self::build(lease).0
+    }
+
+    /// The same, with a driver of its scheduler, until the runtime ends.
+    pub(crate) fn driven(lease: Duration) -> (Self, Arc<SchedulerDriver>) {
+        let (desk, work) = Self::build(lease);
+        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&desk.runs)));
+        tokio::spawn(Arc::clone(&driver).run(work, CancellationToken::new()));
+        (desk, driver)
+    }
+
+    fn build(lease: Duration) -> (Self, mpsc::UnboundedReceiver<Work>) {
+        let (scheduler, work) = SharedScheduler::new(lease);
         let store = Arc::new(MemoryStore::default());
         let clock = Arc::new(SetClock::at(Timestamp(1_000)));
         let runs = Runs::new(
@@ -39,8 +62,15 @@ impl Desk {
             PathBuf::new(),
             DiskSpace::of(Path::new("/")),
             RunList::default(),
+            scheduler,
         );
-        Self { store, runs: Arc::new(runs) }
+        (Self { store, runs: Arc::new(runs) }, work)
+    }
+
+    /// How many jobs a worker could begin now.
+    pub(crate) fn wanted(&self) -> u64 {
+        let wanted = self.runs.scheduler.look(Scheduler::wanted);
+        wanted.values().map(|(pending, _)| pending).sum()
     }
 
     /// A run of these jobs; as many as may run are leased.

@@ -9,7 +9,8 @@ use std::{
 use towpath_engine::{
     event::{Fact, RunEvent, RunOutcome},
     ids::WorkerName,
-    run::{Busy, Counts, Phase, Run},
+    run::{Counts, Phase, Run},
+    scheduler::Scheduler,
     time::Timestamp,
 };
 use towpath_proto::v1;
@@ -56,6 +57,9 @@ impl Tally {
     }
 }
 
+/// Jobs that want a worker or have one, by their tags.
+pub(crate) type Demand = BTreeMap<Tags, Wanted>;
+
 /// Jobs that ask for the same tags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -78,7 +82,7 @@ pub(crate) struct Figures {
     /// Since when the gate waits that has waited longest.
     pub(crate) oldest_gate: Option<Timestamp>,
     /// Jobs of live runs that want a worker or have one, by their tags.
-    pub(crate) demand: BTreeMap<Tags, Wanted>,
+    pub(crate) demand: Demand,
     /// Leases by who holds them.
     pub(crate) leases: BTreeMap<WorkerName, u64>,
 }
@@ -88,17 +92,15 @@ impl House {
     pub(crate) async fn figures(&self) -> Result<Figures, CommandError> {
         let mut figures = Figures::default();
         figures.count_ended(locked(&self.runs().list).outcomes());
-        let now = self.runs().now();
-        // No run has this id, so these are the locks of all runs.
-        let mut busy = self.runs().locks.of_others(&"".into());
         for id in self.runs().live() {
             match self.runs().ahead(&id).await {
-                Ok(loaded) => figures.take(&loaded.run, &mut busy, now),
+                Ok(loaded) => figures.take(&loaded.run),
                 // Set aside by now, and counted below.
                 Err(CommandError::Unreplayable { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
+        figures.demand = self.demand();
         // Runs that ended before they were found damaged are counted by how they ended, too.
         figures.set_aside = locked(&self.runs().set_aside).len() as u64;
         Ok(figures)
@@ -121,7 +123,7 @@ impl Figures {
     }
 
     /// Takes in a run that has not ended.
-    fn take(&mut self, run: &Run, busy: &mut Busy, now: Timestamp) {
+    fn take(&mut self, run: &Run) {
         *self.runs.entry(run.phase().word()).or_default() += 1;
         for (state, count) in by_state(run.counts()) {
             *self.jobs.entry(state).or_default() += u64::from(count);
@@ -130,35 +132,40 @@ impl Figures {
             self.gates += 1;
             self.oldest_gate = Some(self.oldest_gate.map_or(gate.since, |at| at.min(gate.since)));
         }
-        for (tags, count) in run.wanted(busy, now) {
-            self.demand.entry(tags.to_vec()).or_default().pending += u64::from(count);
-        }
         for job in run.leased() {
-            let mut tags = job.plan.tags.clone();
-            tags.sort();
-            self.demand.entry(tags).or_default().leased += 1;
             if let Some((_, worker)) = job.state.lease() {
                 *self.leases.entry(worker.clone()).or_default() += 1;
             }
         }
     }
+}
 
-    /// What wants a worker that offers what `asked` says.
-    pub(crate) fn demand(&self, asked: &v1::WatchDemandRequest) -> v1::Demand {
-        let fits = |tags: &Tags| asked.all || tags.iter().all(|tag| asked.tags.contains(tag));
-        let fitting = self.demand.iter().filter(|(tags, _)| fits(tags));
-        let mut sets: Vec<v1::TagSet> = fitting
-            .map(|(tags, wanted)| v1::TagSet {
-                tags: tags.clone(),
-                pending: wanted.pending,
-                leased: wanted.leased,
-            })
-            .collect();
-        sets.sort_by_key(|set| std::cmp::Reverse((set.pending, set.leased)));
-        let left_out = u32::try_from(sets.len().saturating_sub(TAG_SETS_MAX)).unwrap_or(u32::MAX);
-        sets.truncate(TAG_SETS_MAX);
-        v1::Demand { sets, left_out }
+impl House {
+    /// What wants a worker now. The scheduler keeps it in step, so that it costs what there are
+    /// different tags, and not what there are runs.
+    pub(crate) fn demand(&self) -> Demand {
+        let wanted = self.scheduler().look(Scheduler::wanted).into_iter();
+        wanted
+            .map(|(tags, (pending, leased))| (tags.to_vec(), Wanted { pending, leased }))
+            .collect()
     }
+}
+
+/// What wants a worker that offers what `asked` says.
+pub(crate) fn demand_of(demand: &Demand, asked: &v1::WatchDemandRequest) -> v1::Demand {
+    let fits = |tags: &Tags| asked.all || tags.iter().all(|tag| asked.tags.contains(tag));
+    let fitting = demand.iter().filter(|(tags, _)| fits(tags));
+    let mut sets: Vec<v1::TagSet> = fitting
+        .map(|(tags, wanted)| v1::TagSet {
+            tags: tags.clone(),
+            pending: wanted.pending,
+            leased: wanted.leased,
+        })
+        .collect();
+    sets.sort_by_key(|set| std::cmp::Reverse((set.pending, set.leased)));
+    let left_out = u32::try_from(sets.len().saturating_sub(TAG_SETS_MAX)).unwrap_or(u32::MAX);
+    sets.truncate(TAG_SETS_MAX);
+    v1::Demand { sets, left_out }
 }
 
 /// How many jobs stand where, each in one state only.
@@ -186,8 +193,7 @@ mod tests {
         let wanted = |pending| Wanted { pending, leased: 0 };
         let demand =
             [(set(&[]), wanted(1)), (set(&["a"]), wanted(3)), (set(&["a", "b"]), wanted(2))];
-        let figures = Figures { demand: demand.into(), ..Figures::default() };
-        let told = figures.demand(&v1::WatchDemandRequest { tags: set(asked), all });
+        let told = demand_of(&demand.into(), &v1::WatchDemandRequest { tags: set(asked), all });
         told.sets.into_iter().map(|set| (set.tags.join(","), set.pending)).collect()
     }
 
@@ -203,9 +209,8 @@ mod tests {
     fn no_more_sets_of_tags_are_told_than_may_be() {
         let each = |n: usize| (vec![format!("t{n:03}")], Wanted { pending: n as u64, leased: 0 });
         let demand = (0..=TAG_SETS_MAX).map(each).collect();
-        let figures = Figures { demand, ..Figures::default() };
 
-        let told = figures.demand(&v1::WatchDemandRequest { all: true, ..Default::default() });
+        let told = demand_of(&demand, &v1::WatchDemandRequest { all: true, ..Default::default() });
 
         assert_eq!((told.sets.len(), told.left_out), (TAG_SETS_MAX, 1));
         assert_eq!(told.sets[0].pending, TAG_SETS_MAX as u64, "the least wanted are left out");

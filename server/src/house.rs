@@ -8,11 +8,11 @@ use towpath_engine::code::ErrorCode;
 use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
-    Clock, CommandError, LEASE_MS,
-    dispatch::Dispatch,
-    load,
+    Clock, CommandError, LEASE_MS, load,
     outputs::{Outputs, sweep::sweep_always},
     runs::Runs,
+    scheduler_driver::SchedulerDriver,
+    shared_scheduler::SharedScheduler,
     snapshot_reads::SnapshotReads,
     status::store_code,
     timers,
@@ -49,7 +49,7 @@ pub struct House {
 struct Inner {
     url: StoreUrl,
     runs: Arc<Runs>,
-    dispatch: Arc<Dispatch>,
+    driver: Arc<SchedulerDriver>,
     outputs: Arc<Outputs>,
     snapshot_reads: SnapshotReads,
     health: HealthReporter,
@@ -95,21 +95,23 @@ impl House {
         let (opened, blobs) = open_store(url, open).await?;
         let snapshots = opened.dir.snapshots();
         let list = load::list(&*opened.store, &snapshots).await?;
-        let mut runs = Runs::new(opened.store, clock, snapshots, opened.dir.disk_space(), list);
+        let (scheduler, work) = SharedScheduler::new(Duration::from_millis(lease_ms));
+        let disk_space = opened.dir.disk_space();
+        let mut runs = Runs::new(opened.store, clock, snapshots, disk_space, list, scheduler);
         runs.fence_base = opened.dir.fence_base();
         let runs = Arc::new(runs);
-        let dispatch = Arc::new(Dispatch::new(Arc::clone(&runs), lease_ms));
+        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&runs)));
         let outputs = Arc::new(Outputs::new(opened.dir.spool(), blobs));
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
-        tasks.spawn(Arc::clone(&dispatch).run(stop.clone()));
+        tasks.spawn(Arc::clone(&driver).run(work, stop.clone()));
         for run in runs.live() {
-            // Loaded now, so that its due times are known to the timer.
+            // Loaded now, so that the timer knows when it is due, and the scheduler what it wants
+            // and who holds what.
             match runs.ahead(&run).await {
-                Ok(loaded) => dispatch.miss(loaded.run.leased()),
                 // Set aside: the other runs of the store are served.
-                Err(CommandError::Unreplayable { .. }) => {}
+                Ok(_) | Err(CommandError::Unreplayable { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -118,7 +120,7 @@ impl House {
         let (url, dir) = (opened.url, opened.dir);
         let snapshot_reads = SnapshotReads::default();
         let inner =
-            Inner { url, runs, dispatch, outputs, snapshot_reads, health, stop, cut, tasks, dir };
+            Inner { url, runs, driver, outputs, snapshot_reads, health, stop, cut, tasks, dir };
         let house = Self { inner: Arc::new(inner) };
         house.set_health(true).await;
         Ok(house)
@@ -145,7 +147,7 @@ impl House {
     /// Does what is due now; for tests whose clock stands still.
     pub async fn tick(&self) {
         timers::tick(&self.inner.runs).await;
-        self.inner.dispatch.give_out().await;
+        self.inner.runs.scheduler.settle().await;
     }
 
     /// The store's own folder.
@@ -171,8 +173,12 @@ impl House {
         &self.inner.runs
     }
 
-    pub(crate) fn dispatch(&self) -> &Arc<Dispatch> {
-        &self.inner.dispatch
+    pub(crate) fn driver(&self) -> &Arc<SchedulerDriver> {
+        &self.inner.driver
+    }
+
+    pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
+        &self.inner.runs.scheduler
     }
 
     pub(crate) fn outputs(&self) -> &Outputs {

@@ -1,7 +1,7 @@
 //! The process that owns the log: it decides and appends, and shows what follows over gRPC.
 //!
-//! Start at `runs` (load, decide, append: the only way into the log), then `dispatch` (who is
-//! given which job), then any file of `rpc` (wire in, execute, wire out).
+//! Start at `runs` (load, decide, append: the only way into the log), then `scheduler_driver`
+//! (who is given which job: the rules are in the engine's `scheduler`), then any file of `rpc` (wire in, execute, wire out).
 
 pub mod auth;
 mod check;
@@ -9,15 +9,15 @@ mod clock;
 mod command_error;
 #[cfg(test)]
 mod desk;
-mod dispatch;
 mod figures;
+mod followers;
 mod house;
 mod limits;
 mod lines;
 mod load;
 mod local;
-mod locks;
 mod metrics;
+mod outbox;
 mod outputs;
 mod rpc;
 mod run_cells;
@@ -25,8 +25,10 @@ mod run_ids;
 mod run_list;
 mod runs;
 pub mod safekeeping;
+mod scheduler_driver;
 mod serve;
 mod sessions;
+mod shared_scheduler;
 mod snapshot_reads;
 mod status;
 pub mod telemetry;
@@ -41,6 +43,7 @@ pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
 pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
 pub use status::ERROR_DOMAIN;
+pub use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
 
 /// The URL of a store, the only thing that may be shown of it, and where its owner listens.
 pub use towpath_storage::{StoreUrl, socket_in};
@@ -50,9 +53,6 @@ pub use towpath_storage::{StoreUrl, socket_in};
 pub fn store_usages(durable_only: bool) -> String {
     towpath_storage::usages(towpath_storage::BACKENDS, durable_only)
 }
-
-/// How the names of workers begin that live in a `tow` on the store's own machine, one for each run.
-pub const LOCAL_WORKER_PREFIX: &str = "local/";
 
 /// How long a worker may be silent before its leases lapse, in milliseconds.
 pub const LEASE_MS: u64 = 30_000;

@@ -93,7 +93,7 @@ impl House {
     pub(crate) async fn series(&self) -> Result<Vec<Series>, CommandError> {
         let figures = self.figures().await?;
         let mut all = of_runs(self, &figures);
-        all.extend(of_workers(&self.dispatch().workers(), &figures));
+        all.extend(of_workers(&self.workers(), &figures));
         let tally = &self.runs().tally;
         let since = |name, help, value| single(name, help, Kind::SinceBegin, value);
         all.extend([

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use towpath_engine::ids::{Attempt, Blob, Digest, JobName, RunId};
+use towpath_engine::ids::{Attempt, AttemptId, Blob, Digest, JobName};
 use towpath_storage::{Blobs, StoreError};
 
 use crate::runs::locked;
@@ -47,13 +47,8 @@ fn directory_name(job: &JobName, attempt: Attempt) -> String {
     Digest::of(format!("{job}\n{attempt}").as_bytes()).to_string()
 }
 
-/// One attempt of one job of one run.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Key {
-    pub(crate) run: RunId,
-    pub(crate) job: JobName,
-    pub(crate) attempt: Attempt,
-}
+/// Whose output it is.
+pub(crate) type Key = AttemptId;
 
 /// The growing and the kept outputs.
 #[derive(Debug)]

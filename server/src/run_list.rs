@@ -77,6 +77,12 @@ impl RunList {
         live.map(|listed| &listed.summary.run)
     }
 
+    /// Whether `run` is known and has not ended.
+    pub(crate) fn is_live(&self, run: &RunId) -> bool {
+        let listed = self.place.get(run).and_then(|place| self.runs.get(*place));
+        listed.is_some_and(|listed| listed.outcome().is_none())
+    }
+
     /// How the runs that have ended did so.
     pub(crate) fn outcomes(&self) -> impl Iterator<Item = RunOutcome> {
         self.runs.iter().filter_map(Listed::outcome)

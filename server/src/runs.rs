@@ -5,7 +5,7 @@ mod set_aside;
 mod snapshots;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError},
 };
@@ -15,10 +15,11 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::{Command, Written},
-    event::{Fact, RunEvent},
+    event::Fact,
     ids::{Actor, RunId},
     log_clock::{Jump, LogClock},
     run::{Busy, Run},
+    scheduler::{DueTimes, Input},
     time::Timestamp,
 };
 use towpath_storage::{
@@ -30,10 +31,11 @@ pub use crate::command_error::CommandError;
 use crate::{
     Clock,
     figures::Tally,
+    followers::Followers,
     load::{self, LoadedRun},
-    locks::Locks,
     run_cells::{RunCells, idle_after},
     run_list::RunList,
+    shared_scheduler::SharedScheduler,
     telemetry::spans::Ended,
 };
 use decide_all::NotDecided;
@@ -93,7 +95,9 @@ pub(crate) struct Runs {
     pub(crate) snapshots: PathBuf,
     pub(crate) cells: SyncMutex<RunCells>,
     pub(crate) list: SyncMutex<RunList>,
-    pub(crate) locks: Locks,
+    /// Told of everything that is decided, and of everything that is durable.
+    pub(crate) scheduler: Arc<SharedScheduler>,
+    pub(crate) followers: Arc<Followers>,
     /// The space on the store's disk.
     disk_space: DiskSpace,
     /// What is added to the position of a lease to get its fence.
@@ -101,21 +105,16 @@ pub(crate) struct Runs {
     /// Set when the store takes nothing any more: only opening it anew helps.
     pub(crate) stopped: CancellationToken,
     /// When time itself next changes something, by run.
-    pub(crate) due: SyncMutex<BTreeMap<RunId, Timestamp>>,
+    pub(crate) due: SyncMutex<DueTimes>,
     /// Runs whose records cannot be replayed, with the version where it fails and the reason.
     /// Noticed whenever a run is read; kept until the server ends, since records do not change.
     pub(crate) set_aside: SyncMutex<BTreeMap<RunId, (Version, String)>>,
-    /// Runs that may have something to lease.
-    pub(crate) movable: SyncMutex<BTreeSet<RunId>>,
     /// Held while a lease is decided, so that no two runs take the last place of one lock.
     leasing: Mutex<()>,
-    /// Runs that began to end, for the dispatcher to tell their workers.
-    pub(crate) ending: SyncMutex<HashSet<RunId>>,
     /// The time of the log, on top of `clock`.
     log_clock: SyncMutex<LogClock>,
     pub(crate) tally: Tally,
-    /// Something changed that a dispatcher or a timer may act on.
-    pub(crate) changed: Notify,
+    /// The timer is to look again.
     pub(crate) due_changed: Notify,
 }
 
@@ -137,6 +136,7 @@ impl Runs {
         snapshots: PathBuf,
         disk_space: DiskSpace,
         list: RunList,
+        scheduler: Arc<SharedScheduler>,
     ) -> Self {
         let log_clock = SyncMutex::new(LogClock::new(list.newest_at(), clock.elapsed()));
         Self {
@@ -145,18 +145,16 @@ impl Runs {
             snapshots,
             cells: SyncMutex::default(),
             list: SyncMutex::new(list),
-            locks: Locks::default(),
+            scheduler,
+            followers: Arc::default(),
             disk_space,
             fence_base: 0,
             stopped: CancellationToken::new(),
             due: SyncMutex::default(),
             set_aside: SyncMutex::default(),
-            movable: SyncMutex::default(),
             leasing: Mutex::default(),
-            ending: SyncMutex::default(),
             log_clock,
             tally: Tally::default(),
-            changed: Notify::new(),
             due_changed: Notify::new(),
         }
     }
@@ -285,7 +283,12 @@ impl Runs {
         let (mut loaded, leasing, (written, spans)) = loop {
             let mut loaded = self.ahead(id).await?;
             let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
-            let leasing = if leases { Some(self.leasing.lock().await) } else { None };
+            // Runs without locks need not wait for one another.
+            let leasing = if leases && !loaded.run.locks().is_empty() {
+                Some(self.leasing.lock().await)
+            } else {
+                None
+            };
             match self.decide_all(id, &mut loaded.run, commands, by) {
                 Ok(decided) => break (loaded, leasing, decided),
                 Err(NotDecided { nth, error, spoiled }) => {
@@ -303,13 +306,13 @@ impl Runs {
                 }
             }
         };
+        let (facts, records) = split(written);
         // Before `leasing` is let go: the next lease, of another run, must see these locks taken.
-        let busy = loaded.run.busy();
-        self.note(id, &loaded.run, busy.clone());
+        let busy = loaded.run.busy().clone();
+        self.note(id, &loaded.run, &facts);
         drop(leasing);
         let expected = loaded.version;
-        loaded.version += written.len() as Version;
-        let (facts, records) = split(written);
+        loaded.version += records.len() as Version;
         let version = loaded.version;
         let (mut durable, id) = (loaded.durable.subscribe(), id.clone());
         // Queued under the lock, so appends of one run stand in the order they were decided in.
@@ -358,9 +361,6 @@ impl Runs {
                 return Err(error);
             }
         };
-        if facts.iter().any(|fact| begins_the_end(&fact.event)) {
-            locked(&self.ending).insert(id.clone());
-        }
         for fact in &facts {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
@@ -369,7 +369,6 @@ impl Runs {
         }
         spans.into_iter().for_each(Ended::export);
         self.tally.take(&facts);
-        self.locks.durable(id, busy);
         let before = appended.version - facts.len() as Version;
         locked(&self.list).apply_all(id, appended.first, before, &facts);
         loaded.position = loaded.position.max(appended.last);
@@ -378,6 +377,8 @@ impl Runs {
             *durable = appended.version.max(*durable);
             newer
         });
+        self.scheduler.on(Input::RunDurable { run: id, facts: &facts, locks: &busy });
+        self.followers.recorded(id);
         if loaded.broken {
             self.give_up(id, &mut loaded).await;
         } else if loaded.version == appended.version
@@ -386,7 +387,6 @@ impl Runs {
             self.snapshot(id, &mut loaded).await;
         }
         drop(loaded);
-        self.changed.notify_one();
         Ok(Recorded { facts, first: appended.first })
     }
 
@@ -409,45 +409,26 @@ impl Runs {
                 loaded.durable = watch::Sender::new(0);
             }
         }
-        self.changed.notify_one();
     }
 
     fn note_loaded(&self, id: &RunId, run: &Run) {
-        let busy = run.busy();
-        self.note(id, run, busy.clone());
-        self.locks.durable(id, busy);
+        let at = self.now();
+        self.scheduler.on(Input::RunLoaded { run: id, state: run, at });
+        self.note_due(id, run, at);
     }
 
-    /// Keeps what the dispatcher and the timer look at in step with a run.
-    fn note(&self, id: &RunId, run: &Run, busy: Busy) {
-        self.locks.decided(id, busy);
-        let mut movable = locked(&self.movable);
-        if run.phase().is_running() && run.can_move() {
-            if !movable.contains(id) {
-                movable.insert(id.clone());
-            }
-        } else {
-            movable.remove(id);
-        }
-        drop(movable);
-        let mut due = locked(&self.due);
-        let changed = match run.next_due(self.now()) {
-            Some(next) => due.insert(id.clone(), next) != Some(next),
-            None => due.remove(id).is_some(),
-        };
-        if changed {
+    /// Keeps what the scheduler and the timer know in step with a run.
+    fn note(&self, id: &RunId, run: &Run, facts: &[Fact]) {
+        let at = self.now();
+        self.scheduler.on(Input::RunDecided { run: id, state: run, facts, at });
+        self.note_due(id, run, at);
+    }
+
+    fn note_due(&self, id: &RunId, run: &Run, now: Timestamp) {
+        if locked(&self.due).set(id, run.next_due(now)) {
             self.due_changed.notify_one();
         }
     }
-}
-
-fn begins_the_end(event: &RunEvent) -> bool {
-    matches!(
-        event,
-        RunEvent::RunAborted { .. }
-            | RunEvent::RunCancelRequested { .. }
-            | RunEvent::RunTimedOut {}
-    )
 }
 
 fn split(written: Vec<Written>) -> (Vec<Fact>, Vec<NewRecord>) {
@@ -521,7 +502,7 @@ mod tests {
         waits.done.await.unwrap();
         assert_eq!(desk.state(&run, "a").await, JobState::Succeeded);
         assert!(matches!(desk.state(&run, "c").await, JobState::Leased(..)));
-        assert!(locked(&desk.runs.movable).contains(&run), "b can be leased");
+        assert_eq!(desk.wanted(), 1, "b can be leased");
         assert_eq!(desk.queues(&run, success("c")).await.done.await.unwrap().facts.len(), 1);
     }
 
@@ -596,7 +577,7 @@ mod tests {
         assert!(desk.runs.ahead(&run).await.unwrap().run.phase().is_live());
         // A server that ends here is followed by one that knows the run from its log alone.
         locked(&desk.runs.cells).remove(&run);
-        locked(&desk.runs.due).clear();
+        locked(&desk.runs.due).set(&run, None);
         drop(desk.runs.ahead(&run).await.unwrap());
         for _ in 0..10 {
             crate::timers::tick(&desk.runs).await;
@@ -612,7 +593,10 @@ mod tests {
         let mut locking = job("a", &[]);
         locking.resource = Some(Resource { name: "target".into(), limit: 1 });
         let run = desk.begins("r", vec![locking]).await;
-        let others = || desk.runs.locks.of_others(&"other".into()).into_values().sum::<u32>();
+        let others = || {
+            let all = desk.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
+            all.into_values().sum::<u32>()
+        };
         assert_eq!(others(), 1);
         desk.store.stand_still(8);
 
@@ -635,7 +619,7 @@ mod tests {
         let refused = desk.queues(&run, lease()).await;
         assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
 
-        assert_eq!(desk.runs.locks.of_others(&"other".into()).len(), 0);
-        assert!(locked(&desk.runs.movable).contains(&run));
+        let others = desk.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
+        assert_eq!((others.len(), desk.wanted()), (0, 1));
     }
 }

@@ -14,7 +14,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub(crate) async fn run(runs: Arc<Runs>, stop: CancellationToken) {
     loop {
         let now = runs.now();
-        let next = locked(&runs.due).values().min().copied();
+        let next = locked(&runs.due).next();
         let wait = next.map_or(LOOK_EVERY, |due| Duration::from_millis(due.ms_since(now)));
         tokio::select! {
             () = stop.cancelled() => return,
@@ -28,16 +28,16 @@ pub(crate) async fn run(runs: Arc<Runs>, stop: CancellationToken) {
 /// Does what is due now.
 pub(crate) async fn tick(runs: &Arc<Runs>) {
     let now = runs.now();
-    let due: Vec<_> = locked(&runs.due)
-        .iter()
-        .filter(|(_, due)| **due <= now)
-        .map(|(run, _)| run.clone())
-        .collect();
+    let due = locked(&runs.due).due(now);
     for run in due {
-        if let Err(error) = runs.execute(&run, Command::PassTime, &Actor::timer()).await {
-            tracing::warn!(%run, %error, "what was due could not be done");
+        match runs.execute(&run, Command::PassTime, &Actor::timer()).await {
+            Ok(_) => locked(&runs.due).done(&run),
+            // On a full disk every trial fails: they come ever later, and are said once.
+            Err(error) => {
+                if locked(&runs.due).failed(&run, now) {
+                    tracing::warn!(%run, %error, "due events not recorded: tried again later");
+                }
+            }
         }
-        // A try in back-off is due without an event: the dispatcher only has to look.
-        runs.changed.notify_one();
     }
 }

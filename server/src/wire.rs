@@ -5,10 +5,11 @@ mod views;
 
 use towpath_engine::{
     decide::Ended,
-    event::{Artifact, CAUSE_BYTES_MAX, Fact, FailureCause, RunEvent, bounded_text},
+    event::{Artifact, CAUSE_BYTES_MAX, FailureCause, RunEvent, bounded_text},
     gate::{self as gates, AUTHORS_MAX, Authors},
-    ids::{Actor, Attempt, Blob, Digest, JobName, RunId, invisible_in},
+    ids::{Actor, Attempt, Blob, Digest, JobName, invisible_in},
     run::{Job, Run},
+    scheduler::SessionView,
     source::{Origin, Source},
 };
 use towpath_pipeline::{diagnostics::Diagnostics, file};
@@ -147,22 +148,16 @@ pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>, lease_ms: u64) -> 
     outgoing(Message::Welcome(v1::Welcome { held, lease_ms }))
 }
 
-/// What a worker is told to do because of `fact`, if that is a lease that still stands.
-pub(crate) fn assignment(
-    id: &RunId,
-    fact: &Fact,
-    fence: u64,
-    run: &Run,
-) -> Option<(Key, v1::ServerMessage)> {
-    let RunEvent::JobLeased { job: name, attempt, .. } = &fact.event else { return None };
+/// What a worker is told to do under the lease of this fence, if that still stands.
+pub(crate) fn assignment(key: &Key, fence: u64, run: &Run) -> Option<v1::ServerMessage> {
+    let Key { job: name, attempt, .. } = key;
     let job = run.job(name.as_str()).filter(|job| job.attempt == *attempt)?;
     let header = run.header()?;
     let filled = run.assignment(job).ok()?;
-    let key = Key { run: id.clone(), job: name.clone(), attempt: *attempt };
     let (files, files_left_out) =
         if header.source.is_some() { needed_files(run, job) } else { Default::default() };
     let assignment = v1::Assignment {
-        of: Some(holding(&key)),
+        of: Some(holding(key)),
         fence,
         script: filled.script,
         shell: job.plan.shell.clone(),
@@ -178,7 +173,7 @@ pub(crate) fn assignment(
         files,
         files_left_out,
     };
-    Some((key, outgoing(Message::Assignment(assignment))))
+    Some(outgoing(Message::Assignment(assignment)))
 }
 
 /// Most bytes of an assignment that name files of needed jobs. With the script and the environment,
@@ -222,6 +217,21 @@ impl Reported {
 
 fn invalid_report(why: impl Into<String>) -> Reported {
     Reported::Ended(Ended::Failed(FailureCause::ReportInvalid(why.into()).bounded()))
+}
+
+/// A worker that is connected, as people are shown it.
+pub(crate) fn worker(view: &SessionView<'_>) -> v1::Worker {
+    let hello = view.hello;
+    v1::Worker {
+        name: hello.worker.to_string(),
+        tags: hello.tags.clone(),
+        slots: hello.slots,
+        running: u32::try_from(view.running).unwrap_or(u32::MAX),
+        since: hello.since.to_string(),
+        version: hello.version.clone(),
+        draining: view.draining,
+        run: hello.only.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
 }
 
 /// What a report says. One that says nothing that can be recorded is a failure of its job.
@@ -316,10 +326,11 @@ mod tests {
         }
 
         let loaded = desk.runs.ahead(&run).await.unwrap();
-        let assigned = leased.iter().find_map(|fact| assignment(&run, fact, 1, &loaded.run));
-
-        let Some((key, message)) = assigned else { panic!("not leased: {leased:?}") };
-        assert_eq!(key.job, "last".into());
+        let key = Key { run: run.clone(), job: "last".into(), attempt: Attempt(1) };
+        let Some(message) = assignment(&key, 1, &loaded.run) else {
+            panic!("not leased: {leased:?}")
+        };
+        assert_eq!(leased[0].event.job(), Some(&key.job));
         let bytes = prost::Message::encoded_len(&message);
         let Some(Message::Assignment(sent)) = message.message else { panic!("another message") };
         assert!(sent.script.len() > 1_000_000 && sent.env["E"].len() > 1_000_000, "both at bounds");

@@ -4,8 +4,12 @@
 //! Derived: everything here can be rebuilt from the jobs (`Agenda::build`), and a test compares.
 
 mod gates;
+mod wants;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::Job;
 use crate::{
@@ -14,6 +18,7 @@ use crate::{
     plan::{OnFailure, When},
     time::Timestamp,
 };
+pub use wants::{Want, Wanted};
 
 /// How many jobs hold each named lock.
 pub type Busy = BTreeMap<String, u32>;
@@ -67,36 +72,6 @@ impl Counts {
     }
 }
 
-/// Jobs that want the same of a worker, so that "who fits?" is asked once for all of them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Class {
-    tags: Vec<String>,
-    resource: Option<(String, u32)>,
-    is_choosy: bool,
-}
-
-impl Class {
-    fn of(job: &Job) -> Self {
-        let mut tags = job.plan.tags.clone();
-        tags.sort();
-        let resource = job.plan.resource.as_ref();
-        Self {
-            tags,
-            resource: resource.map(|held| (held.name.clone(), held.limit)),
-            is_choosy: !job.plan.prefer.is_empty(),
-        }
-    }
-
-    fn is_free(&self, busy: &Busy) -> bool {
-        let held = |name: &String| busy.get(name).copied().unwrap_or(0);
-        self.resource.as_ref().is_none_or(|(name, limit)| held(name) < *limit)
-    }
-
-    fn fits(&self, tags: &[String], busy: &Busy) -> bool {
-        self.is_free(busy) && self.tags.iter().all(|tag| tags.contains(tag))
-    }
-}
-
 /// Where a job is filed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Place {
@@ -122,11 +97,13 @@ pub(super) struct Agenda {
     needers: Vec<Vec<u32>>,
     unmet: Vec<u32>,
     class_of: Vec<u32>,
-    classes: Vec<Class>,
+    classes: Vec<Arc<Want>>,
     place: Vec<Place>,
     ready: Vec<BTreeSet<u32>>,
     backoff: BTreeSet<(Timestamp, u32)>,
     leased: BTreeSet<u32>,
+    /// How many of the leased jobs hold each lock.
+    busy: Busy,
     gates: BTreeSet<u32>,
     undecided: BTreeSet<u32>,
     /// Jobs that cannot run any more, with the need that ended badly.
@@ -172,12 +149,12 @@ impl Agenda {
             }
             all.needs.push(needs);
             let next = u32::try_from(class_ids.len()).unwrap_or(u32::MAX);
-            all.class_of.push(*class_ids.entry(Class::of(job)).or_insert(next));
+            all.class_of.push(*class_ids.entry(Want::of(job)).or_insert(next));
         }
-        let mut classes: Vec<(u32, Class)> =
+        let mut classes: Vec<(u32, Want)> =
             class_ids.into_iter().map(|(class, id)| (id, class)).collect();
         classes.sort();
-        all.classes = classes.into_iter().map(|(_, class)| class).collect();
+        all.classes = classes.into_iter().map(|(_, class)| Arc::new(class)).collect();
         all.ready = vec![BTreeSet::new(); all.classes.len()];
         all.has_gates = jobs.iter().any(|job| job.plan.when == When::Manual);
         while all.stage_left.get(all.open_stage) == Some(&0) {
@@ -323,7 +300,7 @@ impl Agenda {
             Place::Gate => self.gates.insert(index),
             Place::Ready => self.ready[self.class_of[at] as usize].insert(index),
             Place::Backoff(due) => self.backoff.insert((due, index)),
-            Place::Leased => self.leased.insert(index),
+            Place::Leased => self.hold(index),
         };
     }
 
@@ -345,7 +322,7 @@ impl Agenda {
             Place::Gate => self.gates.remove(&index),
             Place::Ready => self.ready[self.class_of[at] as usize].remove(&index),
             Place::Backoff(due) => self.backoff.remove(&(due, index)),
-            Place::Leased => self.leased.remove(&index),
+            Place::Leased => self.let_go(index),
         };
     }
 
@@ -409,76 +386,6 @@ impl Agenda {
 
     pub(super) fn stage_is_open(&self, index: u32) -> bool {
         self.stage_of[index as usize] as usize <= self.open_stage
-    }
-
-    /// Whether a job that waits for a worker prefers some of them.
-    pub(super) fn is_choosy(&self) -> bool {
-        let waits = |class: usize| {
-            let backing_off =
-                |(_, index): &(Timestamp, u32)| self.class_of[*index as usize] as usize == class;
-            !self.ready[class].is_empty() || self.backoff.iter().any(backing_off)
-        };
-        (0..self.classes.len()).any(|class| self.classes[class].is_choosy && waits(class))
-    }
-
-    /// How many jobs could be leased at `now` to whatever worker they want, at most `room`, by
-    /// their tags. The locks that they would hold are added to `busy`.
-    pub(super) fn wanted(
-        &self,
-        busy: &mut Busy,
-        now: Timestamp,
-        mut room: u32,
-    ) -> BTreeMap<&[String], u32> {
-        let mut counts: Vec<u32> = self.ready.iter().map(|ready| ready.len() as u32).collect();
-        for (_, index) in self.backoff.range(..=(now, u32::MAX)) {
-            counts[self.class_of[*index as usize] as usize] += 1;
-        }
-        let mut wanted = BTreeMap::new();
-        for (class, count) in self.classes.iter().zip(counts) {
-            let mut count = count.min(room);
-            if let Some((name, limit)) = class.resource.as_ref().filter(|_| count > 0) {
-                let held = busy.entry(name.clone()).or_default();
-                count = count.min(limit.saturating_sub(*held));
-                *held += count;
-            }
-            if count > 0 {
-                room -= count;
-                *wanted.entry(&class.tags[..]).or_default() += count;
-            }
-        }
-        wanted
-    }
-
-    /// Whether a job may be leased at `now`, to whomever.
-    pub(super) fn may_be_leased(&self, index: u32, busy: &Busy, now: Timestamp) -> bool {
-        let is_due = match self.place[index as usize] {
-            Place::Ready => true,
-            Place::Backoff(due) => due <= now,
-            Place::Nowhere | Place::Undecided | Place::Doomed | Place::Gate | Place::Leased => {
-                false
-            }
-        };
-        is_due && self.classes[self.class_of[index as usize] as usize].is_free(busy)
-    }
-
-    /// The first job, in file order, that a worker with `tags` may be given at `now`.
-    pub(super) fn next_for(&self, tags: &[String], busy: &Busy, now: Timestamp) -> Option<u32> {
-        let fitting = |class: &usize| self.classes[*class].fits(tags, busy);
-        let ready = (0..self.classes.len())
-            .filter(|class| !self.ready[*class].is_empty())
-            .filter(fitting)
-            .filter_map(|class| self.ready[class].first().copied())
-            .min();
-        let due = self
-            .backoff
-            .range(..=(now, u32::MAX))
-            .map(|(_, index)| *index)
-            .filter(|index| fitting(&(self.class_of[*index as usize] as usize)))
-            .min();
-        match (ready, due) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a worker is told to do: a job with its placeholders filled in.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{Busy, Job, Run};
+use super::{Busy, Job, Run, Want, Wanted};
 use crate::{expression::fill_shell, ids::JobName, time::Timestamp};
 
 /// A job, ready to be run.
@@ -32,11 +35,10 @@ impl Run {
 
     /// The locks of all runs, if this one has room for another job.
     fn with_own(&self, others: &Busy) -> Option<Busy> {
-        let parallelism = self.header()?.parallelism;
-        if !self.phase().is_running() || self.counts().running >= parallelism {
+        if self.room() == 0 {
             return None;
         }
-        let mut held = self.busy();
+        let mut held = self.busy().clone();
         for (name, count) in others {
             *held.entry(name.clone()).or_default() += count;
         }
@@ -48,15 +50,27 @@ impl Run {
         self.agenda.is_choosy()
     }
 
-    /// How many jobs could be leased at `now` to whatever worker they want, by their tags, while
-    /// the locks in `busy` are held, this run's own among them. What these jobs would hold is added
-    /// to `busy`.
-    pub fn wanted(&self, busy: &mut Busy, now: Timestamp) -> BTreeMap<&[String], u32> {
+    /// How many jobs more may be leased before the run's parallelism is reached.
+    pub fn room(&self) -> u32 {
         let parallelism = self.header().map_or(0, |header| header.parallelism);
-        if !self.phase().is_running() {
-            return BTreeMap::new();
-        }
-        self.agenda.wanted(busy, now, parallelism.saturating_sub(self.counts().running))
+        let room = parallelism.saturating_sub(self.counts().running);
+        if self.phase().is_running() { room } else { 0 }
+    }
+
+    /// What could be leased at `now`, but for locks that are held and for the parallelism.
+    pub fn wants(&self, now: Timestamp) -> Vec<Wanted> {
+        self.agenda.wants(now)
+    }
+
+    /// What the job called `name` wants of a worker, if it could be leased at `now` but for its lock
+    /// and the parallelism.
+    pub fn want_of(&self, name: &JobName, now: Timestamp) -> Option<Arc<Want>> {
+        self.agenda.want_of(self.index_of(name.as_str())?, now).cloned()
+    }
+
+    /// The names of the locks that its jobs ask for.
+    pub fn locks(&self) -> BTreeSet<&str> {
+        self.agenda.locks()
     }
 
     /// What the worker that leased `job` runs, or why it cannot be put together.

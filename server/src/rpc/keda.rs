@@ -12,7 +12,10 @@ use towpath_proto::{
 };
 
 use super::{STREAM_QUEUE, Streamed, channel};
-use crate::{House, figures::Figures, status};
+use crate::{
+    House,
+    figures::{Demand, demand_of},
+};
 
 /// What the only metric is called.
 const METRIC: &str = "towpath-jobs";
@@ -27,8 +30,7 @@ impl ExternalScaler for House {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<IsActiveResponse>, Status> {
-        let figures = self.figures().await.map_err(status::of)?;
-        let result = jobs(&figures, &asked(request.into_inner())) > 0;
+        let result = jobs(&self.demand(), &asked(request.into_inner())) > 0;
         Ok(Response::new(IsActiveResponse { result }))
     }
 
@@ -39,7 +41,7 @@ impl ExternalScaler for House {
         let (send, stream) = channel(STREAM_QUEUE);
         let (house, asked) = (self.clone(), asked(request.into_inner()));
         let is_active =
-            move |figures: &Figures| IsActiveResponse { result: jobs(figures, &asked) > 0 };
+            move |demand: &Demand| IsActiveResponse { result: jobs(demand, &asked) > 0 };
         tokio::spawn(async move { house.tell(is_active, send).await });
         Ok(Response::new(stream))
     }
@@ -61,8 +63,7 @@ impl ExternalScaler for House {
         request: Request<GetMetricsRequest>,
     ) -> Result<Response<GetMetricsResponse>, Status> {
         let asked = asked(request.into_inner().scaled_object_ref.unwrap_or_default());
-        let figures = self.figures().await.map_err(status::of)?;
-        let jobs = jobs(&figures, &asked);
+        let jobs = jobs(&self.demand(), &asked);
         let value = MetricValue {
             metric_name: METRIC.to_owned(),
             metric_value: i64::try_from(jobs).unwrap_or(i64::MAX),
@@ -79,6 +80,6 @@ fn asked(object: ScaledObjectRef) -> v1::WatchDemandRequest {
 }
 
 /// Jobs that a worker could begin, or that a worker holds.
-fn jobs(figures: &Figures, asked: &v1::WatchDemandRequest) -> u64 {
-    figures.demand(asked).sets.iter().map(|set| set.pending + set.leased).sum()
+fn jobs(demand: &Demand, asked: &v1::WatchDemandRequest) -> u64 {
+    demand_of(demand, asked).sets.iter().map(|set| set.pending + set.leased).sum()
 }

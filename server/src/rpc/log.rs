@@ -1,16 +1,17 @@
 //! `towpath.v1.Log`.
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status};
 use towpath_engine::ids::RunId;
 use towpath_proto::v1::{self, log_server::Log};
-use towpath_storage::{Record, StoreError};
+use towpath_storage::{Position, Record, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
     House,
     auth::{self, roles::Role},
     check,
+    followers::Follower,
     runs::stream,
     status,
 };
@@ -80,10 +81,13 @@ impl House {
         send: mpsc::Sender<Result<v1::Record, Status>>,
     ) {
         let store = &self.runs().store;
-        let mut tail = store.watch();
+        let mut tail = match &run {
+            Some(run) => Tail::OfRun(self.runs().followers.follow(run)),
+            None => Tail::OfLog(store.watch()),
+        };
         loop {
             // Seen before reading: what is appended in between wakes the wait below.
-            tail.borrow_and_update();
+            tail.seen();
             loop {
                 let page = match &run {
                     Some(run) => store.read(&stream(run), after, PAGE).await,
@@ -115,7 +119,7 @@ impl House {
                     drop(send.send(Err(self.why_stopped().await)).await);
                     return;
                 }
-                changed = tail.changed() => if changed.is_err() { return },
+                more = tail.wait() => if !more { return },
             }
         }
     }
@@ -127,6 +131,32 @@ impl House {
         // A store that stopped answers every read with the cause.
         let asked = self.runs().store.read_all(0, 1).await;
         status::of(asked.err().unwrap_or(StoreError::Closed).into())
+    }
+}
+
+/// What a follower waits for: of one run, it is not woken by any other.
+enum Tail {
+    OfRun(Follower),
+    OfLog(watch::Receiver<Position>),
+}
+
+impl Tail {
+    fn seen(&mut self) {
+        match self {
+            Self::OfRun(follower) => follower.seen(),
+            Self::OfLog(tail) => drop(tail.borrow_and_update()),
+        }
+    }
+
+    /// Waits until there is more; says whether there can be.
+    async fn wait(&mut self) -> bool {
+        match self {
+            Self::OfRun(follower) => {
+                follower.wait().await;
+                true
+            }
+            Self::OfLog(tail) => tail.changed().await.is_ok(),
+        }
     }
 }
 

@@ -169,7 +169,6 @@ impl House {
     ) -> Result<v1::Run, CommandError> {
         let id = self.find(run)?;
         self.runs().execute(&id, command, by).await?;
-        self.runs().changed.notify_one();
         self.runs().look(&id, |loaded| about.link(&loaded.run)).await?;
         self.view(&id).await
     }
@@ -360,16 +359,20 @@ impl House {
         let v1::ExplainJobRequest { run, job } = request;
         let id = self.find(&run)?;
         let short_id = locked(&self.runs().list).short(&id).to_owned();
-        let busy = self.runs().locks.of_others(&id);
         let explained = |loaded: &Loaded| {
             let known = loaded.run.job(&job)?;
+            let lock = known.plan.resource.as_ref().map(|lock| lock.name.as_str());
+            let busy = self.scheduler().locks_of_others(&id, lock);
+            let tags = &known.plan.tags;
+            let (has_worker, has_tags) =
+                self.scheduler().look(|all| (all.has_worker(&id), all.offers(&id, tags)));
             let around = wire::Around {
                 id: &id,
                 short_id: &short_id,
                 now: self.runs().now(),
                 busy: &busy,
-                has_worker: self.dispatch().has_worker(&id),
-                has_tags: self.dispatch().offers(&id, &known.plan.tags),
+                has_worker,
+                has_tags,
             };
             Some(wire::explanation(&loaded.run, known, &around))
         };

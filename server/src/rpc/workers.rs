@@ -3,14 +3,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 use towpath_engine::{
-    decide::{Command, Ended, ReportJob},
+    decide::Ended,
     event::{Artifact, FailureCause},
-    ids::{Actor, WorkerName},
-    refusal::Refusal,
     results,
+    scheduler::{Input, Message as Outbound, SessionId},
 };
 use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
 
@@ -19,30 +18,30 @@ use towpath_storage::{DiskFull, StoreError};
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
     House, auth,
-    figures::Figures,
+    figures::{Demand, demand_of},
     limits::PART_BYTES_MAX,
+    outbox::{Outbox, Outgoing, outbox},
     outputs::Key,
-    runs::{CommandError, Loaded},
-    sessions::{Outgoing, SESSION_QUEUE},
+    runs::CommandError,
+    scheduler_driver::End,
+    shared_scheduler::Delivery,
     status,
     wire::{self, Reported},
 };
 
 /// Shortest time between two looks at what wants a worker.
 const DEMAND_EVERY: Duration = Duration::from_millis(200);
-/// Longest time between two looks.
-const DEMAND_LOOK_EVERY: Duration = Duration::from_secs(2);
 
 #[tonic::async_trait]
 impl Workers for House {
-    type SessionStream = Streamed<v1::ServerMessage>;
+    type SessionStream = Outgoing;
     type WatchDemandStream = Streamed<v1::Demand>;
 
     async fn session(
         &self,
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (send, receive) = mpsc::channel(SESSION_QUEUE);
+        let (outbox, outgoing) = outbox();
         let house = self.clone();
         let (_, extensions, mut incoming) = request.into_parts();
         tokio::spawn(async move {
@@ -52,27 +51,33 @@ impl Workers for House {
                     let unread = first.and_then(Result::err).and_then(|why| status::misread(&why));
                     let what = "a session begins with a hello".to_owned();
                     let error = unread.unwrap_or(CommandError::MessageInvalid { what });
-                    drop(send.send(Err(status::of(error))).await);
-                    return;
+                    return outbox.end(Some(status::of(error)));
                 }
             };
             let named = auth::is_worker(&extensions, &hello.worker);
             if let Err(error) = named {
-                drop(send.send(Err(status::of(error))).await);
-                return;
+                return outbox.end(Some(status::of(error)));
             }
-            if let Err(error) = house.serve_worker(hello, incoming, send.clone()).await {
-                drop(send.send(Err(status::of(error))).await);
+            let outbox = outbox.named(&hello.worker);
+            match house.driver().open(hello, &outbox).await {
+                Ok((session, delivery)) => {
+                    let delivering =
+                        house.clone().deliver(session, delivery.clone(), outbox.clone());
+                    tokio::spawn(delivering);
+                    let served = house.serve_worker(session, &delivery, incoming, &outbox).await;
+                    house.scheduler().disconnect(session, served.err());
+                }
+                Err(error) => outbox.end(Some(status::of(error))),
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+        Ok(Response::new(outgoing))
     }
 
     async fn list_workers(
         &self,
         _: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersReply>, Status> {
-        Ok(Response::new(v1::ListWorkersReply { workers: self.dispatch().workers() }))
+        Ok(Response::new(v1::ListWorkersReply { workers: self.workers() }))
     }
 
     async fn drain_worker(
@@ -80,7 +85,7 @@ impl Workers for House {
         request: Request<v1::DrainWorkerRequest>,
     ) -> Result<Response<v1::Worker>, Status> {
         let v1::DrainWorkerRequest { name, drain } = request.into_inner();
-        self.dispatch().drain_worker(&name, drain).map(Response::new).map_err(status::of)
+        self.driver().drain_worker(&name, drain).map(Response::new).map_err(status::of)
     }
 
     async fn watch_demand(
@@ -89,42 +94,40 @@ impl Workers for House {
     ) -> Result<Response<Self::WatchDemandStream>, Status> {
         let (send, stream) = channel(STREAM_QUEUE);
         let (house, asked) = (self.clone(), request.into_inner());
-        let demand = move |figures: &Figures| figures.demand(&asked);
+        let demand = move |demand: &Demand| demand_of(demand, &asked);
         tokio::spawn(async move { house.tell(demand, send).await });
         Ok(Response::new(stream))
     }
 }
 
 impl House {
-    /// Tells what the figures mean, and again whenever that has changed.
+    /// The workers that are connected, by name.
+    pub(crate) fn workers(&self) -> Vec<v1::Worker> {
+        self.scheduler().look(|all| all.workers().map(|view| wire::worker(&view)).collect())
+    }
+
+    /// Sends what the demand for workers means, and again whenever that has changed.
     pub(super) async fn tell<T: Clone + PartialEq>(
         &self,
-        meaning: impl Fn(&Figures) -> T,
+        meaning: impl Fn(&Demand) -> T,
         send: mpsc::Sender<Result<T, Status>>,
     ) {
-        let mut tail = self.runs().store.watch();
+        let mut wanted = self.scheduler().watch_wanted();
         let mut told = None;
         loop {
-            // Seen before reading: what is recorded in between wakes the wait below.
-            tail.borrow_and_update();
-            let figures = self.figures().await.map_err(status::of);
-            match figures.map(|figures| meaning(&figures)) {
-                Ok(meant) if told.as_ref() == Some(&meant) => {}
-                Ok(meant) => {
-                    told = Some(meant.clone());
-                    if send.send(Ok(meant)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(status) => {
-                    drop(send.send(Err(status)).await);
+            // Seen before reading: what changes in between wakes the wait below.
+            wanted.borrow_and_update();
+            let meant = meaning(&self.demand());
+            if told.as_ref() != Some(&meant) {
+                told = Some(meant.clone());
+                if send.send(Ok(meant)).await.is_err() {
                     return;
                 }
             }
             let changed = async {
                 tokio::time::sleep(DEMAND_EVERY).await;
-                // A try in back-off is due without an event.
-                drop(tokio::time::timeout(DEMAND_LOOK_EVERY, tail.changed()).await);
+                // The sender lives as long as the server.
+                drop(wanted.changed().await);
             };
             tokio::select! {
                 () = send.closed() => return,
@@ -134,49 +137,84 @@ impl House {
         }
     }
 
+    /// Sends what waits for a session, as its connection takes it.
+    async fn deliver(self, session: SessionId, delivery: Delivery, outbox: Outbox) {
+        loop {
+            while let Some(message) = self.scheduler().next_message(session) {
+                delivery.taken.notify_one();
+                let message = match self.worded(message).await {
+                    Ok(message) => message,
+                    // What was to be said is lost with the session: it is said again in the next.
+                    Err(error) => return self.scheduler().disconnect(session, Some(error)),
+                };
+                if let Some(message) = message
+                    && !outbox.send(message).await
+                {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = delivery.wake.notified() => {}
+                () = delivery.closed.cancelled() => return,
+                () = outbox.closed() => return,
+            }
+        }
+    }
+
+    /// A message as the worker reads it. `None`: the attempt that it is about has ended meanwhile.
+    async fn worded(&self, message: Outbound) -> Result<Option<v1::ServerMessage>, CommandError> {
+        Ok(Some(match message {
+            Outbound::Welcome { held } => {
+                let held: Vec<Key> = held.into_iter().collect();
+                let lengths = self.lengths(&held).await?;
+                wire::welcome(lengths.into_iter(), self.scheduler().lease_ms())
+            }
+            Outbound::Assign { attempt, fence } => {
+                let loaded = self.runs().ahead(&attempt.run).await?;
+                return Ok(wire::assignment(&attempt, fence, &loaded.run));
+            }
+            Outbound::Cancel(attempt) => wire::cancel(&attempt),
+            Outbound::Recorded(attempt) => wire::recorded(&attempt),
+        }))
+    }
+
+    /// Takes in what a worker says until its session ends, by itself or for an error.
     async fn serve_worker(
         &self,
-        hello: v1::Hello,
+        session: SessionId,
+        delivery: &Delivery,
         mut incoming: Streaming<v1::WorkerMessage>,
-        send: mpsc::Sender<Outgoing>,
+        outbox: &Outbox,
     ) -> Result<(), CommandError> {
-        let (session, held) = self.dispatch().open(hello, send.clone()).await?;
-        let lengths = match self.lengths(&held).await {
-            Ok(lengths) => lengths,
-            Err(error) => {
-                self.dispatch().close(session);
-                return Err(error);
-            }
-        };
-        let welcome = wire::welcome(lengths.into_iter(), self.dispatch().lease_ms());
-        drop(send.try_send(Ok(welcome)));
-        self.dispatch().begin(session, &held).await;
         let mut refused = RefusedParts::new();
-        let served = loop {
+        loop {
+            let read = async {
+                while self.scheduler().look(|all| all.is_backed_up(session)) {
+                    delivery.taken.notified().await;
+                }
+                incoming.next().await
+            };
             let message = tokio::select! {
-                () = self.stopping().cancelled() => break Ok(()),
-                () = send.closed() => break Ok(()),
-                message = incoming.next() => message,
+                () = self.stopping().cancelled() => return Ok(()),
+                () = delivery.closed.cancelled() => return Ok(()),
+                () = outbox.closed() => return Ok(()),
+                message = read => message,
             };
             let message = match message {
                 Some(Ok(v1::WorkerMessage { message })) => message,
                 // A worker that is gone is told nothing.
-                Some(Err(gone)) => break status::misread(&gone).map_or(Ok(()), Err),
-                None => break Ok(()),
+                Some(Err(gone)) => return status::misread(&gone).map_or(Ok(()), Err),
+                None => return Ok(()),
             };
-            if !self.dispatch().hear(session) {
-                // It was silent for too long: it must say anew what it holds.
-                break Ok(());
-            }
+            self.scheduler().on(Input::Heartbeat { session });
             if matches!(message, Some(Message::Leave(_))) {
-                break self.dispatch().leave(session).await;
+                self.scheduler().on(Input::Goodbye { session });
+                // Until what was on its way to the worker is recorded as lost.
+                delivery.closed.cancelled().await;
+                return Ok(());
             }
-            if let Err(error) = self.worker_says(session, message, (&send, &mut refused)).await {
-                break Err(error);
-            }
-        };
-        self.dispatch().close(session);
-        served
+            self.worker_says(session, message, &mut refused).await?;
+        }
     }
 
     /// Acts on one message. An error ends the session, and with it every other job of the worker:
@@ -185,9 +223,9 @@ impl House {
     /// every new session.
     async fn worker_says(
         &self,
-        session: u64,
+        session: SessionId,
         message: Option<Message>,
-        (send, refused): (&mpsc::Sender<Outgoing>, &mut RefusedParts),
+        refused: &mut RefusedParts,
     ) -> Result<(), CommandError> {
         match message {
             Some(Message::Output(v1::Output { of, offset, content })) => {
@@ -203,11 +241,9 @@ impl House {
                 });
                 note_part(key, taken, refused)
             }
-            Some(Message::Report(report)) => {
-                self.take_report(session, report, (send, refused)).await
-            }
+            Some(Message::Report(report)) => self.take_report(session, report, refused).await,
             Some(Message::Drain(v1::Drain {})) => {
-                self.dispatch().drain(session);
+                self.scheduler().on(Input::DrainRequested { session });
                 Ok(())
             }
             Some(Message::Beat(v1::Beat {}) | Message::Leave(v1::Leave {})) | None => Ok(()),
@@ -218,24 +254,26 @@ impl House {
     }
 
     /// The attempt that a message is about, if this session was given it.
-    fn own(&self, session: u64, of: Option<v1::Holding>) -> Result<Option<Key>, CommandError> {
+    fn own(
+        &self,
+        session: SessionId,
+        of: Option<v1::Holding>,
+    ) -> Result<Option<Key>, CommandError> {
         let key = named(of)?;
-        Ok(self.dispatch().holds(session, &key).then_some(key))
+        Ok(self.scheduler().look(|all| all.holds(session, &key)).then_some(key))
     }
 
     async fn take_report(
         &self,
-        session: u64,
+        session: SessionId,
         report: v1::Report,
-        (send, refused): (&mpsc::Sender<Outgoing>, &mut RefusedParts),
+        refused: &mut RefusedParts,
     ) -> Result<(), CommandError> {
         let v1::Report { of, ran_ms, ended, output_bytes } = report;
         let key = named(of)?;
-        let Some(worker) = self.dispatch().worker(session) else { return Ok(()) };
-        if !self.dispatch().holds(session, &key) {
-            return self.answer_unheld(&key, &worker, send).await;
+        if !self.scheduler().look(|all| all.holds(session, &key)) {
+            return self.driver().answer_unheld(session, &key).await;
         }
-        let (house, send) = (self.clone(), send.clone());
         let arrived = self.outputs().length(&key);
         let missing = (output_bytes > arrived).then(|| {
             format!("it counts {output_bytes} bytes of output, of which {arrived} have arrived")
@@ -245,52 +283,22 @@ impl House {
             Some(why) => reported.unless_invalid(why),
             None => reported,
         };
+        let house = self.clone();
         // Beside the session: the disk of one job does not hold up the messages of another.
-        let finished = async move {
-            let answer =
-                match house.record((session, worker), &key, ran_ms, reported, arrived).await {
-                    Ok(()) => Ok(wire::recorded(&key)),
-                    Err(error) if is_stale(&error) => Ok(wire::recorded(&key)),
-                    // The store could not take it now. The worker keeps the report and repeats it
-                    // in its next session.
-                    Err(error) => Err(status::of(error)),
-                };
-            drop(send.send(answer).await);
-        };
-        tokio::spawn(finished);
+        tokio::spawn(async move {
+            if let Err(error) = house.record(session, &key, ran_ms, reported, arrived).await {
+                // The store could not take it now. The worker keeps the report and repeats it in
+                // its next session.
+                house.scheduler().disconnect(session, Some(error));
+            }
+        });
         Ok(())
     }
 
-    /// Answers a report of an attempt that this session does not hold.
-    ///
-    /// Either the attempt counts no more, and its worker may forget it. Or its report came twice
-    /// and the first is still being written: that one is answered once it is durable, and to answer
-    /// the second now would promise what may yet fail.
-    async fn answer_unheld(
-        &self,
-        key: &Key,
-        worker: &WorkerName,
-        send: &mpsc::Sender<Outgoing>,
-    ) -> Result<(), CommandError> {
-        let counts = |loaded: &Loaded| {
-            let job = loaded.run.job(key.job.as_str());
-            job.is_some_and(|job| job.state.lease() == Some((key.attempt, worker)))
-        };
-        match self.runs().look(&key.run, counts).await {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(error) if is_stale(&error) => {}
-            Err(error) => return Err(error),
-        }
-        drop(send.send(Ok(wire::recorded(key))).await);
-        Ok(())
-    }
-
-    /// Keeps what the attempt left, then records how it ended; the slot that is free now is used
-    /// in the same append.
+    /// Keeps what the attempt left, then has it recorded how it ended.
     async fn record(
         &self,
-        (session, worker): (u64, WorkerName),
+        session: SessionId,
         key: &Key,
         ran_ms: u64,
         reported: Reported,
@@ -299,8 +307,7 @@ impl House {
         let ended = match reported {
             Reported::Ended(ended) => ended,
             Reported::Lost(reason) => {
-                self.dispatch().free_slot(session, key);
-                self.dispatch().lose(key, &reason).await?;
+                self.driver().record(session, key, End::Lost(reason)).await?;
                 self.outputs().forget(key);
                 return Ok(());
             }
@@ -310,38 +317,9 @@ impl House {
             Some(why) => Ended::Failed(FailureCause::ReportInvalid(why)),
             None => ended,
         };
-        let by = Actor::worker(worker.as_str());
-        let (job, attempt) = (key.job.clone(), key.attempt);
-        let report = ReportJob { job, attempt, worker, ended, ran_ms, log };
-        let mut commands = vec![Command::Report(report.clone())];
-        self.dispatch().free_slot(session, key);
-        // Unless another run is to be served first.
-        let again = self.dispatch().take_turn(session, &key.run).await;
-        let reserved = if again { self.dispatch().reserve(session, 1) } else { None };
-        let count = u32::from(reserved.is_some());
-        commands.extend(reserved.map(|(lease, _)| lease));
-        let executed = match self.runs().execute_all(&key.run, &commands, &by).await {
-            Err(error) if is_refusal_of_report(&error) => {
-                // Whatever the rules turn down is no success. To end here would leave the job
-                // leased for ever: its worker has nothing else to report.
-                let cause = FailureCause::ReportInvalid(error.to_string()).bounded();
-                let failed = ReportJob { ended: Ended::Failed(cause), ..report };
-                commands[0] = Command::Report(failed);
-                self.runs().execute_all(&key.run, &commands, &by).await
-            }
-            executed => executed,
-        };
-        match executed {
-            Ok(recorded) => {
-                self.dispatch().assign(session, &key.run, &recorded, count).await;
-                self.outputs().forget(key);
-                Ok(())
-            }
-            Err(error) => {
-                self.dispatch().release(session, count);
-                Err(error)
-            }
-        }
+        self.driver().record(session, key, End::Ended { ended, ran_ms, log }).await?;
+        self.outputs().forget(key);
+        Ok(())
     }
 
     async fn blocking<T: Send + 'static>(
@@ -441,22 +419,6 @@ fn note_part(
 fn named(of: Option<v1::Holding>) -> Result<Key, CommandError> {
     let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
     Ok(wire::key(of.ok_or_else(missing)?))
-}
-
-/// Whether a report was not recorded because its attempt counts no more.
-fn is_stale(error: &CommandError) -> bool {
-    use Refusal as R;
-    let CommandError::Refused(refusal) = error else { return false };
-    matches!(refusal, R::AttemptStale { .. } | R::RunUnknown | R::JobUnknown { .. })
-}
-
-/// Whether `error` says no to a report that counts, and would say so every time.
-fn is_refusal_of_report(error: &CommandError) -> bool {
-    let refused = matches!(
-        error,
-        CommandError::Refused(_) | CommandError::TooMuch { .. } | CommandError::Bug(_)
-    );
-    refused && !is_stale(error)
 }
 
 /// Refuses a part of more bytes than one message may carry.

@@ -43,7 +43,7 @@ impl Runs {
                 }
                 Err(_) => continue,
             }
-            let command = self.with_busy(id, command);
+            let command = self.with_busy(id, run, command);
             match carry_out(run, &command, by, self.now()) {
                 Ok(more) => {
                     spans.extend(ended(run, &command, &more));
@@ -82,10 +82,10 @@ impl Runs {
         }
     }
 
-    /// A lease needs to know which locks other runs hold.
-    fn with_busy<'c>(&self, id: &RunId, command: &'c Command) -> Cow<'c, Command> {
+    /// A lease needs to know which locks other runs hold at the moment when it is decided.
+    fn with_busy<'c>(&self, id: &RunId, run: &Run, command: &'c Command) -> Cow<'c, Command> {
         let Command::Lease(lease) = command else { return Cow::Borrowed(command) };
-        let busy = self.locks.of_others(id);
+        let busy = self.scheduler.locks_of_others(id, run.locks());
         Cow::Owned(Command::Lease(LeaseJob { busy, ..lease.clone() }))
     }
 }

@@ -1,6 +1,6 @@
 //! Runs whose records cannot be replayed. They are named, and stop nobody else.
 
-use towpath_engine::ids::RunId;
+use towpath_engine::{ids::RunId, scheduler::Input};
 
 use super::{CommandError, Runs, locked};
 
@@ -12,8 +12,13 @@ impl Runs {
         if locked(&self.set_aside).insert(id.clone(), (*version, why.clone())).is_none() {
             tracing::error!(run = %id, version, why, "run set aside: it cannot be replayed");
         }
-        locked(&self.movable).remove(id);
-        locked(&self.due).remove(id);
+        self.scheduler.on(Input::RunSetAside { run: id });
+        locked(&self.due).set(id, None);
+    }
+
+    /// Whether `run` has not ended and can be worked on.
+    pub(crate) fn is_live(&self, run: &RunId) -> bool {
+        !locked(&self.set_aside).contains_key(run) && locked(&self.list).is_live(run)
     }
 
     /// The runs that have not ended and can be worked on, oldest first.

@@ -214,7 +214,7 @@ fn told(log: &str) -> Told {
         let event = &record["fact"]["event"];
         let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
         let attempt = (text("job"), event["attempt"].as_u64().unwrap_or_default());
-        if text("reason") == "its worker came back without it" {
+        if text("reason") == "the worker reconnected without it" {
             told.unnamed.push(attempt.clone());
         }
         let again = match text("kind").as_str() {

@@ -153,7 +153,7 @@ impl World {
         let now = self.server.now(self.now);
         let Some(cell) = self.server.cells.get(run) else { return };
         let due = cell.run.next_due(now);
-        self.server.held.insert(run.clone(), cell.run.busy());
+        self.server.held.insert(run.clone(), cell.run.busy().clone());
         if let Some(due) = due {
             let at = self.now + due.ms_since(now).clamp(1, 5_000);
             if self.server.due_at.is_none_or(|before| before > at || before <= self.now) {

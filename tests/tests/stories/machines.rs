@@ -181,8 +181,7 @@ async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
     let worker = RealWorker::begin(&house, "awake", 1, folder.path());
     house.ended(&run).await;
     let kinds = house.kinds(&run).await;
-    sleeper.send_report(&of, succeeded(), 0).await;
-    // The session is over; whoever woke up has to say anew what it holds.
+    // The session has expired with the lease: a worker that wakes has to say anew what it holds.
     sleeper.refusal().await;
 
     assert_eq!(house.kinds(&run).await, kinds);

@@ -1,0 +1,477 @@
+//! Carries out what the scheduler wants of the log, and tells it what came of that. Decides
+//! nothing: the rules are in the engine's `scheduler`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use towpath_engine::{
+    decide::{Command, Ended, LeaseJob, LoseJob, ReportJob},
+    event::{FailureCause, RunEvent},
+    ids::{Actor, AttemptId, Blob, JobName, RunId, WorkerName},
+    refusal::Refusal,
+    scheduler::{
+        Blame, Effect, Hello, Input, LeaseStage, Leased, LossReason, SLOTS_MAX, SessionId,
+    },
+};
+use towpath_proto::v1;
+use towpath_storage::{AppendError, StoreError};
+
+use crate::{
+    outbox::Outbox,
+    runs::{CommandError, Loaded, Recorded, Runs, locked},
+    sessions,
+    shared_scheduler::{Delivery, SharedScheduler, Work},
+    wire,
+};
+
+/// The scheduler's hands.
+#[derive(Debug)]
+pub(crate) struct SchedulerDriver {
+    runs: Arc<Runs>,
+    pub(crate) scheduler: Arc<SharedScheduler>,
+}
+
+/// How an attempt ended, as its worker reports it; what it left is kept already.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// Nobody knows how; why.
+    Lost(String),
+    /// So.
+    Ended {
+        ended: Ended,
+        /// How long it ran, in milliseconds by the worker's clock.
+        ran_ms: u64,
+        /// What it printed.
+        log: Option<Blob>,
+    },
+}
+
+impl End {
+    fn command(&self, attempt: &AttemptId, worker: WorkerName) -> Command {
+        let AttemptId { job, attempt, .. } = attempt.clone();
+        match self.clone() {
+            Self::Lost(reason) => Command::Lose(LoseJob { job, attempt, reason }),
+            Self::Ended { ended, ran_ms, log } => {
+                Command::Report(ReportJob { job, attempt, worker, ended, ran_ms, log })
+            }
+        }
+    }
+
+    /// The same attempt, but it failed for this reason.
+    fn failed(self, cause: FailureCause) -> Self {
+        let ended = Ended::Failed(cause);
+        match self {
+            Self::Lost(_) => Self::Ended { ended, ran_ms: 0, log: None },
+            Self::Ended { ran_ms, log, .. } => Self::Ended { ended, ran_ms, log },
+        }
+    }
+}
+
+impl SchedulerDriver {
+    pub(crate) fn new(runs: Arc<Runs>) -> Self {
+        let scheduler = Arc::clone(&runs.scheduler);
+        Self { runs, scheduler }
+    }
+
+    /// Does what the scheduler wants, until told to stop.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut work: mpsc::UnboundedReceiver<Work>,
+        stop: CancellationToken,
+    ) {
+        let mut ticks = tokio::time::interval(self.scheduler.look(|all| all.lease() / 4));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                next = work.recv() => match next {
+                    Some(Work::Effect(effect)) => self.carry_out(effect).await,
+                    Some(Work::Reached(reached)) => drop(reached.send(())),
+                    None => return,
+                },
+                _ = ticks.tick() => drop(self.scheduler.on(Input::Tick)),
+                () = self.scheduler.wait_for_alarm() => drop(self.scheduler.on(Input::Tick)),
+            }
+        }
+    }
+
+    async fn carry_out(self: &Arc<Self>, effect: Effect) {
+        match effect {
+            // In turn: what is leased next depends on what was leased before.
+            Effect::Lease { session, run, lease } => self.lease(session, run, lease).await,
+            Effect::Lose { attempt, reason } => {
+                let driver = Arc::clone(self);
+                tokio::spawn(async move { driver.lose(attempt, reason).await });
+            }
+            Effect::Reconcile { session, worker, runs } => {
+                let driver = Arc::clone(self);
+                tokio::spawn(async move { driver.reconcile(session, &worker, runs).await });
+            }
+            Effect::CheckJob { session, run, job } => {
+                let driver = Arc::clone(self);
+                tokio::spawn(async move {
+                    if let Err(error) = driver.still_open(&run, &job).await {
+                        driver.scheduler.disconnect(session, Some(error));
+                    }
+                });
+            }
+            Effect::Record { .. }
+            | Effect::Opened { .. }
+            | Effect::Deliver { .. }
+            | Effect::Close { .. }
+            | Effect::Notice(_) => {}
+        }
+    }
+
+    /// Decides a lease; the next one may be decided while this one is being written.
+    async fn lease(self: &Arc<Self>, session: SessionId, run: RunId, lease: LeaseJob) {
+        let by = Actor::worker(lease.worker.as_str());
+        let queued = match self.runs.queue(&run, &[Command::Lease(lease)], &by).await {
+            Ok(queued) => queued,
+            Err(error) => {
+                let blame = self.blame(&error);
+                let stage = LeaseStage::Decide;
+                self.scheduler.on(Input::LeaseFailed { session, run, stage, blame });
+                return;
+            }
+        };
+        let recorded = queued.facts > 0;
+        self.scheduler.on(Input::LeaseDecided { session, run: run.clone(), recorded });
+        if !recorded {
+            return;
+        }
+        let driver = Arc::clone(self);
+        tokio::spawn(async move {
+            match queued.done.await {
+                Ok(recorded) => {
+                    let leased = driver.leased(&run, &recorded);
+                    driver.scheduler.on(Input::LeaseDurable { session, leased });
+                }
+                Err(error) => {
+                    let blame = driver.blame_append(&error);
+                    let stage = LeaseStage::Write;
+                    driver.scheduler.on(Input::LeaseFailed { session, run, stage, blame });
+                }
+            }
+        });
+    }
+
+    async fn lose(&self, attempt: AttemptId, reason: LossReason) {
+        let lose = Command::Lose(LoseJob {
+            job: attempt.job.clone(),
+            attempt: attempt.attempt,
+            reason: reason.words().to_owned(),
+        });
+        let lost = self.runs.execute(&attempt.run, lose, &Actor::timer()).await;
+        // A refusal says that it is lost already.
+        let ok = matches!(lost, Ok(_) | Err(CommandError::Refused(_)));
+        if let Err(error) = lost {
+            let AttemptId { run, job, attempt } = &attempt;
+            tracing::debug!(%run, %job, %attempt, %error, "attempt not recorded as lost");
+        }
+        self.scheduler.on(Input::Lost { attempt, ok });
+    }
+
+    /// What `worker` holds, as far as the disk knows: what it is told, it acts on.
+    async fn reconcile(&self, session: SessionId, worker: &WorkerName, runs: BTreeSet<RunId>) {
+        let mut leased = Vec::new();
+        for run in runs {
+            if !self.runs.is_live(&run) {
+                continue;
+            }
+            let of_worker = |loaded: &Loaded| -> Vec<AttemptId> {
+                let leases = loaded.run.leased().filter_map(|job| {
+                    let (attempt, by) = job.state.lease()?;
+                    let id = || AttemptId { run: run.clone(), job: job.plan.name.clone(), attempt };
+                    (by == worker).then(id)
+                });
+                leases.collect()
+            };
+            match self.runs.look(&run, of_worker).await {
+                Ok(more) => leased.extend(more),
+                Err(error) if self.blame(&error) == Blame::Run => {
+                    // One run that cannot be read keeps no worker from all the others.
+                    tracing::warn!(%run, %worker, %error, "run not read for a worker's hello");
+                }
+                Err(error) => {
+                    self.scheduler.note_error(session, error);
+                    self.scheduler.on(Input::Reconciled { session, leased: None });
+                    return;
+                }
+            }
+        }
+        self.scheduler.on(Input::Reconciled { session, leased: Some(leased) });
+    }
+
+    /// Opens a session, or says why not.
+    pub(crate) async fn open(
+        &self,
+        mut hello: v1::Hello,
+        outbox: &Outbox,
+    ) -> Result<(SessionId, Delivery), CommandError> {
+        sessions::check(&hello)?;
+        let only = match hello.run.as_str() {
+            "" => None,
+            asked => Some(locked(&self.runs.list).find(asked)?),
+        };
+        self.check_job(&hello, only.as_ref()).await?;
+        let worker = WorkerName::from(hello.worker.as_str());
+        self.scheduler.disconnect_broken(&worker);
+        let holding = std::mem::take(&mut hello.holding).into_iter().map(wire::key).collect();
+        let hello = Hello {
+            worker,
+            instance: hello.instance,
+            version: hello.version,
+            slots: hello.slots.clamp(1, SLOTS_MAX),
+            tags: hello.tags,
+            only,
+            job: (!hello.job.is_empty()).then(|| hello.job.as_str().into()),
+            jobs_max: (hello.jobs_max > 0).then_some(hello.jobs_max),
+            draining: hello.draining,
+            holding,
+            since: self.runs.now(),
+        };
+        let (session, delivery, opened) = self.scheduler.connect(outbox.clone());
+        self.scheduler.on(Input::Hello { session, hello });
+        tokio::select! {
+            opened = opened => opened.unwrap_or(Err(CommandError::Store(StoreError::Closed)))?,
+            () = outbox.closed() => {}
+        }
+        Ok((session, delivery))
+    }
+
+    /// Records how an attempt ended, and uses its slot again in the same append.
+    pub(crate) async fn record(
+        &self,
+        session: SessionId,
+        attempt: &AttemptId,
+        end: End,
+    ) -> Result<(), CommandError> {
+        let Some(record) = self.scheduler.on(Input::Report { session, attempt }) else {
+            // Another report of the same attempt came first, or the session has ended.
+            return self.answer_unheld(session, attempt).await;
+        };
+        let with_lease = record.lease.is_some();
+        let by = Actor::worker(record.worker.as_str());
+        let mut commands = vec![end.command(attempt, record.worker.clone())];
+        commands.extend(record.lease.map(Command::Lease));
+        let executed = match self.runs.execute_all(&attempt.run, &commands, &by).await {
+            Err(error) if is_refusal_of_report(&error) => {
+                // Whatever the rules turn down is no success. To end here would leave the job
+                // leased for ever: its worker has nothing else to report.
+                let cause = FailureCause::ReportInvalid(error.to_string()).bounded();
+                commands[0] = end.failed(cause).command(attempt, record.worker);
+                self.runs.execute_all(&attempt.run, &commands, &by).await
+            }
+            executed => executed,
+        };
+        match executed {
+            Ok(recorded) => {
+                let leased = self.leased(&attempt.run, &recorded);
+                let attempt = attempt.clone();
+                self.scheduler.on(Input::Recorded { session, attempt, with_lease, leased });
+                Ok(())
+            }
+            Err(error) => {
+                self.scheduler.on(Input::RecordFailed { session, with_lease });
+                if !is_stale(&error) {
+                    return Err(error);
+                }
+                // It does not count any more: it may be forgotten once that is durable, and not
+                // before. If it counts again because that was not written, it is reported again.
+                if self.is_void(session, attempt).await? {
+                    self.scheduler.on(Input::ReportVoid { session, attempt: attempt.clone() });
+                    return Ok(());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Answers a report of an attempt that this session does not hold.
+    ///
+    /// Either the attempt counts no more, and its worker may forget it. Or its report came twice
+    /// and the first is still being written: that one is answered once it is durable, and to answer
+    /// the second now would promise what may yet fail.
+    pub(crate) async fn answer_unheld(
+        &self,
+        session: SessionId,
+        attempt: &AttemptId,
+    ) -> Result<(), CommandError> {
+        if self.is_void(session, attempt).await? {
+            self.scheduler.on(Input::ReportVoid { session, attempt: attempt.clone() });
+        }
+        Ok(())
+    }
+
+    /// Whether the worker of `session` does not hold `attempt`, by the durable log.
+    async fn is_void(&self, session: SessionId, attempt: &AttemptId) -> Result<bool, CommandError> {
+        let worker = self.scheduler.look(|scheduler| scheduler.worker_of(session).cloned());
+        // A session that has ended is not answered.
+        let Some(worker) = worker else { return Ok(false) };
+        let counts = |loaded: &Loaded| {
+            let job = loaded.run.job(attempt.job.as_str());
+            job.is_some_and(|job| job.state.lease() == Some((attempt.attempt, &worker)))
+        };
+        match self.runs.look(&attempt.run, counts).await {
+            Ok(counts) => Ok(!counts),
+            Err(error) if is_stale(&error) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses a hello for a job that cannot be waited for.
+    async fn check_job(&self, hello: &v1::Hello, run: Option<&RunId>) -> Result<(), CommandError> {
+        if hello.job.is_empty() || hello.draining || !hello.holding.is_empty() {
+            return Ok(());
+        }
+        let Some(run) = run else {
+            let what = "a worker for one job names its run".to_owned();
+            return Err(CommandError::MessageInvalid { what });
+        };
+        self.still_open(run, &hello.job.as_str().into()).await
+    }
+
+    /// Refuses a worker that is there for a job that no worker will be given any more.
+    async fn still_open(&self, run: &RunId, job: &JobName) -> Result<(), CommandError> {
+        let state = |loaded: &Loaded| {
+            let known = loaded.run.job(job.as_str());
+            known.map(|job| job.state.is_over().then(|| job.state.word()))
+        };
+        match self.runs.look(run, state).await? {
+            Some(None) => Ok(()),
+            Some(Some(state)) => Err(CommandError::JobEnded { job: job.clone(), state }),
+            None => Err(Refusal::JobUnknown { job: job.clone() }.into()),
+        }
+    }
+
+    /// Gives the worker of this name nothing new, or jobs again.
+    pub(crate) fn drain_worker(
+        &self,
+        name: &str,
+        drained: bool,
+    ) -> Result<v1::Worker, CommandError> {
+        let worker = WorkerName::from(name);
+        let view = || {
+            let view = self.scheduler.look(|all| all.worker(&worker).map(|it| wire::worker(&it)));
+            view.ok_or_else(|| CommandError::WorkerUnknown { name: name.to_owned() })
+        };
+        view()?;
+        self.scheduler.on(Input::DrainChanged { worker: worker.clone(), drained });
+        view()
+    }
+
+    /// The leases among what was recorded.
+    fn leased(&self, run: &RunId, recorded: &Recorded) -> Vec<Leased> {
+        let mut all = Vec::new();
+        for (fact, position) in recorded.facts.iter().zip(recorded.first..) {
+            if let RunEvent::JobLeased { job, attempt, .. } = &fact.event {
+                let (job, attempt) = (job.clone(), *attempt);
+                let attempt = AttemptId { run: run.clone(), job, attempt };
+                all.push(Leased { attempt, fence: self.runs.fence_base + position });
+            }
+        }
+        all
+    }
+
+    /// Whose fault it is that something could not be done: of one run, or of the store.
+    fn blame(&self, error: &CommandError) -> Blame {
+        let store = matches!(error, CommandError::StoreBusy)
+            || matches!(error, CommandError::Store(error) if is_of_store(error));
+        if store {
+            self.scheduler.note_store_error(error.to_string());
+        }
+        if store { Blame::Store } else { Blame::Run }
+    }
+
+    fn blame_append(&self, error: &AppendError) -> Blame {
+        let store = match error {
+            AppendError::Store(error) => is_of_store(error),
+            AppendError::Busy { .. } | AppendError::Full(_) => true,
+            AppendError::Conflict { .. } | AppendError::TooLarge { .. } | AppendError::Empty => {
+                false
+            }
+        };
+        if store {
+            self.scheduler.note_store_error(error.to_string());
+        }
+        if store { Blame::Store } else { Blame::Run }
+    }
+}
+
+/// Whether nothing can be written or read now. Damage concerns the run that was read.
+fn is_of_store(error: &StoreError) -> bool {
+    !matches!(error, StoreError::Damaged { .. })
+}
+
+/// Whether a report was not recorded because its attempt counts no more.
+fn is_stale(error: &CommandError) -> bool {
+    use Refusal as R;
+    let CommandError::Refused(refusal) = error else { return false };
+    matches!(refusal, R::AttemptStale { .. } | R::RunUnknown | R::JobUnknown { .. })
+}
+
+/// Whether `error` says no to a report that counts, and would say so every time.
+fn is_refusal_of_report(error: &CommandError) -> bool {
+    let refused = matches!(
+        error,
+        CommandError::Refused(_) | CommandError::TooMuch { .. } | CommandError::Bug(_)
+    );
+    refused && !is_stale(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use towpath_engine::{ids::Attempt, job::JobState};
+
+    use super::*;
+    use crate::{
+        desk::{Desk, WORKER, job, success},
+        outbox::outbox,
+    };
+
+    fn hello(holding: &[&AttemptId]) -> v1::Hello {
+        let holding = holding.iter().map(|id| wire::holding(id)).collect();
+        v1::Hello { worker: WORKER.into(), slots: 4, holding, ..Default::default() }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_comes_back_is_told_what_the_disk_knows() {
+        for (waiting_max, kept) in [(1, false), (0, true)] {
+            let (desk, driver) = Desk::driven(Duration::from_secs(30));
+            let run = desk.begins("r", vec![job("a", &[])]).await;
+            let id = AttemptId { run: run.clone(), job: "a".into(), attempt: Attempt(1) };
+            desk.store.stand_still(waiting_max);
+            drop(desk.queues(&run, success("a")).await);
+
+            let (outbox, _outgoing) = outbox();
+            let back = driver.open(hello(&[&id]), &outbox);
+            let (opened, ()) = tokio::join!(back, async { desk.store.go_on() });
+
+            let session = opened.unwrap().0;
+            assert_eq!(driver.scheduler.look(|all| all.holds(session, &id)), kept);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_whose_return_failed_is_waited_for() {
+        let (desk, driver) = Desk::driven(Duration::from_millis(4));
+        let run = desk.begins("r", vec![job("a", &[])]).await;
+        desk.store.stand_still(0);
+
+        let (outbox, _outgoing) = outbox();
+        let back = driver.open(hello(&[]), &outbox).await;
+        assert!(matches!(back, Err(CommandError::StoreBusy)));
+        desk.store.go_on();
+
+        let lost = async {
+            while desk.state(&run, "a").await != JobState::Requeued {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), lost).await.expect("its lease expires");
+    }
+}

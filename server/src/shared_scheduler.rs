@@ -1,0 +1,314 @@
+//! The scheduler of the engine, shared by all who tell it what happened, and the connections that
+//! it speaks of.
+//!
+//! Whatever it wants to be done that needs no log is done here and at once; the rest goes to the
+//! driver (`scheduler_driver`).
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex as SyncMutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use towpath_engine::{
+    decide::LeaseJob,
+    ids::{RunId, WorkerName},
+    run::Busy,
+    scheduler::{CloseReason, Effect, Input, Message, Notice, Scheduler, SessionId},
+};
+
+use crate::{
+    outbox::Outbox,
+    runs::{CommandError, locked},
+    status,
+};
+
+/// Shortest time for which a worker may be silent.
+const LEASE_MIN: Duration = Duration::from_millis(4);
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Carry this out against the log.
+    Effect(Effect),
+    /// Say so when everything before it has been carried out.
+    Reached(oneshot::Sender<()>),
+}
+
+/// A connection that the scheduler knows as a session.
+#[derive(Debug)]
+struct Connection {
+    outbox: Outbox,
+    /// Messages wait for it.
+    wake: Arc<Notify>,
+    /// Cancelled when the session has ended.
+    closed: CancellationToken,
+    /// Who waits for the session to be open.
+    opening: Option<oneshot::Sender<Result<(), CommandError>>>,
+    /// Why it could not be opened.
+    error: Option<CommandError>,
+}
+
+/// What the task that delivers the messages of a session waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) wake: Arc<Notify>,
+    /// A message was taken to be delivered.
+    pub(crate) taken: Arc<Notify>,
+    pub(crate) closed: CancellationToken,
+}
+
+/// The scheduler and its connections.
+#[derive(Debug)]
+pub(crate) struct SharedScheduler {
+    scheduler: SyncMutex<Scheduler>,
+    /// The zero of the scheduler's time.
+    started: Instant,
+    connections: SyncMutex<HashMap<SessionId, Connection>>,
+    next_session: AtomicU64,
+    /// Bounded by what the scheduler asks for: one lease of each run, one loss of each lease, one
+    /// reconciliation of each session at a time.
+    work: mpsc::UnboundedSender<Work>,
+    /// The scheduler wants to be woken at another time.
+    alarm: Notify,
+    /// The version of what wants a worker.
+    wanted: watch::Sender<u64>,
+    /// Why the store takes no leases.
+    store_error: SyncMutex<String>,
+}
+
+/// What the report of an attempt is to be recorded with.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// Who reports.
+    pub(crate) worker: WorkerName,
+    /// The next lease for the slot that is free now, in the same append.
+    pub(crate) lease: Option<LeaseJob>,
+}
+
+impl SharedScheduler {
+    /// A scheduler of leases that expire after `lease`, and what it wants its driver to do.
+    pub(crate) fn new(lease: Duration) -> (Arc<Self>, mpsc::UnboundedReceiver<Work>) {
+        let (work, receive) = mpsc::unbounded_channel();
+        let shared = Self {
+            // At least a moment, or time would never be passed.
+            scheduler: SyncMutex::new(Scheduler::new(lease.max(LEASE_MIN))),
+            started: Instant::now(),
+            connections: SyncMutex::default(),
+            next_session: AtomicU64::new(1),
+            work,
+            alarm: Notify::new(),
+            wanted: watch::Sender::new(0),
+            store_error: SyncMutex::default(),
+        };
+        (Arc::new(shared), receive)
+    }
+
+    /// Tells the scheduler what happened, and has done what it wants to be done. Answers what a
+    /// report is to be recorded with, if that was one.
+    pub(crate) fn on(&self, input: Input<'_>) -> Option<Record> {
+        let mut effects = Vec::new();
+        let (alarm, wanted) = {
+            let mut scheduler = locked(&self.scheduler);
+            let before = scheduler.next_wake();
+            scheduler.on(input, self.started.elapsed(), &mut effects);
+            // Routed under the lock: else effects of two inputs could change places.
+            let record = self.route(effects);
+            if scheduler.next_wake() != before {
+                self.alarm.notify_one();
+            }
+            (record, scheduler.wanted_version())
+        };
+        self.wanted.send_if_modified(|version| std::mem::replace(version, wanted) != wanted);
+        alarm
+    }
+
+    fn route(&self, effects: Vec<Effect>) -> Option<Record> {
+        let mut record = None;
+        for effect in effects {
+            match effect {
+                Effect::Record { worker, lease } => record = Some(Record { worker, lease }),
+                Effect::Opened { session } => self.opened(session),
+                Effect::Deliver { session } => {
+                    if let Some(connection) = locked(&self.connections).get(&session) {
+                        connection.wake.notify_one();
+                    }
+                }
+                Effect::Close { session, reason } => self.close(session, reason),
+                Effect::Notice(notice) => self.log(&notice),
+                work @ (Effect::Lease { .. }
+                | Effect::Lose { .. }
+                | Effect::Reconcile { .. }
+                | Effect::CheckJob { .. }) => {
+                    // Nobody is there to do it only when the server is closing.
+                    let _ = self.work.send(Work::Effect(work));
+                }
+            }
+        }
+        record
+    }
+
+    /// A connection under a new number, and how it is known whether the session was opened.
+    pub(crate) fn connect(
+        &self,
+        outbox: Outbox,
+    ) -> (SessionId, Delivery, oneshot::Receiver<Result<(), CommandError>>) {
+        let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let (tell, told) = oneshot::channel();
+        let (wake, closed) = (Arc::new(Notify::new()), CancellationToken::new());
+        let taken = Arc::new(Notify::new());
+        let delivery = Delivery { wake: Arc::clone(&wake), taken, closed: closed.clone() };
+        let connection = Connection { outbox, wake, closed, opening: Some(tell), error: None };
+        locked(&self.connections).insert(session, connection);
+        (session, delivery, told)
+    }
+
+    fn opened(&self, session: SessionId) {
+        let mut connections = locked(&self.connections);
+        let connection = connections.get_mut(&session);
+        if let Some(opening) = connection.and_then(|connection| connection.opening.take()) {
+            // Nobody waits any more if the connection broke meanwhile.
+            let _ = opening.send(Ok(()));
+        }
+    }
+
+    /// Keeps why a session could not be opened until the scheduler has closed it.
+    pub(crate) fn note_error(&self, session: SessionId, error: CommandError) {
+        if let Some(connection) = locked(&self.connections).get_mut(&session) {
+            connection.error = Some(error);
+        }
+    }
+
+    fn close(&self, session: SessionId, reason: CloseReason) {
+        let connection = locked(&self.connections).remove(&session);
+        let Some(Connection { outbox, closed, opening, error, .. }) = connection else { return };
+        let error = match reason {
+            CloseReason::NameTaken => Some(CommandError::WorkerNameTaken { name: outbox.worker() }),
+            CloseReason::Unavailable => Some(error.unwrap_or(CommandError::StoreBusy)),
+            // It opens another session and says what it holds.
+            CloseReason::Expired | CloseReason::Left => None,
+        };
+        match (opening, error) {
+            (Some(opening), Some(error)) => drop(opening.send(Err(error))),
+            (_, Some(error)) => outbox.end(Some(status::of(error))),
+            (_, None) => outbox.end(None),
+        }
+        closed.cancel();
+    }
+
+    /// The connection of a session has ended: on `error`, if there is one to be told.
+    pub(crate) fn disconnect(&self, session: SessionId, error: Option<CommandError>) {
+        let connection = locked(&self.connections).remove(&session);
+        if let Some(Connection { outbox, closed, .. }) = connection {
+            outbox.end(error.map(status::of));
+            closed.cancel();
+        }
+        self.on(Input::Disconnected { session });
+    }
+
+    /// Ends the session of `worker` if its connection is broken and nobody has noticed yet: else a
+    /// process that was just ended would keep its name from the next.
+    pub(crate) fn disconnect_broken(&self, worker: &WorkerName) {
+        let Some(session) = locked(&self.scheduler).session_of(worker) else { return };
+        let broken = |connection: &Connection| connection.outbox.is_closed();
+        if locked(&self.connections).get(&session).is_none_or(broken) {
+            self.disconnect(session, None);
+        }
+    }
+
+    /// The next message for a session.
+    pub(crate) fn next_message(&self, session: SessionId) -> Option<Message> {
+        let mut effects = Vec::new();
+        let mut scheduler = locked(&self.scheduler);
+        let message = scheduler.next_message(session, &mut effects);
+        self.route(effects);
+        message
+    }
+
+    /// Looks at the scheduler.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Scheduler) -> T) -> T {
+        look(&locked(&self.scheduler))
+    }
+
+    /// How many jobs of other runs hold each of the locks that `names` says.
+    pub(crate) fn locks_of_others<'n>(
+        &self,
+        run: &RunId,
+        names: impl IntoIterator<Item = &'n str>,
+    ) -> Busy {
+        self.look(|scheduler| scheduler.locks_of_others(run, names))
+    }
+
+    /// How long a worker may be silent, in milliseconds.
+    pub(crate) fn lease_ms(&self) -> u64 {
+        self.look(|scheduler| u64::try_from(scheduler.lease().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Tells when what wants a worker changes.
+    pub(crate) fn watch_wanted(&self) -> watch::Receiver<u64> {
+        self.wanted.subscribe()
+    }
+
+    /// Waits until the scheduler wants time to be passed, beyond the regular ticks.
+    pub(crate) async fn wait_for_alarm(&self) {
+        loop {
+            let wait =
+                self.look(|all| Some(all.next_wake()?.saturating_sub(self.started.elapsed())));
+            let passed = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = passed => return,
+                () = self.alarm.notified() => {}
+            }
+        }
+    }
+
+    /// Waits until every lease that could be given out now has been decided.
+    pub(crate) async fn settle(&self) {
+        loop {
+            let (reach, reached) = oneshot::channel();
+            if self.work.send(Work::Reached(reach)).is_err() || reached.await.is_err() {
+                return;
+            }
+            if self.look(Scheduler::is_settled) {
+                return;
+            }
+        }
+    }
+
+    /// Keeps why the store took no lease, for the log line about it.
+    pub(crate) fn note_store_error(&self, error: String) {
+        *locked(&self.store_error) = error;
+    }
+
+    fn log(&self, notice: &Notice) {
+        match notice {
+            Notice::WorkerConnected { worker, held } => {
+                tracing::info!(%worker, held, "worker connected");
+            }
+            Notice::SessionExpired { worker } => {
+                tracing::warn!(%worker, "worker session expired: no heartbeat");
+            }
+            Notice::LeasesExpired { worker, leases } => {
+                tracing::warn!(%worker, leases, "worker lost: its leases expire");
+            }
+            Notice::RunHeldBack { run } => {
+                tracing::warn!(%run, "run not leased: a lease failed, it is tried every second");
+            }
+            Notice::LeasingPaused => {
+                let error = locked(&self.store_error).clone();
+                tracing::warn!(error, "leasing paused: the store takes no leases");
+            }
+            Notice::LeasingResumed => tracing::info!("leasing resumed"),
+        }
+    }
+}
