@@ -29,6 +29,10 @@ impl Stand {
     fn is_over(&self) -> bool {
         !matches!(self, Self::Open | Self::Leased { .. })
     }
+
+    fn is_leased(&self) -> bool {
+        matches!(self, Self::Leased { .. })
+    }
 }
 
 #[derive(Clone, Default)]
@@ -38,6 +42,8 @@ struct RunPages {
     parallelism: u32,
     stages: Vec<String>,
     jobs: BTreeMap<JobName, (JobPlan, Stand)>,
+    /// What had succeeded when the plan was replaced.
+    carried: BTreeSet<JobName>,
     leased: BTreeSet<(JobName, u32)>,
     abort_root: Option<JobName>,
     eyes: Eyes,
@@ -115,8 +121,23 @@ impl RunPages {
                 self.parallelism = *parallelism;
             }
             RunEvent::JobsPlanned { jobs } => {
-                let planned = jobs.iter().map(|job| (job.name.clone(), (job.clone(), Stand::Open)));
-                self.jobs.extend(planned);
+                for job in jobs {
+                    // What succeeded under the plan before this one has still succeeded.
+                    let done = self.carried.contains(&job.name);
+                    let stand = if done { Stand::Succeeded } else { Stand::Open };
+                    self.jobs.insert(job.name.clone(), (job.clone(), stand));
+                }
+            }
+            RunEvent::PlanReplaced { stages, .. } => {
+                if let Some((job, _)) = self.jobs.values().find(|(_, it)| it.is_leased()) {
+                    return Err(format!("the plan is replaced while {} is leased", job.name));
+                }
+                self.stages = stages.iter().map(ToString::to_string).collect();
+                let done = self.jobs.iter().filter(|(_, (_, stand))| *stand == Stand::Succeeded);
+                self.carried = done.map(|(name, _)| name.clone()).collect();
+                self.jobs.clear();
+                self.abort_root = None;
+                self.eyes.replaced();
             }
             RunEvent::JobLeased { job, attempt, worker, .. } => {
                 self.may_lease(job, attempt.0)?;
@@ -174,7 +195,6 @@ impl RunPages {
             | RunEvent::GateReached { .. }
             | RunEvent::GateApproved { .. }
             | RunEvent::GateVoided { .. }
-            | RunEvent::PlanReplaced { .. }
             | RunEvent::JobImported { .. } => {}
         }
         Ok(())

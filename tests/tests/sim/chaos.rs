@@ -17,7 +17,7 @@ impl World {
         self.after(wait, Step::Chaos);
         let worker = self.rng.index(3);
         let conn = self.workers[worker].conn;
-        match self.rng.below(20) {
+        match self.rng.below(24) {
             0..4 => {
                 let down = self.rng.mostly(5_000, 2 * LEASE);
                 self.server_dies(down);
@@ -51,6 +51,12 @@ impl World {
                 let step = i64::try_from(self.rng.below(2 * most)).unwrap_or(0);
                 self.server.clock_off += step - i64::try_from(most).unwrap_or(0);
             }
+            19 => self.server.paused_until = self.now + self.rng.mostly(LEASE / 4, 3 * LEASE),
+            20..22 => {
+                let drained = !self.server.drained.contains(&worker);
+                self.drain(worker, drained);
+            }
+            22 => self.worker_leaves(worker),
             _ => {
                 if worker == 2 && self.rng.chance(40) {
                     self.workers[2].buried = true;
@@ -63,7 +69,10 @@ impl World {
     /// Nothing goes wrong any more, and what is down comes up. Who is buried stays so.
     pub(crate) fn calm_down(&mut self) {
         self.calm = true;
-        (self.server.slow_until, self.server.full_until) = (0, 0);
+        (self.server.slow_until, self.server.full_until, self.server.paused_until) = (0, 0, 0);
+        for worker in self.server.drained.clone() {
+            self.drain(worker, false);
+        }
         self.parted.fill(0);
         self.stalled.fill(0);
         for worker in 0..3 {

@@ -1,9 +1,9 @@
 //! People and programs that begin runs, insist until they are answered, and meddle.
 
 use towpath_engine::{
-    decide::{ApproveGate, Command, CreateRun, RejectGate, ResumeRun},
+    decide::{ApproveGate, Command, CreateRun, EditedPlan, RejectGate, ResumeRun},
     gate::Standing,
-    ids::{Actor, RunId},
+    ids::{Actor, Digest, RunId},
     job::JobState,
     refusal::Refusal,
 };
@@ -36,6 +36,8 @@ pub(crate) struct Request {
 }
 
 pub(crate) struct Clients {
+    /// How many jobs may hold the lock.
+    limit: u32,
     pub(crate) requests: Vec<Request>,
     /// Positions of records that somebody was told about, and their bytes at that time.
     pub(crate) acknowledged: Vec<(usize, Vec<u8>)>,
@@ -46,7 +48,8 @@ impl Clients {
         let count = rng.between(1, 4);
         let request =
             |number| Request { create: plans::creation(rng, number, limit), answered: false };
-        Self { requests: (0..count).map(request).collect(), acknowledged: Vec::new() }
+        let requests = (0..count).map(request).collect();
+        Self { limit, requests, acknowledged: Vec::new() }
     }
 }
 
@@ -91,7 +94,6 @@ impl World {
             };
             self.once_safe(queued.rests_on, Then::Answer { ask: Box::new(ask), records });
         }
-        self.give_out();
     }
 
     /// The answer leaves: from here on what it says must stand.
@@ -126,6 +128,20 @@ impl World {
         }
     }
 
+    /// The pipeline file was edited, and that is accepted.
+    fn edit(&mut self) -> ResumeRun {
+        let limit = self.clients.limit;
+        let plan = plans::creation(&mut self.rng, 0, limit).plan;
+        let file = EditedPlan {
+            file_sha256: Digest([2; 32]),
+            plan,
+            source: None,
+            requester: Standing::default(),
+            authors: None,
+        };
+        ResumeRun { file: Some(file), accept_changes: true, from: None }
+    }
+
     fn whim(&mut self, run: &RunId) -> Option<Command> {
         let state = &self.server.cells.get(run)?.run;
         let gate = state.gates().next().map(|job| (job.plan.name.clone(), job.state.clone()));
@@ -144,7 +160,8 @@ impl World {
                 Some(Command::Reject(RejectGate { job, binds: None, comment }))
             }
             11 => Some(Command::Cancel(comment)),
-            12..15 => Some(Command::Resume(ResumeRun::default())),
+            12..14 => Some(Command::Resume(ResumeRun::default())),
+            14 => Some(Command::Resume(self.edit())),
             15 => {
                 let from = Some(stages[self.rng.index(stages.len())].clone());
                 Some(Command::Resume(ResumeRun { from, ..ResumeRun::default() }))

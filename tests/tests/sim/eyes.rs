@@ -77,6 +77,11 @@ impl Eyes {
         Ok(())
     }
 
+    /// The plan is another one: every gate asks again.
+    pub(crate) fn replaced(&mut self) {
+        self.gates.clear();
+    }
+
     /// These jobs run again: no gate that stands on one of them may have been left as it was.
     /// `over`: the job has ended, and nothing of it is left to approve.
     pub(crate) fn reopened(

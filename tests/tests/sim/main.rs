@@ -1,17 +1,18 @@
-//! A server, three workers and their clients in virtual time: everything around the engine is
-//! simulated, every decision is the engine's own, and after every step the rules are checked.
+//! A server, three workers and their clients in virtual time: the engine and its scheduler are those
+//! that ship, everything around them is simulated, and after every step the rules are checked.
 //!
 //! `SIM_SEEDS` asks for more than 300 histories, `SIM_SEED` for one of them again.
 
 mod book;
 mod chaos;
+mod checks;
 mod client;
 mod disk;
+mod driver;
 mod eyes;
 mod plans;
 mod random;
 mod server;
-mod sessions;
 mod worker;
 mod world;
 
@@ -90,6 +91,11 @@ fn every_broken_rule_is_noticed() {
         Plant::StaleReload,
         Plant::StaleLocks,
         Plant::FrozenClock,
+        Plant::LoseCancels,
+        Plant::ExpireEarly,
+        Plant::UnfairTurns,
+        Plant::AnswerUnheld,
+        Plant::IgnoreDrains,
     ];
     for plant in plants {
         caught(plant);

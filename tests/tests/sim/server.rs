@@ -9,18 +9,19 @@ use towpath_engine::{
     codec,
     decide::{CarryOutError, Command, carry_out},
     event::{Fact, RunEvent},
-    ids::{Actor, RunId},
+    ids::{Actor, AttemptId, RunId},
     log_clock::{LogClock, Reading},
     run::{Busy, Run},
+    scheduler::{DueTimes, Input, Leased, Scheduler, SessionId},
     time::Timestamp,
 };
 
 use crate::{
     book::{Book, Key},
+    checks::Checks,
     client::Ask,
     disk::Disk,
     random::Rng,
-    sessions::Session,
     worker::Outcome,
     world::{Ms, Plant, Step, World},
 };
@@ -47,11 +48,38 @@ pub(crate) struct Report {
 
 /// What happens once enough is safe.
 pub(crate) enum Then {
-    Answer { ask: Box<Ask>, records: (usize, usize) },
-    Assign { conn: u64, leases: Vec<(Key, usize)>, reserved: u32 },
-    Welcome { conn: u64, worker: usize, life: u64, held: BTreeSet<Key> },
-    Recorded { conn: u64, key: Key },
-    Ending { run: RunId },
+    Answer {
+        ask: Box<Ask>,
+        records: (usize, usize),
+    },
+    Durable {
+        run: RunId,
+        facts: Vec<Fact>,
+        locks: Busy,
+    },
+    LeaseDurable {
+        session: SessionId,
+        leased: Vec<Leased>,
+    },
+    Lost {
+        attempt: AttemptId,
+    },
+    Reconciled {
+        session: SessionId,
+        leased: Vec<AttemptId>,
+    },
+    Void {
+        session: SessionId,
+        attempt: AttemptId,
+    },
+    Recorded {
+        session: SessionId,
+        attempt: AttemptId,
+        with_lease: bool,
+        leased: Vec<Leased>,
+        /// Else the server believed a report that the scheduler knows nothing of.
+        held: bool,
+    },
 }
 
 /// What a command recorded, and the position that must be safe before anybody is told.
@@ -75,13 +103,16 @@ pub(crate) struct Server {
     pub(crate) life: u64,
     pub(crate) disk: Disk,
     pub(crate) cells: BTreeMap<RunId, Cell>,
-    pub(crate) held: BTreeMap<RunId, Busy>,
-    pub(crate) sessions: BTreeMap<u64, Session>,
-    /// Since when workers with leases are away.
-    pub(crate) gone: BTreeMap<usize, Ms>,
-    /// A worker whose welcome is being written.
-    pub(crate) opening: Option<usize>,
-    pub(crate) turn: RunId,
+    /// The scheduler that ships.
+    pub(crate) scheduler: Scheduler,
+    /// When the server that is up began.
+    pub(crate) booted: Ms,
+    /// The server does nothing until then: its machine sleeps.
+    pub(crate) paused_until: Ms,
+    /// Workers that an operator has drained.
+    pub(crate) drained: BTreeSet<usize>,
+    pub(crate) checks: Checks,
+    due: DueTimes,
     pub(crate) waiting: Vec<(usize, Then)>,
     committing: Option<usize>,
     /// The time of the log, as the server that is up reads it.
@@ -103,11 +134,12 @@ impl Server {
             life: 0,
             disk: Disk::default(),
             cells: BTreeMap::new(),
-            held: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            gone: BTreeMap::new(),
-            opening: None,
-            turn: "".into(),
+            scheduler: Scheduler::new(Duration::ZERO),
+            booted: 0,
+            paused_until: 0,
+            drained: BTreeSet::new(),
+            checks: Checks::new(0),
+            due: DueTimes::default(),
             waiting: Vec::new(),
             committing: None,
             log_clock: LogClock::new(Timestamp(0), Duration::ZERO),
@@ -142,25 +174,34 @@ impl World {
         match loaded {
             Ok(cell) => {
                 self.server.cells.insert(run.clone(), cell);
-                self.remember(run);
+                self.tell_loaded(run);
+                self.note_due(run);
             }
             Err(broken) => self.fail(format!("{run} cannot be read: {broken}")),
         }
     }
 
-    /// Keeps the locks of a run where the others see them, and the timer in step.
-    fn remember(&mut self, run: &RunId) {
-        let now = self.server.now(self.now);
+    /// The time of the log.
+    pub(crate) fn log_time(&mut self) -> Timestamp {
+        self.server.now(self.now)
+    }
+
+    /// Keeps the timer in step with a run.
+    fn note_due(&mut self, run: &RunId) {
+        let now = self.log_time();
         let Some(cell) = self.server.cells.get(run) else { return };
-        let due = cell.run.next_due(now);
-        self.server.held.insert(run.clone(), cell.run.busy().clone());
-        if let Some(due) = due {
-            let at = self.now + due.ms_since(now).clamp(1, 5_000);
-            if self.server.due_at.is_none_or(|before| before > at || before <= self.now) {
-                self.server.due_at = Some(at);
-                let life = self.server.life;
-                self.after(at - self.now, Step::Due { life });
-            }
+        self.server.due.set(run, cell.run.next_due(now));
+        self.set_timer();
+    }
+
+    fn set_timer(&mut self) {
+        let now = self.log_time();
+        let Some(due) = self.server.due.next() else { return };
+        let at = self.now + due.ms_since(now).clamp(1, 5_000);
+        if self.server.due_at.is_none_or(|before| before > at || before <= self.now) {
+            self.server.due_at = Some(at);
+            let life = self.server.life;
+            self.after(at - self.now, Step::Due { life });
         }
     }
 
@@ -197,7 +238,8 @@ impl World {
                 }
             }
         }
-        self.remember(run);
+        self.tell_decided(run, &facts);
+        self.note_due(run);
         self.append(run, facts, bytes)
     }
 
@@ -211,6 +253,7 @@ impl World {
         let Some(cell) = self.server.cells.get_mut(run) else { return Err(No::Later) };
         let expected = cell.version;
         cell.version += facts.len() as u64;
+        let locks = cell.run.busy().clone();
         let full = self.now < self.server.full_until && self.rng.chance(50);
         let last = if full { None } else { self.server.disk.append(run, expected, bytes) };
         let Some(last) = last else {
@@ -232,35 +275,22 @@ impl World {
                 }
             }
             self.witness(run, expected + 1 + nth as u64, first + nth, fact);
-            let ends = matches!(
-                fact.event,
-                RunEvent::RunAborted { .. }
-                    | RunEvent::RunCancelRequested { .. }
-                    | RunEvent::RunTimedOut {}
-            );
-            if ends {
-                self.once_safe(last, Then::Ending { run: run.clone() });
-            }
         }
         let same = self.server.cells.get(run).map(|cell| &cell.run) == self.shadows.get(run);
         if !same {
             self.fail(format!("the state of {run} is not what its records say"));
         }
+        self.once_safe(last, Then::Durable { run: run.clone(), facts: facts.clone(), locks });
         self.begin_commit();
         Ok(Queued { first, facts, rests_on: last })
     }
 
     fn busy_of_others(&self, run: &RunId) -> Busy {
-        let mut all = Busy::new();
+        let Some(cell) = self.server.cells.get(run) else { return Busy::new() };
         if self.plant == Plant::NoLocks {
-            return all;
+            return Busy::new();
         }
-        for (_, busy) in self.server.held.iter().filter(|(other, _)| *other != run) {
-            for (name, count) in busy {
-                *all.entry(name.clone()).or_default() += count;
-            }
-        }
-        all
+        self.server.scheduler.locks_of_others(run, cell.run.locks())
     }
 
     fn begin_commit(&mut self) {
@@ -282,7 +312,6 @@ impl World {
         self.settle(upto);
         self.begin_commit();
         self.release();
-        self.give_out();
     }
 
     /// Notes that the first `upto` records are safe.
@@ -320,27 +349,44 @@ impl World {
         for (_, then) in ready {
             match then {
                 Then::Answer { ask, records } => self.answer(&ask, records),
-                Then::Assign { conn, leases, reserved } => self.assign(conn, leases, reserved),
-                Then::Welcome { conn, worker, life, held } => {
-                    self.welcome(conn, worker, life, held);
+                Then::Durable { run, facts, locks } => {
+                    self.tell(Input::RunDurable { run: &run, facts: &facts, locks: &locks });
+                    if facts.iter().any(|fact| begins_the_end(&fact.event)) {
+                        self.expect_cancels(&run);
+                    }
                 }
-                Then::Recorded { conn, key } => {
-                    self.send_to_worker(conn, crate::worker::FromServer::Recorded(key));
+                Then::LeaseDurable { session, leased } => {
+                    self.tell(Input::LeaseDurable { session, leased });
                 }
-                Then::Ending { run } => self.cancel_ending(&run),
+                Then::Lost { attempt } => drop(self.tell(Input::Lost { attempt, ok: true })),
+                Then::Reconciled { session, leased } => {
+                    self.tell(Input::Reconciled { session, leased: Some(leased) });
+                }
+                Then::Void { session, attempt } => {
+                    self.tell(Input::ReportVoid { session, attempt });
+                }
+                Then::Recorded { session, attempt, with_lease, leased, held: true } => {
+                    self.tell(Input::Recorded { session, attempt, with_lease, leased });
+                }
+                Then::Recorded { session, attempt, .. } => {
+                    self.tell(Input::ReportVoid { session, attempt });
+                }
             }
         }
     }
 
+    /// Lets the scheduler pass time.
     pub(crate) fn look(&mut self, life: u64) {
         if life != self.server.life || !self.server.up {
             return;
         }
-        self.end_the_silent();
-        self.lose_the_gone();
-        self.release();
-        self.give_out();
-        self.after(LOOK_EVERY, Step::Look { life });
+        self.tell(Input::Tick);
+        self.check_cancels();
+        let elapsed = Duration::from_millis(self.now - self.server.booted);
+        let wake = self.server.scheduler.next_wake().map(|at| at.saturating_sub(elapsed));
+        let wake = wake.and_then(|wait| u64::try_from(wait.as_millis()).ok());
+        let wait = wake.map_or(LOOK_EVERY, |wait| wait.clamp(1, LOOK_EVERY));
+        self.after(wait, Step::Look { life });
     }
 
     /// Does what is due by now.
@@ -351,11 +397,14 @@ impl World {
             return;
         }
         self.server.due_at = None;
-        for run in self.server.disk.runs() {
-            drop(self.queue_up(&run, &[Command::PassTime], &Actor::timer()));
-            self.remember(&run);
+        let now = self.log_time();
+        for run in self.server.due.due(now) {
+            match self.queue_up(&run, &[Command::PassTime], &Actor::timer()) {
+                Ok(_) => self.server.due.done(&run),
+                Err(_) => drop(self.server.due.failed(&run, now)),
+            }
         }
-        self.give_out();
+        self.set_timer();
     }
 
     /// The server dies. What was not safe is gone, but for what had just been written.
@@ -380,10 +429,6 @@ impl World {
         self.server.up = false;
         self.server.life += 1;
         self.server.cells.clear();
-        self.server.held.clear();
-        self.server.sessions.clear();
-        self.server.gone.clear();
-        self.server.opening = None;
         self.server.waiting.clear();
         self.server.due_at = None;
         self.ahead = self.settled.clone();
@@ -401,6 +446,14 @@ impl World {
             return;
         }
         self.server.up = true;
+        self.server.booted = self.now;
+        let early = if self.plant == Plant::ExpireEarly { 4 } else { 1 };
+        self.server.scheduler = Scheduler::new(Duration::from_millis(LEASE / early));
+        self.server.checks = Checks::new(self.now);
+        self.server.due = DueTimes::default();
+        for worker in self.server.drained.clone() {
+            self.drain(worker, true);
+        }
         let mut newest_at = Timestamp(0);
         let mut book = Book::default();
         for position in 1..=self.server.disk.records.len() {
@@ -419,14 +472,31 @@ impl World {
         for run in self.server.disk.runs() {
             self.load(&run);
             let Some(cell) = self.server.cells.get(&run) else { continue };
-            let leased = cell.run.leased().filter_map(|job| job.state.lease());
-            let away: Vec<usize> =
-                leased.filter_map(|(_, worker)| crate::worker::number(worker.as_str())).collect();
             self.shadows.insert(run.clone(), cell.run.clone());
-            let now = self.now;
-            self.server.gone.extend(away.into_iter().map(|worker| (worker, now)));
         }
         let life = self.server.life;
         self.after(LOOK_EVERY, Step::Look { life });
     }
+
+    /// An operator drains a worker, or lets it have jobs again.
+    pub(crate) fn drain(&mut self, number: usize, drained: bool) {
+        if drained {
+            self.server.drained.insert(number);
+        } else {
+            self.server.drained.remove(&number);
+        }
+        if self.server.up && self.plant != Plant::IgnoreDrains {
+            let worker = crate::worker::name(number).into();
+            self.tell(Input::DrainChanged { worker, drained });
+        }
+    }
+}
+
+fn begins_the_end(event: &RunEvent) -> bool {
+    matches!(
+        event,
+        RunEvent::RunAborted { .. }
+            | RunEvent::RunCancelRequested { .. }
+            | RunEvent::RunTimedOut {}
+    )
 }

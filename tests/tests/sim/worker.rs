@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use towpath_engine::ids::RunId;
+
 use crate::{
     book::Key,
-    plans::TAG,
+    plans::{TAG, run_id},
     random::Rng,
     server::LEASE,
     world::{Ms, Step, World},
@@ -24,9 +26,18 @@ pub(crate) enum Outcome {
 
 #[derive(Debug)]
 pub(crate) enum ToServer {
-    Hello { worker: usize, life: u64, holding: BTreeSet<Key> },
+    Hello {
+        worker: usize,
+        life: u64,
+        holding: BTreeSet<Key>,
+    },
     Beat,
-    Report { key: Key, outcome: Outcome },
+    /// It holds nothing and goes.
+    Goodbye,
+    Report {
+        key: Key,
+        outcome: Outcome,
+    },
 }
 
 #[derive(Debug)]
@@ -69,6 +80,8 @@ pub(crate) struct Worker {
     clock_off: i64,
     clock_rate: u64,
     rude: bool,
+    /// It works for this run alone.
+    pub(crate) only: Option<RunId>,
 }
 
 /// The name of worker `number`.
@@ -86,7 +99,7 @@ pub(crate) fn tags(number: usize) -> Vec<String> {
 }
 
 impl Worker {
-    pub(crate) fn new(_number: usize, rude: bool, rng: &mut Rng) -> Self {
+    pub(crate) fn new(number: usize, rude: bool, rng: &mut Rng) -> Self {
         Self {
             up: false,
             life: 0,
@@ -101,6 +114,7 @@ impl Worker {
             clock_off: i64::try_from(rng.below(2 * 86_400_000)).unwrap_or(0) - 86_400_000,
             clock_rate: rng.between(950, 1_050),
             rude,
+            only: (number == 2 && rng.chance(25)).then(|| run_id(0)),
         }
     }
 
@@ -324,7 +338,10 @@ impl World {
             return self.forget(number, &key);
         }
         if let (true, Some(conn)) = (worker.welcome, worker.conn) {
-            self.send_to_server(conn, ToServer::Report { key, outcome });
+            let times = if self.rng.chance(15) { 2 } else { 1 };
+            for _ in 0..times {
+                self.send_to_server(conn, ToServer::Report { key: key.clone(), outcome });
+            }
         }
     }
 
@@ -361,6 +378,21 @@ impl World {
         for (key, fence) in waiting {
             self.begin(number, key, fence);
         }
+    }
+
+    /// The process ends in good order, if it holds nothing.
+    pub(crate) fn worker_leaves(&mut self, number: usize) {
+        let worker = &self.workers[number];
+        let (Some(conn), true) = (worker.conn, worker.up && worker.welcome) else { return };
+        if !worker.attempts.is_empty() || !worker.later.is_empty() || self.sleeps(number).is_some()
+        {
+            return;
+        }
+        self.send_to_server(conn, ToServer::Goodbye);
+        let worker = &mut self.workers[number];
+        (worker.up, worker.welcome, worker.conn) = (false, false, None);
+        let down = self.rng.mostly(10_000, 3 * LEASE);
+        self.after(down, Step::WorkerUp { worker: number });
     }
 
     /// The process dies. Its jobs go on and wait for the next one, or die with their machine.

@@ -6,6 +6,7 @@ use towpath_engine::{
     event::Fact,
     ids::RunId,
     run::{Phase, Run},
+    scheduler::Effect,
 };
 
 use crate::{
@@ -44,6 +45,16 @@ pub(crate) enum Plant {
     NoLocks,
     /// The time of the log stands still while the wall clock is behind it.
     FrozenClock,
+    /// Orders to end an attempt do not always leave the server.
+    LoseCancels,
+    /// Leases expire after a quarter of their time.
+    ExpireEarly,
+    /// The same run is always given the free slot.
+    UnfairTurns,
+    /// A report of an attempt that the session does not hold is answered at once.
+    AnswerUnheld,
+    /// What operators say about workers does not reach the scheduler.
+    IgnoreDrains,
 }
 
 /// Something that happens at a moment.
@@ -57,6 +68,8 @@ pub(crate) enum Step {
     Committed { life: u64, upto: usize },
     Recording { life: u64, report: Report },
     Look { life: u64 },
+    Work { life: u64, effect: Effect },
+    Deliver { life: u64, conn: u64 },
     Due { life: u64 },
     ServerUp,
     Dial { worker: usize, life: u64 },
@@ -68,6 +81,35 @@ pub(crate) enum Step {
     ClientInsists { request: u64 },
     Chaos,
     Calm,
+}
+
+impl Step {
+    /// Whether it waits while the server's machine sleeps.
+    fn is_of_server(&self) -> bool {
+        match self {
+            Self::ToServer { .. }
+            | Self::ServerSeesCut { .. }
+            | Self::Asked(_)
+            | Self::Committed { .. }
+            | Self::Recording { .. }
+            | Self::Look { .. }
+            | Self::Work { .. }
+            | Self::Deliver { .. }
+            | Self::Due { .. } => true,
+            Self::ToWorker { .. }
+            | Self::WorkerSeesCut { .. }
+            | Self::ServerUp
+            | Self::Dial { .. }
+            | Self::Beat { .. }
+            | Self::Effect { .. }
+            | Self::End { .. }
+            | Self::WorkerUp { .. }
+            | Self::ClientActs
+            | Self::ClientInsists { .. }
+            | Self::Chaos
+            | Self::Calm => false,
+        }
+    }
 }
 
 /// A line between a worker and the server.
@@ -217,6 +259,10 @@ impl World {
     }
 
     fn take(&mut self, step: Step) {
+        if self.now < self.server.paused_until && step.is_of_server() {
+            // In the order in which they came.
+            return self.after(self.server.paused_until - self.now, step);
+        }
         match step {
             Step::ToServer { conn, message } => self.server_hears(conn, message),
             Step::ToWorker { conn, message } => self.worker_hears(conn, message),
@@ -226,6 +272,8 @@ impl World {
             Step::Committed { life, upto } => self.committed(life, upto),
             Step::Recording { life, report } => self.record_report(life, report),
             Step::Look { life } => self.look(life),
+            Step::Work { life, effect } => self.work(life, effect),
+            Step::Deliver { life, conn } => self.deliver(life, conn),
             Step::Due { life } => self.due(life),
             Step::ServerUp => self.server_up(),
             Step::Dial { worker, life } => self.dial(worker, life),
