@@ -403,6 +403,19 @@ impl World {
         }
     }
 
+    /// An operator drains a worker, or lets it have jobs again.
+    pub(crate) fn drain(&mut self, number: usize, drained: bool) {
+        if drained {
+            self.server.drained.insert(number);
+        } else {
+            self.server.drained.remove(&number);
+        }
+        if self.server.up && self.plant != Plant::IgnoreDrains {
+            let worker = worker::name(number).into();
+            self.tell(Input::DrainChanged { worker, drained });
+        }
+    }
+
     pub(crate) fn close_session(&mut self, conn: u64) {
         if self.server.up {
             self.tell(Input::Disconnected { session: SessionId(conn) });

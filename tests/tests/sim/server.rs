@@ -477,19 +477,6 @@ impl World {
         let life = self.server.life;
         self.after(LOOK_EVERY, Step::Look { life });
     }
-
-    /// An operator drains a worker, or lets it have jobs again.
-    pub(crate) fn drain(&mut self, number: usize, drained: bool) {
-        if drained {
-            self.server.drained.insert(number);
-        } else {
-            self.server.drained.remove(&number);
-        }
-        if self.server.up && self.plant != Plant::IgnoreDrains {
-            let worker = crate::worker::name(number).into();
-            self.tell(Input::DrainChanged { worker, drained });
-        }
-    }
 }
 
 fn begins_the_end(event: &RunEvent) -> bool {
