@@ -119,12 +119,8 @@ impl Bench {
     }
 
     fn create(&mut self, id: &str, jobs: Vec<JobPlan>) {
-        let plan = Plan {
-            pipeline: "p".to_owned(),
-            stages: vec!["s".into()],
-            jobs,
-            timeout_ms: None,
-        };
+        let plan =
+            Plan { pipeline: "p".to_owned(), stages: vec!["s".into()], jobs, timeout_ms: None };
         let create = CreateRun {
             run: id.into(),
             file: "towpath.yml".to_owned(),
@@ -346,7 +342,8 @@ async fn jobs_of(house: &House) -> f64 {
     let before = used();
     let run = start(house.connect(), &jobs).await;
     let request = v1::FollowRequest { run, after: 0, follow: true };
-    let mut log = LogClient::new(house.connect()).follow(request).await.expect("a log").into_inner();
+    let mut log =
+        LogClient::new(house.connect()).follow(request).await.expect("a log").into_inner();
     while log.next().await.expect("the log goes on").expect("a record").kind != "run_finished" {}
     used() - before
 }
