@@ -1,6 +1,7 @@
 //! The house rules that no compiler checks. Each test names every file that breaks its rule.
 
 mod codes;
+mod decisions;
 mod manifests;
 mod purity;
 mod texts;
