@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How often others may be given a slot that a run could use, before it is its turn.
-const PASSES_MAX: u32 = 4;
+const PASSES_MAX: u32 = 5;
 /// How long a cancel may take to leave the server.
 const CANCEL_WITHIN: Ms = 5_000;
 
@@ -62,6 +62,11 @@ impl World {
 
     /// `run` is given a slot. Others that could have used it wait for at most so many turns.
     pub(crate) fn check_turn(&mut self, run: &RunId, lease: &LeaseJob) {
+        let holder = worker::number(lease.worker.as_str());
+        if holder.is_some_and(|number| self.workers[number].only.is_some()) {
+            // No other run could have used the slot.
+            return;
+        }
         let now = self.log_time();
         let Server { scheduler, cells, checks, .. } = &mut self.server;
         checks.passes.insert(run.clone(), 0);

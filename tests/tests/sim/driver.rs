@@ -70,8 +70,10 @@ impl World {
             match effect {
                 Effect::Lease { ref lease, .. } => {
                     self.check_drained(&lease.worker);
-                    let wait = self.rng.mostly(3, 60);
-                    self.after(wait, Step::Work { life, effect });
+                    // Leases are decided one after the other, in the order of their turns.
+                    let at = self.now + self.rng.mostly(3, 60);
+                    self.server.lease_at = self.server.lease_at.max(at);
+                    self.after(self.server.lease_at - self.now, Step::Work { life, effect });
                 }
                 Effect::Lose { ref attempt, reason } => {
                     self.check_expiry(attempt, reason);
@@ -246,9 +248,12 @@ impl World {
         let session = SessionId(conn);
         let (key, outcome) = match message {
             ToServer::Hello { worker, life, holding } => {
-                self.server.checks.heard[worker] = self.now;
                 let hello = self.hello(worker, life, holding);
                 self.tell(Input::Hello { session, hello });
+                // A process that is turned away does not speak for the one that has the name.
+                if self.server.scheduler.is_open(session) {
+                    self.server.checks.heard[worker] = self.now;
+                }
                 return;
             }
             ToServer::Beat => (None, None),

@@ -113,6 +113,8 @@ pub(crate) struct Server {
     pub(crate) drained: BTreeSet<usize>,
     pub(crate) checks: Checks,
     due: DueTimes,
+    /// When the newest lease that was asked for is decided.
+    pub(crate) lease_at: Ms,
     pub(crate) waiting: Vec<(usize, Then)>,
     committing: Option<usize>,
     /// The time of the log, as the server that is up reads it.
@@ -140,6 +142,7 @@ impl Server {
             drained: BTreeSet::new(),
             checks: Checks::new(0),
             due: DueTimes::default(),
+            lease_at: 0,
             waiting: Vec::new(),
             committing: None,
             log_clock: LogClock::new(Timestamp(0), Duration::ZERO),
@@ -391,8 +394,9 @@ impl World {
 
     /// Does what is due by now.
     pub(crate) fn due(&mut self, life: u64) {
-        // A look that was put forward has been had.
-        let current = life == self.server.life && self.server.due_at == Some(self.now);
+        // A look that was put forward has been had; one that a sleeping machine missed has not.
+        let is_due = self.server.due_at.is_some_and(|at| at <= self.now);
+        let current = life == self.server.life && is_due;
         if !current || !self.server.up {
             return;
         }
