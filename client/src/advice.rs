@@ -101,7 +101,8 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
              and `tow export` of 0.1, then `tow import` here into a new store."
         }
         E::StoreFull => {
-            "Nothing is lost; make room on the server's disk, and it goes on by itself."
+            "Nothing is lost. Make room on the disk of the store: a server then goes on by itself, \
+             and a run without a server with `tow resume`."
         }
         E::StoreMissing => "Name a store with `--store`.",
         E::StoreOwned => "Wait until that process has ended.",
