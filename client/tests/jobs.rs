@@ -18,8 +18,14 @@ struct Said {
 
 /// `tow` in `folder`, with nothing of the environment but what it needs. A run that hangs is ended.
 fn tow(folder: &Path, args: &[&str]) -> Said {
+    tow_started_by(&[], folder, args)
+}
+
+/// `tow` as [`tow`], started by the words of `before`.
+fn tow_started_by(before: &[&str], folder: &Path, args: &[&str]) -> Said {
     let output = Command::new("timeout")
         .args(["--signal=KILL", WITHIN_SECONDS])
+        .args(before)
         .arg(snapbox::cmd::cargo_bin!("tow"))
         .args(args)
         .current_dir(folder)
@@ -62,22 +68,7 @@ jobs:
 
 /// `tow` as [`tow`], in a shell that first carries out `limits`.
 fn tow_within(limits: &str, folder: &Path, args: &[&str]) -> Said {
-    let program = snapbox::cmd::cargo_bin!("tow");
-    let output = Command::new("timeout")
-        .args(["--signal=KILL", WITHIN_SECONDS, "sh", "-c"])
-        .arg(format!(r#"{limits}; exec "$0" "$@""#))
-        .arg(program)
-        .args(args)
-        .current_dir(folder)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("HOME", folder)
-        .env("USER", "ana")
-        .stdin(Stdio::null())
-        .output()
-        .expect("tow runs");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    tow_started_by(&["sh", "-c", &format!(r#"{limits}; exec "$0" "$@""#)], folder, args)
 }
 
 /// A pipeline of `count` jobs that run beside each other, if they may.
