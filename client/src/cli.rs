@@ -174,7 +174,7 @@ pub(crate) struct WhichRun {
 
 /// Which run, for commands whose first argument is a job.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct OfRun {
+pub(crate) struct RunArg {
     /// The run: an id, the beginning of one, or `@latest`
     #[arg(long, default_value = "@latest", value_name = "RUN")]
     pub(crate) run: String,

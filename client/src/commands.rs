@@ -44,7 +44,7 @@ use towpath_worker::open_files::{FewerJobs, check_jobs};
 
 use crate::{
     cli::{Cli, Command, Global, Output},
-    connect::{SERVER_SCHEME, Server, bearer, equip, store_url},
+    connect::{SERVER_SCHEME, ServerConnection, bearer, set_credentials, store_url},
     contexts::Contexts,
     failure::Failure,
     render::{Style, safe},
@@ -52,18 +52,18 @@ use crate::{
 };
 
 /// What a command answers with when nothing went wrong: an exit code.
-pub(crate) type Finished = Result<u8, Failure>;
+pub(crate) type CommandResult = Result<u8, Failure>;
 
 /// What a command works with.
-pub(crate) struct Desk {
+pub(crate) struct App {
     pub(crate) global: Global,
     pub(crate) style: Style,
 }
 
-impl Desk {
+impl App {
     /// The server of the store, which must exist.
-    pub(crate) async fn server(&self) -> Result<Server, Failure> {
-        Server::reach_existing(&self.url()).await
+    pub(crate) async fn server(&self) -> Result<ServerConnection, Failure> {
+        ServerConnection::connect_existing(&self.url()).await
     }
 
     /// Where runs are kept: a server, or a store.
@@ -135,7 +135,7 @@ impl Desk {
 }
 
 /// Carries out what the command line asks for.
-pub(crate) async fn carry_out(cli: Cli) -> Finished {
+pub(crate) async fn carry_out(cli: Cli) -> CommandResult {
     start_logging();
     let (part, endpoint) = if let Command::Serve(args) = &cli.command {
         (Part::Server, args.otlp()?)
@@ -153,7 +153,7 @@ pub(crate) async fn carry_out(cli: Cli) -> Finished {
     finished
 }
 
-async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
+async fn dispatch(cli: Cli, telemetry: &Telemetry) -> CommandResult {
     let Cli { mut global, command, name: _ } = cli;
     let token = choose_context(&mut global, &command)?;
     // Here and not at the server: a slip of the keyboard is no bug of a client, and commands that
@@ -162,8 +162,8 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
         check_actor(actor)?;
     }
     let style = Style::of_stdout(global.ascii);
-    let desk = Desk { global, style };
-    if let (Some(name), Some(_)) = (of_a_store(&command), &desk.global.server) {
+    let app = App { global, style };
+    if let (Some(name), Some(_)) = (of_a_store(&command), &app.global.server) {
         let message = format!("`tow {name}` works on a store, not through a server");
         return Err(Failure::new(
             ErrorCode::Usage,
@@ -172,40 +172,40 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> Finished {
         ));
     }
     let own = if let Command::Worker(args) = &command { args.certificate() } else { None };
-    equip(desk.global.tls_ca.as_deref(), own, token, telemetry.place())?;
+    set_credentials(app.global.tls_ca.as_deref(), own, token, telemetry.place())?;
     match command {
-        Command::Init(args) => init::init(&desk, args),
-        Command::Validate(args) => validate::validate(&desk, args),
-        Command::Plan(args) => plan::plan(&desk, args),
-        Command::Graph(args) => graph::graph(&desk, args),
-        Command::Run(args) => run::run(&desk, args).await,
-        Command::Resume(args) => resume::resume(&desk, args).await,
-        Command::Status(args) => status::status(&desk, args).await,
-        Command::Watch(args) => watch::watch(&desk, args).await,
-        Command::Why(args) => why::why(&desk, args).await,
-        Command::Logs(args) => logs::logs(&desk, args).await,
-        Command::List(args) => list::list(&desk, args).await,
-        Command::Approve(args) => approve::approve(&desk, args).await,
-        Command::Reject(args) => reject::reject(&desk, args).await,
-        Command::Retry(args) => retry::retry(&desk, args).await,
-        Command::Cancel(args) => cancel::cancel(&desk, args).await,
-        Command::Events(args) => events::events(&desk, args).await,
-        Command::Serve(args) => serve::serve(&desk, args, telemetry).await,
-        Command::Worker(args) => worker::worker(&desk, args).await,
-        Command::Workers(args) => workers::workers(&desk, args).await,
-        Command::Token(args) => token::token(&desk, args),
-        Command::Context(args) => context::context(&desk, args),
-        Command::Pki(args) => pki::pki(&desk, args),
-        Command::Autoscale(args) => autoscale::autoscale(&desk, args).await,
-        Command::Import(args) => import::import(&desk, args).await,
-        Command::Export(args) => export::export(&desk, args).await,
-        Command::Schema(args) => schema::schema(&desk, &args),
-        Command::Demo(args) => demo::demo(&desk, args).await,
-        Command::Doctor(args) => doctor::doctor(&desk, args).await,
-        Command::Backup(args) => backup::backup(&desk, args).await,
-        Command::Restore(args) => restore::restore(&desk, args).await,
-        Command::Completions(args) => completions::completions(&desk, &args),
-        Command::Version(args) => version::version(&desk, args).await,
+        Command::Init(args) => init::init(&app, args),
+        Command::Validate(args) => validate::validate(&app, args),
+        Command::Plan(args) => plan::plan(&app, args),
+        Command::Graph(args) => graph::graph(&app, args),
+        Command::Run(args) => run::run(&app, args).await,
+        Command::Resume(args) => resume::resume(&app, args).await,
+        Command::Status(args) => status::status(&app, args).await,
+        Command::Watch(args) => watch::watch(&app, args).await,
+        Command::Why(args) => why::why(&app, args).await,
+        Command::Logs(args) => logs::logs(&app, args).await,
+        Command::List(args) => list::list(&app, args).await,
+        Command::Approve(args) => approve::approve(&app, args).await,
+        Command::Reject(args) => reject::reject(&app, args).await,
+        Command::Retry(args) => retry::retry(&app, args).await,
+        Command::Cancel(args) => cancel::cancel(&app, args).await,
+        Command::Events(args) => events::events(&app, args).await,
+        Command::Serve(args) => serve::serve(&app, args, telemetry).await,
+        Command::Worker(args) => worker::worker(&app, args).await,
+        Command::Workers(args) => workers::workers(&app, args).await,
+        Command::Token(args) => token::token(&app, args),
+        Command::Context(args) => context::context(&app, args),
+        Command::Pki(args) => pki::pki(&app, args),
+        Command::Autoscale(args) => autoscale::autoscale(&app, args).await,
+        Command::Import(args) => import::import(&app, args).await,
+        Command::Export(args) => export::export(&app, args).await,
+        Command::Schema(args) => schema::schema(&app, &args),
+        Command::Demo(args) => demo::demo(&app, args).await,
+        Command::Doctor(args) => doctor::doctor(&app, args).await,
+        Command::Backup(args) => backup::backup(&app, args).await,
+        Command::Restore(args) => restore::restore(&app, args).await,
+        Command::Completions(args) => completions::completions(&app, &args),
+        Command::Version(args) => version::version(&app, args).await,
     }
 }
 

@@ -19,10 +19,10 @@ use towpath_proto::v1::{
     runs_client::RunsClient, workers_client::WorkersClient,
 };
 use towpath_server::{
-    DialTls, House, PemPair, StoreUrl, SystemClock, dial_socket, dial_tcp, dial_tls, socket_in,
+    DialTls, PemPair, Server, StoreUrl, SystemClock, dial_socket, dial_tcp, dial_tls, socket_in,
 };
 
-use crate::{failure::Failure, line::Line};
+use crate::{channel::AuthorizedChannel, failure::Failure};
 
 /// The folder of the default store.
 const STORE_FOLDER: &str = ".towpath";
@@ -61,13 +61,13 @@ pub(crate) fn bearer() -> Option<MetadataValue<Ascii>> {
 }
 
 /// Where in a trace this process stands, as requests say it.
-pub(crate) fn place() -> Option<MetadataValue<Ascii>> {
+pub(crate) fn trace_context() -> Option<MetadataValue<Ascii>> {
     CREDENTIALS.get().and_then(|credentials| credentials.place.clone())
 }
 
 /// Takes the token of `TOW_TOKEN`, else that of the context, the authority in the file `ca`, the
 /// worker's own files, and where in a trace all this happens.
-pub(crate) fn equip(
+pub(crate) fn set_credentials(
     ca: Option<&Path>,
     own: Option<(&Path, &Path)>,
     token: Option<String>,
@@ -114,11 +114,11 @@ pub(crate) fn equip(
 
 /// A server that answers.
 #[derive(Clone, Debug)]
-pub(crate) struct Server {
+pub(crate) struct ServerConnection {
     channel: Channel,
     bearer: Option<MetadataValue<Ascii>>,
     /// The server itself, if it lives in this process.
-    house: Option<House>,
+    embedded: Option<Server>,
     folder: PathBuf,
     /// It was named as a server: its machine may be another.
     remote: bool,
@@ -176,20 +176,20 @@ pub(crate) fn store_folder(url: &str) -> Option<PathBuf> {
     StoreUrl::parse(url).ok()?.lasting_directory()
 }
 
-impl Server {
+impl ServerConnection {
     /// The server of the store at `url`.
-    pub(crate) async fn reach(url: &str) -> Result<Self, Failure> {
+    pub(crate) async fn connect(url: &str) -> Result<Self, Failure> {
         if let Some((SERVER_SCHEME, address)) = url.split_once(':') {
-            return Self::reach_remote(address).await;
+            return Self::connect_remote(address).await;
         }
         let mut owned = None;
         let until = Instant::now() + TRY_FOR;
         while owned.is_none() || Instant::now() < until {
-            match House::open(url, Arc::new(SystemClock)).await {
-                Ok(house) => {
-                    let (channel, folder) = (house.connect(), house.folder());
-                    let (bearer, house) = (None, Some(house));
-                    return Ok(Self { channel, bearer, house, folder, remote: false });
+            match Server::open(url, Arc::new(SystemClock)).await {
+                Ok(server) => {
+                    let (channel, folder) = (server.connect(), server.folder());
+                    let (bearer, embedded) = (None, Some(server));
+                    return Ok(Self { channel, bearer, embedded, folder, remote: false });
                 }
                 Err(error) => {
                     let failure = Failure::from(error);
@@ -206,7 +206,7 @@ impl Server {
                 let answer = log.describe(v1::DescribeRequest {});
                 if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
                     let bearer = None;
-                    return Ok(Self { channel, bearer, house: None, folder, remote: false });
+                    return Ok(Self { channel, bearer, embedded: None, folder, remote: false });
                 }
             }
             tokio::time::sleep(TRY_EVERY).await;
@@ -217,7 +217,7 @@ impl Server {
     }
 
     /// The server at `address`, if it answers in time and speaks our version.
-    async fn reach_remote(address: &str) -> Result<Self, Failure> {
+    async fn connect_remote(address: &str) -> Result<Self, Failure> {
         let (channel, full) = dial(address)?;
         let unreachable = |why: String| {
             let advice = "Check the address, that `tow serve` runs there, and that both sides or \
@@ -225,7 +225,7 @@ impl Server {
             Failure::new(ErrorCode::Unreachable, format!("`{full}` does not answer{why}"), advice)
         };
         let bearer = bearer();
-        let mut log = LogClient::new(Line::new(channel.clone(), bearer.clone()));
+        let mut log = LogClient::new(AuthorizedChannel::new(channel.clone(), bearer.clone()));
         let answer = tokio::time::timeout(DIAL_WITHIN, log.describe(v1::DescribeRequest {})).await;
         let described = match answer {
             Ok(Ok(described)) => described.into_inner(),
@@ -240,21 +240,21 @@ impl Server {
             Err(_) => return Err(unreachable(String::new())),
         };
         let ours = env!("CARGO_PKG_VERSION");
-        if !same_series(ours, &described.version) {
+        if !same_minor_version(ours, &described.version) {
             let theirs = described.version;
             let message = format!("this is tow {ours}, and the server is tow {theirs}");
             let advice = "Use the same version of `tow` on both sides; `tow version` shows both.";
             return Err(Failure::new(ErrorCode::VersionMismatch, message, advice));
         }
-        Ok(Self { channel, bearer, house: None, folder: PathBuf::new(), remote: true })
+        Ok(Self { channel, bearer, embedded: None, folder: PathBuf::new(), remote: true })
     }
 
-    /// As [`Server::reach`], for a server that was there before and may need a while to return.
-    pub(crate) async fn reach_again(url: &str) -> Result<Self, Failure> {
+    /// As [`ServerConnection::connect`], for a server that was there before and may need a while to return.
+    pub(crate) async fn reconnect(url: &str) -> Result<Self, Failure> {
         let until = Instant::now() + RETURN_WITHIN;
         let mut pause = TRY_EVERY;
         loop {
-            match Self::reach(url).await {
+            match Self::connect(url).await {
                 Err(failure) if failure.is_unreachable() && Instant::now() < until => {}
                 reached => return reached,
             }
@@ -263,40 +263,40 @@ impl Server {
         }
     }
 
-    /// As [`Server::reach`], but never makes a store where there is none.
-    pub(crate) async fn reach_existing(url: &str) -> Result<Self, Failure> {
+    /// As [`ServerConnection::connect`], but never makes a store where there is none.
+    pub(crate) async fn connect_existing(url: &str) -> Result<Self, Failure> {
         match store_folder(url) {
             Some(folder) if !folder.exists() => Err(Failure::new(
                 ErrorCode::StoreMissing,
                 format!("there is no store at `{}`", folder.display()),
                 "Begin with `tow run`, or name a store with `--store`.",
             )),
-            Some(_) | None => Self::reach(url).await,
+            Some(_) | None => Self::connect(url).await,
         }
     }
 
-    pub(crate) fn runs(&self) -> RunsClient<Line> {
+    pub(crate) fn runs(&self) -> RunsClient<AuthorizedChannel> {
         RunsClient::new(self.line()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn blobs(&self) -> BlobsClient<Line> {
+    pub(crate) fn blobs(&self) -> BlobsClient<AuthorizedChannel> {
         BlobsClient::new(self.line())
     }
 
-    pub(crate) fn gates(&self) -> GatesClient<Line> {
+    pub(crate) fn gates(&self) -> GatesClient<AuthorizedChannel> {
         GatesClient::new(self.line())
     }
 
-    pub(crate) fn log(&self) -> LogClient<Line> {
+    pub(crate) fn log(&self) -> LogClient<AuthorizedChannel> {
         LogClient::new(self.line())
     }
 
-    pub(crate) fn workers(&self) -> WorkersClient<Line> {
+    pub(crate) fn workers(&self) -> WorkersClient<AuthorizedChannel> {
         WorkersClient::new(self.line())
     }
 
-    fn line(&self) -> Line {
-        Line::new(self.channel.clone(), self.bearer.clone())
+    fn line(&self) -> AuthorizedChannel {
+        AuthorizedChannel::new(self.channel.clone(), self.bearer.clone())
     }
 
     /// The connection, for a worker's session.
@@ -306,9 +306,9 @@ impl Server {
 
     /// Lets the other programs of this machine reach a server of our own, for as long as we stay.
     pub(crate) fn listen(&self) {
-        if let Some(house) = &self.house {
+        if let Some(server) = &self.embedded {
             // Without it the others wait until we have gone, and no harm is done.
-            if let Err(error) = house.listen_locally() {
+            if let Err(error) = server.listen_locally() {
                 tracing::warn!(%error, "other programs cannot reach this one");
             }
         }
@@ -316,14 +316,14 @@ impl Server {
 
     /// Whether the server lives in this process.
     pub(crate) fn is_ours(&self) -> bool {
-        self.house.is_some()
+        self.embedded.is_some()
     }
 
     /// Waits until the store of a server in this process takes nothing any more, because a commit
     /// failed. Never ends for another's server: that one says so in its streams, or goes away.
     pub(crate) async fn stopped(&self) {
-        match &self.house {
-            Some(house) => house.stopped().cancelled().await,
+        match &self.embedded {
+            Some(server) => server.stopped().cancelled().await,
             None => std::future::pending().await,
         }
     }
@@ -340,14 +340,14 @@ impl Server {
 
     /// Ends a server of our own, and keeps what makes the next start quick.
     pub(crate) async fn close(self) {
-        if let Some(house) = self.house {
-            house.close().await;
+        if let Some(server) = self.embedded {
+            server.close().await;
         }
     }
 }
 
 /// Whether two versions have the same major and minor number.
-fn same_series(a: &str, b: &str) -> bool {
+fn same_minor_version(a: &str, b: &str) -> bool {
     a.split('.').take(2).eq(b.split('.').take(2))
 }
 
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn versions_of_one_series_understand_each_other() {
-        assert!(same_series("0.1.0", "0.1.9"));
-        assert!(!same_series("0.1.0", "0.2.0"));
+        assert!(same_minor_version("0.1.0", "0.1.9"));
+        assert!(!same_minor_version("0.1.0", "0.2.0"));
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, value};
 
-use crate::{failure::Failure, whole_file::replace_file};
+use crate::{atomic_file::replace_file, failure::Failure};
 use towpath_engine::code::ErrorCode;
 
 /// Where the file is, if not at its usual place.

@@ -131,7 +131,7 @@ impl fmt::Display for Failure {
             writeln!(f, "{}", shown.trim_end())?;
             writeln!(f)?;
         }
-        let message = towpath_engine::captured::printable(self.message.as_bytes(), false);
+        let message = towpath_engine::captured_output::printable(self.message.as_bytes(), false);
         write!(f, "error[{}]: {message}", self.code_text())?;
         if !self.advice.is_empty() {
             write!(f, "\n  = help: {}", self.advice)?;

@@ -4,20 +4,20 @@
 //! none runs), and draws the answers. Start at `cli`, then any file of `commands`.
 
 mod advice;
+mod atomic_file;
 mod authors;
+mod channel;
 mod cli;
 mod commands;
 mod connect;
 mod contexts;
 mod exit;
 mod failure;
-mod line;
 mod pager;
 mod render;
 mod signals;
 mod source;
 mod telemetry;
-mod whole_file;
 
 use std::{io::Write as _, process::ExitCode};
 

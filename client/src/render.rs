@@ -145,7 +145,7 @@ impl Style {
 
 /// `text` of unknown origin, safe to show on one line.
 pub(crate) fn safe(text: &str) -> String {
-    towpath_engine::captured::printable(text.as_bytes(), false)
+    towpath_engine::captured_output::printable(text.as_bytes(), false)
 }
 
 /// A worker as people see it: `local/<run>` is this machine, whoever reads it.
@@ -197,7 +197,7 @@ pub(crate) mod tests {
             traceparent: None,
             idempotency_key: None,
             source: None,
-            requester: towpath_engine::gate::Standing::default(),
+            requester: towpath_engine::gate::Identity::default(),
             authors: None,
         };
         let mut run = Run::default();

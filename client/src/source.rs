@@ -26,13 +26,13 @@ use towpath_engine::{
 };
 use towpath_proto::v1::{self, blob_part::Part, source::Origin};
 use towpath_worker::{
+    checkout::{Entry, TreeProblem, survey},
     remote::git,
-    source_tree::{Entry, TreeProblem, survey},
 };
 
 use crate::{
-    commands::{Desk, pipeline::Pipeline},
-    connect::Server,
+    commands::{App, pipeline::Pipeline},
+    connect::ServerConnection,
     failure::Failure,
 };
 
@@ -64,8 +64,8 @@ impl SourceArgs {
     /// The files of `pipeline`, for the workers of `server`. `None`: they share its folder.
     pub(crate) async fn take(
         &self,
-        desk: &Desk,
-        server: &Server,
+        app: &App,
+        server: &ServerConnection,
         pipeline: &Pipeline,
     ) -> Result<Option<Taken>, Failure> {
         let kind = match self.source {
@@ -73,13 +73,13 @@ impl SourceArgs {
             SourceKind::Auto => SourceKind::Folder,
             named @ (SourceKind::Folder | SourceKind::Bundle | SourceKind::Remote) => named,
         };
-        take(desk, kind, self.allow_dirty, pipeline).await
+        take(app, kind, self.allow_dirty, pipeline).await
     }
 }
 
 /// The files of `pipeline` as `kind` says. `None`: workers share its folder.
 pub(crate) async fn take(
-    desk: &Desk,
+    app: &App,
     kind: SourceKind,
     allow_dirty: bool,
     pipeline: &Pipeline,
@@ -87,7 +87,7 @@ pub(crate) async fn take(
     match kind {
         SourceKind::Auto | SourceKind::Folder => Ok(None),
         SourceKind::Bundle => Draft::of(pipeline, allow_dirty)?.bundle().map(Some),
-        SourceKind::Remote => Draft::of(pipeline, false)?.remote(desk).await.map(Some),
+        SourceKind::Remote => Draft::of(pipeline, false)?.remote(app).await.map(Some),
     }
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Taken {
 
 impl Taken {
     /// Sends the pack, unless the server has it.
-    pub(crate) async fn send(&self, desk: &Desk, server: &Server) -> Result<(), Failure> {
+    pub(crate) async fn send(&self, app: &App, server: &ServerConnection) -> Result<(), Failure> {
         let (Some(pack), Some(Origin::Bundle(blob))) = (&self.pack, &self.source.origin) else {
             return Ok(());
         };
@@ -129,7 +129,7 @@ impl Taken {
         tokio::select! {
             sent = &mut sending => drop(sent?),
             () = tokio::time::sleep(SAY_AFTER) => {
-                desk.say(&format!("Sending {} of files to the server.", mib(blob.size)));
+                app.say(&format!("Sending {} of files to the server.", mib(blob.size)));
                 sending.await?;
             }
         }
@@ -276,7 +276,7 @@ impl Draft {
         Ok(Taken { source, pack: Some(pack) })
     }
 
-    async fn remote(self, desk: &Desk) -> Result<Taken, Failure> {
+    async fn remote(self, app: &App) -> Result<Taken, Failure> {
         let Some(origin) = &self.origin else {
             return Err(refused("the pipeline lies in no git repository, so it has no remote"));
         };
@@ -293,7 +293,7 @@ impl Draft {
             text.lines().any(|line| line.starts_with(&commit))
         });
         if !has_it {
-            desk.say(&format!(
+            app.say(&format!(
                 "No branch or tag of {address} is at {commit}: workers may not find it there."
             ));
         }
@@ -453,7 +453,7 @@ const TOO_LARGE_ADVICE: &str =
 fn problem_failure(problem: &TreeProblem) -> Failure {
     let message = problem.to_string();
     match problem {
-        TreeProblem::Link { .. } => {
+        TreeProblem::ConnectionState { .. } => {
             let advice = "Put what it points to into the repository, or use `--source folder`.";
             Failure::new(ErrorCode::SourceLink, message, advice)
         }

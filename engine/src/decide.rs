@@ -20,7 +20,7 @@ mod report;
 mod resume;
 mod retry_job;
 #[cfg(test)]
-pub(crate) mod stage_set;
+pub(crate) mod testing;
 
 pub use approve::ApproveGate;
 pub use create::{CreateRun, IDEMPOTENCY_KEY_BYTES_MAX, PARALLELISM_MAX, plan_chunks};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    gate::{Authors, Standing},
+    gate::{Authors, Identity},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName, WorkerName},
     plan::JobPlan,
     source::Source,
@@ -127,8 +127,8 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<Source>,
         /// What is known about who asked, where a gate depends on it.
-        #[serde(default, skip_serializing_if = "Standing::is_empty")]
-        requester: Standing,
+        #[serde(default, skip_serializing_if = "Identity::is_empty")]
+        requester: Identity,
         /// Who wrote the pipeline file, as the client says. `None`: nobody knows.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         authors: Option<Authors>,
@@ -159,26 +159,26 @@ pub enum RunEvent {
         /// The job behind the gate.
         job: JobName,
         /// What an approval covers: the plan, the job and the results it stands on.
-        binds: Digest,
+        approval_digest: Digest,
     },
     /// A person approved at a gate. The last of those that it wants lets the job through.
     GateApproved {
         /// The job behind the gate.
         job: JobName,
         /// What was approved.
-        binds: Digest,
+        approval_digest: Digest,
         /// What the person said.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         comment: String,
         /// How many more people the gate wants. 0: it is open.
         #[serde(default, skip_serializing_if = "is_zero")]
-        missing: u32,
+        approvals_remaining: u32,
         /// What was known about the person, where the gate has a policy.
-        #[serde(default, skip_serializing_if = "Standing::is_empty")]
-        standing: Standing,
+        #[serde(default, skip_serializing_if = "Identity::is_empty")]
+        identity: Identity,
         /// When the approval counts no more, unless the job was leased before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        until: Option<Timestamp>,
+        expires_at: Option<Timestamp>,
         /// It is that of whoever asked for the run, given with `--yes` when they did.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         in_advance: bool,
@@ -189,16 +189,16 @@ pub enum RunEvent {
         /// The job behind the gate.
         job: JobName,
         /// What the approvals covered.
-        binds: Digest,
+        approval_digest: Digest,
         /// Why.
-        because: VoidCause,
+        cause: VoidCause,
     },
     /// A person kept a gate shut.
     GateRejected {
         /// The job behind the gate.
         job: JobName,
         /// What was rejected.
-        binds: Digest,
+        approval_digest: Digest,
         /// What the person said.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         comment: String,
@@ -227,7 +227,7 @@ pub enum RunEvent {
         outputs: BTreeMap<String, String>,
         /// What it printed, masked. `None`: nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        log: Option<Blob>,
+        captured_output: Option<Blob>,
         /// The files it left behind.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<Artifact>,
@@ -244,7 +244,7 @@ pub enum RunEvent {
         ran_ms: u64,
         /// What it printed, masked. `None`: nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        log: Option<Blob>,
+        captured_output: Option<Blob>,
         /// The next try may begin at this moment.
         retry_due: Timestamp,
     },
@@ -260,7 +260,7 @@ pub enum RunEvent {
         ran_ms: u64,
         /// What it printed, masked. `None`: nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        log: Option<Blob>,
+        captured_output: Option<Blob>,
     },
     /// A running job was ended because its run is ending.
     JobCancelled {
@@ -272,7 +272,7 @@ pub enum RunEvent {
         ran_ms: u64,
         /// What it printed, masked. `None`: nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        log: Option<Blob>,
+        captured_output: Option<Blob>,
     },
     /// The worker that held the job is gone and its result with it.
     JobLost {
@@ -290,7 +290,7 @@ pub enum RunEvent {
         /// The job.
         job: JobName,
         /// Why.
-        because: SkipCause,
+        cause: SkipCause,
     },
     /// A job with `on_failure: abort` failed: what runs is cancelled, the rest is skipped.
     RunAborted {
@@ -351,8 +351,8 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<Source>,
         /// What is known about who accepted it, where a gate depends on it.
-        #[serde(default, skip_serializing_if = "Standing::is_empty")]
-        requester: Standing,
+        #[serde(default, skip_serializing_if = "Identity::is_empty")]
+        requester: Identity,
         /// Who wrote the new file, as the client says. `None`: nobody knows.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         authors: Option<Authors>,
@@ -460,12 +460,12 @@ impl RunEvent {
 impl RunEvent {
     /// The try that this event ends by a report, and what it printed.
     pub fn reported(&self) -> Option<(Attempt, Option<Blob>)> {
-        if let Self::JobSucceeded { attempt, log, .. }
-        | Self::JobAttemptFailed { attempt, log, .. }
-        | Self::JobFailed { attempt, log, .. }
-        | Self::JobCancelled { attempt, log, .. } = self
+        if let Self::JobSucceeded { attempt, captured_output, .. }
+        | Self::JobAttemptFailed { attempt, captured_output, .. }
+        | Self::JobFailed { attempt, captured_output, .. }
+        | Self::JobCancelled { attempt, captured_output, .. } = self
         {
-            Some((*attempt, *log))
+            Some((*attempt, *captured_output))
         } else {
             None
         }

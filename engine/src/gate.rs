@@ -88,7 +88,7 @@ pub enum Excluded {
 /// What is known about somebody beside their name, as the shell proved it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Standing {
+pub struct Identity {
     /// Their roles; [`OWNER`] for whoever was not asked for proof.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,
@@ -97,7 +97,7 @@ pub struct Standing {
     pub emails: Vec<String>,
 }
 
-impl Standing {
+impl Identity {
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
         self.roles.is_empty() && self.emails.is_empty()
@@ -125,9 +125,9 @@ pub struct Approval {
     /// In their words.
     pub comment: String,
     /// What was known about them then.
-    pub standing: Standing,
+    pub identity: Identity,
     /// When it counts no more, unless the job was leased before.
-    pub until: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
     /// It was given with `--yes` when the run began.
     pub in_advance: bool,
 }
@@ -153,13 +153,13 @@ fn share(ours: &[String], theirs: &[String]) -> bool {
 }
 
 /// Whether these are one person: by name, whatever its case and kind, or by an e-mail address.
-pub fn is_same_person(a: (&Actor, &Standing), b: (&Actor, &Standing)) -> bool {
+pub fn is_same_person(a: (&Actor, &Identity), b: (&Actor, &Identity)) -> bool {
     person(a.0) == person(b.0) || share(&a.1.emails, &b.1.emails)
 }
 
 /// Why `asking`, who is the same person as `requester`, counts as who asked for the run. It names
 /// the address that both have, because people do not know that theirs is shared.
-fn why_requester(requester: (&Actor, &Standing), asking: (&Actor, &Standing)) -> String {
+fn why_requester(requester: (&Actor, &Identity), asking: (&Actor, &Identity)) -> String {
     let shared = requester.1.emails.iter().find(|email| asking.1.emails.contains(email));
     match shared.filter(|_| person(requester.0) != person(asking.0)) {
         Some(email) => {
@@ -177,9 +177,9 @@ pub(crate) struct Asking<'a> {
     /// The job behind the gate.
     pub job: &'a JobName,
     /// Who wants to approve.
-    pub by: (&'a Actor, &'a Standing),
+    pub by: (&'a Actor, &'a Identity),
     /// Who asked for the run, and who replaced its plan.
-    pub requesters: &'a [(&'a Actor, &'a Standing)],
+    pub requesters: &'a [(&'a Actor, &'a Identity)],
     /// Who wrote the file. `None`: nobody knows.
     pub authors: Option<&'a Authors>,
 }
@@ -243,9 +243,9 @@ impl GatePolicy {
         }
     }
 
-    /// Who is waited for while `missing` people are.
-    pub fn waits_for(&self, missing: u32) -> String {
-        let whom = match (missing, self.approvers.is_empty()) {
+    /// Who is waited for while `approvals_remaining` people are.
+    pub fn waits_for(&self, approvals_remaining: u32) -> String {
+        let whom = match (approvals_remaining, self.approvers.is_empty()) {
             (1, true) => "one more person".to_owned(),
             (1, false) => format!("one more of {}", self.whom()),
             (more, true) => format!("{more} more people"),
@@ -274,9 +274,9 @@ impl Asking<'_> {
 }
 
 impl Approver {
-    fn fits(&self, (by, standing): (&Actor, &Standing)) -> bool {
+    fn fits(&self, (by, identity): (&Actor, &Identity)) -> bool {
         match self {
-            Self::Role(role) => standing.roles.iter().any(|held| held == role || held == OWNER),
+            Self::Role(role) => identity.roles.iter().any(|held| held == role || held == OWNER),
             Self::Person(named) => person(named) == person(by),
         }
     }
@@ -333,9 +333,9 @@ mod tests {
 
     #[test]
     fn whoever_shares_an_address_with_the_requester_is_told_which() {
-        let standing = |email: &str| Standing { roles: vec![], emails: vec![email.to_owned()] };
+        let identity = |email: &str| Identity { roles: vec![], emails: vec![email.to_owned()] };
         let (ana, bob, job) = (Actor::human("ana"), Actor::human("bob"), JobName::from("cutover"));
-        let (of_ana, of_bob) = (standing("team@example.org"), standing("team@example.org"));
+        let (of_ana, of_bob) = (identity("team@example.org"), identity("team@example.org"));
         let policy = GatePolicy { not: vec![Excluded::Requester], ..GatePolicy::default() };
         let said = |by, requester| {
             let requesters = [requester];
@@ -355,12 +355,12 @@ mod tests {
 
     #[test]
     fn one_person_is_one_however_they_are_called() {
-        let known = |emails: &[&str]| Standing {
+        let known = |emails: &[&str]| Identity {
             emails: emails.iter().map(|text| (*text).to_owned()).collect(),
-            ..Standing::default()
+            ..Identity::default()
         };
         let (none, ana) = (known(&[]), known(&["ana@example.org"]));
-        let same = |a: &str, x: &Standing, b: &str, y: &Standing| {
+        let same = |a: &str, x: &Identity, b: &str, y: &Identity| {
             is_same_person((&Actor::human(a), x), (&Actor::human(b), y))
         };
         assert!(same("ana", &none, "Ana", &none));

@@ -71,16 +71,18 @@ impl JobState {
             (Self::Waiting, E::ConditionEvaluated { holds: true, .. }) => Ok(Self::Admitted),
             (Self::Waiting, E::ConditionEvaluated { holds: false, .. }) => Ok(Self::Declined),
             (Self::Waiting | Self::Declined, E::JobSkipped { .. }) => Ok(Self::Skipped),
-            (Self::Waiting | Self::Admitted, E::GateReached { binds, .. }) => {
-                Ok(Self::AtGate(*binds))
+            (Self::Waiting | Self::Admitted, E::GateReached { approval_digest, .. }) => {
+                Ok(Self::AtGate(*approval_digest))
             }
-            (Self::AtGate(asked), E::GateApproved { binds, missing, .. }) if asked == binds => {
-                Ok(if *missing == 0 { Self::Approved } else { self.clone() })
+            (Self::AtGate(asked), E::GateApproved { approval_digest, approvals_remaining, .. })
+                if asked == approval_digest =>
+            {
+                Ok(if *approvals_remaining == 0 { Self::Approved } else { self.clone() })
             }
-            (Self::AtGate(asked), E::GateRejected { binds, .. }) if asked == binds => {
+            (Self::AtGate(asked), E::GateRejected { approval_digest: of, .. }) if asked == of => {
                 Ok(Self::Rejected)
             }
-            (Self::AtGate(asked), E::GateVoided { binds, .. }) if asked == binds => {
+            (Self::AtGate(asked), E::GateVoided { approval_digest: of, .. }) if asked == of => {
                 Ok(Self::Waiting)
             }
             // Also once it has begun, as long as it is to begin again.
@@ -210,7 +212,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{SkipCause, VoidCause},
-        gate::Standing,
+        gate::Identity,
     };
 
     fn states() -> Vec<JobState> {
@@ -234,17 +236,23 @@ mod tests {
     }
 
     fn failed(cause: FailureCause) -> RunEvent {
-        RunEvent::JobFailed { job: "j".into(), attempt: Attempt(1), cause, ran_ms: 0, log: None }
+        RunEvent::JobFailed {
+            job: "j".into(),
+            attempt: Attempt(1),
+            cause,
+            ran_ms: 0,
+            captured_output: None,
+        }
     }
 
-    fn approved(binds: Digest, missing: u32) -> RunEvent {
+    fn approved(approval_digest: Digest, approvals_remaining: u32) -> RunEvent {
         RunEvent::GateApproved {
             job: "j".into(),
-            binds,
+            approval_digest,
             comment: String::new(),
-            missing,
-            standing: Standing::default(),
-            until: None,
+            approvals_remaining,
+            identity: Identity::default(),
+            expires_at: None,
             in_advance: false,
         }
     }
@@ -252,7 +260,7 @@ mod tests {
     #[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
     fn events() -> Vec<(&'static str, RunEvent)> {
         let job = || "j".into();
-        let (attempt, binds) = (Attempt(1), Digest([0; 32]));
+        let (attempt, approval_digest) = (Attempt(1), Digest([0; 32]));
         let worker = || WorkerName::from("w");
         let condition = |holds| RunEvent::ConditionEvaluated {
             job: job(),
@@ -271,17 +279,20 @@ mod tests {
         vec![
             ("condition holds", condition(true)),
             ("condition fails", condition(false)),
-            ("gate_reached", RunEvent::GateReached { job: job(), binds }),
-            ("gate_approved", approved(binds, 0)),
-            ("approved (1 more)", approved(binds, 1)),
-            ("gate_rejected", RunEvent::GateRejected { job: job(), binds, comment: String::new() }),
+            ("gate_reached", RunEvent::GateReached { job: job(), approval_digest }),
+            ("gate_approved", approved(approval_digest, 0)),
+            ("approved (1 more)", approved(approval_digest, 1)),
+            (
+                "gate_rejected",
+                RunEvent::GateRejected { job: job(), approval_digest, comment: String::new() },
+            ),
             ("approved (other)", approved(Digest([1; 32]), 0)),
             (
                 "gate_voided",
                 RunEvent::GateVoided {
                     job: job(),
-                    binds,
-                    because: VoidCause::Expired(Timestamp(0)),
+                    approval_digest,
+                    cause: VoidCause::Expired(Timestamp(0)),
                 },
             ),
             (
@@ -295,7 +306,7 @@ mod tests {
                     attempt,
                     ran_ms: 0,
                     outputs: std::collections::BTreeMap::new(),
-                    log: None,
+                    captured_output: None,
                     artifacts: Vec::new(),
                 },
             ),
@@ -306,26 +317,31 @@ mod tests {
                     attempt,
                     cause: FailureCause::ExitCode(1),
                     ran_ms: 0,
-                    log: None,
+                    captured_output: None,
                     retry_due: Timestamp(0),
                 },
             ),
             ("failed (code)", failed(FailureCause::ExitCode(1))),
             ("failed (time)", failed(FailureCause::TimedOut(1))),
             ("failed (unstarted)", failed(FailureCause::NotStarted(String::new()))),
-            ("job_cancelled", RunEvent::JobCancelled { job: job(), attempt, ran_ms: 0, log: None }),
+            (
+                "job_cancelled",
+                RunEvent::JobCancelled { job: job(), attempt, ran_ms: 0, captured_output: None },
+            ),
             (
                 "job_lost",
                 RunEvent::JobLost { job: job(), attempt, worker: worker(), reason: String::new() },
             ),
             (
                 "late success",
-                RunEvent::JobCancelled { job: job(), attempt: Attempt(9), ran_ms: 0, log: None },
+                RunEvent::JobCancelled {
+                    job: job(),
+                    attempt: Attempt(9),
+                    ran_ms: 0,
+                    captured_output: None,
+                },
             ),
-            (
-                "job_skipped",
-                RunEvent::JobSkipped { job: job(), because: SkipCause::ConditionFalse },
-            ),
+            ("job_skipped", RunEvent::JobSkipped { job: job(), cause: SkipCause::ConditionFalse }),
             ("job_retried", RunEvent::JobRetried { job: job() }),
             ("imported DONE", imported(ImportedResult::Succeeded)),
             ("imported FAILED", imported(ImportedResult::Failed)),

@@ -5,7 +5,7 @@
 //! enters once per command, as an argument. Start at `event` (the facts), go on to `job` (the
 //! table of states), `run` (the fold) and `decide` (the commands).
 
-pub mod captured;
+pub mod captured_output;
 pub mod code;
 pub mod codec;
 pub mod decide;
@@ -24,7 +24,7 @@ pub mod retry;
 pub mod run;
 pub mod scheduler;
 pub mod source;
-pub mod specimens;
+pub mod test_events;
 pub mod time;
 pub mod trace;
 pub mod views;

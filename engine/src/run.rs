@@ -2,15 +2,15 @@
 //!
 //! What may happen to one job is the table in `job`, what may happen to the whole is the table in
 //! `run::phase`. What follows by itself is in `run::consequences`; the indexes that make every
-//! step cost only what it touches are in `run::agenda` and can be rebuilt from the rest.
+//! step cost only what it touches are in `run::ready_queue` and can be rebuilt from the rest.
 
-mod agenda;
 mod assignment;
 mod consequences;
 mod evolve;
 mod memory;
 mod phase;
 mod quorum;
+mod ready_queue;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,20 +19,20 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use agenda::{Busy, Counts, Want, Wanted};
 pub use assignment::Assignment;
 pub use phase::Phase;
+pub use ready_queue::{Counts, LockUsage, Want, Wanted};
 
 use crate::{
     event::{Artifact, Fact, FailureCause, SkipCause},
-    gate::{Approval, Authors, Standing},
+    gate::{Approval, Authors, Identity},
     ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName},
     job::{IllegalEvent, JobState},
     plan::{JobPlan, Plan},
     source::Source,
     time::Timestamp,
 };
-use agenda::Agenda;
+use ready_queue::ReadyQueue;
 
 /// What a run was asked to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,9 +67,9 @@ pub struct Header {
     /// Who asked.
     pub requested_by: Actor,
     /// What is known about them.
-    pub requester: Standing,
+    pub requester: Identity,
     /// Who replaced the plan since then, the newest last.
-    pub accepted: Vec<(Actor, Standing)>,
+    pub accepted: Vec<(Actor, Identity)>,
     /// Who wrote the pipeline file. `None`: nobody knows.
     pub authors: Option<Authors>,
     /// When they asked.
@@ -113,7 +113,7 @@ pub struct Job {
     /// Why it was skipped.
     pub skipped: Option<SkipCause>,
     /// What the newest ended try printed.
-    pub log: Option<Blob>,
+    pub captured_output: Option<Blob>,
     /// What it told later jobs.
     pub outputs: BTreeMap<String, String>,
     /// What it left behind.
@@ -125,7 +125,7 @@ pub struct Job {
     pub approvals: Vec<Approval>,
     /// What was asked at its gate last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub binds: Option<Digest>,
+    pub approval_digest: Option<Digest>,
     /// How often its gate was reached.
     #[serde(default)]
     pub asked: u32,
@@ -159,12 +159,12 @@ impl Job {
             ran_ms: None,
             cause: None,
             skipped: None,
-            log: None,
+            captured_output: None,
             outputs: BTreeMap::new(),
             artifacts: Vec::new(),
             gate: None,
             approvals: Vec::new(),
-            binds: None,
+            approval_digest: None,
             asked: 0,
             imported: None,
         }
@@ -203,7 +203,7 @@ pub struct Run {
     #[serde(default)]
     reopened_at: Option<Timestamp>,
     #[serde(skip)]
-    agenda: Agenda,
+    ready_queue: ReadyQueue,
     #[serde(skip)]
     by_name: HashMap<JobName, u32>,
 }
@@ -220,7 +220,7 @@ impl PartialEq for Run {
             && self.newest_at == other.newest_at
             && self.finished_at == other.finished_at
             && self.reopened_at == other.reopened_at
-            && self.agenda == other.agenda
+            && self.ready_queue == other.ready_queue
     }
 }
 
@@ -268,7 +268,7 @@ impl Run {
 
     /// How many jobs stand where.
     pub fn counts(&self) -> &Counts {
-        &self.agenda.counts
+        &self.ready_queue.counts
     }
 
     /// The job whose failure aborted the run.
@@ -293,17 +293,17 @@ impl Run {
 
     /// The jobs that hold a lease, in file order.
     pub fn leased(&self) -> impl Iterator<Item = &Job> {
-        self.agenda.leased().map(|index| &self.jobs[index as usize])
+        self.ready_queue.leased().map(|index| &self.jobs[index as usize])
     }
 
     /// The jobs whose gate waits for a person, in file order.
     pub fn gates(&self) -> impl Iterator<Item = &Job> {
-        self.agenda.gates().map(|index| &self.jobs[index as usize])
+        self.ready_queue.gates().map(|index| &self.jobs[index as usize])
     }
 
     /// Whether anything may be leased now or later without a person doing something first.
     pub fn can_move(&self) -> bool {
-        self.agenda.has_work()
+        self.ready_queue.has_work()
     }
 
     /// The earliest moment from `now` on at which time itself changes what may happen.
@@ -317,8 +317,8 @@ impl Run {
         }
         let due = self.header.as_ref().and_then(|header| header.due);
         let due = due.filter(|_| self.phase == Phase::Running);
-        let expires = self.agenda.next_lapse().filter(|_| self.phase == Phase::Running);
-        [due, expires, self.agenda.next_backoff(now)].into_iter().flatten().min()
+        let expires = self.ready_queue.next_lapse().filter(|_| self.phase == Phase::Running);
+        [due, expires, self.ready_queue.next_backoff(now)].into_iter().flatten().min()
     }
 
     /// The files that the direct needs of `job` left behind, with the need that left each.
@@ -331,8 +331,8 @@ impl Run {
     }
 
     /// How many jobs hold each lock.
-    pub fn busy(&self) -> &Busy {
-        self.agenda.busy()
+    pub fn busy(&self) -> &LockUsage {
+        self.ready_queue.busy()
     }
 
     /// What the run would do if it began now.
@@ -353,15 +353,15 @@ impl Run {
     /// Files whether the gate of job `index` was approved in advance.
     fn note_preapproval(&mut self, index: u32) {
         let approved = self.is_preapproved(&self.jobs[index as usize]);
-        self.agenda.set_preapproved(index, approved);
+        self.ready_queue.set_preapproved(index, approved);
     }
 
     fn reindex(&mut self) {
         self.by_name =
             self.jobs.iter().zip(0..).map(|(job, index)| (job.plan.name.clone(), index)).collect();
         let stages = self.header.as_ref().map_or(&[][..], |header| &header.stages);
-        self.agenda = Agenda::build(stages, &self.jobs, &self.by_name);
-        for index in self.agenda.gates().collect::<Vec<u32>>() {
+        self.ready_queue = ReadyQueue::build(stages, &self.jobs, &self.by_name);
+        for index in self.ready_queue.gates().collect::<Vec<u32>>() {
             self.note_preapproval(index);
         }
     }

@@ -50,7 +50,7 @@ pub use session::{Hello, Message, QUEUE_BYTES_MAX, SLOTS_MAX, SessionView};
 
 use crate::{
     ids::{AttemptId, RunId, WorkerName},
-    run::Busy,
+    run::LockUsage,
 };
 use absence::Absences;
 use demand::Demand;
@@ -272,7 +272,7 @@ impl Scheduler {
         &self,
         run: &RunId,
         names: impl IntoIterator<Item = &'n str>,
-    ) -> Busy {
+    ) -> LockUsage {
         self.locks.of_others(run, names)
     }
 

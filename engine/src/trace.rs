@@ -137,7 +137,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::{Command, stage_set::*};
+    use crate::decide::{Command, testing::*};
 
     const KNOWN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -189,33 +189,33 @@ mod tests {
 
     #[test]
     fn every_try_has_a_span_of_its_own_and_a_run_that_goes_on_another_one() {
-        let mut house =
-            Stage::begin_with(vec![job("a")], |run| run.traceparent = Some(KNOWN.to_owned()));
-        let first = house.run.span().unwrap();
-        assert_eq!(house.run.above_span(), read(KNOWN));
-        let one = house.run.attempt_span(&"a".into(), Attempt(1)).unwrap();
-        assert_ne!(Some(one), house.run.attempt_span(&"a".into(), Attempt(2)));
-        house.leases();
-        house.fails("a", 1);
-        assert_eq!(house.run.span(), Some(first), "a run that has ended is still itself");
+        let mut fixture =
+            Fixture::begin_with(vec![job("a")], |run| run.traceparent = Some(KNOWN.to_owned()));
+        let first = fixture.run.span().unwrap();
+        assert_eq!(fixture.run.above_span(), read(KNOWN));
+        let one = fixture.run.attempt_span(&"a".into(), Attempt(1)).unwrap();
+        assert_ne!(Some(one), fixture.run.attempt_span(&"a".into(), Attempt(2)));
+        fixture.leases();
+        fixture.fails("a", 1);
+        assert_eq!(fixture.run.span(), Some(first), "a run that has ended is still itself");
 
-        house.passes(5);
-        house.carries_out(&Command::Retry("a".into()));
+        fixture.passes(5);
+        fixture.carries_out(&Command::Retry("a".into()));
 
-        let second = house.run.span().unwrap();
+        let second = fixture.run.span().unwrap();
         assert_ne!(second, first);
-        assert_eq!(house.run.above_span(), Some(first));
-        assert_eq!(Run::replay(&house.facts).unwrap().span(), Some(second));
+        assert_eq!(fixture.run.above_span(), Some(first));
+        assert_eq!(Run::replay(&fixture.facts).unwrap().span(), Some(second));
     }
 
     #[test]
     fn a_run_without_a_trace_has_no_spans() {
         for traceparent in ["", "00-1-2-01"] {
-            let house = Stage::begin_with(vec![job("a")], |run| {
+            let fixture = Fixture::begin_with(vec![job("a")], |run| {
                 run.traceparent = Some(traceparent.to_owned());
             });
-            assert_eq!(house.run.span(), None);
-            assert_eq!(house.run.attempt_span(&"a".into(), Attempt(1)), None);
+            assert_eq!(fixture.run.span(), None);
+            assert_eq!(fixture.run.attempt_span(&"a".into(), Attempt(1)), None);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Who asks, and whether they may. Identity is proven by a bearer token or by the certificate of a
 //! worker, on ports only: a pipe and the store's own socket belong to the owner of the store.
 
+mod atomic_file;
 pub(crate) mod certificates;
 pub(crate) mod guard;
 pub mod oidc;
@@ -8,20 +9,19 @@ pub(crate) mod origin;
 pub mod pki;
 pub mod roles;
 pub mod tokens;
-mod whole;
 
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use tonic::{Extensions, Request};
 use towpath_engine::{
-    gate::{self, EMAILS_MAX, Standing},
+    gate::{self, EMAILS_MAX, Identity},
     ids::Actor,
 };
 use towpath_proto::v1;
 
-use self::{oidc::Vouched, roles::Role, tokens::Token};
-use crate::{lines::Line, runs::CommandError, wire};
+use self::{oidc::OidcIdentity, roles::Role, tokens::Token};
+use crate::{connections::Connection, runs::CommandError, wire};
 
 /// Somebody whose identity is proven.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct Principal {
 #[derive(Clone, Debug)]
 enum Proof {
     Token(Token),
-    Oidc(Vouched),
+    Oidc(OidcIdentity),
     /// The certificate of a worker, and those between it and the authority.
     Certificate(Arc<Vec<CertificateDer<'static>>>),
 }
@@ -45,7 +45,7 @@ impl Proof {
     fn emails(&self) -> Vec<String> {
         match self {
             Self::Token(token) => token.emails.clone(),
-            Self::Oidc(vouched) => vouched.email.iter().cloned().collect(),
+            Self::Oidc(oidc_identity) => oidc_identity.email.iter().cloned().collect(),
             Self::Certificate(_) => Vec::new(),
         }
     }
@@ -73,9 +73,9 @@ impl Principal {
         Self { actor: token.actor(), roles: token.roles.clone(), proof: Proof::Token(token) }
     }
 
-    fn of_vouched(vouched: Vouched) -> Self {
-        let (actor, roles) = (vouched.actor.clone(), vouched.roles.clone());
-        Self { actor, roles, proof: Proof::Oidc(vouched) }
+    fn of_vouched(oidc_identity: OidcIdentity) -> Self {
+        let (actor, roles) = (oidc_identity.actor.clone(), oidc_identity.roles.clone());
+        Self { actor, roles, proof: Proof::Oidc(oidc_identity) }
     }
 
     fn of_worker(name: &str, chain: Arc<Vec<CertificateDer<'static>>>) -> Self {
@@ -128,13 +128,13 @@ pub(crate) fn actor<T: Claims>(request: &Request<T>) -> Result<Actor, CommandErr
 
 /// What is known about who makes `request` beside their name: what was proven, and only where
 /// nobody asks for proof what they claim.
-pub(crate) fn standing<T>(request: &Request<T>, claimed: &[String]) -> Standing {
+pub(crate) fn identity<T>(request: &Request<T>, claimed: &[String]) -> Identity {
     match request.extensions().get::<Principal>() {
-        Some(principal) => Standing {
+        Some(principal) => Identity {
             roles: principal.roles.iter().map(|role| role.word().to_owned()).collect(),
             emails: principal.proof.emails(),
         },
-        None => Standing {
+        None => Identity {
             roles: vec![gate::OWNER.to_owned()],
             emails: claimed.iter().take(EMAILS_MAX).filter_map(|text| gate::email(text)).collect(),
         },
@@ -162,7 +162,7 @@ const LOCAL_WORKERS: &str = "local/";
 pub(crate) fn is_worker(extensions: &Extensions, claimed: &str) -> Result<(), CommandError> {
     // A worker of another machine that took this name would be given the leases of a `tow run`,
     // and its jobs that are adopted.
-    if claimed.starts_with(LOCAL_WORKERS) && Line::of(extensions).is_some() {
+    if claimed.starts_with(LOCAL_WORKERS) && Connection::of(extensions).is_some() {
         return Err(CommandError::WorkerNameReserved { name: claimed.to_owned() });
     }
     match extensions.get::<Principal>() {

@@ -14,7 +14,7 @@ use towpath_proto::v1;
 use towpath_storage::verify;
 
 use crate::{
-    House, load,
+    Server, load,
     run_list::RunList,
     runs::{CommandError, locked},
     status, wire,
@@ -24,18 +24,18 @@ use crate::{
 const REPORT_EVERY: u64 = 20_000;
 
 /// Checks everything and says what it found.
-pub(crate) async fn check(house: &House, send: mpsc::Sender<Result<v1::CheckProgress, Status>>) {
-    match check_all(house, &send).await {
+pub(crate) async fn check(server: &Server, send: mpsc::Sender<Result<v1::CheckProgress, Status>>) {
+    match check_all(server, &send).await {
         Ok(done) => drop(send.send(Ok(done)).await),
         Err(error) => drop(send.send(Err(status::of(error))).await),
     }
 }
 
 async fn check_all(
-    house: &House,
+    server: &Server,
     send: &mpsc::Sender<Result<v1::CheckProgress, Status>>,
 ) -> Result<v1::CheckProgress, CommandError> {
-    let store = &house.runs().store;
+    let store = &server.runs().store;
     let verified = verify(&**store, |position| {
         if position % REPORT_EVERY == 0 {
             let progress = v1::CheckProgress { records: position, ..Default::default() };
@@ -44,8 +44,8 @@ async fn check_all(
     })
     .await?;
     let mut findings = Vec::new();
-    let Replayed { list, runs: rebuilt, versions, damaged } = rebuild(house).await?;
-    let kept = locked(&house.runs().list).clone();
+    let Replayed { list, runs: rebuilt, versions, damaged } = rebuild(server).await?;
+    let kept = locked(&server.runs().list).clone();
     if kept.position() == list.position() && kept != list {
         findings.push("the list of runs differs from the log".to_owned());
     }
@@ -53,12 +53,12 @@ async fn check_all(
         findings.push(format!("run {id} cannot be replayed at version {version}: {why}"));
     }
     for (id, run) in &rebuilt {
-        compare(house, id, run, versions[id], &mut findings).await?;
+        compare(server, id, run, versions[id], &mut findings).await?;
         if !is_listed_right(&list, id, run) {
             findings.push(format!("the list shows run {id} otherwise than its events do"));
         }
     }
-    check_blobs(house, &rebuilt, &mut findings);
+    check_blobs(server, &rebuilt, &mut findings);
     Ok(v1::CheckProgress {
         records: verified.records,
         runs: rebuilt.len() as u64,
@@ -80,10 +80,10 @@ struct Replayed {
     damaged: BTreeMap<RunId, (u64, String)>,
 }
 
-async fn rebuild(house: &House) -> Result<Replayed, CommandError> {
+async fn rebuild(server: &Server) -> Result<Replayed, CommandError> {
     let mut all = Replayed::default();
     loop {
-        let page = house.runs().store.read_all(all.list.position(), 4_096).await?;
+        let page = server.runs().store.read_all(all.list.position(), 4_096).await?;
         if page.is_empty() {
             return Ok(all);
         }
@@ -117,18 +117,18 @@ fn is_listed_right(list: &RunList, id: &RunId, rebuilt: &Run) -> bool {
 
 /// A run in memory, and a run from its snapshot, must be the run that the log tells.
 async fn compare(
-    house: &House,
+    server: &Server,
     id: &RunId,
     rebuilt: &Run,
     version: u64,
     findings: &mut Vec<String>,
 ) -> Result<(), CommandError> {
-    let loaded = house.runs().ahead(id).await?;
+    let loaded = server.runs().lock_latest(id).await?;
     if loaded.version == version && loaded.run != *rebuilt {
         findings.push(format!("run {id} in memory differs from the log"));
     }
     drop(loaded);
-    let shortcut = load::run(&*house.runs().store, &house.runs().snapshots, id).await?;
+    let shortcut = load::run(&*server.runs().store, &server.runs().snapshots, id).await?;
     if shortcut.snapshot_version > 0 && shortcut.version == version && shortcut.run != *rebuilt {
         findings.push(format!("the snapshot of run {id} differs from the log"));
     }
@@ -136,18 +136,18 @@ async fn compare(
 }
 
 /// Every blob that an event names must be there, with the bytes that were meant.
-fn check_blobs(house: &House, rebuilt: &Rebuilt, findings: &mut Vec<String>) {
+fn check_blobs(server: &Server, rebuilt: &Rebuilt, findings: &mut Vec<String>) {
     for (id, run) in rebuilt {
         let source = run.header().and_then(|header| header.source.as_ref());
         if let Some(Source { origin: Origin::Bundle(bundle), .. }) = source
-            && let Err(error) = house.outputs().blobs.verify(&bundle.sha256.0)
+            && let Err(error) = server.outputs().blobs.verify(&bundle.sha256.0)
         {
             findings.push(format!("run {id}, its bundle: {error}"));
         }
         for job in run.jobs() {
             let files = job.artifacts.iter().map(|artifact| artifact.blob);
-            for blob in job.log.into_iter().chain(files) {
-                if let Err(error) = house.outputs().blobs.verify(&blob.sha256.0) {
+            for blob in job.captured_output.into_iter().chain(files) {
+                if let Err(error) = server.outputs().blobs.verify(&blob.sha256.0) {
                     findings.push(format!("run {id}, job `{}`: {error}", job.plan.name));
                 }
             }

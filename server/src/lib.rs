@@ -7,16 +7,14 @@ pub mod auth;
 mod check;
 mod clock;
 mod command_error;
-#[cfg(test)]
-mod desk;
-mod figures;
+mod connections;
 mod followers;
-mod house;
 mod limits;
-mod lines;
 mod load;
 mod local;
+mod metric_values;
 mod metrics;
+pub mod offline_backup;
 mod outbox;
 mod outputs;
 mod rpc;
@@ -24,24 +22,26 @@ mod run_cells;
 mod run_ids;
 mod run_list;
 mod runs;
-pub mod safekeeping;
 mod scheduler_driver;
 mod serve;
+mod server;
 mod sessions;
 mod shared_scheduler;
 mod snapshot_reads;
 mod status;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 mod timers;
 mod wire;
 
 pub use auth::certificates::CertificatesError;
 pub use clock::{Clock, SetClock, SystemClock};
-pub use house::{House, OpenError};
 pub use limits::{Limit, Limits};
 pub use local::{LOCAL_URI, dial_socket};
 pub use runs::CommandError;
 pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
+pub use server::{OpenError, Server};
 pub use status::ERROR_DOMAIN;
 pub use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
 

@@ -14,11 +14,11 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::transport::{Channel, Endpoint, Server as TonicServer, Uri};
 
 use crate::{
-    House,
-    auth::guard::Door,
+    Server,
+    auth::guard::AccessRule,
     limits::REQUESTS_MAX,
     serve::{STREAM_WINDOW_BYTES, limited},
 };
@@ -32,14 +32,14 @@ const SOCKET_MODE: u32 = 0o600;
 /// Bytes on the way in one direction of a pipe.
 const PIPE_BYTES: usize = 256 * 1024;
 
-impl House {
+impl Server {
     /// A client of this server, over a pipe.
     pub fn connect(&self) -> Channel {
         let (client_end, server_end) = tokio::io::duplex(PIPE_BYTES);
         // Never ends: the server closes its connections when there are no more to come.
         let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end))
             .chain(tokio_stream::pending());
-        self.spawn_serving(incoming, queued(), Door::Owner);
+        self.spawn_serving(incoming, queued(), AccessRule::Owner);
         let mut client_end = Some(client_end);
         let dial = tower::service_fn(move |_: Uri| {
             let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
@@ -63,7 +63,7 @@ impl House {
         let incoming = UnixListenerStream::new(listener).filter_map(move |accepted| {
             accepted.map(|stream| is_owned(&stream, owner).then_some(stream)).transpose()
         });
-        self.spawn_serving(incoming, queued(), Door::Owner);
+        self.spawn_serving(incoming, queued(), AccessRule::Owner);
         Ok(())
     }
 }
@@ -85,7 +85,7 @@ fn is_owned(stream: &UnixStream, owner: u32) -> bool {
 }
 
 /// A server whose clients wait for room instead of being refused: they are its owner's.
-fn queued() -> Server {
+fn queued() -> TonicServer {
     limited().concurrency_limit_per_connection(REQUESTS_MAX)
 }
 
@@ -115,16 +115,16 @@ mod tests {
     async fn the_socket_is_for_processes_of_the_owner_alone() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sled:{}", folder.path().display());
-        let house = House::open(&url, Arc::new(SystemClock)).await.unwrap();
-        house.listen_locally().unwrap();
-        let mode = fs::metadata(house.socket()).unwrap().permissions().mode();
+        let server = Server::open(&url, Arc::new(SystemClock)).await.unwrap();
+        server.listen_locally().unwrap();
+        let mode = fs::metadata(server.socket()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
         let (here, _there) = UnixStream::pair().unwrap();
         let own = fs::metadata(folder.path()).unwrap().uid();
         assert!(is_owned(&here, own));
         assert!(!is_owned(&here, own + 1));
-        house.close().await;
+        server.close().await;
     }
 
     #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
@@ -132,16 +132,16 @@ mod tests {
     async fn a_process_of_another_user_is_not_answered() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sled:{}", folder.path().display());
-        let house = House::open(&url, Arc::new(SystemClock)).await.unwrap();
-        house.listen_locally().unwrap();
+        let server = Server::open(&url, Arc::new(SystemClock)).await.unwrap();
+        server.listen_locally().unwrap();
         // As if the modes had been changed since: the kernel still says who connects.
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-        fs::set_permissions(house.socket(), Permissions::from_mode(0o666)).unwrap();
+        fs::set_permissions(server.socket(), Permissions::from_mode(0o666)).unwrap();
         let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
              s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'); print(len(s.recv(99)))";
         let asked = |uid: u32| {
             let mut command = std::process::Command::new("python3");
-            command.args(["-c", script]).arg(house.socket());
+            command.args(["-c", script]).arg(server.socket());
             std::os::unix::process::CommandExt::uid(&mut command, uid);
             tokio::task::spawn_blocking(move || command.output())
         };
@@ -153,6 +153,6 @@ mod tests {
         assert_ne!(String::from_utf8_lossy(&own.stdout).trim(), "0", "the owner is answered");
         let said = String::from_utf8_lossy(&other.stdout);
         assert!(["", "0"].contains(&said.trim()), "another user is answered: {said}");
-        house.close().await;
+        server.close().await;
     }
 }

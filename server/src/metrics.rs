@@ -1,4 +1,4 @@
-//! The figures as series, and `GET /metrics`, on the port of everything else: the series as
+//! The metrics as series, and `GET /metrics`, on the port of everything else: the series as
 //! OpenMetrics text.
 
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
@@ -17,12 +17,12 @@ use tonic::service::Routes;
 use towpath_proto::v1;
 
 use crate::{
-    House,
-    figures::{Figures, Tags},
+    Server,
+    metric_values::{MetricValues, Tags},
     runs::CommandError,
 };
 
-/// Where the figures are.
+/// Where the metrics are.
 const PATH: &str = "/metrics";
 /// What OpenMetrics text calls itself.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,27 +38,27 @@ const AWAY: &str = "(away)";
 type Labels = [(&'static str, String); 1];
 
 /// The routes that are not gRPC.
-pub(crate) fn routes(house: House) -> Routes {
+pub(crate) fn routes(server: Server) -> Routes {
     let mut routes = Routes::default();
     let router = routes.axum_router_mut();
     let scrape = move || {
-        let house = house.clone();
-        async move { scrape(&house).await }
+        let server = server.clone();
+        async move { scrape(&server).await }
     };
     *router = std::mem::take(router).route(PATH, routing::get(scrape));
     routes
 }
 
-async fn scrape(house: &House) -> Response {
-    let series = match house.series().await {
+async fn scrape(server: &Server) -> Response {
+    let series = match server.series().await {
         Ok(series) => series,
         Err(error) => {
-            tracing::warn!(%error, "no figures");
+            tracing::warn!(%error, "failed to collect metrics");
             return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
         }
     };
     let mut text = String::new();
-    let registry = registry(house, series);
+    let registry = registry(server, series);
     match encode(&mut text, &registry) {
         Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
@@ -67,7 +67,7 @@ async fn scrape(house: &House) -> Response {
 
 /// What a series counts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MetricKind {
     /// As many as there are now.
     Now,
     /// As many as there were since the server began.
@@ -78,101 +78,101 @@ pub(crate) enum Kind {
 
 /// One figure, by one label or as a whole.
 #[derive(Clone, Debug)]
-pub(crate) struct Series {
+pub(crate) struct MetricSeries {
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
-    pub(crate) kind: Kind,
+    pub(crate) kind: MetricKind,
     /// What its points are told apart by. Empty: there is one point.
     pub(crate) label: &'static str,
     /// The points by label; milliseconds, if it counts in seconds.
     pub(crate) points: Vec<(String, u64)>,
 }
 
-impl House {
-    /// The figures of this moment as series. The same series, in the same order, at every moment.
-    pub(crate) async fn series(&self) -> Result<Vec<Series>, CommandError> {
-        let figures = self.figures().await?;
-        let mut all = of_runs(self, &figures);
-        all.extend(of_workers(&self.workers(), &figures));
-        let tally = &self.runs().tally;
-        let since = |name, help, value| single(name, help, Kind::SinceBegin, value);
+impl Server {
+    /// The metrics of this moment as series. The same series, in the same order, at every moment.
+    pub(crate) async fn series(&self) -> Result<Vec<MetricSeries>, CommandError> {
+        let metric_values = self.metric_values().await?;
+        let mut all = of_runs(self, &metric_values);
+        all.extend(of_workers(&self.workers(), &metric_values));
+        let counters = &self.runs().counters;
+        let since = |name, help, value| single(name, help, MetricKind::SinceBegin, value);
         all.extend([
-            since("appends", "Appends to the log since the server began", tally.appends()),
-            since("events", "Events recorded since the server began", tally.events()),
-            since("leases_lost", "Leases lost since the server began", tally.lost()),
+            since("appends", "Appends to the log since the server began", counters.appends()),
+            since("events", "Events recorded since the server began", counters.events()),
+            since("leases_lost", "Leases lost since the server began", counters.lost()),
         ]);
         let position = *self.runs().store.watch().borrow();
         let help = "Position of the newest durable record";
-        all.push(single("log_position", help, Kind::Now, position));
+        all.push(single("log_position", help, MetricKind::Now, position));
         let help = "How far the time of the log is ahead of this machine's wall clock";
-        all.push(single("clock_ahead", help, Kind::Seconds, self.runs().clock_ahead_ms()));
+        all.push(single("clock_ahead", help, MetricKind::Seconds, self.runs().clock_ahead_ms()));
         Ok(all)
     }
 }
 
 /// Made anew for every scrape: nothing is counted twice, and nothing is kept in step by hand.
-fn registry(house: &House, series: Vec<Series>) -> Registry {
+fn registry(server: &Server, series: Vec<MetricSeries>) -> Registry {
     let mut all = Registry::with_prefix("towpath");
-    for Series { name, help, kind, label, points } in series {
+    for MetricSeries { name, help, kind, label, points } in series {
         match kind {
-            Kind::Now if label.is_empty() => {
+            MetricKind::Now if label.is_empty() => {
                 let gauge = Gauge::<i64>::default();
                 gauge.set(signed(sum(&points)));
                 all.register(name, help, gauge);
             }
-            Kind::Now => {
+            MetricKind::Now => {
                 let family = Family::<Labels, Gauge>::default();
                 for (value, count) in points {
                     family.get_or_create(&[(label, value)]).set(signed(count));
                 }
                 all.register(name, help, family);
             }
-            Kind::SinceBegin => {
+            MetricKind::SinceBegin => {
                 let counter = Counter::<u64>::default();
                 counter.inc_by(sum(&points));
                 all.register(name, help, counter);
             }
-            Kind::Seconds => {
+            MetricKind::Seconds => {
                 let seconds = Gauge::<f64, AtomicU64>::default();
                 seconds.set(sum(&points) as f64 / 1_000.0);
                 all.register(format!("{name}_seconds"), help, seconds);
             }
         }
     }
-    let kind = house.url().scheme().to_owned();
+    let kind = server.url().scheme().to_owned();
     all.register("store", "What keeps the log", Info::new([("kind", kind)]));
     let version = env!("CARGO_PKG_VERSION").to_owned();
     all.register("build", "Which tow this is", Info::new([("version", version)]));
     all
 }
 
-fn of_runs(house: &House, figures: &Figures) -> Vec<Series> {
+fn of_runs(server: &Server, metric_values: &MetricValues) -> Vec<MetricSeries> {
     let words = |counts: &BTreeMap<&'static str, u64>| -> Vec<(String, u64)> {
         counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
     };
-    let now = house.runs().now();
-    let age = figures.oldest_gate.map_or(0, |since| now.ms_since(since));
+    let now = server.runs().now();
+    let age = metric_values.oldest_gate.map_or(0, |since| now.ms_since(since));
     let help = "How long the gate has waited that has waited longest; 0 if none does";
     let damaged = "Runs that were found damaged since the server began, and are set aside";
     let waiting = "Gates of live runs that wait for a person";
     vec![
-        family("runs", "Runs by phase", "phase", words(&figures.runs)),
-        family("jobs", "Jobs of live runs by state", "state", words(&figures.jobs)),
-        single("runs_damaged", damaged, Kind::Now, figures.set_aside),
-        single("gates_waiting", waiting, Kind::Now, figures.gates),
-        single("gates_oldest_age", help, Kind::Seconds, age),
+        family("runs", "Runs by phase", "phase", words(&metric_values.runs)),
+        family("jobs", "Jobs of live runs by state", "state", words(&metric_values.jobs)),
+        single("runs_damaged", damaged, MetricKind::Now, metric_values.set_aside),
+        single("gates_waiting", waiting, MetricKind::Now, metric_values.gates),
+        single("gates_oldest_age", help, MetricKind::Seconds, age),
     ]
 }
 
-fn of_workers(workers: &[v1::Worker], figures: &Figures) -> Vec<Series> {
-    let pending = figures.demand.iter().map(|(tags, wanted)| (tags.clone(), wanted.pending));
-    let leased = figures.demand.iter().map(|(tags, wanted)| (tags.clone(), wanted.leased));
+fn of_workers(workers: &[v1::Worker], metric_values: &MetricValues) -> Vec<MetricSeries> {
+    let pending = metric_values.demand.iter().map(|(tags, wanted)| (tags.clone(), wanted.pending));
+    let leased = metric_values.demand.iter().map(|(tags, wanted)| (tags.clone(), wanted.leased));
     let each = |figure: fn(&v1::Worker) -> u64| {
         by_tags(workers.iter().map(|worker| (sorted(&worker.tags), figure(worker))))
     };
     let tags_of: BTreeMap<&str, &[String]> =
         workers.iter().map(|worker| (worker.name.as_str(), &worker.tags[..])).collect();
-    let leases = figures.leases.iter().map(|(worker, count)| {
+    let leases = metric_values.leases.iter().map(|(worker, count)| {
         let tags = tags_of.get(worker.as_str());
         (tags.map_or_else(|| vec![AWAY.to_owned()], |tags| sorted(tags)), *count)
     });
@@ -215,12 +215,12 @@ fn family(
     help: &'static str,
     label: &'static str,
     points: Vec<(String, u64)>,
-) -> Series {
-    Series { name, help, kind: Kind::Now, label, points }
+) -> MetricSeries {
+    MetricSeries { name, help, kind: MetricKind::Now, label, points }
 }
 
-fn single(name: &'static str, help: &'static str, kind: Kind, value: u64) -> Series {
-    Series { name, help, kind, label: "", points: vec![(String::new(), value)] }
+fn single(name: &'static str, help: &'static str, kind: MetricKind, value: u64) -> MetricSeries {
+    MetricSeries { name, help, kind, label: "", points: vec![(String::new(), value)] }
 }
 
 fn sum(points: &[(String, u64)]) -> u64 {

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     fn message(bytes: usize) -> v1::ServerMessage {
-        let of = v1::Holding { run: "r".repeat(bytes), ..v1::Holding::default() };
+        let of = v1::AttemptId { run: "r".repeat(bytes), ..v1::AttemptId::default() };
         v1::ServerMessage { message: Some(v1::server_message::Message::Recorded(of)) }
     }
 

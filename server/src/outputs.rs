@@ -64,15 +64,15 @@ type Followed = HashMap<Key, watch::Sender<u64>>;
 
 /// Tells when an output grows. Closed when it is kept.
 #[derive(Debug)]
-pub(crate) struct Growing {
+pub(crate) struct OutputGrowth {
     key: Key,
     length: watch::Receiver<u64>,
     followed: Arc<SyncMutex<Followed>>,
 }
 
-impl Growing {
-    /// Takes note of how much there is now; growth after this is told by [`Growing::changed`].
-    pub(crate) fn look(&mut self) {
+impl OutputGrowth {
+    /// Takes note of how much there is now; growth after this is told by [`OutputGrowth::changed`].
+    pub(crate) fn read_durable(&mut self) {
         self.length.borrow_and_update();
     }
 
@@ -83,7 +83,7 @@ impl Growing {
     }
 }
 
-impl Drop for Growing {
+impl Drop for OutputGrowth {
     fn drop(&mut self) {
         let mut followed = locked(&self.followed);
         // The last follower takes the entry along. A later one of the same output, begun after it
@@ -235,12 +235,12 @@ impl Outputs {
     }
 
     /// Tells when an output grows; closed when it is kept.
-    pub(crate) fn watch(&self, key: &Key) -> Growing {
+    pub(crate) fn watch(&self, key: &Key) -> OutputGrowth {
         let mut growing = locked(&self.growing);
         let length = self.length(key);
         let sender = growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(length));
         let followed = Arc::clone(&self.growing);
-        Growing { key: key.clone(), length: sender.subscribe(), followed }
+        OutputGrowth { key: key.clone(), length: sender.subscribe(), followed }
     }
 }
 
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(locked(&outputs.growing).len(), 0);
 
         let (mut first, second) = (outputs.watch(&key), outputs.watch(&key));
-        first.look();
+        first.read_durable();
         outputs.write(&key, 3, b"two").unwrap();
         first.changed().await;
         drop(first);

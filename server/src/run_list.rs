@@ -19,7 +19,7 @@ const PREFIX_MIN: usize = 6;
 
 /// A run, as a list shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Listed {
+pub(crate) struct RunListEntry {
     pub(crate) summary: RunSummary,
     /// The position of its first record.
     created: Position,
@@ -28,7 +28,7 @@ pub(crate) struct Listed {
     pub(crate) version: Version,
 }
 
-impl Listed {
+impl RunListEntry {
     /// How it ended, if it has.
     pub(crate) fn outcome(&self) -> Option<RunOutcome> {
         self.summary.end.as_ref().map(|end| end.outcome)
@@ -41,7 +41,7 @@ pub(crate) struct RunList {
     position: Position,
     newest_at: Timestamp,
     /// In the order in which they were created.
-    runs: Vec<Listed>,
+    runs: Vec<RunListEntry>,
     place: BTreeMap<RunId, usize>,
     /// The runs whose clients gave their request a name, by client and name: see [`request_of`].
     #[serde(default)]
@@ -67,7 +67,7 @@ impl RunList {
     }
 
     /// Newest first.
-    pub(crate) fn newest_first(&self) -> impl Iterator<Item = &Listed> {
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = &RunListEntry> {
         self.runs.iter().rev()
     }
 
@@ -85,11 +85,11 @@ impl RunList {
 
     /// How the runs that have ended did so.
     pub(crate) fn outcomes(&self) -> impl Iterator<Item = RunOutcome> {
-        self.runs.iter().filter_map(Listed::outcome)
+        self.runs.iter().filter_map(RunListEntry::outcome)
     }
 
     /// Run `id`, as a list shows it.
-    pub(crate) fn get(&self, id: &RunId) -> Option<&Listed> {
+    pub(crate) fn get(&self, id: &RunId) -> Option<&RunListEntry> {
         self.place.get(id).and_then(|place| self.runs.get(*place))
     }
 
@@ -194,7 +194,7 @@ impl RunList {
         if let RunEvent::RunCreated { idempotency_key: Some(key), .. } = &fact.event {
             self.requests.insert(request_of(&fact.by, key), id.clone());
         }
-        self.insert(Listed { summary, created: position, position, version });
+        self.insert(RunListEntry { summary, created: position, position, version });
     }
 
     fn apply_unreadable(&mut self, id: &RunId, position: Position, version: Version) {
@@ -202,13 +202,13 @@ impl RunList {
             Some(listed) => (listed.position, listed.version) = (position, version),
             None => {
                 let summary = RunSummary::unreadable(id.clone(), self.newest_at);
-                self.insert(Listed { summary, created: position, position, version });
+                self.insert(RunListEntry { summary, created: position, position, version });
             }
         }
     }
 
     /// Puts a run where it stands in the log: of runs that begin together, any may come first.
-    fn insert(&mut self, listed: Listed) {
+    fn insert(&mut self, listed: RunListEntry) {
         let before = self.runs.iter().rposition(|other| other.created < listed.created);
         let at = before.map_or(0, |before| before + 1);
         self.runs.insert(at, listed);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn create(id: &str) -> Fact {
-        let mut event = towpath_engine::specimens::one_of_each_kind().swap_remove(0);
+        let mut event = towpath_engine::test_events::one_of_each_kind().swap_remove(0);
         if let RunEvent::RunCreated { run, .. } = &mut event {
             *run = id.into();
         }
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn the_position_waits_for_the_append_that_is_missing() {
         let mut list = RunList::default();
-        let event = towpath_engine::specimens::one_of_each_kind().swap_remove(2);
+        let event = towpath_engine::test_events::one_of_each_kind().swap_remove(2);
 
         list.apply_all(&"b".into(), 2, 0, &[create("b"), fact(event)]);
         assert_eq!(list.position(), 0);

@@ -18,7 +18,7 @@ use towpath_engine::{
     event::Fact,
     ids::{Actor, RunId},
     log_clock::{Jump, LogClock},
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     scheduler::{DueTimes, Input},
     time::Timestamp,
 };
@@ -30,9 +30,9 @@ use tracing::Instrument as _;
 pub use crate::command_error::CommandError;
 use crate::{
     Clock,
-    figures::Tally,
     followers::Followers,
     load::{self, LoadedRun},
+    metric_values::EventCounters,
     run_cells::{RunCells, idle_after},
     run_list::RunList,
     shared_scheduler::SharedScheduler,
@@ -113,7 +113,7 @@ pub(crate) struct Runs {
     leasing: Mutex<()>,
     /// The time of the log, on top of `clock`.
     log_clock: SyncMutex<LogClock>,
-    pub(crate) tally: Tally,
+    pub(crate) counters: EventCounters,
     /// The timer is to look again.
     pub(crate) due_changed: Notify,
 }
@@ -154,7 +154,7 @@ impl Runs {
             set_aside: SyncMutex::default(),
             leasing: Mutex::default(),
             log_clock,
-            tally: Tally::default(),
+            counters: EventCounters::default(),
             due_changed: Notify::new(),
         }
     }
@@ -206,7 +206,10 @@ impl Runs {
     }
 
     /// The run as it is decided on: what it shows may not be durable yet.
-    pub(crate) async fn ahead(&self, id: &RunId) -> Result<OwnedMutexGuard<Loaded>, CommandError> {
+    pub(crate) async fn lock_latest(
+        &self,
+        id: &RunId,
+    ) -> Result<OwnedMutexGuard<Loaded>, CommandError> {
         loop {
             let loaded = self.cell(id).await?.lock_owned().await;
             if !loaded.broken {
@@ -219,7 +222,7 @@ impl Runs {
     }
 
     /// What `look` sees of a run, answered once all that it rests on is durable.
-    pub(crate) async fn look<T>(
+    pub(crate) async fn read_durable<T>(
         &self,
         id: &RunId,
         look: impl Fn(&Loaded) -> T,
@@ -227,7 +230,7 @@ impl Runs {
         for _ in 0..TRIES_MAX {
             // What memory shows may still be refused by the disk. It is answered only once it is
             // durable: a power cut must not take back what a client was told.
-            let loaded = self.ahead(id).await?;
+            let loaded = self.lock_latest(id).await?;
             let (seen, version) = (look(&loaded), loaded.version);
             let mut durable = loaded.durable.subscribe();
             drop(loaded);
@@ -281,7 +284,7 @@ impl Runs {
     ) -> Result<Queued, CommandError> {
         let mut commands = commands;
         let (mut loaded, leasing, (written, spans)) = loop {
-            let mut loaded = self.ahead(id).await?;
+            let mut loaded = self.lock_latest(id).await?;
             let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
             // Runs without locks need not wait for one another.
             let leasing = if leases && !loaded.run.locks().is_empty() {
@@ -346,7 +349,7 @@ impl Runs {
         self: &Arc<Self>,
         id: &RunId,
         cell: &Cell,
-        (facts, spans, busy): (Vec<Fact>, Vec<Ended>, Busy),
+        (facts, spans, busy): (Vec<Fact>, Vec<Ended>, LockUsage),
         appended: Result<towpath_storage::Appended, AppendError>,
     ) -> Result<Recorded, AppendError> {
         let mut loaded = cell.lock().await;
@@ -368,7 +371,7 @@ impl Runs {
             locked(&self.cells).weigh(id, loaded.run.memory_bytes(), idle);
         }
         spans.into_iter().for_each(Ended::export);
-        self.tally.take(&facts);
+        self.counters.take(&facts);
         let before = appended.version - facts.len() as Version;
         locked(&self.list).apply_all(id, appended.first, before, &facts);
         loaded.position = loaded.position.max(appended.last);
@@ -468,52 +471,52 @@ mod tests {
     use towpath_engine::{job::JobState, plan::Resource};
 
     use super::*;
-    use crate::desk::{Desk, job, lease, success};
+    use crate::testing::{Fixture, job, lease, success};
 
     #[tokio::test]
     async fn nobody_is_told_what_is_not_durable() {
-        let desk = Desk::new();
-        let run = desk.begins("r", vec![job("a", &[])]).await;
-        desk.store.stand_still(8);
+        let fixture = Fixture::new();
+        let run = fixture.begins("r", vec![job("a", &[])]).await;
+        fixture.store.stand_still(8);
 
-        let report = desk.queues(&run, success("a")).await;
-        let mut told = Box::pin(desk.state(&run, "a"));
+        let report = fixture.queues(&run, success("a")).await;
+        let mut told = Box::pin(fixture.state(&run, "a"));
 
         tokio::task::yield_now().await;
         assert_eq!(told.as_mut().now_or_never(), None);
-        desk.store.go_on();
+        fixture.store.go_on();
         report.done.await.unwrap();
         assert_eq!(told.await, JobState::Succeeded);
     }
 
     #[tokio::test]
     async fn after_a_refused_append_what_waited_for_the_disk_is_not_forgotten() {
-        let desk = Desk::new();
+        let fixture = Fixture::new();
         let jobs = vec![job("a", &[]), job("b", &["a"]), job("c", &[])];
-        let run = desk.begins("r", jobs).await;
-        desk.store.stand_still(1);
+        let run = fixture.begins("r", jobs).await;
+        fixture.store.stand_still(1);
 
-        let waits = desk.queues(&run, success("a")).await;
-        let refused = desk.queues(&run, success("c")).await;
+        let waits = fixture.queues(&run, success("a")).await;
+        let refused = fixture.queues(&run, success("c")).await;
         assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
-        assert!(desk.state(&run, "a").now_or_never().is_none());
-        desk.store.go_on();
+        assert!(fixture.state(&run, "a").now_or_never().is_none());
+        fixture.store.go_on();
 
         waits.done.await.unwrap();
-        assert_eq!(desk.state(&run, "a").await, JobState::Succeeded);
-        assert!(matches!(desk.state(&run, "c").await, JobState::Leased(..)));
-        assert_eq!(desk.wanted(), 1, "b can be leased");
-        assert_eq!(desk.queues(&run, success("c")).await.done.await.unwrap().facts.len(), 1);
+        assert_eq!(fixture.state(&run, "a").await, JobState::Succeeded);
+        assert!(matches!(fixture.state(&run, "c").await, JobState::Leased(..)));
+        assert_eq!(fixture.wanted(), 1, "b can be leased");
+        assert_eq!(fixture.queues(&run, success("c")).await.done.await.unwrap().facts.len(), 1);
     }
 
     #[tokio::test]
     async fn what_rests_on_a_refused_append_is_to_be_decided_again() {
-        let desk = Desk::new();
-        let run = desk.begins("r", vec![job("a", &[])]).await;
-        desk.store.stand_still(0);
+        let fixture = Fixture::new();
+        let run = fixture.begins("r", vec![job("a", &[])]).await;
+        fixture.store.stand_still(0);
 
-        let refused = desk.queues(&run, success("a")).await;
-        let again = desk.queues(&run, success("a")).await;
+        let refused = fixture.queues(&run, success("a")).await;
+        let again = fixture.queues(&run, success("a")).await;
         assert_eq!(again.facts, 0, "in memory it is so already");
 
         assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
@@ -521,105 +524,105 @@ mod tests {
     }
 
     /// What the log says of a run, beside what memory holds.
-    async fn memory_and_log(desk: &Desk, run: &RunId) -> (Run, Run) {
-        let replayed = load::run(&*desk.store, &desk.runs.snapshots, run).await.unwrap();
-        let loaded = desk.runs.ahead(run).await.unwrap();
+    async fn memory_and_log(fixture: &Fixture, run: &RunId) -> (Run, Run) {
+        let replayed = load::run(&*fixture.store, &fixture.runs.snapshots, run).await.unwrap();
+        let loaded = fixture.runs.lock_latest(run).await.unwrap();
         assert_eq!(loaded.version, replayed.version);
         (loaded.run.clone(), replayed.run)
     }
 
     #[tokio::test]
     async fn a_run_whose_consequence_cannot_be_written_is_as_its_log_says() {
-        let desk = Desk::new();
+        let fixture = Fixture::new();
         // No pipeline file makes names of this length: together they do not fit an event.
         let (root, long) = ("r".repeat(25_000), "l".repeat(25_000));
         let jobs = vec![job("other", &[]), job(&root, &[]), job(&long, &[&root])];
-        let run = desk.begins("r", jobs).await;
+        let run = fixture.begins("r", jobs).await;
 
         let Command::Report(report) = success(&root) else { unreachable!() };
         let cause = towpath_engine::event::FailureCause::ExitCode(1);
         let ended = towpath_engine::decide::Ended::Failed(cause);
         let failure = Command::Report(towpath_engine::decide::ReportJob { ended, ..report });
         let alone = std::slice::from_ref(&failure);
-        let refused = desk.runs.queue(&run, alone, &Actor::worker("w")).await;
+        let refused = fixture.runs.queue(&run, alone, &Actor::worker("w")).await;
         assert!(matches!(refused, Err(CommandError::Refused(_))));
 
-        let (memory, log) = memory_and_log(&desk, &run).await;
+        let (memory, log) = memory_and_log(&fixture, &run).await;
         assert!(memory == log, "memory is ahead of the log");
-        assert!(matches!(desk.state(&run, &root).await, JobState::Leased(..)));
+        assert!(matches!(fixture.state(&run, &root).await, JobState::Leased(..)));
 
         // As the second of two commands it takes nothing with it.
         let both = [success("other"), failure];
-        let queued = desk.runs.queue(&run, &both, &Actor::worker("w")).await.unwrap();
+        let queued = fixture.runs.queue(&run, &both, &Actor::worker("w")).await.unwrap();
         queued.done.await.unwrap();
-        let (memory, log) = memory_and_log(&desk, &run).await;
+        let (memory, log) = memory_and_log(&fixture, &run).await;
         assert!(memory == log, "memory is ahead of the log");
-        assert_eq!(desk.state(&run, "other").await, JobState::Succeeded);
+        assert_eq!(fixture.state(&run, "other").await, JobState::Succeeded);
     }
 
     #[tokio::test]
     async fn a_failure_that_skips_more_than_an_append_holds_is_recorded() {
-        let desk = Desk::new();
+        let fixture = Fixture::new();
         // Names as long as these stand for as many jobs as it takes to pass 32 MiB.
         let long = |n: usize| format!("{n:0>15000}");
         let mut jobs = vec![job("root", &[])];
         jobs.push(job(&long(0), &["root"]));
         jobs.extend((1..800).map(|n| job(&long(n), &[&long(0)])));
-        let run = desk.begins("r", jobs).await;
+        let run = fixture.begins("r", jobs).await;
         let Command::Report(report) = success("root") else { unreachable!() };
         let cause = towpath_engine::event::FailureCause::ExitCode(1);
         let ended = towpath_engine::decide::Ended::Failed(cause);
         let failure = Command::Report(towpath_engine::decide::ReportJob { ended, ..report });
 
-        desk.queues(&run, failure).await.done.await.unwrap();
+        fixture.queues(&run, failure).await.done.await.unwrap();
 
-        assert_eq!(desk.state(&run, "root").await, JobState::Failed);
-        assert!(desk.runs.ahead(&run).await.unwrap().run.phase().is_live());
+        assert_eq!(fixture.state(&run, "root").await, JobState::Failed);
+        assert!(fixture.runs.lock_latest(&run).await.unwrap().run.phase().is_live());
         // A server that ends here is followed by one that knows the run from its log alone.
-        locked(&desk.runs.cells).remove(&run);
-        locked(&desk.runs.due).set(&run, None);
-        drop(desk.runs.ahead(&run).await.unwrap());
+        locked(&fixture.runs.cells).remove(&run);
+        locked(&fixture.runs.due).set(&run, None);
+        drop(fixture.runs.lock_latest(&run).await.unwrap());
         for _ in 0..10 {
-            crate::timers::tick(&desk.runs).await;
+            crate::timers::tick(&fixture.runs).await;
         }
-        let loaded = desk.runs.ahead(&run).await.unwrap();
+        let loaded = fixture.runs.lock_latest(&run).await.unwrap();
         assert!(!loaded.run.phase().is_live());
         assert_eq!(loaded.run.counts().skipped, 800);
     }
 
     #[tokio::test]
     async fn a_lock_is_free_for_others_once_that_is_durable() {
-        let desk = Desk::new();
+        let fixture = Fixture::new();
         let mut locking = job("a", &[]);
         locking.resource = Some(Resource { name: "target".into(), limit: 1 });
-        let run = desk.begins("r", vec![locking]).await;
+        let run = fixture.begins("r", vec![locking]).await;
         let others = || {
-            let all = desk.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
+            let all = fixture.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
             all.into_values().sum::<u32>()
         };
         assert_eq!(others(), 1);
-        desk.store.stand_still(8);
+        fixture.store.stand_still(8);
 
-        let report = desk.queues(&run, success("a")).await;
+        let report = fixture.queues(&run, success("a")).await;
         assert_eq!(others(), 1, "let go in memory alone");
-        desk.store.go_on();
+        fixture.store.go_on();
         report.done.await.unwrap();
         assert_eq!(others(), 0);
     }
 
     #[tokio::test]
     async fn a_lock_that_could_not_be_taken_is_given_back() {
-        let desk = Desk::new();
+        let fixture = Fixture::new();
         let mut locking = job("b", &["a"]);
         locking.resource = Some(Resource { name: "target".into(), limit: 1 });
-        let run = desk.begins("r", vec![job("a", &[]), locking]).await;
-        desk.queues(&run, success("a")).await.done.await.unwrap();
-        desk.store.stand_still(0);
+        let run = fixture.begins("r", vec![job("a", &[]), locking]).await;
+        fixture.queues(&run, success("a")).await.done.await.unwrap();
+        fixture.store.stand_still(0);
 
-        let refused = desk.queues(&run, lease()).await;
+        let refused = fixture.queues(&run, lease()).await;
         assert!(matches!(refused.done.await, Err(AppendError::Busy { .. })));
 
-        let others = desk.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
-        assert_eq!((others.len(), desk.wanted()), (0, 1));
+        let others = fixture.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
+        assert_eq!((others.len(), fixture.wanted()), (0, 1));
     }
 }

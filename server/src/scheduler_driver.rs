@@ -43,7 +43,7 @@ pub(crate) enum End {
         /// How long it ran, in milliseconds by the worker's clock.
         ran_ms: u64,
         /// What it printed.
-        log: Option<Blob>,
+        captured_output: Option<Blob>,
     },
 }
 
@@ -52,8 +52,8 @@ impl End {
         let AttemptId { job, attempt, .. } = attempt.clone();
         match self.clone() {
             Self::Lost(reason) => Command::Lose(LoseJob { job, attempt, reason }),
-            Self::Ended { ended, ran_ms, log } => {
-                Command::Report(ReportJob { job, attempt, worker, ended, ran_ms, log })
+            Self::Ended { ended, ran_ms, captured_output } => {
+                Command::Report(ReportJob { job, attempt, worker, ended, ran_ms, captured_output })
             }
         }
     }
@@ -62,8 +62,10 @@ impl End {
     fn failed(self, cause: FailureCause) -> Self {
         let ended = Ended::Failed(cause);
         match self {
-            Self::Lost(_) => Self::Ended { ended, ran_ms: 0, log: None },
-            Self::Ended { ran_ms, log, .. } => Self::Ended { ended, ran_ms, log },
+            Self::Lost(_) => Self::Ended { ended, ran_ms: 0, captured_output: None },
+            Self::Ended { ran_ms, captured_output, .. } => {
+                Self::Ended { ended, ran_ms, captured_output }
+            }
         }
     }
 }
@@ -80,7 +82,7 @@ impl SchedulerDriver {
         mut work: mpsc::UnboundedReceiver<Work>,
         stop: CancellationToken,
     ) {
-        let mut ticks = tokio::time::interval(self.scheduler.look(|all| all.lease() / 4));
+        let mut ticks = tokio::time::interval(self.scheduler.inspect(|all| all.lease() / 4));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -188,7 +190,7 @@ impl SchedulerDriver {
                 });
                 leases.collect()
             };
-            match self.runs.look(&run, of_worker).await {
+            match self.runs.read_durable(&run, of_worker).await {
                 Ok(more) => leased.extend(more),
                 Err(error) if self.blame(&error) == Blame::Run => {
                     // One run that cannot be read keeps no worker from all the others.
@@ -218,10 +220,10 @@ impl SchedulerDriver {
         self.check_job(&hello, only.as_ref()).await?;
         let worker = WorkerName::from(hello.worker.as_str());
         self.scheduler.disconnect_broken(&worker);
-        let holding = std::mem::take(&mut hello.holding).into_iter().map(wire::key).collect();
+        let held = std::mem::take(&mut hello.held).into_iter().map(wire::key).collect();
         let hello = Hello {
             worker,
-            instance: hello.instance,
+            worker_instance_id: hello.worker_instance_id,
             version: hello.version,
             slots: hello.slots.clamp(1, SLOTS_MAX),
             tags: hello.tags,
@@ -229,7 +231,7 @@ impl SchedulerDriver {
             job: (!hello.job.is_empty()).then(|| hello.job.as_str().into()),
             jobs_max: (hello.jobs_max > 0).then_some(hello.jobs_max),
             draining: hello.draining,
-            holding,
+            held,
             since: self.runs.now(),
         };
         let (session, delivery, opened) = self.scheduler.connect(outbox.clone());
@@ -307,14 +309,14 @@ impl SchedulerDriver {
 
     /// Whether the worker of `session` does not hold `attempt`, by the durable log.
     async fn is_void(&self, session: SessionId, attempt: &AttemptId) -> Result<bool, CommandError> {
-        let worker = self.scheduler.look(|scheduler| scheduler.worker_of(session).cloned());
+        let worker = self.scheduler.inspect(|scheduler| scheduler.worker_of(session).cloned());
         // A session that has ended is not answered.
         let Some(worker) = worker else { return Ok(false) };
         let counts = |loaded: &Loaded| {
             let job = loaded.run.job(attempt.job.as_str());
             job.is_some_and(|job| job.state.lease() == Some((attempt.attempt, &worker)))
         };
-        match self.runs.look(&attempt.run, counts).await {
+        match self.runs.read_durable(&attempt.run, counts).await {
             Ok(counts) => Ok(!counts),
             Err(error) if is_stale(&error) => Ok(true),
             Err(error) => Err(error),
@@ -323,7 +325,7 @@ impl SchedulerDriver {
 
     /// Refuses a hello for a job that cannot be waited for.
     async fn check_job(&self, hello: &v1::Hello, run: Option<&RunId>) -> Result<(), CommandError> {
-        if hello.job.is_empty() || hello.draining || !hello.holding.is_empty() {
+        if hello.job.is_empty() || hello.draining || !hello.held.is_empty() {
             return Ok(());
         }
         let Some(run) = run else {
@@ -339,7 +341,7 @@ impl SchedulerDriver {
             let known = loaded.run.job(job.as_str());
             known.map(|job| job.state.is_over().then(|| job.state.word()))
         };
-        match self.runs.look(run, state).await? {
+        match self.runs.read_durable(run, state).await? {
             Some(None) => Ok(()),
             Some(Some(state)) => Err(CommandError::JobEnded { job: job.clone(), state }),
             None => Err(Refusal::JobUnknown { job: job.clone() }.into()),
@@ -354,7 +356,8 @@ impl SchedulerDriver {
     ) -> Result<v1::Worker, CommandError> {
         let worker = WorkerName::from(name);
         let view = || {
-            let view = self.scheduler.look(|all| all.worker(&worker).map(|it| wire::worker(&it)));
+            let view =
+                self.scheduler.inspect(|all| all.worker(&worker).map(|it| wire::worker(&it)));
             view.ok_or_else(|| CommandError::WorkerUnknown { name: name.to_owned() })
         };
         view()?;
@@ -429,46 +432,46 @@ mod tests {
 
     use super::*;
     use crate::{
-        desk::{Desk, WORKER, job, success},
         outbox::outbox,
+        testing::{Fixture, WORKER, job, success},
     };
 
-    fn hello(holding: &[&AttemptId]) -> v1::Hello {
-        let holding = holding.iter().map(|id| wire::holding(id)).collect();
-        v1::Hello { worker: WORKER.into(), slots: 4, holding, ..Default::default() }
+    fn hello(held: &[&AttemptId]) -> v1::Hello {
+        let held = held.iter().map(|id| wire::attempt_message(id)).collect();
+        v1::Hello { worker: WORKER.into(), slots: 4, held, ..Default::default() }
     }
 
     #[tokio::test]
     async fn a_worker_that_comes_back_is_told_what_the_disk_knows() {
         for (waiting_max, kept) in [(1, false), (0, true)] {
-            let (desk, driver) = Desk::driven(Duration::from_secs(30));
-            let run = desk.begins("r", vec![job("a", &[])]).await;
+            let (fixture, driver) = Fixture::driven(Duration::from_secs(30));
+            let run = fixture.begins("r", vec![job("a", &[])]).await;
             let id = AttemptId { run: run.clone(), job: "a".into(), attempt: Attempt(1) };
-            desk.store.stand_still(waiting_max);
-            drop(desk.queues(&run, success("a")).await);
+            fixture.store.stand_still(waiting_max);
+            drop(fixture.queues(&run, success("a")).await);
 
             let (outbox, _outgoing) = outbox();
             let back = driver.open(hello(&[&id]), &outbox);
-            let (opened, ()) = tokio::join!(back, async { desk.store.go_on() });
+            let (opened, ()) = tokio::join!(back, async { fixture.store.go_on() });
 
             let session = opened.unwrap().0;
-            assert_eq!(driver.scheduler.look(|all| all.holds(session, &id)), kept);
+            assert_eq!(driver.scheduler.inspect(|all| all.holds(session, &id)), kept);
         }
     }
 
     #[tokio::test]
     async fn a_worker_whose_return_failed_is_waited_for() {
-        let (desk, driver) = Desk::driven(Duration::from_millis(4));
-        let run = desk.begins("r", vec![job("a", &[])]).await;
-        desk.store.stand_still(0);
+        let (fixture, driver) = Fixture::driven(Duration::from_millis(4));
+        let run = fixture.begins("r", vec![job("a", &[])]).await;
+        fixture.store.stand_still(0);
 
         let (outbox, _outgoing) = outbox();
         let back = driver.open(hello(&[]), &outbox).await;
         assert!(matches!(back, Err(CommandError::StoreBusy)));
-        desk.store.go_on();
+        fixture.store.go_on();
 
         let lost = async {
-            while desk.state(&run, "a").await != JobState::Requeued {
+            while fixture.state(&run, "a").await != JobState::Requeued {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };

@@ -12,7 +12,8 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{
-    Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity, Server, ServerTlsConfig,
+    Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity, Server as TonicServer,
+    ServerTlsConfig,
     server::{Connected, TcpIncoming},
 };
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthService};
@@ -26,21 +27,21 @@ use towpath_proto::{
 };
 
 use crate::{
-    House,
+    Server,
     auth::{
         certificates::{Certificates, CertificatesError},
-        guard::{Door, Port},
+        guard::{AccessRule, Port},
         oidc::{Oidc, OidcError, OidcSettings},
         origin::Names,
         tokens::Tokens,
     },
+    connections::Connections,
     limits::{
         ANSWER_BYTES_MAX, HANDSHAKE_WITHIN, HEADER_BYTES_MAX, Limits, MESSAGE_BYTES_MAX,
         RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
     },
-    lines::Lines,
     metrics,
-    telemetry::calls::Calls,
+    telemetry::calls::RequestSpanLayer,
 };
 
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
@@ -125,8 +126,8 @@ pub enum ServeError {
     Oidc(#[from] OidcError),
 }
 
-impl House {
-    /// Serves whoever connects to `listener`, until the house closes. Answers the address that it
+impl Server {
+    /// Serves whoever connects to `listener`, until the server closes. Answers the address that it
     /// listens on.
     pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
         let Access { strict, tls, oidc, name, limits } = access;
@@ -154,8 +155,8 @@ impl House {
         let oidc = oidc.map(Oidc::of).transpose()?;
         let port =
             Port { tokens, oidc, certificates, runs, strict, loopback, names, limits, rates };
-        let door = Door::Port(Arc::new(port));
-        let lines = Lines::new(limits);
+        let access_rule = AccessRule::Port(Arc::new(port));
+        let lines = Connections::new(limits);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let incoming = incoming.then(async |accepted| {
             if accepted.is_err() {
@@ -168,17 +169,21 @@ impl House {
             Ok(stream) => lines.take_in(stream).map(Ok),
             Err(error) => Some(Err(error)),
         });
-        self.spawn_serving(incoming, server, door);
+        self.spawn_serving(incoming, server, access_rule);
         Ok(address)
     }
 
     /// Serves the connections that come in, whatever they are made of.
-    pub(crate) fn spawn_serving<S, IO>(&self, incoming: S, server: Server, door: Door)
-    where
+    pub(crate) fn spawn_serving<S, IO>(
+        &self,
+        incoming: S,
+        transport: TonicServer,
+        access_rule: AccessRule,
+    ) where
         S: Stream<Item = io::Result<IO>> + Send + 'static,
         IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Connected + Unpin + Send + 'static,
     {
-        let house = self.clone();
+        let server = self.clone();
         let (stop, cut) = (self.stopping().clone(), self.cutting().clone());
         self.tasks().spawn(async move {
             let described = || {
@@ -196,7 +201,7 @@ impl House {
                     return;
                 }
             };
-            let health = HealthService::from_health_reporter(house.health().clone());
+            let health = HealthService::from_health_reporter(server.health().clone());
             macro_rules! bounded {
                 ($service:expr, $asked:expr, $answered:expr) => {
                     $service.max_decoding_message_size($asked).max_encoding_message_size($answered)
@@ -205,22 +210,22 @@ impl House {
                     bounded!($service, MESSAGE_BYTES_MAX, ANSWER_BYTES_MAX)
                 };
             }
-            let runs = RunsServer::new(house.clone());
+            let runs = RunsServer::new(server.clone());
             let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
-            let served = server
-                .layer(Calls)
-                .layer(door)
+            let served = transport
+                .layer(RequestSpanLayer)
+                .layer(access_rule)
                 .accept_http1(true)
-                .add_routes(metrics::routes(house.clone()))
+                .add_routes(metrics::routes(server.clone()))
                 .add_service(bounded!(HealthServer::new(health)))
                 .add_service(bounded!(reflection))
                 .add_service(bounded!(reflection_alpha))
                 .add_service(runs)
-                .add_service(bounded!(BlobsServer::new(house.clone())))
-                .add_service(bounded!(GatesServer::new(house.clone())))
-                .add_service(bounded!(LogServer::new(house.clone())))
-                .add_service(bounded!(ExternalScalerServer::new(house.clone())))
-                .add_service(bounded!(WorkersServer::new(house)))
+                .add_service(bounded!(BlobsServer::new(server.clone())))
+                .add_service(bounded!(GatesServer::new(server.clone())))
+                .add_service(bounded!(LogServer::new(server.clone())))
+                .add_service(bounded!(ExternalScalerServer::new(server.clone())))
+                .add_service(bounded!(WorkersServer::new(server)))
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {
                 served = served => if let Err(error) = served {
@@ -242,8 +247,8 @@ impl House {
 }
 
 /// A server with the bounds of every connection.
-pub(crate) fn limited() -> Server {
-    Server::builder()
+pub(crate) fn limited() -> TonicServer {
+    TonicServer::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::LeaseJob,
     ids::{RunId, WorkerName},
-    run::Busy,
+    run::LockUsage,
     scheduler::{CloseReason, Effect, Input, Message, Notice, Scheduler, SessionId},
 };
 
@@ -231,7 +231,7 @@ impl SharedScheduler {
     }
 
     /// Looks at the scheduler.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(&Scheduler) -> T) -> T {
+    pub(crate) fn inspect<T>(&self, look: impl FnOnce(&Scheduler) -> T) -> T {
         look(&locked(&self.scheduler))
     }
 
@@ -240,13 +240,13 @@ impl SharedScheduler {
         &self,
         run: &RunId,
         names: impl IntoIterator<Item = &'n str>,
-    ) -> Busy {
-        self.look(|scheduler| scheduler.locks_of_others(run, names))
+    ) -> LockUsage {
+        self.inspect(|scheduler| scheduler.locks_of_others(run, names))
     }
 
     /// How long a worker may be silent, in milliseconds.
     pub(crate) fn lease_ms(&self) -> u64 {
-        self.look(|scheduler| u64::try_from(scheduler.lease().as_millis()).unwrap_or(u64::MAX))
+        self.inspect(|scheduler| u64::try_from(scheduler.lease().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Tells when what wants a worker changes.
@@ -258,7 +258,7 @@ impl SharedScheduler {
     pub(crate) async fn wait_for_alarm(&self) {
         loop {
             let wait =
-                self.look(|all| Some(all.next_wake()?.saturating_sub(self.started.elapsed())));
+                self.inspect(|all| Some(all.next_wake()?.saturating_sub(self.started.elapsed())));
             let passed = async {
                 match wait {
                     Some(wait) => tokio::time::sleep(wait).await,
@@ -279,7 +279,7 @@ impl SharedScheduler {
             if self.work.send(Work::Reached(reach)).is_err() || reached.await.is_err() {
                 return;
             }
-            if self.look(Scheduler::is_settled) {
+            if self.inspect(Scheduler::is_settled) {
                 return;
             }
         }

@@ -65,7 +65,7 @@ impl SnapshotReads {
     /// The state of run `id`, in parts.
     pub(crate) async fn read(&self, runs: &Runs, id: &RunId) -> Result<Parts, CommandError> {
         let _making = self.making.lock().await;
-        let version = runs.look(id, |loaded: &Loaded| loaded.version).await?;
+        let version = runs.read_durable(id, |loaded: &Loaded| loaded.version).await?;
         let known = locked(&self.shared).get(id).cloned();
         if let Some((_, shared)) = known.filter(|(known, _)| *known == version)
             && let Some(shared) = shared.upgrade()
@@ -73,7 +73,7 @@ impl SnapshotReads {
             return Ok(Parts::of(version, shared));
         }
         let snapshot = |loaded: &Loaded| (loaded.version, loaded.run.to_snapshot());
-        let (version, bytes) = runs.look(id, snapshot).await?;
+        let (version, bytes) = runs.read_durable(id, snapshot).await?;
         let shared = self.count(bytes.into())?;
         let mut all = locked(&self.shared);
         all.retain(|_, (_, shared)| shared.strong_count() > 0);
@@ -174,17 +174,17 @@ mod tests {
     use futures_util::StreamExt as _;
 
     use super::*;
-    use crate::desk::{Desk, job};
+    use crate::testing::{Fixture, job};
 
     #[tokio::test]
     async fn readers_of_one_version_share_its_bytes() {
-        let desk = Desk::new();
-        let run = desk.begins("r", vec![job("a", &[])]).await;
+        let fixture = Fixture::new();
+        let run = fixture.begins("r", vec![job("a", &[])]).await;
         let reads = SnapshotReads::default();
 
         let mut all = Vec::new();
         for _ in 0..60 {
-            all.push(reads.read(&desk.runs, &run).await.unwrap());
+            all.push(reads.read(&fixture.runs, &run).await.unwrap());
         }
         let used = BYTES_MAX / PERMIT_BYTES - reads.budget.available_permits();
         assert!(used <= 4, "one copy: {used} KiB");

@@ -1,4 +1,4 @@
-//! Spans of requests, runs and attempts, and the figures, for whoever collects them.
+//! Spans of requests, runs and attempts, and the metrics, for whoever collects them.
 //!
 //! The program that runs the server decides whether they go anywhere, and calls [`switch_on`]
 //! once it has set up the exporter. Until then nothing here does anything.
@@ -19,7 +19,7 @@ use towpath_engine::{
     trace::TraceContext,
 };
 
-/// What the spans and figures of the server are said to come from.
+/// What the spans and metrics of the server are said to come from.
 const SCOPE: &str = "towpath-server";
 
 static ON: AtomicBool = AtomicBool::new(false);

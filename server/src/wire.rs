@@ -15,7 +15,7 @@ use towpath_engine::{
 use towpath_pipeline::{diagnostics::Diagnostics, file};
 use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
 
-pub(crate) use explain::{Around, explanation};
+pub(crate) use explain::{ExplainContext, explanation};
 use views::blob as blob_message;
 pub(crate) use views::{artifact_of, gate, job, run, source as source_message, summary, waits_for};
 
@@ -115,15 +115,15 @@ fn problems(diagnostics: &Diagnostics, text: &str) -> String {
 }
 
 /// The attempt that a message is about.
-pub(crate) fn key(holding: v1::Holding) -> Key {
-    let v1::Holding { run, job, attempt } = holding;
+pub(crate) fn key(held: v1::AttemptId) -> Key {
+    let v1::AttemptId { run, job, attempt } = held;
     Key { run: run.into(), job: job.into(), attempt: Attempt(attempt) }
 }
 
 /// The attempt, as a message names it.
-pub(crate) fn holding(key: &Key) -> v1::Holding {
+pub(crate) fn attempt_message(key: &Key) -> v1::AttemptId {
     let Key { run, job, attempt } = key;
-    v1::Holding { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
+    v1::AttemptId { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
 }
 
 fn outgoing(message: Message) -> v1::ServerMessage {
@@ -132,18 +132,21 @@ fn outgoing(message: Message) -> v1::ServerMessage {
 
 /// Tells a worker to end an attempt.
 pub(crate) fn cancel(key: &Key) -> v1::ServerMessage {
-    outgoing(Message::Cancel(v1::Cancel { of: Some(holding(key)) }))
+    outgoing(Message::Cancel(v1::Cancel { of: Some(attempt_message(key)) }))
 }
 
 /// Tells a worker that the report of an attempt is durable.
 pub(crate) fn recorded(key: &Key) -> v1::ServerMessage {
-    outgoing(Message::Recorded(holding(key)))
+    outgoing(Message::Recorded(attempt_message(key)))
 }
 
 /// Tells a worker what still counts of what it said it holds.
 pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>, lease_ms: u64) -> v1::ServerMessage {
     let held = held
-        .map(|(key, output_bytes)| v1::Held { of: Some(holding(&key)), output_bytes })
+        .map(|(key, output_bytes)| v1::HeldAttempt {
+            of: Some(attempt_message(&key)),
+            output_bytes,
+        })
         .collect();
     outgoing(Message::Welcome(v1::Welcome { held, lease_ms }))
 }
@@ -157,7 +160,7 @@ pub(crate) fn assignment(key: &Key, fence: u64, run: &Run) -> Option<v1::ServerM
     let (files, files_left_out) =
         if header.source.is_some() { needed_files(run, job) } else { Default::default() };
     let assignment = v1::Assignment {
-        of: Some(holding(key)),
+        of: Some(attempt_message(key)),
         fence,
         script: filled.script,
         shell: job.plan.shell.clone(),
@@ -274,8 +277,8 @@ pub(crate) fn job_name(text: &str) -> JobName {
 
 /// The output that `event` names, if it ends this try of this job.
 pub(crate) fn output_in(event: &RunEvent, job: &JobName, attempt: Attempt) -> Option<Blob> {
-    let (reported, log) = event.reported()?;
-    log.filter(|_| reported == attempt && event.job() == Some(job))
+    let (reported, captured_output) = event.reported()?;
+    captured_output.filter(|_| reported == attempt && event.job() == Some(job))
 }
 
 #[cfg(test)]
@@ -289,8 +292,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        desk::{Desk, WORKER, job as planned, lease},
         limits::ANSWER_BYTES_MAX,
+        testing::{Fixture, WORKER, job as planned, lease},
     };
 
     /// A need that left as many files as its event holds, and an output of the greatest length.
@@ -304,13 +307,13 @@ mod tests {
             worker: WORKER.into(),
             ended: Ended::Succeeded { outputs, artifacts: (0..330).map(artifact).collect() },
             ran_ms: 1,
-            log: None,
+            captured_output: None,
         })
     }
 
     #[tokio::test]
     async fn the_largest_assignment_fits_a_message() {
-        let desk = Desk::new();
+        let fixture = Fixture::new();
         let needs: Vec<String> = (0..60).map(|n| format!("n{n}")).collect();
         let mut jobs: Vec<_> = needs.iter().map(|need| planned(need, &[])).collect();
         let names: Vec<&str> = needs.iter().map(String::as_str).collect();
@@ -318,14 +321,14 @@ mod tests {
         last.script = "${{ needs.n0.outputs.v }} ".repeat(255).into();
         last.env = BTreeMap::from([("E".to_owned(), "${{ needs.n0.outputs.v }}".repeat(255))]);
         jobs.push(last);
-        let run = desk.begins("r", jobs).await;
+        let run = fixture.begins("r", jobs).await;
         let mut leased = Vec::new();
         for need in &needs {
-            desk.queues(&run, left_much(need)).await.done.await.unwrap();
-            leased = desk.queues(&run, lease()).await.done.await.unwrap().facts;
+            fixture.queues(&run, left_much(need)).await.done.await.unwrap();
+            leased = fixture.queues(&run, lease()).await.done.await.unwrap().facts;
         }
 
-        let loaded = desk.runs.ahead(&run).await.unwrap();
+        let loaded = fixture.runs.lock_latest(&run).await.unwrap();
         let key = Key { run: run.clone(), job: "last".into(), attempt: Attempt(1) };
         let Some(message) = assignment(&key, 1, &loaded.run) else {
             panic!("not leased: {leased:?}")

@@ -15,13 +15,13 @@ use std::{
 use towpath_engine::{
     decide::{Command, CreateRun, Ended, LeaseJob, ReportJob, Written, carry_out},
     event::FailureCause,
-    gate::Standing,
+    gate::Identity,
     ids::{Actor, Digest},
     plan::{JobPlan, Plan, RetryPolicy},
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     time::Timestamp,
 };
-use towpath_server::{House, SystemClock};
+use towpath_server::{Server, SystemClock};
 use towpath_storage::{EventStore, NewRecord, open};
 
 const RUN: &str = "0000000000000000";
@@ -44,12 +44,18 @@ fn whole_run(jobs: usize) -> Duration {
     let by = Actor::human("bench");
     create(&mut run, jobs, 0);
     let began = Instant::now();
-    while let Some(job) = run.next_for(&[], &Busy::new(), Timestamp(1)) {
+    while let Some(job) = run.next_for(&[], &LockUsage::new(), Timestamp(1)) {
         let (name, attempt) = (job.plan.name.clone(), job.attempt.next());
         carry_out(&mut run, &lease(), &by, Timestamp(1)).expect("a lease");
         let ended = Ended::Succeeded { outputs: BTreeMap::new(), artifacts: Vec::new() };
-        let report =
-            ReportJob { job: name, attempt, worker: "w".into(), ended, ran_ms: 1, log: None };
+        let report = ReportJob {
+            job: name,
+            attempt,
+            worker: "w".into(),
+            ended,
+            ran_ms: 1,
+            captured_output: None,
+        };
         carry_out(&mut run, &Command::Report(report), &by, Timestamp(1)).expect("a report");
     }
     began.elapsed()
@@ -72,10 +78,10 @@ async fn million() {
 /// Opens the store, loads the run, and closes it, which keeps a snapshot.
 async fn opened(url: &str) -> Duration {
     let began = Instant::now();
-    let house = House::open(url, Arc::new(SystemClock)).await.expect("the store opens");
+    let server = Server::open(url, Arc::new(SystemClock)).await.expect("the store opens");
     let took = began.elapsed();
-    house.close().await;
-    drop(house);
+    server.close().await;
+    drop(server);
     took
 }
 
@@ -91,8 +97,14 @@ async fn write(url: &str) -> u64 {
             let name = leased[0].0.event.job().expect("a job").clone();
             let attempt = run.job(name.as_str()).expect("a job").attempt;
             let ended = Ended::Failed(FailureCause::ExitCode(1));
-            let report =
-                ReportJob { job: name, attempt, worker: "w".into(), ended, ran_ms: 1, log: None };
+            let report = ReportJob {
+                job: name,
+                attempt,
+                worker: "w".into(),
+                ended,
+                ran_ms: 1,
+                captured_output: None,
+            };
             waiting.extend(leased);
             let report = Command::Report(report);
             waiting.extend(carry_out(&mut run, &report, &by, Timestamp(1)).expect("a report"));
@@ -110,7 +122,7 @@ async fn append(store: &dyn EventStore, version: u64, facts: Vec<Written>) -> u6
 }
 
 fn lease() -> Command {
-    let (worker, busy) = ("w".into(), Busy::new());
+    let (worker, busy) = ("w".into(), LockUsage::new());
     Command::Lease(LeaseJob { worker, tags: Vec::new(), lease_ms: 30_000, busy, only: None })
 }
 
@@ -145,7 +157,7 @@ fn create(run: &mut Run, jobs: usize, retries: u32) -> Vec<Written> {
         traceparent: None,
         idempotency_key: None,
         source: None,
-        requester: Standing::default(),
+        requester: Identity::default(),
         authors: None,
     };
     let by = Actor::human("bench");

@@ -25,7 +25,7 @@ use towpath_proto::v1::{
     server_message::Message as FromServer, worker_message::Message as ToServer,
     workers_client::WorkersClient,
 };
-use towpath_server::{House, SystemClock, dial_tcp};
+use towpath_server::{Server, SystemClock, dial_tcp};
 use towpath_tests::{ANA, file, program, start_request, succeeded};
 
 /// Rounds of whatever varies; medians are printed.
@@ -151,7 +151,7 @@ async fn no_op_worker(
         let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             tokio::select! {
-                _ = beats.tick() => drop(send.send(say(ToServer::Beat(v1::Beat {}))).await),
+                _ = beats.tick() => drop(send.send(say(ToServer::Heartbeat(v1::Heartbeat {}))).await),
                 message = incoming.next() => {
                     let Some(Ok(message)) = message else { return };
                     let Some(FromServer::Assignment(assignment)) = message.message else { continue };
@@ -200,7 +200,7 @@ async fn first_byte() {
         let request = v1::DecideGateRequest {
             run: run.clone(),
             job: job.name,
-            binds: job.binds,
+            approval_digest: job.approval_digest,
             actor: ANA.to_owned(),
             ..Default::default()
         };
@@ -286,17 +286,17 @@ async fn in_process() {
     for _ in 0..ROUNDS {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sled:{}", folder.path().join("store").display());
-        let house = House::open(&url, Arc::new(SystemClock)).await.expect("a house");
+        let server = Server::open(&url, Arc::new(SystemClock)).await.expect("a server");
         let given = mpsc::unbounded_channel().0;
         for n in 0..4 {
-            no_op_worker(house.connect(), format!("w{n}"), 64, given.clone()).await;
+            no_op_worker(server.connect(), format!("w{n}"), 64, given.clone()).await;
         }
-        let ending = tokio::spawn(ended(house.connect(), 1));
-        start(house.connect(), &no_ops(JOBS), folder.path()).await;
+        let ending = tokio::spawn(ended(server.connect(), 1));
+        start(server.connect(), &no_ops(JOBS), folder.path()).await;
         let began = Instant::now();
         let end = ending.await.expect("an end")[0];
         rates.push(JOBS as f64 / (end - began).as_secs_f64());
-        house.close().await;
+        server.close().await;
     }
     rates.sort_by(f64::total_cmp);
     println!(

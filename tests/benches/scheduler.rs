@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use towpath_engine::{
     decide::{Command, CreateRun, Ended, LeaseJob, ReportJob, carry_out},
     event::{Fact, RunEvent},
-    gate::Standing,
+    gate::Identity,
     ids::{Actor, AttemptId, Digest, RunId, WorkerName},
     plan::{JobPlan, Plan, Resource},
     run::Run,
@@ -30,7 +30,7 @@ use towpath_proto::v1::{
     self, log_client::LogClient, runs_client::RunsClient, server_message::Message as FromServer,
     worker_message::Message as ToServer, workers_client::WorkersClient,
 };
-use towpath_server::{House, SystemClock};
+use towpath_server::{Server, SystemClock};
 use towpath_tests::{file, start_request, succeeded};
 
 const ROUNDS: usize = 5;
@@ -132,7 +132,7 @@ impl Bench {
             traceparent: None,
             idempotency_key: None,
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         };
         self.decide(&id.into(), &[Command::Create(create)]);
@@ -144,7 +144,7 @@ impl Bench {
         let session = SessionId(self.sessions);
         let hello = Hello {
             worker: name.into(),
-            instance: String::new(),
+            worker_instance_id: String::new(),
             version: String::new(),
             slots,
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
@@ -152,7 +152,7 @@ impl Bench {
             job: None,
             jobs_max: None,
             draining: false,
-            holding: [].into(),
+            held: [].into(),
             since: AT,
         };
         self.on(Input::Hello { session, hello });
@@ -227,7 +227,7 @@ impl Bench {
 fn success(attempt: &AttemptId, worker: WorkerName) -> Command {
     let ended = Ended::Succeeded { outputs: BTreeMap::new(), artifacts: Vec::new() };
     let (job, attempt) = (attempt.job.clone(), attempt.attempt);
-    Command::Report(ReportJob { job, attempt, worker, ended, ran_ms: 1, log: None })
+    Command::Report(ReportJob { job, attempt, worker, ended, ran_ms: 1, captured_output: None })
 }
 
 /// The time for 500 jobs of one run on four workers, in milliseconds.
@@ -336,49 +336,49 @@ async fn start(channel: Channel, yaml: &str) -> String {
 }
 
 /// The processor time for 500 jobs, of server and workers together.
-async fn jobs_of(house: &House) -> f64 {
+async fn jobs_of(server: &Server) -> f64 {
     let jobs: String =
         (0..JOBS).map(|n| format!("  j{n}: {{stage: s, command: x, tags: [busy]}}\n")).collect();
     let before = used();
-    let run = start(house.connect(), &jobs).await;
+    let run = start(server.connect(), &jobs).await;
     let request = v1::FollowRequest { run, after: 0, follow: true };
     let mut log =
-        LogClient::new(house.connect()).follow(request).await.expect("a log").into_inner();
+        LogClient::new(server.connect()).follow(request).await.expect("a log").into_inner();
     while log.next().await.expect("the log goes on").expect("a record").kind != "run_finished" {}
     used() - before
 }
 
-async fn rounds_of(house: &House) -> f64 {
+async fn rounds_of(server: &Server) -> f64 {
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        rounds.push(jobs_of(house).await);
+        rounds.push(jobs_of(server).await);
     }
     median(rounds)
 }
 
-async fn open() -> (House, tempfile::TempDir) {
+async fn open() -> (Server, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sled:{}", folder.path().join("store").display());
-    let house = House::open(&url, Arc::new(SystemClock)).await.expect("a server");
+    let server = Server::open(&url, Arc::new(SystemClock)).await.expect("a server");
     for n in 0..4 {
-        session(house.connect(), format!("busy{n}"), &["busy"], 4).await;
+        session(server.connect(), format!("busy{n}"), &["busy"], 4).await;
     }
-    (house, folder)
+    (server, folder)
 }
 
 async fn driven() {
     println!("\n{JOBS} jobs, a server and its workers in one process, durable: CPU");
-    let (house, _folder) = open().await;
-    jobs_of(&house).await;
-    let alone = rounds_of(&house).await;
+    let (server, _folder) = open().await;
+    jobs_of(&server).await;
+    let alone = rounds_of(&server).await;
     row("alone", alone, alone);
-    house.close().await;
+    server.close().await;
 
-    let (house, _folder) = open().await;
-    let idle = start(house.connect(), "  w: {stage: s, command: x, tags: [nobody]}\n").await;
+    let (server, _folder) = open().await;
+    let idle = start(server.connect(), "  w: {stage: s, command: x, tags: [nobody]}\n").await;
     let mut streams = Vec::new();
     for _ in 0..FOLLOWERS / PER_CONNECTION {
-        let channel = house.connect();
+        let channel = server.connect();
         for _ in 0..PER_CONNECTION {
             let request = v1::FollowRequest { run: idle.clone(), after: 0, follow: true };
             let stream = LogClient::new(channel.clone()).follow(request).await.expect("a log");
@@ -388,21 +388,21 @@ async fn driven() {
             }));
         }
     }
-    jobs_of(&house).await;
-    let took = rounds_of(&house).await;
+    jobs_of(&server).await;
+    let took = rounds_of(&server).await;
     row(&format!("beside {FOLLOWERS} followers of an idle run"), took, alone);
     for _ in 0..WAITING_RUNS {
-        start(house.connect(), "  w: {stage: s, command: x, tags: [nobody]}\n").await;
+        start(server.connect(), "  w: {stage: s, command: x, tags: [nobody]}\n").await;
     }
-    let took = rounds_of(&house).await;
+    let took = rounds_of(&server).await;
     row(&format!("and {WAITING_RUNS} waiting runs"), took, alone);
     for n in 0..IDLE_WORKERS / PER_CONNECTION {
-        let channel = house.connect();
+        let channel = server.connect();
         for m in 0..PER_CONNECTION {
             session(channel.clone(), format!("idle{n}-{m}"), &["idle"], 1).await;
         }
     }
-    let took = rounds_of(&house).await;
+    let took = rounds_of(&server).await;
     row(&format!("and {IDLE_WORKERS} idle workers"), took, alone);
-    house.close().await;
+    server.close().await;
 }

@@ -7,25 +7,31 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::Channel,
 };
-use towpath_worker::{Stay, Stop, Worked, WorkerOptions, work};
+use towpath_worker::{SessionLimits, Stop, WorkResult, WorkerOptions, work};
 
-use crate::{TestHouse, house::bounded};
+use crate::{TestServer, test_server::bounded};
 
 /// A worker that works until it is told to stop.
 #[derive(Debug)]
 pub struct RealWorker {
     stop: Stop,
-    work: JoinHandle<Worked>,
+    work: JoinHandle<WorkResult>,
 }
 
 impl RealWorker {
-    /// Begins to work for `house`. Its own files lie below `folder`.
-    pub fn begin(house: &TestHouse, name: &str, slots: u32, folder: &Path) -> Self {
-        Self::begin_at(house.channel(), name, slots, folder, Stay::default())
+    /// Begins to work for `server`. Its own files lie below `folder`.
+    pub fn begin(server: &TestServer, name: &str, slots: u32, folder: &Path) -> Self {
+        Self::begin_at(server.channel(), name, slots, folder, SessionLimits::default())
     }
 
     /// Begins to work for the server at the end of `channel`, for as long as `stay` says.
-    pub fn begin_at(channel: Channel, name: &str, slots: u32, folder: &Path, stay: Stay) -> Self {
+    pub fn begin_at(
+        channel: Channel,
+        name: &str,
+        slots: u32,
+        folder: &Path,
+        stay: SessionLimits,
+    ) -> Self {
         Self::begin_with(channel, (name, slots), folder, stay, None)
     }
 
@@ -34,7 +40,7 @@ impl RealWorker {
         channel: Channel,
         name: &str,
         folder: &Path,
-        stay: Stay,
+        stay: SessionLimits,
         bearer: Option<MetadataValue<Ascii>>,
     ) -> Self {
         Self::begin_with(channel, (name, 1), folder, stay, bearer)
@@ -44,7 +50,7 @@ impl RealWorker {
         channel: Channel,
         (name, slots): (&str, u32),
         folder: &Path,
-        stay: Stay,
+        stay: SessionLimits,
         bearer: Option<MetadataValue<Ascii>>,
     ) -> Self {
         let options = WorkerOptions {
@@ -76,7 +82,7 @@ impl RealWorker {
     }
 
     /// Waits until it has ended by itself; answers how.
-    pub async fn ended(self) -> Worked {
+    pub async fn ended(self) -> WorkResult {
         bounded("the end of the worker", self.work).await.expect("the worker does not panic")
     }
 

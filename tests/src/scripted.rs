@@ -12,7 +12,7 @@ use towpath_proto::v1::{
     worker_message::Message as ToServer, workers_client::WorkersClient,
 };
 
-use crate::house::bounded;
+use crate::test_server::bounded;
 
 /// Messages that may wait on the way to the server.
 const QUEUE: usize = 64;
@@ -43,7 +43,7 @@ pub struct ScriptedWorker {
     incoming: Streaming<v1::ServerMessage>,
     welcome: v1::Welcome,
     assignments: VecDeque<v1::Assignment>,
-    cancels: VecDeque<v1::Holding>,
+    cancels: VecDeque<v1::AttemptId>,
     recorded: BTreeSet<(String, String, u32)>,
 }
 
@@ -78,7 +78,7 @@ impl ScriptedWorker {
     /// What still counts of what the worker said it holds: `job/attempt` and the length of its
     /// output.
     pub fn held(&self) -> Vec<(String, u64)> {
-        let name = |of: &v1::Holding| format!("{}/{}", of.job, of.attempt);
+        let name = |of: &v1::AttemptId| format!("{}/{}", of.job, of.attempt);
         let held = self.welcome.held.iter();
         held.map(|held| (held.of.as_ref().map(name).unwrap_or_default(), held.output_bytes))
             .collect()
@@ -120,7 +120,7 @@ impl ScriptedWorker {
     }
 
     /// The attempt that the worker is told to end next.
-    pub async fn cancelled_job(&mut self) -> v1::Holding {
+    pub async fn cancelled_job(&mut self) -> v1::AttemptId {
         loop {
             if let Some(cancel) = self.cancels.pop_front() {
                 return cancel;
@@ -173,13 +173,13 @@ impl ScriptedWorker {
     }
 
     /// Reports the end of an attempt without waiting for an answer.
-    pub async fn send_report(&self, of: &v1::Holding, ended: Ended, output_bytes: u64) {
+    pub async fn send_report(&self, of: &v1::AttemptId, ended: Ended, output_bytes: u64) {
         let (of, ended) = (Some(of.clone()), Some(ended));
         self.say(ToServer::Report(v1::Report { of, ran_ms: 5, ended, output_bytes })).await;
     }
 
     /// Waits until the server says that the report of `of` is durable.
-    pub async fn until_recorded(&mut self, of: &v1::Holding) {
+    pub async fn until_recorded(&mut self, of: &v1::AttemptId) {
         loop {
             if self.recorded.remove(&name(of)) {
                 return;
@@ -259,10 +259,10 @@ impl ScriptedWorker {
 }
 
 /// The attempt that an assignment is about.
-fn of(assignment: &v1::Assignment) -> v1::Holding {
+fn of(assignment: &v1::Assignment) -> v1::AttemptId {
     assignment.of.clone().expect("an assignment names its attempt")
 }
 
-fn name(of: &v1::Holding) -> (String, String, u32) {
+fn name(of: &v1::AttemptId) -> (String, String, u32) {
     (of.run.clone(), of.job.clone(), of.attempt)
 }

@@ -8,7 +8,7 @@ use towpath_engine::{
     event::{Fact, FailureCause, RunEvent},
     ids::{Actor, Blob},
     source::{Origin, Source},
-    specimens::one_of_each_kind,
+    test_events::one_of_each_kind,
     time::Timestamp,
 };
 
@@ -16,8 +16,8 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/v1")
 }
 
-/// The specimens as facts, by kind.
-fn specimens() -> BTreeMap<String, Fact> {
+/// The test_events as facts, by kind.
+fn test_events() -> BTreeMap<String, Fact> {
     let fact = |event| Fact { at: Timestamp(1_763_715_723_007), by: Actor::human("ana"), event };
     let facts = one_of_each_kind().into_iter().map(fact);
     facts.map(|fact| (fact.event.kind().to_owned(), fact)).collect()
@@ -40,9 +40,9 @@ fn golden() -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn every_kind_has_its_bytes_and_every_file_its_kind() {
-    let (specimens, golden) = (specimens(), golden());
+    let (test_events, golden) = (test_events(), golden());
 
-    let kinds: Vec<&String> = specimens.keys().collect();
+    let kinds: Vec<&String> = test_events.keys().collect();
     let files: Vec<&String> = golden.keys().collect();
 
     assert_eq!(kinds, files);
@@ -51,7 +51,7 @@ fn every_kind_has_its_bytes_and_every_file_its_kind() {
 #[test]
 fn every_kind_is_written_as_ever() {
     let golden = golden();
-    for (kind, fact) in specimens() {
+    for (kind, fact) in test_events() {
         let Some(expected) = golden.get(&kind) else { continue };
         let written = String::from_utf8(encode(&fact).expect("it fits a record")).expect("text");
         assert_eq!(written, String::from_utf8_lossy(expected), "the bytes of `{kind}` differ");
@@ -60,10 +60,10 @@ fn every_kind_is_written_as_ever() {
 
 #[test]
 fn old_bytes_mean_what_they_meant() {
-    let specimens = specimens();
+    let test_events = test_events();
     for (kind, bytes) in golden() {
         let fact = decode(&bytes).unwrap_or_else(|error| panic!("`{kind}`: {error}"));
-        assert_eq!(Some(&fact), specimens.get(&kind), "`{kind}` means something else now");
+        assert_eq!(Some(&fact), test_events.get(&kind), "`{kind}` means something else now");
     }
 }
 

@@ -1,7 +1,7 @@
-//! Where attempts lie on disk, so that they outlive the worker: a folder of numbered berths.
+//! Where attempts lie on disk, so that they outlive the worker: a folder of numbered attempt directories.
 //!
-//! A berth holds one attempt at a time: two pipes for its output, one for its end, and a journal.
-//! Berths are used again, because making and removing files costs more than running a small
+//! An attempt directory holds one attempt at a time: two pipes for its output, one for its end, and a journal.
+//! AttemptDirs are used again, because making and removing files costs more than running a small
 //! script; but only when nobody holds an end of their pipes any more.
 
 use std::{
@@ -21,9 +21,9 @@ use towpath_engine::ids::{Attempt, Digest, JobName, RunId};
 
 use crate::{
     environment::Environment,
-    journal::{self, Kept, Page},
+    journal::{self, JournalEntry, LatestAttempt},
+    output_pipe::{self, OutputPipe},
     own_disk::OwnDisk,
-    tap::{self, Tap},
 };
 
 /// Longest name of a file made from a run and a job, in bytes; file systems allow 255.
@@ -82,7 +82,7 @@ pub struct FoundAttempt {
     pub began_unix_ms: u64,
 }
 
-type Key = (RunId, JobName, Attempt);
+type AttemptKey = (RunId, JobName, Attempt);
 
 /// The folder of one worker's attempts. One process has it open at a time.
 #[derive(Debug)]
@@ -90,33 +90,33 @@ pub struct AttemptsDir {
     folder: PathBuf,
     environment: Environment,
     disk: Arc<OwnDisk>,
-    berths: Mutex<Berths>,
+    attempt_dirs: Mutex<AttemptDirs>,
     /// Held locked for as long as this lives.
     _lock: File,
 }
 
 #[derive(Debug, Default)]
-struct Berths {
+struct AttemptDirs {
     free: Vec<PathBuf>,
-    taken: BTreeMap<Key, PathBuf>,
+    taken: BTreeMap<AttemptKey, PathBuf>,
     last: u64,
     /// Shells that were killed after their script ended, until the system has buried them.
     dying: Vec<Child>,
 }
 
-/// The reading ends of a berth's pipes.
+/// The reading ends of an attempt directory's pipes.
 #[derive(Debug)]
-pub(crate) struct Taps {
-    pub(crate) out: Tap,
-    pub(crate) err: Tap,
-    pub(crate) end: Tap,
+pub(crate) struct OutputPipes {
+    pub(crate) out: OutputPipe,
+    pub(crate) err: OutputPipe,
+    pub(crate) end: OutputPipe,
 }
 
-/// A berth and its pipes, ready for an attempt.
+/// An attempt directory and its pipes, ready for an attempt.
 #[derive(Debug)]
-pub(crate) struct Berth {
+pub(crate) struct AttemptDir {
     pub(crate) folder: PathBuf,
-    pub(crate) taps: Taps,
+    pub(crate) pipes: OutputPipes,
 }
 
 impl AttemptsDir {
@@ -135,9 +135,9 @@ impl AttemptsDir {
         make_private(&folder.join("spool")).map_err(unusable)?;
         make_private(&folder.join("work")).map_err(unusable)?;
         make_pipe(&folder.join("hold")).map_err(unusable)?;
-        let berths = Berths::found_in(&folder).map_err(unusable)?;
+        let attempt_dirs = AttemptDirs::found_in(&folder).map_err(unusable)?;
         let disk = Arc::new(OwnDisk::of(&folder));
-        Ok(Self { folder, environment, disk, berths: Mutex::new(berths), _lock: lock })
+        Ok(Self { folder, environment, disk, attempt_dirs: Mutex::new(attempt_dirs), _lock: lock })
     }
 
     /// Whether another worker uses `folder` now. `false` also if there is no such folder, or it
@@ -151,15 +151,18 @@ impl AttemptsDir {
     /// The attempts that earlier processes left behind. Ask before executing any of your own:
     /// those would be listed too.
     pub fn found(&self) -> Vec<FoundAttempt> {
-        let folders: Vec<PathBuf> = self.berths().taken.values().cloned().collect();
-        let pages = folders.iter().filter_map(|folder| Page::newest(folder).ok().flatten());
+        let folders: Vec<PathBuf> = self.attempt_dirs().taken.values().cloned().collect();
+        let pages =
+            folders.iter().filter_map(|folder| LatestAttempt::newest(folder).ok().flatten());
         pages
             .map(|page| FoundAttempt {
                 state: match page {
-                    Page { exit: Some(_), .. } | Page { stop: Some(_), .. } => FoundState::Ended,
-                    Page { pid: Some(_), .. } => FoundState::Begun,
+                    LatestAttempt { exit: Some(_), .. } | LatestAttempt { stop: Some(_), .. } => {
+                        FoundState::Ended
+                    }
+                    LatestAttempt { pid: Some(_), .. } => FoundState::Begun,
                     // The shell may be about to write its number; only its pipe can tell.
-                    Page { .. } => FoundState::NeverStarted,
+                    LatestAttempt { .. } => FoundState::NeverStarted,
                 },
                 run: page.kept.run,
                 job: page.kept.job,
@@ -174,7 +177,7 @@ impl AttemptsDir {
     /// Lets go of an attempt, once the server knows how it ended. Does nothing if there is none.
     pub fn forget(&self, run: &RunId, job: &JobName, attempt: Attempt) {
         let key = (run.clone(), job.clone(), attempt);
-        let folder = self.berths().taken.remove(&key);
+        let folder = self.attempt_dirs().taken.remove(&key);
         let Some(folder) = folder else { return };
         for file in [self.output(run, job, attempt), self.spool(run, job, attempt)] {
             let _ = fs::remove_file(file);
@@ -182,10 +185,10 @@ impl AttemptsDir {
         // Before the folder is free: a worker that was killed in between would take up, and report,
         // an attempt that is recorded.
         let written = journal::forget(&folder);
-        let mut berths = self.berths();
-        berths.bury();
+        let mut attempt_dirs = self.attempt_dirs();
+        attempt_dirs.bury();
         match written {
-            Ok(()) => berths.free.push(folder),
+            Ok(()) => attempt_dirs.free.push(folder),
             // What cannot be noted in the journal is told by its absence.
             Err(_) => drop(fs::remove_dir_all(folder)),
         }
@@ -227,80 +230,85 @@ impl AttemptsDir {
         self.folder.join("sources")
     }
 
-    /// A berth for the attempt `kept`, with its journal begun. `AlreadyExists`: it has one.
-    pub(crate) fn take(&self, kept: &Kept) -> io::Result<Berth> {
+    /// An attempt directory for the attempt `kept`, with its journal begun. `AlreadyExists`: it has one.
+    pub(crate) fn take(&self, kept: &JournalEntry) -> io::Result<AttemptDir> {
         let key = (kept.run.clone(), kept.job.clone(), kept.attempt);
-        if self.berths().taken.contains_key(&key) {
+        if self.attempt_dirs().taken.contains_key(&key) {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        let berth = self.clean_berth()?;
+        let attempt_dir = self.clean_berth()?;
         // Written before the script starts: what a killed worker leaves running must be found again.
-        journal::begin(&berth.folder, kept)?;
-        self.berths().taken.insert(key, berth.folder.clone());
-        Ok(berth)
+        journal::begin(&attempt_dir.folder, kept)?;
+        self.attempt_dirs().taken.insert(key, attempt_dir.folder.clone());
+        Ok(attempt_dir)
     }
 
-    /// The berth where the attempt lies.
-    pub(crate) fn berth(&self, run: &RunId, job: &JobName, attempt: Attempt) -> Option<PathBuf> {
-        self.berths().taken.get(&(run.clone(), job.clone(), attempt)).cloned()
+    /// The attempt directory where the attempt lies.
+    pub(crate) fn attempt_dir(
+        &self,
+        run: &RunId,
+        job: &JobName,
+        attempt: Attempt,
+    ) -> Option<PathBuf> {
+        self.attempt_dirs().taken.get(&(run.clone(), job.clone(), attempt)).cloned()
     }
 
     /// Takes over a killed shell, to be buried later.
     pub(crate) fn bury_later(&self, shell: Child) {
-        self.berths().dying.push(shell);
+        self.attempt_dirs().dying.push(shell);
     }
 
-    fn clean_berth(&self) -> io::Result<Berth> {
+    fn clean_berth(&self) -> io::Result<AttemptDir> {
         let free = {
-            let mut berths = self.berths();
-            berths.bury();
+            let mut attempt_dirs = self.attempt_dirs();
+            attempt_dirs.bury();
             // Taken out, so that no two attempts look at the same folder while the lock is free.
-            std::mem::take(&mut berths.free)
+            std::mem::take(&mut attempt_dirs.free)
         };
         let mut free = free.into_iter();
         let mut later = Vec::new();
         let mut clean = None;
         for folder in free.by_ref() {
-            // The taps are opened only once nothing holds the pipes any more. A tap that has read
+            // The pipes are opened only once nothing holds the pipes any more. A pipe that has read
             // end-of-file, or that was open while the last writer left, takes the pipe for closed:
             // the next attempt would then be read only after its end, and a script that prints
             // more than the pipe holds would wait for ever.
             let state = BerthState::of(&folder);
-            match state.and_then(|state| Ok((state, Taps::open(&folder)?))) {
-                Ok((BerthState::Clean, taps)) => {
-                    clean = Some(Berth { folder, taps });
+            match state.and_then(|state| Ok((state, OutputPipes::open(&folder)?))) {
+                Ok((BerthState::Clean, pipes)) => {
+                    clean = Some(AttemptDir { folder, pipes });
                     break;
                 }
                 Ok((BerthState::Closing, _)) => later.push(folder),
-                // A process that left the group still holds a pipe, or the berth is damaged.
+                // A process that left the group still holds a pipe, or the attempt directory is damaged.
                 Ok((BerthState::Held, _)) | Err(_) => drop(fs::remove_dir_all(folder)),
             }
         }
-        self.berths().free.extend(later.into_iter().chain(free));
+        self.attempt_dirs().free.extend(later.into_iter().chain(free));
         clean.map_or_else(|| self.new_berth(), Ok)
     }
 
-    fn new_berth(&self) -> io::Result<Berth> {
+    fn new_berth(&self) -> io::Result<AttemptDir> {
         let number = {
-            let mut berths = self.berths();
-            berths.last += 1;
-            berths.last
+            let mut attempt_dirs = self.attempt_dirs();
+            attempt_dirs.last += 1;
+            attempt_dirs.last
         };
         let folder = self.folder.join(number.to_string());
         make_private(&folder)?;
         for pipe in ["out", "err", "end"] {
             make_pipe(&folder.join(pipe))?;
         }
-        let taps = Taps::open(&folder)?;
-        Ok(Berth { folder, taps })
+        let pipes = OutputPipes::open(&folder)?;
+        Ok(AttemptDir { folder, pipes })
     }
 
-    fn berths(&self) -> MutexGuard<'_, Berths> {
-        self.berths.lock().unwrap_or_else(PoisonError::into_inner)
+    fn attempt_dirs(&self) -> MutexGuard<'_, AttemptDirs> {
+        self.attempt_dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether a berth can be used again.
+/// Whether an attempt directory can be used again.
 enum BerthState {
     Clean,
     /// The shell of the last attempt is not quite gone.
@@ -310,7 +318,7 @@ enum BerthState {
 }
 
 impl BerthState {
-    /// The state of the berth at `folder`.
+    /// The state of the attempt directory at `folder`.
     fn of(folder: &Path) -> io::Result<Self> {
         // `end` comes first: once the shell is gone, what holds the output is a stray process.
         let ended = is_closed(&folder.join("end"))?;
@@ -326,39 +334,39 @@ impl BerthState {
 /// Whether no process has the pipe at `path` open for writing. A pipe that still holds bytes is
 /// not closed.
 fn is_closed(path: &Path) -> io::Result<bool> {
-    match tap::open_pipe(path)?.read(&mut [0]) {
+    match output_pipe::open_pipe(path)?.read(&mut [0]) {
         Ok(read) => Ok(read == 0),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-impl Taps {
-    /// Opens the pipes of the berth at `folder` for reading.
+impl OutputPipes {
+    /// Opens the pipes of the attempt directory at `folder` for reading.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         Ok(Self {
-            out: Tap::open(&folder.join("out"))?,
-            err: Tap::open(&folder.join("err"))?,
-            end: Tap::open(&folder.join("end"))?,
+            out: OutputPipe::open(&folder.join("out"))?,
+            err: OutputPipe::open(&folder.join("err"))?,
+            end: OutputPipe::open(&folder.join("end"))?,
         })
     }
 }
 
-impl Berths {
+impl AttemptDirs {
     /// The attempts in `folder`. What belongs to none is removed.
     fn found_in(folder: &Path) -> io::Result<Self> {
-        let mut berths = Self::default();
+        let mut attempt_dirs = Self::default();
         let mut outputs = Vec::new();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
             let Some(number) = number else { continue };
-            berths.last = berths.last.max(number);
-            // A berth without a whole page was made, or begun, by a worker killed on the way.
-            match Page::newest(&path).ok().flatten() {
-                Some(Page { kept, forgotten: false, .. }) => {
+            attempt_dirs.last = attempt_dirs.last.max(number);
+            // An attempt directory without a whole page was made, or begun, by a worker killed on the way.
+            match LatestAttempt::newest(&path).ok().flatten() {
+                Some(LatestAttempt { kept, forgotten: false, .. }) => {
                     outputs.push(kept.output);
-                    berths.taken.insert((kept.run, kept.job, kept.attempt), path);
+                    attempt_dirs.taken.insert((kept.run, kept.job, kept.attempt), path);
                 }
                 Some(_) | None => fs::remove_dir_all(&path)?,
             }
@@ -377,7 +385,7 @@ impl Berths {
                 }
             }
         }
-        Ok(berths)
+        Ok(attempt_dirs)
     }
 
     fn bury(&mut self) {
@@ -495,6 +503,6 @@ mod tests {
         assert!(!folder.path().join("outputs/stray.1").exists());
         assert!(!folder.path().join("spool/stray.1").exists());
         assert!(!folder.path().join("work/stray.1").exists());
-        assert_eq!(attempts.berths().last, 8);
+        assert_eq!(attempts.attempt_dirs().last, 8);
     }
 }

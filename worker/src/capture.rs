@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use towpath_engine::captured::{LINE_BYTES_MAX, Line, Source};
+use towpath_engine::captured_output::{LINE_BYTES_MAX, OutputLine, OutputSource};
 
 use crate::mask::{Mask, Masker};
 
@@ -22,7 +22,7 @@ pub const CHUNK_AGE_MAX: Duration = Duration::from_millis(100);
 pub const LOG_HEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How many bytes of records are kept from the end, once the head is full.
 pub const LOG_TAIL_BYTES_MAX: usize = 1024 * 1024;
-/// The most one attempt's log can have. Source: the head may be passed by one read of 64 KiB of
+/// The most one attempt's log can have. OutputSource: the head may be passed by one read of 64 KiB of
 /// empty lines, each of which becomes a record.
 pub const LOG_BYTES_MAX: usize = LOG_HEAD_BYTES_MAX + LOG_TAIL_BYTES_MAX + 2 * 1024 * 1024;
 /// Most pieces that wait in the tail, so that output in drops cannot fill memory.
@@ -30,7 +30,7 @@ const TAIL_PIECES_MAX: usize = 16 * 1024;
 /// After a gap, the beginning of a line is looked for in so many bytes.
 const CUT_BYTES: usize = 4 * 1024;
 
-/// Some records of an attempt's output, in order, in the format of `towpath_engine::captured`.
+/// Some records of an attempt's output, in order, in the format of `towpath_engine::captured_output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputChunk {
     /// Whole records, [`CHUNK_BYTES_MAX`] at most.
@@ -50,7 +50,7 @@ struct Side {
 /// The newest output, while nobody knows yet whether it is the end.
 #[derive(Debug, Default)]
 struct Tail {
-    pieces: VecDeque<(u64, Source, Vec<u8>)>,
+    pieces: VecDeque<(u64, OutputSource, Vec<u8>)>,
     bytes: usize,
     left_out: u64,
 }
@@ -94,7 +94,7 @@ impl Capture {
     }
 
     /// Takes in what was read from a stream, `at_ms` milliseconds after the start.
-    pub(crate) fn feed(&mut self, source: Source, at_ms: u64, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, source: OutputSource, at_ms: u64, bytes: &[u8]) {
         if self.withheld.is_some() || bytes.is_empty() {
             return;
         }
@@ -135,25 +135,30 @@ impl Capture {
     /// The output is over: makes chunks of everything that is left.
     pub(crate) fn finish(&mut self, at_ms: u64) {
         if let Some(why) = self.withheld.take() {
-            self.record(Line { at_ms, source: Source::Note, ends: true, bytes: why.as_bytes() });
+            self.record(OutputLine {
+                at_ms,
+                source: OutputSource::Note,
+                ends: true,
+                bytes: why.as_bytes(),
+            });
         }
         if let Some(tail) = self.tail.take() {
             self.finish_tail(tail, at_ms);
         }
-        for source in [Source::Out, Source::Err] {
+        for source in [OutputSource::Out, OutputSource::Err] {
             self.end_stream(source, at_ms);
         }
         self.flush();
     }
 
-    fn side(&mut self, source: Source) -> &mut Side {
+    fn side(&mut self, source: OutputSource) -> &mut Side {
         match source {
-            Source::Err => &mut self.err,
-            Source::Out | Source::Note => &mut self.out,
+            OutputSource::Err => &mut self.err,
+            OutputSource::Out | OutputSource::Note => &mut self.out,
         }
     }
 
-    fn mask_and_cut(&mut self, source: Source, at_ms: u64, bytes: &[u8]) {
+    fn mask_and_cut(&mut self, source: OutputSource, at_ms: u64, bytes: &[u8]) {
         let mut masked = std::mem::take(&mut self.scratch);
         self.side(source).masker.feed(bytes, &mut masked);
         self.cut(source, at_ms, &masked);
@@ -162,7 +167,7 @@ impl Capture {
     }
 
     /// Cuts masked bytes into lines, and lines that are too long into pieces.
-    fn cut(&mut self, source: Source, at_ms: u64, mut masked: &[u8]) {
+    fn cut(&mut self, source: OutputSource, at_ms: u64, mut masked: &[u8]) {
         let mut line = std::mem::take(&mut self.side(source).line);
         while !masked.is_empty() {
             let room = LINE_BYTES_MAX - line.len();
@@ -177,10 +182,10 @@ impl Capture {
                 }
             };
             if line.is_empty() {
-                self.record(Line { at_ms, source, ends, bytes: &masked[..taken] });
+                self.record(OutputLine { at_ms, source, ends, bytes: &masked[..taken] });
             } else {
                 line.extend_from_slice(&masked[..taken]);
-                self.record(Line { at_ms, source, ends, bytes: &line });
+                self.record(OutputLine { at_ms, source, ends, bytes: &line });
                 line.clear();
             }
             masked = &masked[taken + usize::from(ends)..];
@@ -188,17 +193,17 @@ impl Capture {
         self.side(source).line = line;
     }
 
-    fn end_stream(&mut self, source: Source, at_ms: u64) {
+    fn end_stream(&mut self, source: OutputSource, at_ms: u64) {
         let mut masked = Vec::new();
         self.side(source).masker.finish(&mut masked);
         self.cut(source, at_ms, &masked);
         let line = std::mem::take(&mut self.side(source).line);
         if !line.is_empty() {
-            self.record(Line { at_ms, source, ends: true, bytes: &line });
+            self.record(OutputLine { at_ms, source, ends: true, bytes: &line });
         }
     }
 
-    fn record(&mut self, line: Line<'_>) {
+    fn record(&mut self, line: OutputLine<'_>) {
         let before = self.open.len();
         line.write(&mut self.open);
         self.kept += self.open.len() - before;
@@ -214,7 +219,7 @@ impl Capture {
     fn finish_tail(&mut self, tail: Tail, at_ms: u64) {
         let mut left_out = tail.left_out;
         let longest = self.longest_secret;
-        let mut cuts = [Source::Out, Source::Err].map(|source| {
+        let mut cuts = [OutputSource::Out, OutputSource::Err].map(|source| {
             if self.side(source).gap {
                 left_out += self.side(source).masker.drop_held() as u64;
                 self.end_stream(source, at_ms);
@@ -226,22 +231,27 @@ impl Capture {
             let mut masked = Vec::with_capacity(bytes.len());
             newest.side(*source).masker.feed(bytes, &mut masked);
             let cut = match source {
-                Source::Err => &mut cuts[1],
-                Source::Out | Source::Note => &mut cuts[0],
+                OutputSource::Err => &mut cuts[1],
+                OutputSource::Out | OutputSource::Note => &mut cuts[0],
             };
             let skipped = cut.skip(bytes.len(), &masked);
             left_out += skipped as u64;
             newest.cut(*source, *at_ms, &masked[skipped..]);
         }
-        newest.end_stream(Source::Out, at_ms);
-        newest.end_stream(Source::Err, at_ms);
+        newest.end_stream(OutputSource::Out, at_ms);
+        newest.end_stream(OutputSource::Err, at_ms);
         newest.flush();
         let mut records: Vec<u8> = Vec::with_capacity(newest.kept);
         newest.chunks.iter().for_each(|chunk| records.extend_from_slice(chunk));
         let first = first_kept(&records, &mut left_out);
         if left_out > 0 {
             let note = format!("{left_out} bytes of output were left out here");
-            self.record(Line { at_ms, source: Source::Note, ends: true, bytes: note.as_bytes() });
+            self.record(OutputLine {
+                at_ms,
+                source: OutputSource::Note,
+                ends: true,
+                bytes: note.as_bytes(),
+            });
         }
         self.flush();
         let mut rest = &records[first..];
@@ -266,7 +276,7 @@ impl Capture {
 
 impl Tail {
     /// Keeps `bytes` and lets go of the oldest; says of which streams (out, err) something went.
-    fn push(&mut self, at_ms: u64, source: Source, bytes: &[u8]) -> Option<(bool, bool)> {
+    fn push(&mut self, at_ms: u64, source: OutputSource, bytes: &[u8]) -> Option<(bool, bool)> {
         self.bytes += bytes.len();
         match self.pieces.back_mut() {
             Some((at, from, piece))
@@ -283,7 +293,7 @@ impl Tail {
                 break;
             }
             let (out, err) = gone.unwrap_or_default();
-            gone = Some((out || *source == Source::Out, err || *source == Source::Err));
+            gone = Some((out || *source == OutputSource::Out, err || *source == OutputSource::Err));
             self.bytes -= oldest.len();
             self.left_out += oldest.len() as u64;
             self.pieces.pop_front();
@@ -325,7 +335,7 @@ fn first_kept(records: &[u8], left_out: &mut u64) -> usize {
     }
     let first =
         records[over - 1..].iter().position(|&byte| byte == b'\n').map_or(0, |at| over + at);
-    for line in towpath_engine::captured::lines(&records[..first]).flatten() {
+    for line in towpath_engine::captured_output::lines(&records[..first]).flatten() {
         *left_out += line.bytes.len() as u64 + u64::from(line.ends);
     }
     first
@@ -333,7 +343,7 @@ fn first_kept(records: &[u8], left_out: &mut u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use towpath_engine::captured::lines;
+    use towpath_engine::captured_output::lines;
 
     use super::*;
 
@@ -360,9 +370,9 @@ mod tests {
     #[test]
     fn both_streams_become_records_in_order() {
         let mut capture = capture(&[]);
-        capture.feed(Source::Out, 1, b"one\ntw");
-        capture.feed(Source::Err, 2, b"bad \xff\n");
-        capture.feed(Source::Out, 3, b"o\n\nrest");
+        capture.feed(OutputSource::Out, 1, b"one\ntw");
+        capture.feed(OutputSource::Err, 2, b"bad \xff\n");
+        capture.feed(OutputSource::Out, 3, b"o\n\nrest");
         assert_eq!(finished(capture, 9), b"1 o one\n2 e bad \xff\n3 o two\n3 o \n9 o rest\n");
     }
 
@@ -370,9 +380,9 @@ mod tests {
     fn lines_wait_for_company_but_not_for_long() {
         let mut capture = capture(&[]);
         assert_eq!(capture.due(), None);
-        capture.feed(Source::Out, 1, b"unfinished");
+        capture.feed(OutputSource::Out, 1, b"unfinished");
         assert_eq!(capture.due(), None);
-        capture.feed(Source::Out, 1, b"\n");
+        capture.feed(OutputSource::Out, 1, b"\n");
         assert!(capture.due().is_some() && !capture.is_full());
         capture.flush();
         assert!(capture.is_full());
@@ -384,9 +394,9 @@ mod tests {
         let mut capture = capture(&[]);
         let long = vec![b'x'; LINE_BYTES_MAX * 2 + 5];
         for piece in long.chunks(50_000) {
-            capture.feed(Source::Out, 1, piece);
+            capture.feed(OutputSource::Out, 1, piece);
         }
-        capture.feed(Source::Out, 2, b"\nshort\n");
+        capture.feed(OutputSource::Out, 2, b"\nshort\n");
         let all = finished(capture, 3);
         let read: Vec<_> = lines(&all).map(Result::unwrap).collect();
         let shapes: Vec<_> = read.iter().map(|line| (line.ends, line.bytes.len())).collect();
@@ -397,8 +407,8 @@ mod tests {
     #[test]
     fn a_line_of_exactly_the_longest_length_is_one_record() {
         let mut capture = capture(&[]);
-        capture.feed(Source::Out, 1, &vec![b'x'; LINE_BYTES_MAX]);
-        capture.feed(Source::Out, 1, b"\n");
+        capture.feed(OutputSource::Out, 1, &vec![b'x'; LINE_BYTES_MAX]);
+        capture.feed(OutputSource::Out, 1, b"\n");
         let all = finished(capture, 1);
         let read: Vec<_> = lines(&all).map(Result::unwrap).collect();
         assert_eq!((read.len(), read[0].ends, read[0].bytes.len()), (1, true, LINE_BYTES_MAX));
@@ -412,10 +422,10 @@ mod tests {
         for at_ms in 0..2_000 {
             let block = format!("line of block {at_ms:05}\n").repeat(1_000);
             fed += block.len();
-            capture.feed(Source::Out, at_ms, block.as_bytes());
+            capture.feed(OutputSource::Out, at_ms, block.as_bytes());
             kept.extend(taken(&mut capture));
         }
-        capture.feed(Source::Err, 2_000, b"the very last\n");
+        capture.feed(OutputSource::Err, 2_000, b"the very last\n");
         fed += 14;
         capture.finish(2_001);
         kept.extend(taken(&mut capture));
@@ -425,7 +435,7 @@ mod tests {
         let mut shown = 0;
         let mut left_out = 0;
         for line in lines(&kept).map(Result::unwrap) {
-            if line.source == Source::Note {
+            if line.source == OutputSource::Note {
                 let note = std::str::from_utf8(line.bytes).unwrap();
                 left_out = note.split(' ').next().unwrap().parse().unwrap();
             } else {
@@ -441,9 +451,9 @@ mod tests {
         for shift in 0..40 {
             let mut capture = capture(&["correct-horse-battery"]);
             let block = "correct-horse-battery ".repeat(3_000);
-            capture.feed(Source::Out, 0, &vec![b'.'; shift]);
+            capture.feed(OutputSource::Out, 0, &vec![b'.'; shift]);
             for at_ms in 0..320 {
-                capture.feed(Source::Out, at_ms, block.as_bytes());
+                capture.feed(OutputSource::Out, at_ms, block.as_bytes());
                 while capture.take().is_some() {}
                 // Only the passage into the tail matters here.
                 capture.kept = LOG_HEAD_BYTES_MAX;
@@ -462,7 +472,7 @@ mod tests {
         let mut capture = capture(&[]);
         capture.kept = LOG_HEAD_BYTES_MAX;
         for at_ms in 0..100_000 {
-            capture.feed(Source::Out, at_ms, b"x");
+            capture.feed(OutputSource::Out, at_ms, b"x");
         }
         assert!(capture.tail.as_ref().unwrap().pieces.len() <= TAIL_PIECES_MAX);
         assert!(finished(capture, 100_001).starts_with(b"100001 n 87712 bytes"));
@@ -472,7 +482,7 @@ mod tests {
     fn withheld_output_is_only_a_note() {
         let mut capture = capture(&[]);
         capture.withhold("not shown".to_owned());
-        capture.feed(Source::Out, 1, b"secret\n");
+        capture.feed(OutputSource::Out, 1, b"secret\n");
         assert_eq!(finished(capture, 2), b"2 n not shown\n");
     }
 }

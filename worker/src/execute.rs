@@ -18,15 +18,15 @@ use towpath_engine::{
 };
 
 use crate::{
-    attempts::{AttemptsDir, FoundAttempt, Taps},
+    attempts::{AttemptsDir, FoundAttempt, OutputPipes},
     capture::{Capture, OutputChunk},
     environment::unusable_name,
-    group::Group,
-    journal::{self, Kept, Page, Stop},
+    journal::{self, JournalEntry, LatestAttempt, StopReason},
     mask::Mask,
+    output_pipe::PipeRead,
+    process_group::ProcessGroup,
     results,
-    supervise::{End, Supervision},
-    tap::Took,
+    supervise::{ScriptEnd, Supervision},
 };
 
 /// From SIGTERM to SIGKILL, unless the job says otherwise.
@@ -38,7 +38,7 @@ const PID_PAUSE: Duration = Duration::from_millis(5);
 const SIGNAL_OFFSET: i32 = 128;
 /// Highest signal that is counted as one, in what a shell reports. Higher codes are codes.
 const SIGNAL_MAX: i32 = 31;
-/// The shell around the script could not write to its berth.
+/// The shell around the script could not write to its attempt directory.
 const JOURNAL_UNWRITABLE: i32 = 125;
 
 /// One attempt of a job, as the worker was leased it.
@@ -187,26 +187,26 @@ pub async fn adopt(
     lines: mpsc::Sender<OutputChunk>,
     cancel: CancellationToken,
 ) -> Adopted {
-    let Some(folder) = attempts.berth(&found.run, &found.job, found.attempt) else {
+    let Some(folder) = attempts.attempt_dir(&found.run, &found.job, found.attempt) else {
         return Adopted::NeverStarted;
     };
-    let opened = Taps::open(&folder);
-    let page = Page::newest(&folder);
-    let (Ok(mut taps), Ok(Some(mut page))) = (opened, page) else {
+    let opened = OutputPipes::open(&folder);
+    let page = LatestAttempt::newest(&folder);
+    let (Ok(mut pipes), Ok(Some(mut page))) = (opened, page) else {
         return Adopted::Lost("the attempt's folder cannot be read".to_owned());
     };
-    let first = taps.end.take_now();
+    let first = pipes.end.take_now();
     // A shell that lives and has not written its number yet is about to.
     let until = Instant::now() + PID_WAIT_MAX;
-    while page.pid.is_none() && first != Took::Closed && Instant::now() < until {
+    while page.pid.is_none() && first != PipeRead::Closed && Instant::now() < until {
         sleep(PID_PAUSE).await;
-        match Page::newest(&folder) {
+        match LatestAttempt::newest(&folder) {
             Ok(Some(newer)) => page = newer,
             Ok(None) | Err(_) => break,
         }
     }
     let Some(pid) = page.pid else { return Adopted::NeverStarted };
-    let group = Group::adopted(pid);
+    let group = ProcessGroup::adopted(pid);
     let known = attempts.environment().mask(&page.kept.secrets);
     let withheld = known.as_ref().err().map(ToString::to_string);
     let mask = Arc::new(known.unwrap_or_else(|_| Mask::none()));
@@ -216,7 +216,7 @@ pub async fn adopt(
     }
     let ran = Duration::from_millis(journal::boot_ms().saturating_sub(page.kept.began_ms));
     let began = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
-    let supervision = Supervision::new(folder, taps, group, page, capture, &lines, began);
+    let supervision = Supervision::new(folder, pipes, group, page, capture, &lines, began);
     let (ended, _) = supervision.run_from(first, cancel).await;
     judge(ended, &mask, withheld).await
 }
@@ -251,7 +251,7 @@ fn start<'a>(
         return Err(format!("the variable `{name}` cannot be passed to a script").into());
     }
     let kept = kept_of(attempts, script)?;
-    let berth = attempts.take(&kept).map_err(|error| {
+    let attempt_dir = attempts.take(&kept).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
             Unstarted::ByJob("this attempt has been started before".to_owned())
         } else {
@@ -259,18 +259,18 @@ fn start<'a>(
         }
     })?;
     let began = Instant::now();
-    let group = Group::start(attempts, script, &berth.folder).map_err(|error| {
+    let group = ProcessGroup::start(attempts, script, &attempt_dir.folder).map_err(|error| {
         attempts.forget(&script.run, &script.job, script.attempt);
         spawn_failed(&script.folder, &error)
     })?;
-    let page = Page { kept, pid: None, exit: None, stop: None, forgotten: false };
+    let page = LatestAttempt { kept, pid: None, exit: None, stop: None, forgotten: false };
     let capture = Capture::new(mask);
-    Ok(Supervision::new(berth.folder, berth.taps, group, page, capture, lines, began))
+    Ok(Supervision::new(attempt_dir.folder, attempt_dir.pipes, group, page, capture, lines, began))
 }
 
 /// What the next worker process needs to know.
-fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<Kept, String> {
-    Ok(Kept {
+fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<JournalEntry, String> {
+    Ok(JournalEntry {
         run: script.run.clone(),
         job: script.job.clone(),
         attempt: script.attempt,
@@ -305,12 +305,12 @@ fn not_started(reason: String) -> Ended {
 }
 
 /// What the end of a script means, with what it left behind.
-async fn judge(end: End, mask: &Arc<Mask>, withheld: Option<String>) -> Adopted {
-    let End { page, status, ran_ms } = end;
+async fn judge(end: ScriptEnd, mask: &Arc<Mask>, withheld: Option<String>) -> Adopted {
+    let ScriptEnd { page, status, ran_ms } = end;
     let failed = |cause| Adopted::Ended(Ended::Failed { cause, ran_ms });
     match (page.stop, page.exit, status) {
-        (Some(Stop::Cancelled), ..) => Adopted::Ended(Ended::Cancelled { ran_ms }),
-        (Some(Stop::TimedOut), ..) => {
+        (Some(StopReason::Cancelled), ..) => Adopted::Ended(Ended::Cancelled { ran_ms }),
+        (Some(StopReason::TimedOut), ..) => {
             failed(FailureCause::TimedOut(page.kept.timeout_ms.unwrap_or(ran_ms)))
         }
         (None, Some(0), _) => match results::read(&page.kept, mask, withheld).await {
@@ -356,7 +356,7 @@ mod tests {
 
     use nix::{sys::signal, unistd::Pid};
     use tokio::task::JoinHandle;
-    use towpath_engine::captured::{self, Source};
+    use towpath_engine::captured_output::{self, OutputSource};
 
     use super::*;
     use crate::{
@@ -378,12 +378,12 @@ mod tests {
 
     impl Done {
         /// The lines of one stream, without their moments.
-        fn lines(&self, source: Source) -> Vec<String> {
+        fn lines(&self, source: OutputSource) -> Vec<String> {
             lines_of(&self.log, source)
         }
 
         fn out(&self) -> String {
-            self.lines(Source::Out).join("\n")
+            self.lines(OutputSource::Out).join("\n")
         }
 
         fn cause(&self) -> &FailureCause {
@@ -413,9 +413,10 @@ mod tests {
         }
     }
 
-    fn lines_of(log: &[u8], source: Source) -> Vec<String> {
-        let lines = captured::lines(log).map(Result::unwrap).filter(|line| line.source == source);
-        lines.map(|line| captured::printable(line.bytes, false)).collect()
+    fn lines_of(log: &[u8], source: OutputSource) -> Vec<String> {
+        let lines =
+            captured_output::lines(log).map(Result::unwrap).filter(|line| line.source == source);
+        lines.map(|line| captured_output::printable(line.bytes, false)).collect()
     }
 
     const SECRET: &str = "hunter2-correct-horse";
@@ -527,8 +528,8 @@ mod tests {
         let yard = Yard::new();
         let done = yard.run("echo hello; echo sorry >&2; printf 'no newline'").await;
         assert_eq!(done.outputs(), &BTreeMap::new());
-        assert_eq!(done.lines(Source::Out), ["hello", "no newline"]);
-        assert_eq!(done.lines(Source::Err), ["sorry"]);
+        assert_eq!(done.lines(OutputSource::Out), ["hello", "no newline"]);
+        assert_eq!(done.lines(OutputSource::Err), ["sorry"]);
     }
 
     /// Prints 1 MB to both streams, in pieces of which each waits until it is let go on.
@@ -575,13 +576,13 @@ done
         assert!(yard.folder.path().join("attempts/1").exists(), "the slot was not used again");
         assert!(!yard.folder.path().join("attempts/2").exists(), "the slot was not used again");
         assert!(log.len() > 1_000_000, "{}", log.len());
-        for (source, name) in [(Source::Out, "out"), (Source::Err, "err")] {
+        for (source, name) in [(OutputSource::Out, "out"), (OutputSource::Err, "err")] {
             let wanted =
                 (1..=8).flat_map(|i| (1..=5000).map(move |n| format!("{name} {i} {n:06}")));
             assert!(lines_of(&log, source).into_iter().eq(wanted), "{name}");
         }
         let times: Vec<_> =
-            captured::lines(&log).map(|line| line.unwrap()).map(|line| line.at_ms).collect();
+            captured_output::lines(&log).map(|line| line.unwrap()).map(|line| line.at_ms).collect();
         assert!(times.is_sorted(), "lines come in the order of their times");
         assert!(times[0] < times[times.len() - 1], "not all lines came at the end");
     }
@@ -658,7 +659,8 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
     async fn what_is_printed_is_kept_byte_by_byte() {
         let yard = Yard::new();
         let done = yard.run(r"printf 'caf\303\251 \377\033[2J\r\n\0end'").await;
-        let lines: Vec<_> = captured::lines(&done.log).map(|line| line.unwrap().bytes).collect();
+        let lines: Vec<_> =
+            captured_output::lines(&done.log).map(|line| line.unwrap().bytes).collect();
         assert_eq!(lines, [&b"caf\xc3\xa9 \xff\x1b[2J\r"[..], b"\0end"]);
     }
 
@@ -666,7 +668,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
     async fn lines_longer_than_a_record_are_whole_when_joined() {
         let yard = Yard::new();
         let done = yard.run("head -c 200000 /dev/zero | tr '\\0' x; echo; echo short").await;
-        let read: Vec<_> = captured::lines(&done.log).map(Result::unwrap).collect();
+        let read: Vec<_> = captured_output::lines(&done.log).map(Result::unwrap).collect();
         let ends: Vec<_> = read.iter().map(|line| line.ends).collect();
         assert_eq!(ends, [false, false, false, true, true]);
         assert_eq!(read[..4].iter().map(|line| line.bytes.len()).sum::<usize>(), 200_000);
@@ -786,8 +788,8 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         );
         script.secrets = vec!["TOKEN".to_owned()];
         let done = yard.execute(&script, &CancellationToken::new()).await;
-        assert_eq!(done.lines(Source::Out), ["***", "***!"]);
-        assert!(done.lines(Source::Err)[0].contains("***"));
+        assert_eq!(done.lines(OutputSource::Out), ["***", "***!"]);
+        assert!(done.lines(OutputSource::Err)[0].contains("***"));
         assert_eq!(done.outputs()["key"], "x***y");
         assert!(!String::from_utf8_lossy(&done.log).contains("correct"));
     }
@@ -902,7 +904,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         assert!(matches!(done.ended, Ended::Succeeded { .. }));
         assert!(done.log.len() > LOG_HEAD_BYTES_MAX && done.log.len() <= LOG_BYTES_MAX);
         assert!(done.out().ends_with("\nthe end"));
-        let note = &done.lines(Source::Note)[0];
+        let note = &done.lines(OutputSource::Note)[0];
         assert!(note.ends_with("bytes of output were left out here"), "{note}");
         if let Ok(status) = fs::read_to_string("/proc/self/status") {
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -927,7 +929,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
             log
         });
         assert!(matches!(ended, Ended::Succeeded { .. }));
-        let lines = lines_of(&log, Source::Out);
+        let lines = lines_of(&log, OutputSource::Out);
         assert_eq!(lines.len(), 60_000);
         assert_eq!(lines.last().unwrap(), "line 59999");
     }
@@ -969,8 +971,8 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
             assert_eq!(done.out(), "mine");
             yard.attempts.forget(&script.run, &script.job, script.attempt);
         }
-        let berths = fs::read_dir(yard.folder.path().join("attempts")).unwrap().count();
-        assert!(berths < 10, "{berths}");
+        let attempt_dirs = fs::read_dir(yard.folder.path().join("attempts")).unwrap().count();
+        assert!(attempt_dirs < 10, "{attempt_dirs}");
     }
 
     #[tokio::test]
@@ -1044,8 +1046,8 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         };
         assert_eq!(cause, FailureCause::ExitCode(7));
         assert!((400..2_000).contains(&ran_ms), "{ran_ms}");
-        assert_eq!(lines_of(&log, Source::Out), ["after ***"]);
-        assert_eq!(lines_of(&log, Source::Err), ["bad"]);
+        assert_eq!(lines_of(&log, OutputSource::Out), ["after ***"]);
+        assert_eq!(lines_of(&log, OutputSource::Err), ["bad"]);
 
         yard.attempts.forget(&found.run, &found.job, found.attempt);
         assert_eq!(yard.attempts.found(), []);
@@ -1058,7 +1060,8 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         sleep(Duration::from_millis(600)).await;
         let (yard, found) = reopened(folder);
         assert_eq!(found.state, FoundState::Ended);
-        let pid = Page::newest(&yard.folder.path().join("attempts/1")).unwrap().unwrap().pid;
+        let pid =
+            LatestAttempt::newest(&yard.folder.path().join("attempts/1")).unwrap().unwrap().pid;
 
         let (adopted, log) = yard.adopt(&found).await;
         let Adopted::Ended(Ended::Succeeded { ran_ms, outputs, .. }) = adopted else {
@@ -1066,7 +1069,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         };
         assert_eq!(outputs["rows"], "5");
         assert!(ran_ms >= 150, "{ran_ms}");
-        assert_eq!(lines_of(&log, Source::Out), ["unread"]);
+        assert_eq!(lines_of(&log, OutputSource::Out), ["unread"]);
         assert!(dies(&pid.unwrap().to_string()).await, "the shell around it is gone");
     }
 
@@ -1126,7 +1129,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
             "{adopted:?}"
         );
         assert!(!String::from_utf8_lossy(&log).contains("hunter2"));
-        assert_eq!(lines_of(&log, Source::Note).len(), 1);
+        assert_eq!(lines_of(&log, OutputSource::Note).len(), 1);
     }
 
     #[tokio::test]

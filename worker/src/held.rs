@@ -25,22 +25,22 @@ const MISSING_RECORD_BYTES: usize = 32 * 1024;
 const MISSING_HEAD_BYTES: u64 = 5;
 
 /// Which attempt.
-pub(crate) type Key = (RunId, JobName, Attempt);
+pub(crate) type AttemptKey = (RunId, JobName, Attempt);
 
 /// The attempt that a message is about.
-pub(crate) fn key(of: v1::Holding) -> Key {
-    let v1::Holding { run, job, attempt } = of;
+pub(crate) fn key(of: v1::AttemptId) -> AttemptKey {
+    let v1::AttemptId { run, job, attempt } = of;
     (run.into(), job.into(), Attempt(attempt))
 }
 
 /// The attempt, as a message names it.
-pub(crate) fn holding((run, job, attempt): &Key) -> v1::Holding {
-    v1::Holding { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
+pub(crate) fn attempt_message((run, job, attempt): &AttemptKey) -> v1::AttemptId {
+    v1::AttemptId { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
 }
 
 /// Why not all of an attempt's output was kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unkept {
+pub(crate) enum OutputNotKept {
     /// There is too much of it.
     #[error("there are more than {SPOOL_BYTES_MAX} bytes of it")]
     TooLong,
@@ -61,7 +61,7 @@ pub(crate) struct Progress {
 /// An attempt that is held.
 #[derive(Debug)]
 pub(crate) struct HeldAttempt {
-    pub(crate) key: Key,
+    pub(crate) key: AttemptKey,
     /// Ends it.
     pub(crate) cancel: CancellationToken,
     spool: PathBuf,
@@ -72,7 +72,7 @@ pub(crate) struct HeldAttempt {
 
 impl HeldAttempt {
     /// An attempt whose output waits in its file among `attempts`, if it has any yet.
-    pub(crate) fn new(attempts: &AttemptsDir, key: Key, cancel: CancellationToken) -> Self {
+    pub(crate) fn new(attempts: &AttemptsDir, key: AttemptKey, cancel: CancellationToken) -> Self {
         let spool = attempts.spool(&key.0, &key.1, key.2);
         // What an earlier worker process wrote counts: places in the output are places in this file,
         // also for the server, which may have some of it.
@@ -116,7 +116,10 @@ impl HeldAttempt {
     }
 
     /// Keeps what comes out of the attempt, to its end.
-    pub(crate) async fn keep(&self, mut chunks: mpsc::Receiver<OutputChunk>) -> Result<(), Unkept> {
+    pub(crate) async fn keep(
+        &self,
+        mut chunks: mpsc::Receiver<OutputChunk>,
+    ) -> Result<(), OutputNotKept> {
         let mut kept = Ok(());
         while let Some(OutputChunk { records }) = chunks.recv().await {
             let length = self.progress.borrow().length + records.len() as u64;
@@ -126,14 +129,14 @@ impl HeldAttempt {
                 continue;
             }
             if length > SPOOL_BYTES_MAX {
-                kept = Err(Unkept::TooLong);
+                kept = Err(OutputNotKept::TooLong);
                 continue;
             }
             match self.append(|file| file.write_all(&records)) {
                 Ok(()) => self.progress.send_modify(|progress| progress.length = length),
                 Err(error) => {
                     self.disk.note(&error.to_string());
-                    kept = Err(Unkept::Unwritable(error.to_string()));
+                    kept = Err(OutputNotKept::Unwritable(error.to_string()));
                 }
             }
         }
@@ -144,12 +147,12 @@ impl HeldAttempt {
     ///
     /// A success whose output this worker could not write is lost. To fail it would be to blame
     /// the job, and to let it succeed would be to say that this is all that it printed.
-    pub(crate) fn end(&self, adopted: Adopted, kept: Result<(), Unkept>) {
+    pub(crate) fn end(&self, adopted: Adopted, kept: Result<(), OutputNotKept>) {
         // Closed now, not when the report is recorded: while a server is away, ended attempts pile
         // up, and each would hold one of the files that this process may have open.
         *self.file() = None;
         let (adopted, kept) = match (adopted, kept) {
-            (Adopted::Ended(Ended::Succeeded { .. }), Err(Unkept::Unwritable(why))) => {
+            (Adopted::Ended(Ended::Succeeded { .. }), Err(OutputNotKept::Unwritable(why))) => {
                 (Adopted::Lost(format!("its worker cannot keep its output: {why}")), Ok(()))
             }
             (adopted, kept) => (adopted, kept.map_err(|unkept| unkept.to_string())),
@@ -207,7 +210,7 @@ fn write_missing(file: &mut File, missing: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use towpath_engine::captured;
+    use towpath_engine::captured_output;
 
     use super::*;
     use crate::Environment;
@@ -223,7 +226,7 @@ mod tests {
         HeldAttempt::new(attempts, key, CancellationToken::new())
     }
 
-    async fn print(held: &HeldAttempt, texts: &[&'static str]) -> Result<(), Unkept> {
+    async fn print(held: &HeldAttempt, texts: &[&'static str]) -> Result<(), OutputNotKept> {
         let (send, chunks) = mpsc::channel(8);
         for text in texts {
             send.send(OutputChunk { records: text.as_bytes().into() }).await.unwrap();
@@ -267,10 +270,10 @@ mod tests {
             assert_eq!(held.progress().borrow().length, missing + 8);
             assert_eq!(held.read(missing, 8).unwrap(), b"2 o two\n");
             let all = held.read(0, missing + 8).unwrap();
-            let lines: Vec<_> = captured::lines(&all).map(Result::unwrap).collect();
+            let lines: Vec<_> = captured_output::lines(&all).map(Result::unwrap).collect();
             let (last, notes) = lines.split_last().unwrap();
             assert_eq!(last.bytes, b"two");
-            assert!(notes.iter().all(|line| line.source == captured::Source::Note));
+            assert!(notes.iter().all(|line| line.source == captured_output::OutputSource::Note));
             let words = format!("{missing} bytes of output are missing here ");
             assert!(missing < 50 || notes[0].bytes.starts_with(words.as_bytes()));
         }

@@ -21,12 +21,12 @@ use towpath_proto::v1;
 use crate::{
     Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt,
     execute::execute_or_lose,
-    held::{HeldAttempt, Key, holding, key},
+    held::{AttemptKey, HeldAttempt, attempt_message, key},
+    orphans::OrphanProcesses,
     own_disk::OwnDisk,
-    strays::Strays,
     telemetry::executed,
     tell::tell,
-    workshop::{Needed, Prepared, Unprepared, Workshop},
+    workspace::{Needed, PrepareError, Prepared, Workspaces},
 };
 
 /// Chunks of one job that may wait for the disk.
@@ -37,8 +37,8 @@ type Send = mpsc::Sender<v1::WorkerMessage>;
 /// What a worker holds, and who watches over it.
 pub(crate) struct Jobs {
     attempts: Arc<AttemptsDir>,
-    workshop: Arc<Workshop>,
-    held: HashMap<Key, Arc<HeldAttempt>>,
+    workspaces: Arc<Workspaces>,
+    held: HashMap<AttemptKey, Arc<HeldAttempt>>,
     /// What an earlier process left, until a server says what of it counts.
     found: Vec<FoundAttempt>,
     /// Attempts that count no more and are being ended: nothing of their job begins before.
@@ -49,24 +49,28 @@ pub(crate) struct Jobs {
     telling: JoinSet<()>,
     kill: CancellationToken,
     /// Ends what ended attempts left.
-    strays: Arc<Strays>,
+    orphans: Arc<OrphanProcesses>,
     sweeping: JoinSet<()>,
     begun: u32,
     last: Option<Adopted>,
 }
 
 impl Jobs {
-    pub(crate) fn new(attempts: AttemptsDir, workshop: Workshop, kill: CancellationToken) -> Self {
-        let strays = Arc::new(Strays::default());
+    pub(crate) fn new(
+        attempts: AttemptsDir,
+        workspaces: Workspaces,
+        kill: CancellationToken,
+    ) -> Self {
+        let orphans = Arc::new(OrphanProcesses::default());
         let mut sweeping = JoinSet::new();
-        let sweeper = Arc::clone(&strays);
+        let sweeper = Arc::clone(&orphans);
         sweeping.spawn(async move { sweeper.sweep_always().await });
         Self {
-            strays,
+            orphans,
             sweeping,
             found: attempts.found(),
             attempts: Arc::new(attempts),
-            workshop: Arc::new(workshop),
+            workspaces: Arc::new(workspaces),
             held: HashMap::new(),
             void: HashMap::new(),
             watching: JoinSet::new(),
@@ -105,22 +109,22 @@ impl Jobs {
     }
 
     /// Everything that runs, or has ended and is not known to be recorded.
-    pub(crate) fn holding(&self) -> Vec<v1::Holding> {
-        let found = self.found.iter().map(|found| holding(&key_of(found)));
-        self.held.keys().map(holding).chain(found).collect()
+    pub(crate) fn held_attempts(&self) -> Vec<v1::AttemptId> {
+        let found = self.found.iter().map(|found| attempt_message(&key_of(found)));
+        self.held.keys().map(attempt_message).chain(found).collect()
     }
 
     /// Goes on with what still counts, tells it to the server from where that is, and ends the
     /// rest. Answers how many count.
-    pub(crate) fn take_up(&mut self, held: Vec<v1::Held>, send: &Send) -> usize {
-        let counts: HashMap<Key, u64> =
+    pub(crate) fn take_up(&mut self, held: Vec<v1::HeldAttempt>, send: &Send) -> usize {
+        let counts: HashMap<AttemptKey, u64> =
             held.into_iter().filter_map(|held| Some((key(held.of?), held.output_bytes))).collect();
         for found in std::mem::take(&mut self.found) {
             let attempt = self.hold(key_of(&found));
             if let Some(output_bytes) = counts.get(&attempt.key) {
                 attempt.begin_at(*output_bytes);
             }
-            let (attempts, strays) = (Arc::clone(&self.attempts), Arc::clone(&self.strays));
+            let (attempts, orphans) = (Arc::clone(&self.attempts), Arc::clone(&self.orphans));
             self.watching.spawn(async move {
                 let (lines, chunks) = mpsc::channel(CHUNKS);
                 let cancel = attempt.cancel.clone();
@@ -128,11 +132,11 @@ impl Jobs {
                     tokio::join!(adopt(&attempts, &found, lines, cancel), attempt.keep(chunks));
                 let began = UNIX_EPOCH + Duration::from_millis(found.began_unix_ms);
                 executed(&attempt.key, found.traceparent.as_deref(), began, &adopted);
-                strays.ended(attempts.output(&found.run, &found.job, found.attempt));
+                orphans.ended(attempts.output(&found.run, &found.job, found.attempt));
                 attempt.end(adopted, kept);
             });
         }
-        let void: Vec<Key> =
+        let void: Vec<AttemptKey> =
             self.held.keys().filter(|key| !counts.contains_key(key)).cloned().collect();
         for key in void {
             self.end_void(&key);
@@ -144,7 +148,7 @@ impl Jobs {
         self.held.len()
     }
 
-    fn hold(&mut self, key: Key) -> Arc<HeldAttempt> {
+    fn hold(&mut self, key: AttemptKey) -> Arc<HeldAttempt> {
         let cancel = self.kill.child_token();
         let attempt = Arc::new(HeldAttempt::new(&self.attempts, key.clone(), cancel));
         self.held.insert(key, Arc::clone(&attempt));
@@ -152,7 +156,7 @@ impl Jobs {
     }
 
     /// Ends an attempt that counts no more, so that nothing of it runs beside its successor.
-    fn end_void(&mut self, key: &Key) {
+    fn end_void(&mut self, key: &AttemptKey) {
         let Some(attempt) = self.held.remove(key) else { return };
         attempt.cancel.cancel();
         let gone = CancellationToken::new();
@@ -182,8 +186,8 @@ impl Jobs {
         let attempt = self.hold(key);
         self.begun += 1;
         self.telling.spawn(tell(Arc::clone(&attempt), 0, send.clone()));
-        let (attempts, workshop) = (Arc::clone(&self.attempts), Arc::clone(&self.workshop));
-        let strays = Arc::clone(&self.strays);
+        let (attempts, workspaces) = (Arc::clone(&self.attempts), Arc::clone(&self.workspaces));
+        let orphans = Arc::clone(&self.orphans);
         self.watching.spawn(async move {
             if let Some(past) = past {
                 // A job never runs beside its own past.
@@ -191,7 +195,7 @@ impl Jobs {
             }
             if let Some(needed) = needed {
                 let root = attempts.work(&script.run, &script.job, script.attempt);
-                match workshop.prepare(&attempt.key, needed, root, &attempt.cancel).await {
+                match workspaces.prepare(&attempt.key, needed, root, &attempt.cancel).await {
                     Ok(Prepared { root, folder }) => {
                         script.root = Some(root);
                         script.folder = folder;
@@ -206,20 +210,20 @@ impl Jobs {
             let executed_script = execute_or_lose(&attempts, &script, lines, cancel);
             let (ended, kept) = tokio::join!(executed_script, attempt.keep(chunks));
             executed(&attempt.key, script.traceparent.as_deref(), began, &ended);
-            strays.ended(attempts.output(&script.run, &script.job, script.attempt));
+            orphans.ended(attempts.output(&script.run, &script.job, script.attempt));
             attempt.end(ended, kept);
         });
     }
 
     /// Ends an attempt because its run is ending.
-    pub(crate) fn cancel(&self, of: Option<v1::Holding>) {
+    pub(crate) fn cancel(&self, of: Option<v1::AttemptId>) {
         if let Some(attempt) = of.and_then(|of| self.held.get(&key(of))) {
             attempt.cancel.cancel();
         }
     }
 
     /// Lets go of an attempt whose end is recorded.
-    pub(crate) fn forget(&mut self, of: v1::Holding) {
+    pub(crate) fn forget(&mut self, of: v1::AttemptId) {
         let key = key(of);
         self.attempts.forget(&key.0, &key.1, key.2);
         let attempt = self.held.remove(&key);
@@ -234,7 +238,7 @@ impl Jobs {
             return;
         }
         // What cannot be kept is cleared away.
-        if !(failed && self.workshop.keep_work && self.attempts.keep_work(&work).is_ok()) {
+        if !(failed && self.workspaces.keep_work && self.attempts.keep_work(&work).is_ok()) {
             self.watching.spawn(clear(work));
         }
     }
@@ -255,7 +259,7 @@ impl Jobs {
 
     /// Ends everything that is held, because none of it counts any more.
     pub(crate) async fn end_all(&mut self) {
-        let all: Vec<Key> = self.held.keys().cloned().collect();
+        let all: Vec<AttemptKey> = self.held.keys().cloned().collect();
         for key in all {
             self.end_void(&key);
         }
@@ -267,7 +271,7 @@ impl Jobs {
         self.fall_silent().await;
         self.watching.shutdown().await;
         self.sweeping.shutdown().await;
-        self.strays.sweep();
+        self.orphans.sweep();
     }
 }
 
@@ -283,20 +287,20 @@ async fn clear(work: PathBuf) {
 }
 
 /// How an attempt ends whose folder was not made.
-fn not_begun(unprepared: Unprepared, disk: &OwnDisk) -> Adopted {
+fn not_begun(unprepared: PrepareError, disk: &OwnDisk) -> Adopted {
     match unprepared {
-        Unprepared::Cancelled => Adopted::Ended(Ended::Cancelled { ran_ms: 0 }),
-        Unprepared::Because(why) if disk.is_to_blame(&why) => {
+        PrepareError::Cancelled => Adopted::Ended(Ended::Cancelled { ran_ms: 0 }),
+        PrepareError::Because(why) if disk.is_to_blame(&why) => {
             disk.note(&why);
             Adopted::Lost(format!("its worker cannot write its own files: {why}"))
         }
-        Unprepared::Because(why) => {
+        PrepareError::Because(why) => {
             Adopted::Ended(Ended::Failed { cause: FailureCause::NotStarted(why), ran_ms: 0 })
         }
     }
 }
 
-fn key_of(found: &FoundAttempt) -> Key {
+fn key_of(found: &FoundAttempt) -> AttemptKey {
     (found.run.clone(), found.job.clone(), found.attempt)
 }
 

@@ -1,4 +1,4 @@
-//! What a berth's journal says: which attempt lies there, how far it got, how it ended. Lines are
+//! What an attempt directory's journal says: which attempt lies there, how far it got, how it ended. Lines are
 //! appended, by the worker and by the attempt's own shell; only a line with its newline counts.
 
 use std::{
@@ -17,7 +17,7 @@ pub(crate) const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// What must be known to go on with an attempt after the worker was killed. No secret's value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Kept {
+pub(crate) struct JournalEntry {
     pub(crate) run: RunId,
     pub(crate) job: JobName,
     pub(crate) attempt: Attempt,
@@ -42,26 +42,26 @@ pub(crate) struct Kept {
 
 /// Why the worker ended an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub(crate) enum StopReason {
     Cancelled,
     TimedOut,
 }
 
 /// The newest attempt of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Page {
-    pub(crate) kept: Kept,
+pub(crate) struct LatestAttempt {
+    pub(crate) kept: JournalEntry,
     /// The shell around the script, which is also the number of its process group.
     pub(crate) pid: Option<i32>,
     /// What the script ended with.
     pub(crate) exit: Option<i32>,
-    pub(crate) stop: Option<Stop>,
+    pub(crate) stop: Option<StopReason>,
     /// The server knows how it ended.
     pub(crate) forgotten: bool,
 }
 
-impl Page {
-    /// The newest attempt in the journal of the berth at `folder`, if one was begun there.
+impl LatestAttempt {
+    /// The newest attempt in the journal of the attempt directory at `folder`, if one was begun there.
     pub(crate) fn newest(folder: &Path) -> io::Result<Option<Self>> {
         let text = fs::read(path(folder))?;
         Ok(parse(&String::from_utf8_lossy(&text)))
@@ -76,13 +76,13 @@ impl Page {
     }
 }
 
-/// The journal of the berth at `folder`.
+/// The journal of the attempt directory at `folder`.
 pub(crate) fn path(folder: &Path) -> PathBuf {
     folder.join("journal")
 }
 
 /// Begins an attempt.
-pub(crate) fn begin(folder: &Path, kept: &Kept) -> io::Result<()> {
+pub(crate) fn begin(folder: &Path, kept: &JournalEntry) -> io::Result<()> {
     let mut line = b"attempt ".to_vec();
     serde_json::to_writer(&mut line, kept)?;
     line.push(b'\n');
@@ -99,12 +99,12 @@ pub(crate) fn begin(folder: &Path, kept: &Kept) -> io::Result<()> {
 }
 
 /// Notes that the worker is about to end the attempt.
-pub(crate) fn stop(folder: &Path, stop: Stop) -> io::Result<()> {
+pub(crate) fn stop(folder: &Path, stop: StopReason) -> io::Result<()> {
     append(
         folder,
         match stop {
-            Stop::Cancelled => "stop cancelled\n",
-            Stop::TimedOut => "stop timed_out\n",
+            StopReason::Cancelled => "stop cancelled\n",
+            StopReason::TimedOut => "stop timed_out\n",
         },
     )
 }
@@ -118,7 +118,7 @@ fn append(folder: &Path, line: &str) -> io::Result<()> {
     OpenOptions::new().append(true).open(path(folder))?.write_all(line.as_bytes())
 }
 
-fn parse(text: &str) -> Option<Page> {
+fn parse(text: &str) -> Option<LatestAttempt> {
     let mut page = None;
     for line in text.split_inclusive('\n') {
         // A line that somebody was killed over.
@@ -127,7 +127,7 @@ fn parse(text: &str) -> Option<Page> {
         match (word, &mut page) {
             ("attempt", _) => {
                 let kept = serde_json::from_str(rest).ok();
-                page = kept.map(|kept| Page {
+                page = kept.map(|kept| LatestAttempt {
                     kept,
                     pid: None,
                     exit: None,
@@ -138,8 +138,8 @@ fn parse(text: &str) -> Option<Page> {
             ("pid", Some(page)) => page.pid = rest.parse().ok(),
             // A shell reports 0 to 255; a job can write to the journal too.
             ("exit", Some(page)) => page.exit = rest.parse::<u8>().ok().map(i32::from),
-            ("stop", Some(page)) if rest == "cancelled" => page.stop = Some(Stop::Cancelled),
-            ("stop", Some(page)) if rest == "timed_out" => page.stop = Some(Stop::TimedOut),
+            ("stop", Some(page)) if rest == "cancelled" => page.stop = Some(StopReason::Cancelled),
+            ("stop", Some(page)) if rest == "timed_out" => page.stop = Some(StopReason::TimedOut),
             ("forgotten", Some(page)) => page.forgotten = true,
             _ => {}
         }
@@ -163,8 +163,8 @@ pub(crate) fn unix_ms(moment: SystemTime) -> u64 {
 mod tests {
     use super::*;
 
-    fn kept(job: &str) -> Kept {
-        Kept {
+    fn kept(job: &str) -> JournalEntry {
+        JournalEntry {
             run: "r1".into(),
             job: job.into(),
             attempt: Attempt::FIRST,
@@ -189,16 +189,16 @@ mod tests {
         append(at, "pid 7\nexit 1\n").unwrap();
         forget(at).unwrap();
         begin(at, &kept("a/b: c+ü\n")).unwrap();
-        let page = Page::newest(at).unwrap().unwrap();
+        let page = LatestAttempt::newest(at).unwrap().unwrap();
         assert_eq!(page.kept, kept("a/b: c+ü\n"));
         assert_eq!((page.pid, page.exit, page.stop, page.forgotten), (None, None, None, false));
 
         append(at, "pid 8\n").unwrap();
-        stop(at, Stop::TimedOut).unwrap();
+        stop(at, StopReason::TimedOut).unwrap();
         append(at, "exit 143\n").unwrap();
-        let page = Page::newest(at).unwrap().unwrap();
+        let page = LatestAttempt::newest(at).unwrap().unwrap();
         assert_eq!((page.pid, page.exit), (Some(8), Some(143)));
-        assert_eq!((page.stop, page.forgotten), (Some(Stop::TimedOut), false));
+        assert_eq!((page.stop, page.forgotten), (Some(StopReason::TimedOut), false));
     }
 
     #[test]
@@ -206,11 +206,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         begin(folder.path(), &kept("a")).unwrap();
         append(folder.path(), "pid 8\nexit 1").unwrap();
-        let page = Page::newest(folder.path()).unwrap().unwrap();
+        let page = LatestAttempt::newest(folder.path()).unwrap().unwrap();
         assert_eq!((page.pid, page.exit), (Some(8), None));
 
         fs::write(path(folder.path()), "attempt {\"run\":").unwrap();
-        assert_eq!(Page::newest(folder.path()).unwrap(), None);
+        assert_eq!(LatestAttempt::newest(folder.path()).unwrap(), None);
     }
 
     #[test]

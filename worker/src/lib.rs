@@ -6,33 +6,35 @@
 pub mod artifacts;
 pub mod attempts;
 pub mod capture;
+pub mod checkout;
 pub mod environment;
 pub mod execute;
 #[doc(hidden)]
 pub mod fuzzing;
-mod group;
 mod held;
+mod install_artifact;
 mod jobs;
 mod journal;
 pub mod mask;
 pub mod open_files;
+mod orphans;
+mod output_pipe;
 pub mod outputs;
 mod own_disk;
-mod place;
+mod process_group;
 pub mod remote;
 mod results;
 pub mod session;
-pub mod source_tree;
-pub mod sources;
-mod strays;
+pub mod source_cache;
 mod supervise;
-mod tap;
 pub mod telemetry;
 mod tell;
-mod workshop;
+mod workspace;
 
 pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};
 pub use capture::OutputChunk;
 pub use environment::Environment;
 pub use execute::{Adopted, ArtifactFile, Ended, Script, adopt, execute};
-pub use session::{Link, Stay, Stop, Worked, WorkerError, WorkerOptions, work};
+pub use session::{
+    ConnectionState, SessionLimits, Stop, WorkResult, WorkerError, WorkerOptions, work,
+};

@@ -12,14 +12,14 @@ use towpath_engine::{
     ids::{Blob, Digest},
 };
 
-use crate::{artifacts, execute::ArtifactFile, journal::Kept, mask::Mask, outputs};
+use crate::{artifacts, execute::ArtifactFile, journal::JournalEntry, mask::Mask, outputs};
 
 /// What the rest of a record may take beside the event itself, in bytes: its time and its actor.
 const ENVELOPE_BYTES_MAX: usize = 1024;
 
 /// The outputs and artifacts of a script that succeeded; or why they cannot be used, masked.
 pub(crate) async fn read(
-    kept: &Kept,
+    kept: &JournalEntry,
     mask: &Arc<Mask>,
     withheld: Option<String>,
 ) -> Result<(BTreeMap<String, String>, Vec<ArtifactFile>), String> {
@@ -58,7 +58,7 @@ pub(crate) async fn read(
 /// Each part has a bound of its own, but what JSON makes of them has not: a quotation mark takes
 /// two bytes. So the event is written as a server would, with the longest numbers.
 fn event_problem(
-    kept: &Kept,
+    kept: &JournalEntry,
     outputs: &BTreeMap<String, String>,
     artifacts: &[ArtifactFile],
 ) -> Option<String> {
@@ -70,7 +70,7 @@ fn event_problem(
         attempt: kept.attempt,
         ran_ms: u64::MAX,
         outputs: outputs.clone(),
-        log: Some(blob(u64::MAX)),
+        captured_output: Some(blob(u64::MAX)),
         artifacts: artifacts.iter().map(artifact).collect(),
     };
     let bytes = match serde_json::to_vec(&event) {

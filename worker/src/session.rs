@@ -25,9 +25,9 @@ use crate::{
     environment::shut_out_jobs,
     jobs::Jobs,
     own_disk::Pause,
-    sources::{SOURCES_BYTES_MAX, Sources},
+    source_cache::{SOURCES_BYTES_MAX, SourceCache},
     tell::say,
-    workshop::Workshop,
+    workspace::Workspaces,
 };
 
 /// Messages to the server that may wait; beyond that what is told waits on disk.
@@ -65,12 +65,12 @@ pub struct WorkerOptions {
     /// Whether the folders of failed attempts stay, below `kept/` of the attempts' own files.
     pub keep_work: bool,
     /// How long it stays.
-    pub stay: Stay,
+    pub stay: SessionLimits,
 }
 
 /// How long a worker stays, beside what it is told.
 #[derive(Clone, Debug, Default)]
-pub struct Stay {
+pub struct SessionLimits {
     /// When a session ends, go on with what runs and open another; else the work ends there.
     pub reconnect: bool,
     /// Take so many jobs and no more.
@@ -81,12 +81,12 @@ pub struct Stay {
     /// and only reports are left. `None`: for ever.
     pub report_within: Option<Duration>,
     /// Told about every change of the session.
-    pub link: watch::Sender<Link>,
+    pub link: watch::Sender<ConnectionState>,
 }
 
 /// How a worker stands to its server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Link {
+pub enum ConnectionState {
     /// There has been no session yet.
     #[default]
     New,
@@ -129,17 +129,17 @@ pub enum WorkerError {
 }
 
 /// What became of the attempt that was recorded last, once a worker has stopped.
-pub type Worked = Result<Option<Adopted>, WorkerError>;
+pub type WorkResult = Result<Option<Adopted>, WorkerError>;
 
 /// Works until told to stop, and then until everything that ran is reported and recorded.
-pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worked {
+pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> WorkResult {
     if let Err(error) = shut_out_jobs() {
         tracing::warn!(%error, "jobs can read the environment of this worker");
     }
     let attempts = AttemptsDir::open(&options.attempts, Environment::of_process())?;
     let unusable = |source| AttemptsError::Unusable { folder: attempts.sources(), source };
-    let workshop = Workshop {
-        sources: Sources::open(&attempts.sources(), SOURCES_BYTES_MAX).map_err(unusable)?,
+    let workspaces = Workspaces {
+        sources: SourceCache::open(&attempts.sources(), SOURCES_BYTES_MAX).map_err(unusable)?,
         channel: channel.clone(),
         bearer: options.bearer.clone(),
         worker: options.name.clone(),
@@ -147,9 +147,9 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> Worke
         keep_work: options.keep_work,
     };
     let mut worker = Worker {
-        jobs: Jobs::new(attempts, workshop, stop.kill.clone()),
+        jobs: Jobs::new(attempts, workspaces, stop.kill.clone()),
         client: WorkersClient::new(channel),
-        instance: uuid::Uuid::now_v7().to_string(),
+        worker_instance_id: uuid::Uuid::now_v7().to_string(),
         options,
         stop,
         idle_since: Instant::now(),
@@ -177,7 +177,7 @@ enum End {
 struct Worker {
     jobs: Jobs,
     client: WorkersClient<Channel>,
-    instance: String,
+    worker_instance_id: String,
     options: WorkerOptions,
     stop: Stop,
     /// Since when there is nothing to do.
@@ -226,7 +226,7 @@ impl Worker {
                 let status = Box::new(status);
                 return Err(WorkerError::Unreported { attempts, within, status });
             }
-            self.options.stay.link.send_replace(Link::Lost(told(&status)));
+            self.options.stay.link.send_replace(ConnectionState::Lost(told(&status)));
             tracing::warn!(status = told(&status), "no session");
             tries = if began.elapsed() > PAUSE_MAX { 0 } else { tries + 1 };
             self.pause(tries).await;
@@ -274,7 +274,7 @@ impl Worker {
     fn begin_pause(&mut self, why: &str) {
         self.pause.begin(Instant::now());
         tracing::warn!(worker = self.options.name, why, "worker paused: it cannot write its files");
-        self.options.stay.link.send_replace(Link::Paused(why.to_owned()));
+        self.options.stay.link.send_replace(ConnectionState::Paused(why.to_owned()));
     }
 
     /// Looks whether a paused worker may take jobs again.
@@ -305,8 +305,8 @@ impl Worker {
             slots: self.options.slots,
             tags: self.options.tags.clone(),
             run: self.options.run.clone().unwrap_or_default(),
-            holding: self.jobs.holding(),
-            instance: self.instance.clone(),
+            held: self.jobs.held_attempts(),
+            worker_instance_id: self.worker_instance_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             jobs_max: self.options.stay.jobs_max.map(left).unwrap_or_default(),
             draining: self.takes_nothing(),
@@ -341,7 +341,7 @@ impl Worker {
         let lease = Duration::from_millis(welcome.lease_ms);
         let beat = if lease.is_zero() { BEAT_EVERY_MAX } else { (lease / 3).min(BEAT_EVERY_MAX) };
         let counts = self.jobs.take_up(welcome.held, &send);
-        self.options.stay.link.send_replace(Link::Open(counts));
+        self.options.stay.link.send_replace(ConnectionState::Open(counts));
         let end = self.listen(&mut incoming, &send, beat).await;
         self.jobs.fall_silent().await;
         (end, true)
@@ -365,7 +365,7 @@ impl Worker {
                 self.idle_since = Instant::now();
             }
             if self.may_go() {
-                say(send, ToServer::Leave(v1::Leave {})).await;
+                say(send, ToServer::Goodbye(v1::Goodbye {})).await;
                 let goodbye = async { while let Some(Ok(_)) = incoming.next().await {} };
                 drop(tokio::time::timeout(LEAVE_WITHIN, goodbye).await);
                 return End::Done;
@@ -389,7 +389,7 @@ impl Worker {
                 () = tokio::time::sleep(bored), if self.jobs.is_empty() && idle < Duration::MAX => {}
                 // A full queue is a sign of life itself.
                 _ = beats.tick() => drop(send.try_send(v1::WorkerMessage {
-                    message: Some(ToServer::Beat(v1::Beat {})),
+                    message: Some(ToServer::Heartbeat(v1::Heartbeat {})),
                 })),
                 () = self.jobs.watched() => {}
                 message = incoming.next() => match message {

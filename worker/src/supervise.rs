@@ -12,14 +12,14 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use towpath_engine::captured::Source;
+use towpath_engine::captured_output::OutputSource;
 
 use crate::{
-    attempts::Taps,
+    attempts::OutputPipes,
     capture::{Capture, OutputChunk},
-    group::Group,
-    journal::{self, Page, Stop},
-    tap::{Tap, Took},
+    journal::{self, LatestAttempt, StopReason},
+    output_pipe::{OutputPipe, PipeRead},
+    process_group::ProcessGroup,
 };
 
 /// How long after a script's end its output may still trickle in, from what it left running.
@@ -35,9 +35,9 @@ const LEFTOVER_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Supervision<'a> {
     folder: PathBuf,
-    taps: Taps,
-    group: Group,
-    page: Page,
+    pipes: OutputPipes,
+    group: ProcessGroup,
+    page: LatestAttempt,
     capture: Capture,
     /// `None`: nobody listens any more.
     lines: Option<&'a mpsc::Sender<OutputChunk>>,
@@ -53,16 +53,16 @@ pub(crate) struct Supervision<'a> {
 
 /// The end of an attempt, before it is judged.
 #[derive(Debug)]
-pub(crate) struct End {
-    pub(crate) page: Page,
+pub(crate) struct ScriptEnd {
+    pub(crate) page: LatestAttempt,
     /// How the shell itself ended, if it ended before the script had been heard of.
     pub(crate) status: Option<ExitStatus>,
     pub(crate) ran_ms: u64,
 }
 
 enum Happening<'a> {
-    End(Took),
-    Output(Source, Took),
+    EndRecord(PipeRead),
+    Output(OutputSource, PipeRead),
     Room(Option<mpsc::Permit<'a, OutputChunk>>),
     Cancelled,
     Due,
@@ -72,16 +72,16 @@ impl<'a> Supervision<'a> {
     /// An attempt whose pipes are open already, wherever it was started.
     pub(crate) fn new(
         folder: PathBuf,
-        taps: Taps,
-        group: Group,
-        page: Page,
+        pipes: OutputPipes,
+        group: ProcessGroup,
+        page: LatestAttempt,
         capture: Capture,
         lines: &'a mpsc::Sender<OutputChunk>,
         began: Instant,
     ) -> Self {
         Self {
             folder,
-            taps,
+            pipes,
             group,
             page,
             capture,
@@ -95,29 +95,33 @@ impl<'a> Supervision<'a> {
     }
 
     /// Watches an attempt that has just been started.
-    pub(crate) async fn run(self, cancel: CancellationToken) -> (End, Group) {
-        self.run_from(Took::Nothing, cancel).await
+    pub(crate) async fn run(self, cancel: CancellationToken) -> (ScriptEnd, ProcessGroup) {
+        self.run_from(PipeRead::Nothing, cancel).await
     }
 
     /// Watches an attempt, given what its last pipe said when it was opened.
-    pub(crate) async fn run_from(mut self, first: Took, cancel: CancellationToken) -> (End, Group) {
+    pub(crate) async fn run_from(
+        mut self,
+        first: PipeRead,
+        cancel: CancellationToken,
+    ) -> (ScriptEnd, ProcessGroup) {
         if self.page.stop.is_some() {
             // Asked to end by a process that was killed over it. It has had its grace.
             self.kill_at = Some(Instant::now());
         }
-        let watched = first != Took::Closed && self.page.exit.is_none();
+        let watched = first != PipeRead::Closed && self.page.exit.is_none();
         // A shell that was gone before anybody looked has left its number to strangers.
         let mut over = match first {
-            Took::Closed => true,
-            Took::Nothing | Took::Bytes(_) => self.hear_end(first),
+            PipeRead::Closed => true,
+            PipeRead::Nothing | PipeRead::Bytes(_) => self.hear_end(first),
         };
-        self.shell_gone = first == Took::Closed;
+        self.shell_gone = first == PipeRead::Closed;
         while !over {
             over = match self.next(&cancel).await {
-                Happening::End(took) => self.hear_end(took),
+                Happening::EndRecord(took) => self.hear_end(took),
                 Happening::Output(source, took) => self.hear_output(source, took),
                 Happening::Room(permit) => self.pass_on(permit),
-                Happening::Cancelled => self.stop(Stop::Cancelled),
+                Happening::Cancelled => self.stop(StopReason::Cancelled),
                 Happening::Due => self.do_what_is_due(),
             };
         }
@@ -126,7 +130,7 @@ impl<'a> Supervision<'a> {
             false => self.page.ran_unwatched_ms(&self.folder),
         };
         let status = self.close(watched).await;
-        (End { page: self.page, status, ran_ms }, self.group)
+        (ScriptEnd { page: self.page, status, ran_ms }, self.group)
     }
 
     async fn next(&mut self, cancel: &CancellationToken) -> Happening<'a> {
@@ -136,18 +140,18 @@ impl<'a> Supervision<'a> {
         // Without this a script that prints faster than the disk takes would fill the memory.
         let lines = self.lines.filter(|_| self.capture.is_full());
         let reads = !self.capture.is_full() || self.lines.is_none();
-        let Taps { out, err, end } = &mut self.taps;
+        let OutputPipes { out, err, end } = &mut self.pipes;
         tokio::select! {
             // The end of the script comes first, before a cancellation and a time limit: a script
             // that ended by itself is not reported as cancelled or timed out. Output comes last,
             // so that a script that never stops printing cannot outlive its time limit.
             biased;
-            took = end.take(), if !self.shell_gone => Happening::End(took),
+            took = end.take(), if !self.shell_gone => Happening::EndRecord(took),
             () = cancel.cancelled(), if !stopping => Happening::Cancelled,
             () = wait_until(due), if due.is_some() => Happening::Due,
             permit = reserve(lines), if lines.is_some() => Happening::Room(permit),
-            took = err.take(), if reads && !err.is_closed() => Happening::Output(Source::Err, took),
-            took = out.take(), if reads && !out.is_closed() => Happening::Output(Source::Out, took),
+            took = err.take(), if reads && !err.is_closed() => Happening::Output(OutputSource::Err, took),
+            took = out.take(), if reads && !out.is_closed() => Happening::Output(OutputSource::Out, took),
         }
     }
 
@@ -178,7 +182,7 @@ impl<'a> Supervision<'a> {
         let Some(kill_at) = self.kill_at else {
             let timeout = self.page.kept.timeout_ms.map(Duration::from_millis);
             let over = timeout.is_some_and(|timeout| now.duration_since(self.began) >= timeout);
-            return over && self.stop(Stop::TimedOut);
+            return over && self.stop(StopReason::TimedOut);
         };
         if kill_at > now {
             return false;
@@ -194,12 +198,12 @@ impl<'a> Supervision<'a> {
     }
 
     /// Asks the script to end, unless it has just done so by itself.
-    fn stop(&mut self, stop: Stop) -> bool {
-        match self.taps.end.take_now() {
-            Took::Nothing => {}
-            took @ (Took::Bytes(_) | Took::Closed) => return self.hear_end(took),
+    fn stop(&mut self, stop: StopReason) -> bool {
+        match self.pipes.end.take_now() {
+            PipeRead::Nothing => {}
+            took @ (PipeRead::Bytes(_) | PipeRead::Closed) => return self.hear_end(took),
         }
-        let newest = Page::newest(&self.folder).ok().flatten();
+        let newest = LatestAttempt::newest(&self.folder).ok().flatten();
         if let Some(exit) = newest.and_then(|page| page.exit) {
             self.page.exit = Some(exit);
             return true;
@@ -214,16 +218,16 @@ impl<'a> Supervision<'a> {
     }
 
     /// The shell said what the script ended with, or is gone. Returns whether all is over.
-    fn hear_end(&mut self, took: Took) -> bool {
+    fn hear_end(&mut self, took: PipeRead) -> bool {
         match took {
-            Took::Nothing => self.page.exit.is_some(),
-            Took::Bytes(count) => {
-                let said = std::str::from_utf8(self.taps.end.bytes(count)).ok();
+            PipeRead::Nothing => self.page.exit.is_some(),
+            PipeRead::Bytes(count) => {
+                let said = std::str::from_utf8(self.pipes.end.bytes(count)).ok();
                 let code = said.and_then(|said| said.trim_end().parse::<u8>().ok()).map(i32::from);
                 self.page.exit = code.or(self.page.exit);
                 true
             }
-            Took::Closed => {
+            PipeRead::Closed => {
                 self.shell_gone = true;
                 if self.page.stop.is_some() {
                     // The script may still be busy ending. The number stays its group's until then.
@@ -233,23 +237,23 @@ impl<'a> Supervision<'a> {
                 }
                 // The shell was killed between its two notes, or before it could say anything here.
                 // The journal is written first, so it may know more than the pipe.
-                let newest = Page::newest(&self.folder).ok().flatten();
+                let newest = LatestAttempt::newest(&self.folder).ok().flatten();
                 self.page.exit = newest.and_then(|page| page.exit).or(self.page.exit);
                 true
             }
         }
     }
 
-    fn hear_output(&mut self, source: Source, took: Took) -> bool {
-        if let Took::Bytes(count) = took {
+    fn hear_output(&mut self, source: OutputSource, took: PipeRead) -> bool {
+        if let PipeRead::Bytes(count) = took {
             self.feed(source, count);
         }
         false
     }
 
-    fn feed(&mut self, source: Source, count: usize) {
+    fn feed(&mut self, source: OutputSource, count: usize) {
         let at_ms = elapsed_ms(self.began);
-        let bytes = tap(&mut self.taps, source).bytes(count);
+        let bytes = pipe(&mut self.pipes, source).bytes(count);
         // Read all the same if nothing takes the lines any more: a full pipe would stop the script.
         if self.lines.is_some() {
             self.capture.feed(source, at_ms, bytes);
@@ -279,11 +283,11 @@ impl<'a> Supervision<'a> {
         // A background process may hold the pipes open for ever, so their end is not waited for.
         // What it prints until it is killed is collected afterwards.
         let until = Instant::now() + DRAIN_MAX;
-        for source in [Source::Out, Source::Err] {
+        for source in [OutputSource::Out, OutputSource::Err] {
             self.drain(source, until).await;
         }
         let (ours, status) = self.end_group(watched);
-        for source in [Source::Out, Source::Err] {
+        for source in [OutputSource::Out, OutputSource::Err] {
             self.collect_leftover(source).await;
         }
         // An attempt that ended by itself has nothing left but what was just killed; waiting for it
@@ -302,10 +306,10 @@ impl<'a> Supervision<'a> {
             (false, _) => true,
             // Until the shell is waited for, or while others are left, the number is the group's.
             (true, true) => !self.group.is_empty(),
-            (true, false) if Group::can_be_searched() => {
+            (true, false) if ProcessGroup::can_be_searched() => {
                 self.group.has_member_of(&self.page.kept.output)
             }
-            (true, false) => !(self.taps.out.is_closed() && self.taps.err.is_closed()),
+            (true, false) => !(self.pipes.out.is_closed() && self.pipes.err.is_closed()),
         };
         if ours {
             self.group.kill();
@@ -314,18 +318,18 @@ impl<'a> Supervision<'a> {
     }
 
     /// Reads a stream until nobody can write to it any more, or it is late.
-    async fn drain(&mut self, source: Source, until: Instant) {
+    async fn drain(&mut self, source: OutputSource, until: Instant) {
         loop {
-            let took = match tap(&mut self.taps, source).take_now() {
-                Took::Nothing => tokio::select! {
-                    took = tap(&mut self.taps, source).take() => took,
-                    () = sleep_until(until.into()) => Took::Nothing,
+            let took = match pipe(&mut self.pipes, source).take_now() {
+                PipeRead::Nothing => tokio::select! {
+                    took = pipe(&mut self.pipes, source).take() => took,
+                    () = sleep_until(until.into()) => PipeRead::Nothing,
                 },
-                took @ (Took::Bytes(_) | Took::Closed) => took,
+                took @ (PipeRead::Bytes(_) | PipeRead::Closed) => took,
             };
             match took {
-                Took::Bytes(count) => self.feed(source, count),
-                Took::Closed | Took::Nothing => return,
+                PipeRead::Bytes(count) => self.feed(source, count),
+                PipeRead::Closed | PipeRead::Nothing => return,
             }
             self.pass_on_all().await;
             if Instant::now() >= until {
@@ -334,10 +338,10 @@ impl<'a> Supervision<'a> {
         }
     }
 
-    async fn collect_leftover(&mut self, source: Source) {
+    async fn collect_leftover(&mut self, source: OutputSource) {
         let mut left = LEFTOVER_BYTES_MAX;
-        while left > 0 && !tap(&mut self.taps, source).is_closed() {
-            let Took::Bytes(count) = tap(&mut self.taps, source).take_now() else { return };
+        while left > 0 && !pipe(&mut self.pipes, source).is_closed() {
+            let PipeRead::Bytes(count) = pipe(&mut self.pipes, source).take_now() else { return };
             self.feed(source, count);
             left = left.saturating_sub(count);
             self.pass_on_all().await;
@@ -349,7 +353,7 @@ impl<'a> Supervision<'a> {
         let until = Instant::now() + DYING_MAX;
         while !self.shell_gone {
             tokio::select! {
-                took = self.taps.end.take() => self.shell_gone = took == Took::Closed,
+                took = self.pipes.end.take() => self.shell_gone = took == PipeRead::Closed,
                 () = sleep_until(until.into()) => return,
             }
         }
@@ -360,10 +364,10 @@ impl<'a> Supervision<'a> {
     }
 }
 
-fn tap(taps: &mut Taps, source: Source) -> &mut Tap {
+fn pipe(pipes: &mut OutputPipes, source: OutputSource) -> &mut OutputPipe {
     match source {
-        Source::Err => &mut taps.err,
-        Source::Out | Source::Note => &mut taps.out,
+        OutputSource::Err => &mut pipes.err,
+        OutputSource::Out | OutputSource::Note => &mut pipes.out,
     }
 }
 

@@ -18,7 +18,7 @@ use opentelemetry::{
 };
 use towpath_engine::{event::FailureCause, trace::TraceContext};
 
-use crate::{Adopted, Ended, held::Key};
+use crate::{Adopted, Ended, held::AttemptKey};
 
 /// What the spans of workers are said to come from.
 const SCOPE: &str = "towpath-worker";
@@ -56,7 +56,7 @@ pub fn below(place: &TraceContext) -> Context {
 
 /// Hands the span of an execution that has just ended to the exporter.
 pub(crate) fn executed(
-    (run, job, attempt): &Key,
+    (run, job, attempt): &AttemptKey,
     traceparent: Option<&str>,
     began: SystemTime,
     adopted: &Adopted,

@@ -14,7 +14,7 @@ use towpath_proto::v1::{self, failed::Cause, report, worker_message::Message as 
 
 use crate::{
     Adopted, Ended,
-    held::{HeldAttempt, holding},
+    held::{HeldAttempt, attempt_message},
 };
 
 /// Bytes of output, or of a file, in one message.
@@ -33,7 +33,7 @@ pub(crate) async fn tell(
     mut offset: u64,
     send: mpsc::Sender<v1::WorkerMessage>,
 ) {
-    let of = holding(&attempt.key);
+    let of = attempt_message(&attempt.key);
     let mut progress = attempt.progress();
     let mut unreadable = None;
     loop {
@@ -66,7 +66,7 @@ pub(crate) async fn tell(
 }
 
 async fn report(
-    of: v1::Holding,
+    of: v1::AttemptId,
     adopted: Adopted,
     incomplete: Option<String>,
     output_bytes: u64,
@@ -146,7 +146,7 @@ fn explanation(why: &str) -> String {
 }
 
 async fn upload(
-    of: &v1::Holding,
+    of: &v1::AttemptId,
     path: &str,
     absolute: &Path,
     send: &mpsc::Sender<v1::WorkerMessage>,

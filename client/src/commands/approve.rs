@@ -3,8 +3,10 @@
 use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
-use super::{Desk, Finished};
-use crate::{authors, cli::OfRun, connect::Server, exit, failure::Failure, render::safe};
+use super::{App, CommandResult};
+use crate::{
+    authors, cli::RunArg, connect::ServerConnection, exit, failure::Failure, render::safe,
+};
 
 /// Approve at a gate
 ///
@@ -16,39 +18,39 @@ pub(crate) struct ApproveArgs {
     /// The job behind the gate [default: the only gate that waits]
     job: Option<String>,
     #[command(flatten)]
-    run: OfRun,
+    run: RunArg,
     /// What the record should say
     #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
     comment: String,
-    /// Only if exactly this waits: the digest that `tow status --output json` shows as `binds`
-    #[arg(long, value_name = "SHA256")]
-    binds: Option<String>,
+    /// Only if exactly this waits: the `approval_digest` of `tow status --output json`
+    #[arg(long, alias = "binds", value_name = "SHA256")]
+    digest: Option<String>,
 }
 
 /// Approves, and says what the gate wants and what happens next.
-pub(crate) async fn approve(desk: &Desk, args: ApproveArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn approve(app: &App, args: ApproveArgs) -> CommandResult {
+    let server = app.server().await?;
     let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
     let job = safe(&gate.job);
     if let Some(policy) = &gate.policy {
-        desk.say(&format!("The gate of `{job}` wants {}.", safe(&policy.words)));
+        app.say(&format!("The gate of `{job}` wants {}.", safe(&policy.words)));
     }
     let request = v1::DecideGateRequest {
         emails: emails(&gate),
         run: gate.run.clone(),
         job: gate.job.clone(),
-        binds: args.binds.unwrap_or(gate.binds),
+        approval_digest: args.digest.unwrap_or(gate.approval_digest),
         comment: args.comment,
-        actor: desk.actor(),
+        actor: app.actor(),
     };
     let reply = server.gates().approve_gate(request).await?.into_inner();
-    if reply.missing > 0 {
-        desk.say(&format!("Approved `{job}`: {}.", safe(&reply.waits_for)));
+    if reply.approvals_remaining > 0 {
+        app.say(&format!("Approved `{job}`: {}.", safe(&reply.waits_for)));
     } else {
-        desk.say(&format!("Opened the gate of `{job}`."));
+        app.say(&format!("Opened the gate of `{job}`."));
     }
-    if reply.missing == 0 && server.is_ours() {
-        desk.say(&format!("Nobody works on the run; `tow resume {}` does.", short(&gate.run)));
+    if reply.approvals_remaining == 0 && server.is_ours() {
+        app.say(&format!("Nobody works on the run; `tow resume {}` does.", short(&gate.run)));
     }
     server.close().await;
     Ok(exit::DONE)
@@ -61,7 +63,7 @@ pub(crate) fn emails(gate: &v1::Gate) -> Vec<String> {
 
 /// The gate that is meant: of the job named, or the only one.
 pub(crate) async fn waiting_gate(
-    server: &Server,
+    server: &ServerConnection,
     run: &str,
     job: Option<&str>,
 ) -> Result<v1::Gate, Failure> {
@@ -88,8 +90,8 @@ pub(crate) async fn waiting_gate(
     }
     // Nothing waits under that name: let the server say why, with its own code.
     let run = server.runs().get_run(v1::GetRunRequest { run: run.to_owned() }).await?.into_inner();
-    let (job, binds) = (job.to_owned(), "0".repeat(64));
-    Ok(v1::Gate { run: run.id, job, binds, ..v1::Gate::default() })
+    let (job, approval_digest) = (job.to_owned(), "0".repeat(64));
+    Ok(v1::Gate { run: run.id, job, approval_digest, ..v1::Gate::default() })
 }
 
 /// The beginning of an id, long enough for a person to paste.

@@ -12,8 +12,8 @@ use tokio_stream::StreamExt as _;
 use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
-use super::{Desk, Finished, serve::duration};
-use crate::{cli::Output, connect::Server, exit, failure::Failure, signals::Signals};
+use super::{App, CommandResult, serve::duration};
+use crate::{cli::Output, connect::ServerConnection, exit, failure::Failure, signals::Signals};
 
 /// Longest time between two looks: launched commands end without the server knowing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ struct Launched {
 
 /// What was launched and lives, and what it takes to launch more.
 struct Fleet<'a> {
-    desk: &'a Desk,
+    app: &'a App,
     server: &'a str,
     args: AutoscaleArgs,
     start_within: Duration,
@@ -94,14 +94,14 @@ struct Fleet<'a> {
 }
 
 /// Starts workers until told to stop.
-pub(crate) async fn autoscale(desk: &Desk, args: AutoscaleArgs) -> Finished {
-    let Some(address) = &desk.global.server else {
+pub(crate) async fn autoscale(app: &App, args: AutoscaleArgs) -> CommandResult {
+    let Some(address) = &app.global.server else {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
         return Err(Failure::new(ErrorCode::Usage, "workers need a server", advice));
     };
-    let mut fleet = Fleet::new(desk, address, args)?;
+    let mut fleet = Fleet::new(app, address, args)?;
     let mut signals = Signals::new()?;
-    let mut server = desk.server().await?;
+    let mut server = app.server().await?;
     if fleet.args.once {
         fleet.look(&server).await?;
         tokio::select! {
@@ -112,23 +112,23 @@ pub(crate) async fn autoscale(desk: &Desk, args: AutoscaleArgs) -> Finished {
     loop {
         match fleet.follow(&server, &mut signals).await {
             Err(failure) if failure.is_unreachable() => {
-                desk.say("The server does not answer. Trying again; nothing is started.");
+                app.say("The server does not answer. Trying again; nothing is started.");
             }
             Err(failure) => return Err(failure),
             Ok(()) => return Ok(exit::DONE),
         }
         server = tokio::select! {
-            server = reach(desk) => server?,
+            server = reach(app) => server?,
             () = signals.next() => return Ok(exit::DONE),
         };
     }
 }
 
 /// Waits for the server to come back, however long that takes.
-async fn reach(desk: &Desk) -> Result<Server, Failure> {
+async fn reach(app: &App) -> Result<ServerConnection, Failure> {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        match desk.server().await {
+        match app.server().await {
             Err(failure) if failure.is_unreachable() => {}
             reached => return reached,
         }
@@ -140,7 +140,7 @@ fn gone() -> Failure {
 }
 
 impl<'a> Fleet<'a> {
-    fn new(desk: &'a Desk, server: &'a str, args: AutoscaleArgs) -> Result<Self, Failure> {
+    fn new(app: &'a App, server: &'a str, args: AutoscaleArgs) -> Result<Self, Failure> {
         if args.min > args.max {
             let message = format!("--min {} is more than --max {}", args.min, args.max);
             return Err(Failure::new(
@@ -152,7 +152,7 @@ impl<'a> Fleet<'a> {
         let within = args.start_within.as_deref().map(duration).transpose()?.unwrap_or_default();
         let unique = uuid::Uuid::now_v7().simple().to_string();
         Ok(Self {
-            desk,
+            app,
             server,
             args,
             start_within: Duration::from_millis(within),
@@ -165,7 +165,11 @@ impl<'a> Fleet<'a> {
     }
 
     /// Looks whenever demand changes, and every now and then.
-    async fn follow(&mut self, server: &Server, signals: &mut Signals) -> Result<(), Failure> {
+    async fn follow(
+        &mut self,
+        server: &ServerConnection,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
         let mut changes = self.demand(server).await?;
         loop {
             self.look(server).await?;
@@ -177,13 +181,16 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    async fn demand(&self, server: &Server) -> Result<tonic::Streaming<v1::Demand>, Failure> {
+    async fn demand(
+        &self,
+        server: &ServerConnection,
+    ) -> Result<tonic::Streaming<v1::Demand>, Failure> {
         let request = v1::WatchDemandRequest { tags: self.args.tags.clone(), all: false };
         Ok(server.workers().watch_demand(request).await?.into_inner())
     }
 
     /// Launches what is missing now.
-    async fn look(&mut self, server: &Server) -> Result<(), Failure> {
+    async fn look(&mut self, server: &ServerConnection) -> Result<(), Failure> {
         // Workers first: whoever takes a job in between is still taken for idle, and so one worker
         // less is launched, never one more.
         let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await?;
@@ -248,7 +255,7 @@ impl<'a> Fleet<'a> {
         let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Instant::now() + pause;
-        self.desk.say(&format!("{why} Nothing is started for {} s.", pause.as_secs()));
+        self.app.say(&format!("{why} Nothing is started for {} s.", pause.as_secs()));
     }
 
     fn launch(&mut self, pending: u64) -> Result<(), Failure> {
@@ -277,14 +284,14 @@ impl<'a> Fleet<'a> {
         let (at, seen, connected, busy) = (Instant::now(), false, false, false);
         self.launched.push(Launched { name: name.clone(), at, command, seen, connected, busy });
         let living = self.living();
-        match self.desk.output() {
+        match self.app.output() {
             Output::Text => {
                 let (max, jobs) =
                     (self.args.max, if pending == 1 { "job waits" } else { "jobs wait" });
-                self.desk.say(&format!("Started {name}, {living} of {max}; {pending} {jobs}."));
+                self.app.say(&format!("Started {name}, {living} of {max}; {pending} {jobs}."));
             }
             Output::Json | Output::Jsonl => {
-                self.desk.json(&LaunchedJson { launched: &name, pending, living })?;
+                self.app.json(&LaunchedJson { launched: &name, pending, living })?;
             }
         }
         Ok(())

@@ -9,10 +9,10 @@ use std::{
 use serde::Serialize;
 use towpath_server::{
     StoreUrl,
-    safekeeping::{self, Kept},
+    offline_backup::{self, BackupSummary},
 };
 
-use super::{Desk, Finished, validate::counted};
+use super::{App, CommandResult, validate::counted};
 use crate::{
     cli::Output,
     exit,
@@ -41,30 +41,30 @@ struct KeptJson<'a> {
 }
 
 /// Writes the store to a file.
-pub(crate) async fn backup(desk: &Desk, args: BackupArgs) -> Finished {
-    let url = desk.url();
-    let mut progress = Progress::new(&desk.style);
+pub(crate) async fn backup(app: &App, args: BackupArgs) -> CommandResult {
+    let url = app.url();
+    let mut progress = Progress::new(&app.style);
     let kept =
-        safekeeping::backup(&url, &args.file, |bytes| progress.show(|| size_words(bytes))).await;
+        offline_backup::backup(&url, &args.file, |bytes| progress.show(|| size_words(bytes))).await;
     progress.clear();
-    report(desk, &args.file, &url, "Backed up", &kept?)?;
+    report(app, &args.file, &url, "Backed up", &kept?)?;
     Ok(exit::DONE)
 }
 
 /// Says what a backup holds, whichever way it went.
 pub(super) fn report(
-    desk: &Desk,
+    app: &App,
     file: &std::path::Path,
     store: &str,
     done: &str,
-    kept: &Kept,
+    kept: &BackupSummary,
 ) -> Result<(), Failure> {
-    let Kept { records, blobs, bytes, hash } = *kept;
+    let BackupSummary { records, blobs, bytes, hash } = *kept;
     let hash = hex_of(&hash);
     let store = StoreUrl::shown(store);
     let file = safe(&file.to_string_lossy());
-    if desk.output() != Output::Text {
-        return desk.json(&KeptJson { file, store: &store, records, blobs, bytes, hash });
+    if app.output() != Output::Text {
+        return app.json(&KeptJson { file, store: &store, records, blobs, bytes, hash });
     }
     let numbers = format!(
         "{}, {}, {}",
@@ -72,7 +72,7 @@ pub(super) fn report(
         counted(usize::try_from(blobs).unwrap_or(usize::MAX), "blob"),
         size_words(bytes),
     );
-    desk.print(&format!(
+    app.print(&format!(
         "{done}: {numbers}\n  file   {file}\n  store  {}\n  hash   {hash}\n",
         safe(&store)
     ))

@@ -3,7 +3,7 @@
 use towpath_proto::v1;
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::{Follow, follow},
 };
 use crate::{cli::WhichRun, exit};
@@ -22,10 +22,10 @@ pub(crate) struct CancelArgs {
 }
 
 /// Ends a run. Jobs that outlived their `tow` are ended by this one.
-pub(crate) async fn cancel(desk: &Desk, args: CancelArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn cancel(app: &App, args: CancelArgs) -> CommandResult {
+    let server = app.server().await?;
     let request =
-        v1::CancelRunRequest { run: args.run.run, reason: args.reason, actor: desk.actor() };
+        v1::CancelRunRequest { run: args.run.run, reason: args.reason, actor: app.actor() };
     let run = server.runs().cancel_run(request).await?.into_inner();
     let mut phase = run.phase;
     if phase == "cancelling" && server.is_ours() {
@@ -37,10 +37,10 @@ pub(crate) async fn cancel(desk: &Desk, args: CancelArgs) -> Finished {
             wait: false,
             tags: Vec::new(),
         };
-        follow(desk, &server, &following).await?;
+        follow(app, &server, &following).await?;
         phase = "cancelled".to_owned();
     }
-    desk.say(&format!("Run {} is {phase}.", run.short_id));
+    app.say(&format!("Run {} is {phase}.", run.short_id));
     server.close().await;
     Ok(exit::DONE)
 }

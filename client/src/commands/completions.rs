@@ -3,7 +3,7 @@
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
-use super::{Desk, Finished};
+use super::{App, CommandResult};
 use crate::{cli::Cli, exit};
 
 /// Print shell completions
@@ -18,9 +18,9 @@ pub(crate) struct CompletionsArgs {
 }
 
 /// Prints what the shell reads.
-pub(crate) fn completions(desk: &Desk, args: &CompletionsArgs) -> Finished {
+pub(crate) fn completions(app: &App, args: &CompletionsArgs) -> CommandResult {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "tow", &mut script);
-    desk.print(&String::from_utf8_lossy(&script))?;
+    app.print(&String::from_utf8_lossy(&script))?;
     Ok(exit::DONE)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::{Desk, Finished};
+use super::{App, CommandResult};
 use crate::{
     cli::Output,
     contexts::{Context, Contexts},
@@ -81,30 +81,30 @@ impl ContextJson {
 }
 
 /// Shows contexts or changes them.
-pub(crate) fn context(desk: &Desk, args: ContextArgs) -> Finished {
+pub(crate) fn context(app: &App, args: ContextArgs) -> CommandResult {
     let mut contexts = Contexts::read()?;
     match args.what {
-        What::List => list(desk, &contexts)?,
+        What::List => list(app, &contexts)?,
         What::Show { name } => {
             let Some(name) = name.as_deref().or(contexts.current()) else {
                 let advice = "Name one, or choose one with `tow context use`.";
                 return Err(Failure::new(ErrorCode::ContextUnknown, "no context is used", advice));
             };
             let shown = ContextJson::of(&contexts, name)?;
-            match desk.output() {
-                Output::Text => show(desk, &shown)?,
-                Output::Json | Output::Jsonl => desk.json(&shown)?,
+            match app.output() {
+                Output::Text => show(app, &shown)?,
+                Output::Json | Output::Jsonl => app.json(&shown)?,
             }
         }
         What::Use { name, none: _ } => {
             contexts.use_one(name.as_deref())?;
             match name {
-                Some(name) => desk.say(&format!("Using {}.", safe(&name))),
-                None => desk.say("Using no context."),
+                Some(name) => app.say(&format!("Using {}.", safe(&name))),
+                None => app.say("Using no context."),
             }
         }
         What::Add { name, token_file, token_command } => {
-            let Some(server) = desk.global.server.clone() else {
+            let Some(server) = app.global.server.clone() else {
                 let advice = "Name it with `--server HOST:PORT`.";
                 return Err(Failure::new(ErrorCode::Usage, "a context needs a server", advice));
             };
@@ -114,20 +114,20 @@ pub(crate) fn context(desk: &Desk, args: ContextArgs) -> Finished {
                 true => path,
                 false => std::path::absolute(&path).unwrap_or(path),
             };
-            let ca = desk.global.tls_ca.clone().map(whole);
+            let ca = app.global.tls_ca.clone().map(whole);
             let token_file = token_file.map(whole);
             contexts.add(&name, &Context { server, ca, token_file, token_command })?;
-            desk.say(&format!("`tow --context {0}` or `tow context use {0}`.", safe(&name)));
+            app.say(&format!("`tow --context {0}` or `tow context use {0}`.", safe(&name)));
         }
         What::Remove { name } => {
             contexts.remove(&name)?;
-            desk.say(&format!("{} is forgotten.", safe(&name)));
+            app.say(&format!("{} is forgotten.", safe(&name)));
         }
     }
     Ok(exit::DONE)
 }
 
-fn show(desk: &Desk, shown: &ContextJson) -> Result<(), Failure> {
+fn show(app: &App, shown: &ContextJson) -> Result<(), Failure> {
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let rows = [
         ("name", Some(shown.name.clone())),
@@ -138,30 +138,30 @@ fn show(desk: &Desk, shown: &ContextJson) -> Result<(), Failure> {
     ];
     for (key, said) in rows {
         if let Some(said) = said {
-            desk.print(&format!("{key:<14} {}\n", safe(&said)))?;
+            app.print(&format!("{key:<14} {}\n", safe(&said)))?;
         }
     }
     Ok(())
 }
 
-fn list(desk: &Desk, contexts: &Contexts) -> Result<(), Failure> {
+fn list(app: &App, contexts: &Contexts) -> Result<(), Failure> {
     let names = contexts.all().map(|(name, _)| ContextJson::of(contexts, name));
     let shown = names.collect::<Result<Vec<_>, _>>()?;
-    match desk.output() {
+    match app.output() {
         Output::Text if shown.is_empty() => {
-            desk.say("There are no contexts; `tow context add` makes one.");
+            app.say("There are no contexts; `tow context add` makes one.");
         }
         Output::Text => {
             for one in &shown {
                 let mark = if one.used { '*' } else { ' ' };
-                let name = desk.style.pad(&safe(&one.name), 16);
-                desk.print(&format!("{mark} {name} {}\n", safe(&one.server)))?;
+                let name = app.style.pad(&safe(&one.name), 16);
+                app.print(&format!("{mark} {name} {}\n", safe(&one.server)))?;
             }
         }
-        Output::Json => desk.json(&shown)?,
+        Output::Json => app.json(&shown)?,
         Output::Jsonl => {
             for one in shown {
-                desk.json(&one)?;
+                app.json(&one)?;
             }
         }
     }

@@ -15,7 +15,7 @@ use towpath_engine::code::ErrorCode;
 use towpath_engine::time::duration_words;
 use towpath_pipeline::file::{Parsed, parse};
 
-use super::{Desk, Finished, validate::counted};
+use super::{App, CommandResult, validate::counted};
 use crate::{exit, failure::Failure};
 
 const FILE_NAME: &str = "towpath.yml";
@@ -52,27 +52,27 @@ pub(crate) struct DemoArgs {
 
 /// A demo under way.
 struct Demo<'d> {
-    desk: &'d Desk,
+    app: &'d App,
     folder: TempDir,
     began: Instant,
 }
 
 /// Shows what this program is for.
-pub(crate) async fn demo(desk: &Desk, args: DemoArgs) -> Finished {
+pub(crate) async fn demo(app: &App, args: DemoArgs) -> CommandResult {
     let folder = tempfile::Builder::new().prefix("tow-demo-").tempdir()?;
-    let demo = Demo { desk, folder, began: Instant::now() };
+    let demo = Demo { app, folder, began: Instant::now() };
     match demo.play(args.no_approve).await {
         Ok(()) if !args.keep => Ok(exit::DONE),
         Ok(()) => {
             let folder = demo.folder.keep();
             let folder = folder.display();
-            desk.print(&format!("\nThe folder is kept. Look around: cd {folder} && tow status\n"))?;
+            app.print(&format!("\nThe folder is kept. Look around: cd {folder} && tow status\n"))?;
             Ok(exit::DONE)
         }
         Err(failure) if failure.is(ErrorCode::Interrupted) => Err(failure),
         Err(failure) => {
             // Whoever looks for the reason needs what is there.
-            desk.say(&format!("The folder is kept: {}", demo.folder.keep().display()));
+            app.say(&format!("The folder is kept: {}", demo.folder.keep().display()));
             Err(failure)
         }
     }
@@ -114,8 +114,8 @@ impl Demo<'_> {
 
     /// Announces what comes next.
     fn step(&self, what: &str) -> Result<(), Failure> {
-        let arrow = if self.desk.style.ascii { "->" } else { "→" };
-        self.desk.print(&format!("\n{} {}\n", self.desk.style.bold(arrow), what))
+        let arrow = if self.app.style.ascii { "->" } else { "→" };
+        self.app.print(&format!("\n{} {}\n", self.app.style.bold(arrow), what))
     }
 
     /// This program once more, in the folder and with the store of the demo.
@@ -126,10 +126,10 @@ impl Demo<'_> {
             .args(args)
             .current_dir(folder)
             .env("TOW_STORE", folder.join(".towpath"))
-            .env("TOW_ACTOR", self.desk.actor())
+            .env("TOW_ACTOR", self.app.actor())
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        if self.desk.global.ascii {
+        if self.app.global.ascii {
             command.env("TOW_ASCII", "1");
         }
         Ok(command.spawn()?)
@@ -193,14 +193,14 @@ impl Demo<'_> {
 
     /// Whether the gate shall be opened: asks a person, if there is one.
     fn asks(&self) -> Result<bool, Failure> {
-        if !io::stdin().is_terminal() || !self.desk.style.live {
+        if !io::stdin().is_terminal() || !self.app.style.live {
             self.step(&format!(
                 "tow approve {GATE}   (nobody is here to ask, so the demo approves)"
             ))?;
             return Ok(true);
         }
-        let arrow = if self.desk.style.ascii { "->" } else { "→" };
-        self.desk.print(&format!("\n{arrow} Open the gate of `{GATE}`? [y/N] "))?;
+        let arrow = if self.app.style.ascii { "->" } else { "→" };
+        self.app.print(&format!("\n{arrow} Open the gate of `{GATE}`? [y/N] "))?;
         io::stdout().flush()?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer)?;
@@ -241,7 +241,7 @@ impl Demo<'_> {
             counted(jobs.len(), "job")
         ))?;
         let took = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.desk.print(&format!("\nDone in {}.\n", duration_words(took)))
+        self.app.print(&format!("\nDone in {}.\n", duration_words(took)))
     }
 }
 

@@ -15,13 +15,13 @@ use towpath_engine::{log_clock::JUMP_MS_MIN, time::duration_words};
 use towpath_proto::v1;
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     backup::{Progress, hex_of, size_words},
     validate::counted,
 };
 use crate::{
     cli::Output,
-    connect::{Server, store_folder},
+    connect::{ServerConnection, store_folder},
     exit,
     failure::Failure,
     render::{Mark, safe},
@@ -60,23 +60,23 @@ struct DoctorJson<'a> {
 }
 
 /// Looks at everything.
-pub(crate) async fn doctor(desk: &Desk, _: DoctorArgs) -> Finished {
-    let url = desk.url();
+pub(crate) async fn doctor(app: &App, _: DoctorArgs) -> CommandResult {
+    let url = app.url();
     let mut looks = vec![shell()];
     if let Some(folder) = store_folder(&url).filter(|folder| folder.exists()) {
         looks.extend([private(&folder), room(&folder)]);
     }
-    if desk.output() == Output::Text {
+    if app.output() == Output::Text {
         for look in &looks {
-            show(desk, look)?;
+            show(app, look)?;
         }
     }
-    let server = Server::reach_existing(&url).await?;
-    let examined = examine(desk, &server, &mut looks).await;
+    let server = ServerConnection::connect_existing(&url).await?;
+    let examined = examine(app, &server, &mut looks).await;
     server.close().await;
     let found = examined?;
-    if desk.output() != Output::Text {
-        desk.json(&DoctorJson {
+    if app.output() != Output::Text {
+        app.json(&DoctorJson {
             ok: found.findings.is_empty(),
             checks: &looks,
             records: found.records,
@@ -89,18 +89,18 @@ pub(crate) async fn doctor(desk: &Desk, _: DoctorArgs) -> Finished {
 }
 
 async fn examine(
-    desk: &Desk,
-    server: &Server,
+    app: &App,
+    server: &ServerConnection,
     looks: &mut Vec<Look>,
 ) -> Result<v1::CheckProgress, Failure> {
-    let is_text = desk.output() == Output::Text;
+    let is_text = app.output() == Output::Text;
     for look in owner(server).await? {
         if is_text {
-            show(desk, &look)?;
+            show(app, &look)?;
         }
         looks.push(look);
     }
-    let found = check(desk, server).await?;
+    let found = check(app, server).await?;
     if is_text {
         let counted =
             |count: u64, thing| counted(usize::try_from(count).unwrap_or(usize::MAX), thing);
@@ -109,19 +109,19 @@ async fn examine(
         if found.findings.is_empty() {
             about.push_str(": every hash, view and blob agrees");
         }
-        show(desk, &Look { name: "log", ok: found.findings.is_empty(), about })?;
+        show(app, &Look { name: "log", ok: found.findings.is_empty(), about })?;
         for finding in &found.findings {
-            desk.print(&format!("  {}\n", safe(finding)))?;
+            app.print(&format!("  {}\n", safe(finding)))?;
         }
-        desk.print(&format!("  hash {}\n", hex_of(&found.hash)))?;
+        app.print(&format!("  hash {}\n", hex_of(&found.hash)))?;
     }
     Ok(found)
 }
 
 /// The server's own check, to its end.
-async fn check(desk: &Desk, server: &Server) -> Result<v1::CheckProgress, Failure> {
+async fn check(app: &App, server: &ServerConnection) -> Result<v1::CheckProgress, Failure> {
     let mut reports = server.log().check(v1::CheckRequest {}).await?.into_inner();
-    let mut progress = Progress::new(&desk.style);
+    let mut progress = Progress::new(&app.style);
     let mut last = None;
     while let Some(report) = reports.next().await {
         let report = report.inspect_err(|_| progress.clear())?;
@@ -137,9 +137,9 @@ async fn check(desk: &Desk, server: &Server) -> Result<v1::CheckProgress, Failur
     })
 }
 
-fn show(desk: &Desk, look: &Look) -> Result<(), Failure> {
-    let mark = desk.style.mark(if look.ok { Mark::Done } else { Mark::Failed });
-    desk.print(&format!("{mark} {:<8} {}\n", look.name, safe(&look.about)))
+fn show(app: &App, look: &Look) -> Result<(), Failure> {
+    let mark = app.style.mark(if look.ok { Mark::Done } else { Mark::Failed });
+    app.print(&format!("{mark} {:<8} {}\n", look.name, safe(&look.about)))
 }
 
 /// Without a shell no job can run.
@@ -193,7 +193,7 @@ fn room(folder: &Path) -> Look {
 }
 
 /// Who has the store open, and whether its clock agrees with the log.
-async fn owner(server: &Server) -> Result<[Look; 2], Failure> {
+async fn owner(server: &ServerConnection) -> Result<[Look; 2], Failure> {
     let description = server.log().describe(v1::DescribeRequest {}).await?.into_inner();
     let v1::Description { version, pid, position, clock_ahead_ms, .. } = description;
     let who = if server.is_ours() { "this process" } else { "another process" };

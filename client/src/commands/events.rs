@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tokio_stream::StreamExt as _;
 use towpath_proto::v1;
 
-use super::{Desk, Finished, follow::server_went_away};
+use super::{App, CommandResult, follow::server_went_away};
 use crate::{exit, failure::Failure};
 
 /// Show the log as it is stored, one JSON object a line
@@ -35,8 +35,8 @@ struct RecordJson<'a> {
 }
 
 /// Prints records.
-pub(crate) async fn events(desk: &Desk, args: EventsArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn events(app: &App, args: EventsArgs) -> CommandResult {
+    let server = app.server().await?;
     let run = args.run.unwrap_or_default();
     let mut request = v1::FollowRequest { run, after: args.after, follow: args.follow };
     let mut records = server.log().follow(request.clone()).await?.into_inner();

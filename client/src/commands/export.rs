@@ -10,8 +10,8 @@ use towpath_engine::{
 use towpath_pipeline::pulsaride_jsonl::{self, SeedLine};
 use towpath_proto::v1;
 
-use super::{Desk, Finished, follow::snapshot, validate::counted};
-use crate::{cli::WhichRun, exit, failure::Failure, render::board, whole_file::replace_file};
+use super::{App, CommandResult, follow::snapshot, validate::counted};
+use crate::{atomic_file::replace_file, cli::WhichRun, exit, failure::Failure, render::board};
 
 /// Write a run as a JSONL run file
 ///
@@ -27,8 +27,8 @@ pub(crate) struct ExportArgs {
 }
 
 /// Writes what has ended.
-pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn export(app: &App, args: ExportArgs) -> CommandResult {
+    let server = app.server().await?;
     let found = server.runs().get_run(v1::GetRunRequest { run: args.run.run }).await;
     let read = match found {
         Ok(found) => snapshot(&server, &found.into_inner().id).await,
@@ -39,7 +39,7 @@ pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
     let lines = lines_of(&run);
     let text = pulsaride_jsonl::write(&lines);
     let Some(path) = args.to_file else {
-        desk.print(&text)?;
+        app.print(&text)?;
         return Ok(exit::DONE);
     };
     replace_file(&path, text.as_bytes()).map_err(|error| Failure::file(&path, &error))?;
@@ -48,7 +48,7 @@ pub(crate) async fn export(desk: &Desk, args: ExportArgs) -> Finished {
     if open > 0 {
         said = format!("{said} {} not ended yet and left out.", have(open));
     }
-    desk.say(&said);
+    app.say(&said);
     Ok(exit::DONE)
 }
 
@@ -140,7 +140,7 @@ mod tests {
             traceparent: None,
             idempotency_key: None,
             source: None,
-            requester: towpath_engine::gate::Standing::default(),
+            requester: towpath_engine::gate::Identity::default(),
             authors: None,
         };
         let job = |line: SeedLine| ImportedJob {

@@ -22,8 +22,8 @@ use towpath_worker::{AttemptsError, WorkerError};
 
 pub(crate) use crate::signals::Signals;
 
-use super::{Desk, Finished};
-use crate::{connect::Server, exit, failure::Failure};
+use super::{App, CommandResult};
+use crate::{connect::ServerConnection, exit, failure::Failure};
 
 /// How often a moving picture is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
@@ -52,11 +52,15 @@ pub(crate) fn now() -> Timestamp {
 }
 
 /// Works on a run to its end. When the process that keeps the store goes away, this one keeps it.
-pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -> Finished {
+pub(crate) async fn work_on(
+    app: &App,
+    mut server: ServerConnection,
+    mut what: Follow,
+) -> CommandResult {
     // A server that was named as one has workers of its own.
-    what.slots = what.slots.filter(|_| !server.is_remote()).map(|asked| desk.jobs_at_once(asked));
+    what.slots = what.slots.filter(|_| !server.is_remote()).map(|asked| app.jobs_at_once(asked));
     loop {
-        let finished = follow(desk, &server, &what).await;
+        let finished = follow(app, &server, &what).await;
         let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();
         let aged = finished.as_ref().is_err_and(Failure::is_aged);
         let server_is_remote = server.is_remote();
@@ -66,12 +70,12 @@ pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -
         }
         server = if server_is_remote {
             if !aged {
-                desk.say("The server went away; the run goes on when it is back.");
+                app.say("The server went away; the run goes on when it is back.");
             }
-            Server::reach_again(&desk.url()).await?
+            ServerConnection::reconnect(&app.url()).await?
         } else {
-            desk.say("The process that kept the store has ended; this one goes on.");
-            Server::reach(&desk.url()).await?
+            app.say("The process that kept the store has ended; this one goes on.");
+            ServerConnection::connect(&app.url()).await?
         };
         let request = v1::GetRunRequest { run: what.run.to_string() };
         what.known = server.runs().get_run(request).await?.into_inner().version;
@@ -79,7 +83,7 @@ pub(crate) async fn work_on(desk: &Desk, mut server: Server, mut what: Follow) -
 }
 
 /// Follows a run until it has ended, waits for a person, or is left alone.
-pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Finished {
+pub(crate) async fn follow(app: &App, server: &ServerConnection, follow: &Follow) -> CommandResult {
     server.listen();
     // A server that was named as one has workers of its own.
     let slots = follow.slots.filter(|_| !server.is_remote());
@@ -91,7 +95,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
     };
     let request = v1::FollowRequest { run: follow.run.to_string(), after: known, follow: true };
     let mut records = server.log().follow(request).await?.into_inner();
-    let mut show = Show::new(desk, server, run, follow);
+    let mut show = Show::new(app, server, run, follow);
     show.begin();
     let finished = until_rest(server, follow, &mut host, &mut show, &mut records).await;
     let finished = finished.map_err(|failure| resumable(failure, &follow.short_id));
@@ -105,7 +109,7 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
     shown?;
     if code == exit::INTERRUPTED {
         let id = &follow.short_id;
-        desk.say(&if host.is_of_others(server) {
+        app.say(&if host.is_of_others(server) {
             format!("The run goes on. `tow watch {id}` follows it.")
         } else {
             format!("Stopped. `tow resume {id}` goes on.")
@@ -116,12 +120,12 @@ pub(crate) async fn follow(desk: &Desk, server: &Server, follow: &Follow) -> Fin
 
 /// Shows what comes until there is nothing to wait for.
 async fn until_rest(
-    server: &Server,
+    server: &ServerConnection,
     follow: &Follow,
     host: &mut Host,
     show: &mut Show<'_>,
     records: &mut Streaming<v1::Record>,
-) -> Finished {
+) -> CommandResult {
     let mut signals = Signals::new()?;
     let mut ticks = tokio::time::interval(DRAW_EVERY);
     loop {

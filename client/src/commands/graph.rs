@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use towpath_pipeline::graph::{Graph, drawing};
 
-use super::{Desk, Finished, pipeline};
+use super::{App, CommandResult, pipeline};
 use crate::{
     cli::{Output, WhichFile},
     exit,
@@ -36,23 +36,23 @@ enum Format {
 }
 
 /// Draws the pipeline.
-pub(crate) fn graph(desk: &Desk, args: GraphArgs) -> Finished {
+pub(crate) fn graph(app: &App, args: GraphArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
-    let pipeline = pipeline::read(desk, &path)?;
+    let pipeline = pipeline::read(app, &path)?;
     let graph = Graph::of(&pipeline.plan);
-    let format = match (desk.output(), args.format) {
+    let format = match (app.output(), args.format) {
         (Output::Json | Output::Jsonl, Format::Text) => Format::Json,
         (_, format) => format,
     };
     match format {
         Format::Text => {
             // What goes to a file or a pager is not cut.
-            let width = if desk.style.live { desk.style.width } else { usize::MAX };
-            desk.print(&drawing::draw_text(&graph, width, desk.style.ascii))?;
+            let width = if app.style.live { app.style.width } else { usize::MAX };
+            app.print(&drawing::draw_text(&graph, width, app.style.ascii))?;
         }
-        Format::Dot => desk.print(&drawing::dot(&graph))?,
-        Format::Mermaid => desk.print(&drawing::mermaid(&graph))?,
-        Format::Json => desk.json(&drawing::json(&graph))?,
+        Format::Dot => app.print(&drawing::dot(&graph))?,
+        Format::Mermaid => app.print(&drawing::mermaid(&graph))?,
+        Format::Json => app.json(&drawing::json(&graph))?,
     }
     Ok(exit::DONE)
 }

@@ -12,10 +12,10 @@ use towpath_engine::event::ImportedResult;
 use towpath_pipeline::pulsaride_jsonl::{self, SeedRun};
 use towpath_proto::v1;
 
-use super::{Desk, Finished, pipeline, validate::counted};
+use super::{App, CommandResult, pipeline, validate::counted};
 use crate::{
     cli::{Output, WhichFile},
-    connect::Server,
+    connect::ServerConnection,
     exit,
     failure::Failure,
     render::safe,
@@ -54,24 +54,24 @@ struct ImportJson {
 }
 
 /// Makes a run out of a record.
-pub(crate) async fn import(desk: &Desk, args: ImportArgs) -> Finished {
+pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let bytes = record_of(&args.record)?;
     let record = understood(&args.record, &bytes)?;
-    let pipeline = pipeline::read(desk, &path)?;
+    let pipeline = pipeline::read(app, &path)?;
     if let Some(line) = record.torn_tail {
-        desk.say(&format!("warning: line {line} of the record is cut off and was left out."));
+        app.say(&format!("warning: line {line} of the record is cut off and was left out."));
     }
     let request = v1::ImportRunRequest {
         file: Some(pipeline.message()),
         record: bytes.into(),
-        actor: desk.actor(),
+        actor: app.actor(),
     };
-    let server = Server::reach(&desk.url()).await?;
+    let server = ServerConnection::connect(&app.url()).await?;
     let imported = server.runs().import_run(request).await;
     server.close().await;
     let run = imported?.into_inner();
-    report(desk, &run, &record, pipeline.plan.jobs.len())?;
+    report(app, &run, &record, pipeline.plan.jobs.len())?;
     Ok(exit::DONE)
 }
 
@@ -117,13 +117,13 @@ fn understood(path: &Path, bytes: &[u8]) -> Result<SeedRun, Failure> {
     Ok(record)
 }
 
-fn report(desk: &Desk, run: &v1::Run, record: &SeedRun, jobs: usize) -> Result<(), Failure> {
+fn report(app: &App, run: &v1::Run, record: &SeedRun, jobs: usize) -> Result<(), Failure> {
     let count = |result| record.lines.iter().filter(|line| line.status == result).count();
     let succeeded = count(ImportedResult::Succeeded);
     let failed = count(ImportedResult::Failed);
     let skipped = count(ImportedResult::Skipped);
-    if desk.output() != Output::Text {
-        return desk.json(&ImportJson {
+    if app.output() != Output::Text {
+        return app.json(&ImportJson {
             run: run.id.clone(),
             short_id: run.short_id.clone(),
             recorded_run: record.run_id.clone(),
@@ -134,8 +134,8 @@ fn report(desk: &Desk, run: &v1::Run, record: &SeedRun, jobs: usize) -> Result<(
             torn_tail: record.torn_tail,
         });
     }
-    let dot = desk.style.dot();
-    desk.print(&format!(
+    let dot = app.style.dot();
+    app.print(&format!(
         "run {}  {} {dot} {succeeded} done {dot} {failed} failed {dot} {skipped} skipped\n",
         run.id,
         safe(&run.pipeline),
@@ -143,7 +143,7 @@ fn report(desk: &Desk, run: &v1::Run, record: &SeedRun, jobs: usize) -> Result<(
     let rest = jobs - succeeded;
     if rest > 0 {
         let rest = counted(rest, "job");
-        desk.say(&format!("`tow resume {}` runs the rest ({rest}).", run.short_id));
+        app.say(&format!("`tow resume {}` runs the rest ({rest}).", run.short_id));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! `tow init`. What is looked for in a folder is in `init/found.rs`; which jobs follow from it is
 //! in `init/written.rs`.
 
-mod found;
-mod written;
+mod detected;
+mod templates;
 
 use std::{
     fs,
@@ -14,11 +14,11 @@ use clap::ValueEnum;
 use serde::Serialize;
 use towpath_pipeline::file::{Parsed, parse};
 
-use super::{Desk, Finished, pipeline, validate::contents};
+use super::{App, CommandResult, pipeline, validate::contents};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 use towpath_engine::code::ErrorCode;
 
-use found::Found;
+use detected::Detected;
 
 /// The file that is written.
 const FILE_NAME: &str = "towpath.yml";
@@ -59,17 +59,17 @@ struct InitJson {
 }
 
 /// Writes the file, and says what to do with it.
-pub(crate) fn init(desk: &Desk, args: InitArgs) -> Finished {
+pub(crate) fn init(app: &App, args: InitArgs) -> CommandResult {
     let found = match args.template {
-        None => Found::in_folder(Path::new(".")),
-        Some(Template::Empty) => Found::default(),
-        Some(Template::Alembic) => Found { alembic: true, ..Found::default() },
-        Some(Template::Dbt) => Found { dbt: true, ..Found::default() },
-        Some(Template::Sql) => Found::in_folder(Path::new(".")).only_sql(),
+        None => Detected::in_folder(Path::new(".")),
+        Some(Template::Empty) => Detected::default(),
+        Some(Template::Alembic) => Detected { alembic: true, ..Detected::default() },
+        Some(Template::Dbt) => Detected { dbt: true, ..Detected::default() },
+        Some(Template::Sql) => Detected::in_folder(Path::new(".")).only_sql(),
     };
-    let text = written::text(&found);
+    let text = templates::text(&found);
     if args.print {
-        desk.print(&text)?;
+        app.print(&text)?;
         return Ok(exit::DONE);
     }
     if let Ok(there) = pipeline::locate(None) {
@@ -84,8 +84,8 @@ pub(crate) fn init(desk: &Desk, args: InitArgs) -> Finished {
             return Err(Failure::new(ErrorCode::EngineBug, message, advice));
         }
     };
-    if desk.output() != Output::Text {
-        desk.json(&InitJson {
+    if app.output() != Output::Text {
+        app.json(&InitJson {
             file: FILE_NAME,
             found: found.words(),
             jobs: plan.jobs.len(),
@@ -95,9 +95,9 @@ pub(crate) fn init(desk: &Desk, args: InitArgs) -> Finished {
     }
     let found = found.words();
     if !found.is_empty() {
-        desk.print(&format!("Found {}.\n", safe(&found.join(", "))))?;
+        app.print(&format!("Detected {}.\n", safe(&found.join(", "))))?;
     }
-    desk.print(&format!("Wrote {FILE_NAME}: {}.\n\n{}", contents(&plan), next_steps(&plan)))?;
+    app.print(&format!("Wrote {FILE_NAME}: {}.\n\n{}", contents(&plan), next_steps(&plan)))?;
     Ok(exit::DONE)
 }
 

@@ -3,7 +3,7 @@
 use towpath_engine::time::{Timestamp, duration_words};
 use towpath_proto::v1;
 
-use super::{Desk, Finished, follow::now, status::RunJson};
+use super::{App, CommandResult, follow::now, status::RunJson};
 use crate::{
     cli::Output,
     connect::store_folder,
@@ -23,41 +23,41 @@ pub(crate) struct ListArgs {
 }
 
 /// Lists the runs of the store.
-pub(crate) async fn list(desk: &Desk, args: ListArgs) -> Finished {
-    let nothing = store_folder(&desk.url()).is_some_and(|folder| !folder.exists());
+pub(crate) async fn list(app: &App, args: ListArgs) -> CommandResult {
+    let nothing = store_folder(&app.url()).is_some_and(|folder| !folder.exists());
     let mut reply = v1::ListRunsReply::default();
     if !nothing {
-        let server = desk.server().await?;
+        let server = app.server().await?;
         let request =
             v1::ListRunsRequest { before: String::new(), limit: args.limit, phases: args.phase };
         reply = server.runs().list_runs(request).await?.into_inner();
         server.close().await;
     }
-    match desk.output() {
+    match app.output() {
         Output::Text => {
             for run in &reply.runs {
-                desk.print(&(line(desk, run) + "\n"))?;
+                app.print(&(line(app, run) + "\n"))?;
             }
             if reply.runs.is_empty() {
-                desk.say("No runs yet. `tow run` begins one.");
+                app.say("No runs yet. `tow run` begins one.");
             } else if reply.more {
-                desk.say("Older runs are not shown; use `--limit`.");
+                app.say("Older runs are not shown; use `--limit`.");
             }
         }
         Output::Json => {
             let runs: Vec<RunJson> = reply.runs.into_iter().map(RunJson::from).collect();
-            desk.json(&runs)?;
+            app.json(&runs)?;
         }
         Output::Jsonl => {
             for run in reply.runs {
-                desk.json(&RunJson::from(run))?;
+                app.json(&RunJson::from(run))?;
             }
         }
     }
     Ok(exit::DONE)
 }
 
-fn line(desk: &Desk, run: &v1::Run) -> String {
+fn line(app: &App, run: &v1::Run) -> String {
     let counts = run.counts.unwrap_or_default();
     let at_gate = counts.at_gate > 0 && !run.can_move;
     let mark = match run.phase.as_str() {
@@ -74,7 +74,7 @@ fn line(desk: &Desk, run: &v1::Run) -> String {
     let ago = Timestamp::parse(&run.created_at)
         .map(|at| format!("{} ago", duration_words(now().ms_since(at))))
         .unwrap_or_default();
-    let style = &desk.style;
+    let style = &app.style;
     let text = format!(
         "{:<8} {} {} {:>11}  {:>10}  {}",
         run.short_id,

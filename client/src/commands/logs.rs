@@ -6,16 +6,16 @@ use serde::Serialize;
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use towpath_engine::{
-    captured::{Line, Source, lines, printable},
+    captured_output::{OutputLine, OutputSource, lines, printable},
     code::ErrorCode,
     codec,
 };
 use towpath_proto::v1;
 
-use super::{Desk, Finished, follow::server_went_away};
+use super::{App, CommandResult, follow::server_went_away};
 use crate::{
-    cli::{OfRun, Output},
-    connect::Server,
+    cli::{Output, RunArg},
+    connect::ServerConnection,
     exit,
     failure::Failure,
     render::safe,
@@ -38,7 +38,7 @@ pub(crate) struct LogsArgs {
     /// The job
     job: String,
     #[command(flatten)]
-    run: OfRun,
+    run: RunArg,
     /// Which try [default: the newest]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     attempt: u32,
@@ -64,24 +64,23 @@ struct LineJson {
 }
 
 /// Shows a job's output, and follows it if asked.
-pub(crate) async fn logs(desk: &Desk, args: LogsArgs) -> Finished {
-    let server = desk.server().await?;
-    let shown = show(desk, &server, args).await;
+pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
+    let server = app.server().await?;
+    let shown = show(app, &server, args).await;
     server.close().await;
     shown
 }
 
-async fn show(desk: &Desk, server: &Server, args: LogsArgs) -> Finished {
+async fn show(app: &App, server: &ServerConnection, args: LogsArgs) -> CommandResult {
     let LogsArgs { job, run, attempt, follow, tail, timestamps, raw } = args;
     // Who owns the store alone would wait for a job that no process works on, and keep away the
     // one that could.
     let works = !server.is_ours();
     if follow && !works {
-        desk.say("No process works on this run. `tow resume` goes on with it.");
+        app.say("No process works on this run. `tow resume` goes on with it.");
     }
-    let output = desk.output();
-    let printer =
-        Printer { output, colour: desk.style.colour, timestamps, raw, inside: [false; 2] };
+    let output = app.output();
+    let printer = Printer { output, colour: app.style.colour, timestamps, raw, inside: [false; 2] };
     let mut shown = Shown { server, printer, tail: tail.map(|lines| lines as usize) };
     let mut request = v1::ReadOutputRequest { run: run.run, job, attempt, follow: follow && works };
     if !request.follow || attempt > 0 {
@@ -91,11 +90,15 @@ async fn show(desk: &Desk, server: &Server, args: LogsArgs) -> Finished {
     // `@latest` may be another one by the time it is asked for again.
     request.run =
         server.runs().get_run(v1::GetRunRequest { run: request.run }).await?.into_inner().id;
-    follow_job(desk, &mut shown, request).await
+    follow_job(app, &mut shown, request).await
 }
 
 /// Shows one attempt of a job after the other until the job is over.
-async fn follow_job(desk: &Desk, shown: &mut Shown<'_>, asked: v1::ReadOutputRequest) -> Finished {
+async fn follow_job(
+    app: &App,
+    shown: &mut Shown<'_>,
+    asked: v1::ReadOutputRequest,
+) -> CommandResult {
     let server = shown.server;
     let mut changes = Changes::of(server, &asked.run, &asked.job).await?;
     let (mut newest, mut waited) = (0, None);
@@ -117,7 +120,7 @@ async fn follow_job(desk: &Desk, shown: &mut Shown<'_>, asked: v1::ReadOutputReq
         }
         // A job passes through several states before it begins; one sentence for each attempt.
         if job.state != "running" && waited.replace(newest) != Some(newest) {
-            desk.say(&safe(&explained.sentence));
+            app.say(&safe(&explained.sentence));
         }
         changes.next().await?;
     }
@@ -130,7 +133,7 @@ fn is_over(state: &str) -> bool {
 
 /// What is recorded of one job.
 struct Changes<'a> {
-    server: &'a Server,
+    server: &'a ServerConnection,
     job: String,
     request: v1::FollowRequest,
     records: Streaming<v1::Record>,
@@ -138,7 +141,7 @@ struct Changes<'a> {
 
 impl<'a> Changes<'a> {
     /// What is recorded of `job` from now on.
-    async fn of(server: &'a Server, run: &str, job: &str) -> Result<Self, Failure> {
+    async fn of(server: &'a ServerConnection, run: &str, job: &str) -> Result<Self, Failure> {
         let request = v1::GetRunRequest { run: run.to_owned() };
         let after = server.runs().get_run(request).await?.into_inner().version;
         let request = v1::FollowRequest { run: run.to_owned(), after, follow: true };
@@ -174,7 +177,7 @@ impl<'a> Changes<'a> {
 
 /// Where output goes.
 struct Shown<'a> {
-    server: &'a Server,
+    server: &'a ServerConnection,
     printer: Printer,
     /// How many lines of what there is are shown; afterwards everything is.
     tail: Option<usize>,
@@ -269,7 +272,7 @@ impl LastRecords {
 
 /// Everything that the newest try of `job` printed, in the captured format.
 pub(crate) async fn whole_output(
-    server: &Server,
+    server: &ServerConnection,
     run: &str,
     job: &str,
 ) -> Result<Vec<u8>, Failure> {
@@ -314,11 +317,11 @@ impl Printer {
     }
 
     /// What is printed of `line`, and where.
-    fn sides(&mut self, line: &Line<'_>) -> Result<Sides, Failure> {
+    fn sides(&mut self, line: &OutputLine<'_>) -> Result<Sides, Failure> {
         let source = match line.source {
-            Source::Out => "out",
-            Source::Err => "err",
-            Source::Note => "note",
+            OutputSource::Out => "out",
+            OutputSource::Err => "err",
+            OutputSource::Note => "note",
         };
         if self.output != Output::Text {
             let text = printable(line.bytes, false);
@@ -327,8 +330,8 @@ impl Printer {
         }
         // A note stands where something is missing. Who keeps only standard output would take what
         // is before and after it for one piece. Raw bytes stay those of the job.
-        let is_gap = line.source == Source::Note;
-        let to_out = line.source == Source::Out || (is_gap && !self.raw);
+        let is_gap = line.source == OutputSource::Note;
+        let to_out = line.source == OutputSource::Out || (is_gap && !self.raw);
         let side = usize::from(!to_out);
         let mut bytes = Vec::new();
         if is_gap && std::mem::take(&mut self.inside[side]) {
@@ -358,9 +361,9 @@ impl Printer {
 mod tests {
     use super::*;
 
-    fn record(source: Source, ends: bool, bytes: &[u8]) -> Vec<u8> {
+    fn record(source: OutputSource, ends: bool, bytes: &[u8]) -> Vec<u8> {
         let mut record = Vec::new();
-        Line { at_ms: 1_500, source, ends, bytes }.write(&mut record);
+        OutputLine { at_ms: 1_500, source, ends, bytes }.write(&mut record);
         record
     }
 
@@ -380,10 +383,10 @@ mod tests {
     fn a_gap_is_marked_where_it_is() {
         let note = b"9 bytes of output were left out here";
         let records = [
-            record(Source::Out, false, b"before"),
-            record(Source::Note, true, note),
-            record(Source::Err, true, b"error"),
-            record(Source::Out, true, b"after"),
+            record(OutputSource::Out, false, b"before"),
+            record(OutputSource::Note, true, note),
+            record(OutputSource::Err, true, b"error"),
+            record(OutputSource::Out, true, b"after"),
         ];
         let (out, err) = shown(Output::Text, false, &records);
         assert_eq!(out, "before\n[9 bytes of output were left out here]\nafter\n");
@@ -402,8 +405,9 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_kept_whole_and_bounded() {
-        let all: Vec<u8> =
-            (1..=9).flat_map(|n| record(Source::Out, true, format!("{n}").as_bytes())).collect();
+        let all: Vec<u8> = (1..=9)
+            .flat_map(|n| record(OutputSource::Out, true, format!("{n}").as_bytes()))
+            .collect();
         let mut whole = WholeLines::default();
         let mut last = LastRecords::new(3);
         for piece in all.chunks(5) {
@@ -413,7 +417,7 @@ mod tests {
         let kept: Vec<_> = lines(&last.records).map(|line| line.unwrap().bytes).collect();
         assert_eq!(kept, [b"7", b"8", b"9"]);
 
-        let piece = record(Source::Out, false, &[b'x'; 60_000]);
+        let piece = record(OutputSource::Out, false, &[b'x'; 60_000]);
         let mut endless = LastRecords::new(1);
         for _ in 0..1_000 {
             endless.take(&piece);
@@ -425,7 +429,7 @@ mod tests {
     #[test]
     fn no_last_lines_are_none() {
         let mut none = LastRecords::new(0);
-        none.take(&record(Source::Out, true, b"a"));
+        none.take(&record(OutputSource::Out, true, b"a"));
         assert!(none.records.is_empty());
     }
 }

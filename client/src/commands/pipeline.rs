@@ -11,7 +11,7 @@ use towpath_engine::{gate::Excluded, plan::Plan};
 use towpath_pipeline::file::{self, Parsed};
 use towpath_proto::v1;
 
-use crate::{authors, commands::Desk, failure::Failure, render::safe};
+use crate::{authors, commands::App, failure::Failure, render::safe};
 
 /// The names that are looked for, in this order.
 const DEFAULT_NAMES: [&str; 3] = ["towpath.yml", "towpath.yaml", "pulsaride-pipeline.yml"];
@@ -63,12 +63,12 @@ pub(crate) fn locate(asked: Option<&Path>) -> Result<PathBuf, Failure> {
 }
 
 /// Reads the file at `path`. Warnings go to standard error; errors are the failure.
-pub(crate) fn read(desk: &Desk, path: &Path) -> Result<Pipeline, Failure> {
+pub(crate) fn read(app: &App, path: &Path) -> Result<Pipeline, Failure> {
     let bytes = bytes_of(path)?;
     let name = path.to_string_lossy().into_owned();
     let text = String::from_utf8_lossy(&bytes);
-    let colour = desk.style.stderr_colour;
-    let width = desk.style.width;
+    let colour = app.style.stderr_colour;
+    let width = app.style.width;
     match file::parse_bytes(&name, &bytes) {
         Ok(Parsed { plan, warnings }) => {
             for warning in &warnings {
@@ -76,7 +76,7 @@ pub(crate) fn read(desk: &Desk, path: &Path) -> Result<Pipeline, Failure> {
                 drop(writeln!(io::stderr().lock(), "{}\n", shown.trim_end()));
             }
             let folder = folder_of(path)?;
-            let authors = authors_of(desk, path, &bytes, &plan);
+            let authors = authors_of(app, path, &bytes, &plan);
             Ok(Pipeline { name, folder, bytes, plan, authors })
         }
         Err(problems) => {
@@ -88,7 +88,7 @@ pub(crate) fn read(desk: &Desk, path: &Path) -> Result<Pipeline, Failure> {
 }
 
 /// Who wrote the file, if a gate of `plan` wants to know. If that cannot be known, says why.
-fn authors_of(desk: &Desk, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::Authors> {
+fn authors_of(app: &App, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::Authors> {
     let mut policies = plan.jobs.iter().filter_map(|job| job.gate.as_ref());
     if !policies.any(|policy| policy.excludes(Excluded::Author)) {
         return None;
@@ -96,7 +96,7 @@ fn authors_of(desk: &Desk, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1:
     let found = authors::of(path, bytes);
     if let Err(why) = &found {
         let name = safe(&path.to_string_lossy());
-        desk.say(&format!("Nobody knows who wrote `{name}`: {}.", safe(&why.to_string())));
+        app.say(&format!("Nobody knows who wrote `{name}`: {}.", safe(&why.to_string())));
     }
     found.ok()
 }

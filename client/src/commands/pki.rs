@@ -11,7 +11,7 @@ use towpath_server::{
     auth::pki::{self, CERTIFICATE_DAYS, DAY, Entry, PkiError, Subject},
 };
 
-use super::{Desk, Finished};
+use super::{App, CommandResult};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 
 /// Make the certificates of servers and workers
@@ -123,7 +123,7 @@ struct WrittenJson {
 }
 
 /// Makes an authority or a certificate.
-pub(crate) fn pki(desk: &Desk, args: PkiArgs) -> Finished {
+pub(crate) fn pki(app: &App, args: PkiArgs) -> CommandResult {
     let written = match args.what {
         What::Init { dir, install } => {
             let certificate = pki::init(&dir, &install).map_err(failure)?;
@@ -135,7 +135,7 @@ pub(crate) fn pki(desk: &Desk, args: PkiArgs) -> Finished {
             let key = Some(issued.key.display().to_string());
             WrittenJson { certificate: issued.certificate.display().to_string(), key }
         }
-        What::List { dir } => return list(desk, pki::list(&dir).map_err(failure)?),
+        What::List { dir } => return list(app, pki::list(&dir).map_err(failure)?),
         What::Revoke { dir, which } => {
             let (path, count) = pki::revoke(&dir, &which, SystemClock.now()).map_err(failure)?;
             let many = if count == 1 {
@@ -143,48 +143,45 @@ pub(crate) fn pki(desk: &Desk, args: PkiArgs) -> Finished {
             } else {
                 format!("{count} certificates")
             };
-            desk.say(&format!(
+            app.say(&format!(
                 "The list holds {many}. Put it where the server's `--client-crl` is."
             ));
             let list = path.display().to_string();
-            match desk.output() {
-                Output::Text => desk.print(&format!("{list}\n"))?,
-                Output::Json | Output::Jsonl => desk.json(&RevokedJson { list, revoked: count })?,
+            match app.output() {
+                Output::Text => app.print(&format!("{list}\n"))?,
+                Output::Json | Output::Jsonl => app.json(&RevokedJson { list, revoked: count })?,
             }
             return Ok(exit::DONE);
         }
     };
-    match desk.output() {
+    match app.output() {
         Output::Text => {
-            desk.print(&format!("{}\n", written.certificate))?;
+            app.print(&format!("{}\n", written.certificate))?;
             if let Some(key) = &written.key {
-                desk.print(&format!("{key}\n"))?;
+                app.print(&format!("{key}\n"))?;
             }
         }
-        Output::Json | Output::Jsonl => desk.json(&written)?,
+        Output::Json | Output::Jsonl => app.json(&written)?,
     }
     Ok(exit::DONE)
 }
 
-fn list(desk: &Desk, entries: Vec<Entry>) -> Finished {
+fn list(app: &App, entries: Vec<Entry>) -> CommandResult {
     let now = SystemClock.now();
     let shown: Vec<_> = entries.into_iter().map(|entry| CertificateJson::of(entry, now)).collect();
-    match desk.output() {
-        Output::Text if shown.is_empty() => desk.say("The authority has issued nothing yet."),
+    match app.output() {
+        Output::Text if shown.is_empty() => app.say("The authority has issued nothing yet."),
         Output::Text => {
             for one in &shown {
-                let whose = desk.style.pad(&safe(&format!("{} {}", one.kind, one.name)), 28);
+                let whose = app.style.pad(&safe(&format!("{} {}", one.kind, one.name)), 28);
                 let end = one.expires_at.as_deref().unwrap_or("unknown");
-                desk.print(&format!(
-                    "{:<32}  {whose}  {:<7}  ends {end}\n",
-                    one.serial, one.state
-                ))?;
+                app.print(&format!("{:<32}  {whose}  {:<7}  ends {end}\n", one.serial, one.state))?;
             }
         }
-        Output::Json => desk.json(&shown)?,
+        Output::Json => app.json(&shown)?,
         Output::Jsonl => {
             for one in shown {
-                desk.json(&one)?;
+                app.json(&one)?;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `tow plan`. What is looked at is in `plan/outlook.rs`, how it is shown in `plan/shown.rs`.
 
-mod outlook;
-mod shown;
+mod report;
+mod text;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,19 +12,19 @@ use towpath_engine::{ids::JobName, job::JobState, plan::Plan, run::Run};
 use towpath_proto::v1;
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::snapshot,
     pipeline::{self, Pipeline},
     status,
 };
 use crate::{
     cli::{Output, WhichFile},
-    connect::{Server, store_folder},
+    connect::{ServerConnection, store_folder},
     exit,
     failure::Failure,
 };
 
-use outlook::{Outlook, Resume};
+use report::{PlanReport, Resume};
 
 /// Runs that are looked through for one to estimate by.
 const RUNS_SEARCHED: u32 = 50;
@@ -51,22 +51,22 @@ struct Estimates {
 }
 
 /// Shows what would run.
-pub(crate) fn plan(desk: &Desk, args: PlanArgs) -> Finished {
+pub(crate) fn plan(app: &App, args: PlanArgs) -> CommandResult {
     let PlanArgs { file: WhichFile { file }, resume } = args;
     let outlook = match resume {
-        Some(run) => wait(|| resumed(desk, &run, file.as_deref()))?,
+        Some(run) => wait(|| resumed(app, &run, file.as_deref()))?,
         None => {
-            let pipeline = pipeline::read(desk, &pipeline::locate(file.as_deref())?)?;
-            let estimates = estimates(desk, &pipeline.plan.pipeline);
+            let pipeline = pipeline::read(app, &pipeline::locate(file.as_deref())?)?;
+            let estimates = estimates(app, &pipeline.plan.pipeline);
             let everything = |_: &JobName| true;
-            let outlook = Outlook::of(&pipeline.plan, everything, |job| estimates.of(job));
+            let outlook = PlanReport::of(&pipeline.plan, everything, |job| estimates.of(job));
             outlook.in_file(&pipeline.name).estimated_from(estimates.run)
         }
     };
-    if desk.output() == Output::Text {
-        desk.print(&shown::text(&outlook, &desk.style))?;
+    if app.output() == Output::Text {
+        app.print(&text::text(&outlook, &app.style))?;
     } else {
-        desk.json(&outlook)?;
+        app.json(&outlook)?;
     }
     Ok(if outlook.would_run == 0 { exit::NOTHING_TO_DO } else { exit::DONE })
 }
@@ -97,13 +97,13 @@ impl Estimates {
 
 /// What the jobs of `pipeline` took the last time all went well. Only a help: whatever stands in
 /// the way, there is none.
-fn estimates(desk: &Desk, pipeline: &str) -> Estimates {
-    let url = desk.url();
+fn estimates(app: &App, pipeline: &str) -> Estimates {
+    let url = app.url();
     if store_folder(&url).is_none_or(|folder| !folder.exists()) {
         return Estimates::default();
     }
     let found = wait(|| async {
-        let server = Server::reach_existing(&url).await?;
+        let server = ServerConnection::connect_existing(&url).await?;
         let found = took_before(&server, pipeline).await;
         server.close().await;
         found
@@ -111,7 +111,7 @@ fn estimates(desk: &Desk, pipeline: &str) -> Estimates {
     found.unwrap_or_default()
 }
 
-async fn took_before(server: &Server, pipeline: &str) -> Result<Estimates, Failure> {
+async fn took_before(server: &ServerConnection, pipeline: &str) -> Result<Estimates, Failure> {
     let request = v1::ListRunsRequest {
         before: String::new(),
         limit: RUNS_SEARCHED,
@@ -127,8 +127,8 @@ async fn took_before(server: &Server, pipeline: &str) -> Result<Estimates, Failu
 }
 
 /// What a resume would do.
-async fn resumed(desk: &Desk, run: &str, file: Option<&Path>) -> Result<Outlook, Failure> {
-    let server = desk.server().await?;
+async fn resumed(app: &App, run: &str, file: Option<&Path>) -> Result<PlanReport, Failure> {
+    let server = app.server().await?;
     let found = read_run(&server, run).await;
     let estimates = match &found {
         Ok((short, _)) => took_before(&server, &short.pipeline).await.unwrap_or_default(),
@@ -136,11 +136,11 @@ async fn resumed(desk: &Desk, run: &str, file: Option<&Path>) -> Result<Outlook,
     };
     server.close().await;
     let (view, run) = found?;
-    let now = file_now(desk, &view, file)?;
+    let now = file_now(app, &view, file)?;
     Ok(outlook_of_resume(&view, &run, now.as_ref(), &estimates))
 }
 
-async fn read_run(server: &Server, run: &str) -> Result<(v1::Run, Run), Failure> {
+async fn read_run(server: &ServerConnection, run: &str) -> Result<(v1::Run, Run), Failure> {
     let request = v1::GetRunRequest { run: run.to_owned() };
     let view = server.runs().get_run(request).await?.into_inner();
     let (run, _) = snapshot(server, &view.id).await?;
@@ -148,14 +148,14 @@ async fn read_run(server: &Server, run: &str) -> Result<(v1::Run, Run), Failure>
 }
 
 /// The pipeline file as it is now: the one that was named, or the run's own if it is still there.
-fn file_now(desk: &Desk, run: &v1::Run, file: Option<&Path>) -> Result<Option<Pipeline>, Failure> {
+fn file_now(app: &App, run: &v1::Run, file: Option<&Path>) -> Result<Option<Pipeline>, Failure> {
     let own = || Path::new(&run.folder).join(Path::new(&run.file).file_name().unwrap_or_default());
     let path: PathBuf = match file {
         Some(file) => file.to_owned(),
         None if own().is_file() => own(),
         None => return Ok(None),
     };
-    pipeline::read(desk, &path).map(Some)
+    pipeline::read(app, &path).map(Some)
 }
 
 fn outlook_of_resume(
@@ -163,7 +163,7 @@ fn outlook_of_resume(
     run: &Run,
     now: Option<&Pipeline>,
     estimates: &Estimates,
-) -> Outlook {
+) -> PlanReport {
     let frozen = Plan {
         pipeline: view.pipeline.clone(),
         stages: view.stages.iter().map(|stage| stage.as_str().into()).collect(),
@@ -179,7 +179,7 @@ fn outlook_of_resume(
         .filter(|job| job.state == JobState::Succeeded)
         .map(|job| &job.plan.name)
         .collect();
-    let outlook = Outlook::of(plan, |job| !kept.contains(job), |job| estimates.of(job));
+    let outlook = PlanReport::of(plan, |job| !kept.contains(job), |job| estimates.of(job));
     let kept = plan.jobs.iter().filter(|job| kept.contains(&job.name));
     let resume = Resume {
         run: view.id.clone(),

@@ -2,8 +2,8 @@
 
 use towpath_proto::v1;
 
-use super::{Desk, Finished, approve::waiting_gate};
-use crate::{cli::OfRun, exit, render::safe};
+use super::{App, CommandResult, approve::waiting_gate};
+use crate::{cli::RunArg, exit, render::safe};
 
 /// Keep a gate shut
 ///
@@ -13,27 +13,27 @@ pub(crate) struct RejectArgs {
     /// The job behind the gate [default: the only gate that waits]
     job: Option<String>,
     #[command(flatten)]
-    run: OfRun,
+    run: RunArg,
     /// What the record should say
     #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
     comment: String,
 }
 
 /// Keeps a gate shut.
-pub(crate) async fn reject(desk: &Desk, args: RejectArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn reject(app: &App, args: RejectArgs) -> CommandResult {
+    let server = app.server().await?;
     let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
     let request = v1::DecideGateRequest {
         run: gate.run,
         job: gate.job.clone(),
-        binds: String::new(),
+        approval_digest: String::new(),
         comment: args.comment,
-        actor: desk.actor(),
+        actor: app.actor(),
         emails: Vec::new(),
     };
     let phase = server.gates().reject_gate(request).await?.into_inner().phase;
     let phase = phase.replace('_', " ");
-    desk.say(&format!("Rejected `{}`; the run is {phase}.", safe(&gate.job)));
+    app.say(&format!("Rejected `{}`; the run is {phase}.", safe(&gate.job)));
     server.close().await;
     Ok(exit::DONE)
 }

@@ -2,10 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
-use towpath_server::{safekeeping, store_usages};
+use towpath_server::{offline_backup, store_usages};
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     backup::{Progress, report, size_words},
 };
 use crate::{exit, failure::Failure};
@@ -25,14 +25,15 @@ pub(crate) struct RestoreArgs {
 }
 
 /// Makes a store out of a file.
-pub(crate) async fn restore(desk: &Desk, args: RestoreArgs) -> Finished {
+pub(crate) async fn restore(app: &App, args: RestoreArgs) -> CommandResult {
     let RestoreArgs { file, to } = args;
     // Whether it can be read at all is said in the words of the file, not of the store.
     fs::File::open(&file).map_err(|error| Failure::file(&file, &error))?;
-    let url = to.unwrap_or_else(|| desk.url());
-    let mut progress = Progress::new(&desk.style);
-    let kept = safekeeping::restore(&file, &url, |bytes| progress.show(|| size_words(bytes))).await;
+    let url = to.unwrap_or_else(|| app.url());
+    let mut progress = Progress::new(&app.style);
+    let kept =
+        offline_backup::restore(&file, &url, |bytes| progress.show(|| size_words(bytes))).await;
     progress.clear();
-    report(desk, &file, &url, "Restored", &kept?)?;
+    report(app, &file, &url, "Restored", &kept?)?;
     Ok(exit::DONE)
 }

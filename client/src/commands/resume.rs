@@ -5,13 +5,13 @@ use std::path::Path;
 use towpath_proto::v1::{self, source::Origin};
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::{Follow, work_on},
     pipeline::{self, Pipeline},
 };
 use crate::{
     cli::WhichRun,
-    connect::Server,
+    connect::ServerConnection,
     failure::Failure,
     source::{self, SourceKind},
 };
@@ -42,10 +42,10 @@ pub(crate) struct ResumeArgs {
 }
 
 /// Lets a run go on and works on it.
-pub(crate) async fn resume(desk: &Desk, args: ResumeArgs) -> Finished {
-    let server = desk.server().await?;
-    match ask(desk, &server, args).await {
-        Ok(following) => work_on(desk, server, following).await,
+pub(crate) async fn resume(app: &App, args: ResumeArgs) -> CommandResult {
+    let server = app.server().await?;
+    match ask(app, &server, args).await {
+        Ok(following) => work_on(app, server, following).await,
         Err(failure) => {
             server.close().await;
             Err(failure)
@@ -53,10 +53,10 @@ pub(crate) async fn resume(desk: &Desk, args: ResumeArgs) -> Finished {
     }
 }
 
-async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, Failure> {
+async fn ask(app: &App, server: &ServerConnection, args: ResumeArgs) -> Result<Follow, Failure> {
     let ResumeArgs { run, from, accept_changes, allow_dirty, wait, tags } = args;
     let run = server.runs().get_run(v1::GetRunRequest { run: run.run }).await?.into_inner();
-    let pipeline = pipeline_now(desk, &run)?;
+    let pipeline = pipeline_now(app, &run)?;
     let mut file = pipeline.as_ref().map(Pipeline::message);
     if let (true, Some(pipeline), Some(file)) = (accept_changes, &pipeline, &mut file) {
         let kind = match run.source.as_ref().and_then(|source| source.origin.as_ref()) {
@@ -64,8 +64,8 @@ async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, F
             Some(Origin::Remote(_)) => SourceKind::Remote,
             None => SourceKind::Folder,
         };
-        if let Some(taken) = source::take(desk, kind, allow_dirty, pipeline).await? {
-            taken.send(desk, server).await?;
+        if let Some(taken) = source::take(app, kind, allow_dirty, pipeline).await? {
+            taken.send(app, server).await?;
             file.source = Some(taken.source);
         }
     }
@@ -74,7 +74,7 @@ async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, F
         from_stage: from.unwrap_or_default(),
         file,
         accept_changes,
-        actor: desk.actor(),
+        actor: app.actor(),
     };
     let resumed = server.runs().resume_run(request).await?.into_inner();
     Ok(Follow {
@@ -88,13 +88,13 @@ async fn ask(desk: &Desk, server: &Server, args: ResumeArgs) -> Result<Follow, F
 }
 
 /// The pipeline file as it is now, if it is still where it was.
-fn pipeline_now(desk: &Desk, run: &v1::Run) -> Result<Option<Pipeline>, Failure> {
+fn pipeline_now(app: &App, run: &v1::Run) -> Result<Option<Pipeline>, Failure> {
     let name = Path::new(&run.file).file_name().unwrap_or_default();
     let path = Path::new(&run.folder).join(name);
     if !path.is_file() {
         let gone = path.display();
-        desk.say(&format!("`{gone}` is gone; the plan that the run began with is used."));
+        app.say(&format!("`{gone}` is gone; the plan that the run began with is used."));
         return Ok(None);
     }
-    pipeline::read(desk, &path).map(Some)
+    pipeline::read(app, &path).map(Some)
 }

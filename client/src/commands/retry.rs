@@ -3,10 +3,10 @@
 use towpath_proto::v1;
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::{Follow, work_on},
 };
-use crate::cli::OfRun;
+use crate::cli::RunArg;
 
 /// Give one job another chance
 ///
@@ -16,7 +16,7 @@ pub(crate) struct RetryArgs {
     /// The job
     job: String,
     #[command(flatten)]
-    run: OfRun,
+    run: RunArg,
     /// Stay at a gate until somebody decides it elsewhere
     #[arg(long)]
     wait: bool,
@@ -26,9 +26,9 @@ pub(crate) struct RetryArgs {
 }
 
 /// Retries a job and works on its run.
-pub(crate) async fn retry(desk: &Desk, args: RetryArgs) -> Finished {
-    let server = desk.server().await?;
-    let request = v1::RetryJobRequest { run: args.run.run, job: args.job, actor: desk.actor() };
+pub(crate) async fn retry(app: &App, args: RetryArgs) -> CommandResult {
+    let server = app.server().await?;
+    let request = v1::RetryJobRequest { run: args.run.run, job: args.job, actor: app.actor() };
     let run = server.runs().retry_job(request).await?.into_inner();
     let following = Follow {
         run: run.id.as_str().into(),
@@ -38,5 +38,5 @@ pub(crate) async fn retry(desk: &Desk, args: RetryArgs) -> Finished {
         wait: args.wait,
         tags: args.tags,
     };
-    work_on(desk, server, following).await
+    work_on(app, server, following).await
 }

@@ -4,14 +4,14 @@ use towpath_proto::v1;
 use uuid::Uuid;
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::{Follow, work_on},
     pipeline,
     status::RunJson,
 };
 use crate::{
     cli::{Output, WhichFile},
-    connect::Server,
+    connect::ServerConnection,
     exit,
     failure::Failure,
     source::{SourceArgs, Taken},
@@ -52,11 +52,11 @@ pub(crate) struct RunArgs {
 }
 
 /// Begins a run and works on it.
-pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
+pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
-    let pipeline = pipeline::read(desk, &path)?;
-    let mut server = Server::reach(&desk.url()).await?;
-    let taken = args.source.take(desk, &server, &pipeline).await?;
+    let pipeline = pipeline::read(app, &path)?;
+    let mut server = ServerConnection::connect(&app.url()).await?;
+    let taken = args.source.take(app, &server, &pipeline).await?;
     let mut file = pipeline.message();
     file.source = taken.as_ref().map(|taken| taken.source.clone());
     let request = v1::StartRunRequest {
@@ -64,18 +64,18 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
         parallelism: args.parallelism,
         gates_preapproved: args.yes,
         traceparent: String::new(),
-        actor: desk.actor(),
+        actor: app.actor(),
         emails: pipeline.emails(),
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };
-    let run = begin(desk, &mut server, request, taken.as_ref()).await?;
+    let run = begin(app, &mut server, request, taken.as_ref()).await?;
     if args.detach {
         let gone = server.is_ours();
         server.close().await;
         if gone {
-            desk.say(&format!("Nobody works on it yet. `tow resume {}` does.", run.short_id));
+            app.say(&format!("Nobody works on it yet. `tow resume {}` does.", run.short_id));
         }
-        return shown(desk, run);
+        return shown(app, run);
     }
     let following = Follow {
         run: run.id.as_str().into(),
@@ -85,21 +85,21 @@ pub(crate) async fn run(desk: &Desk, args: RunArgs) -> Finished {
         wait: args.wait,
         tags: args.tags,
     };
-    work_on(desk, server, following).await
+    work_on(app, server, following).await
 }
 
 /// Begins the run. A server that goes away meanwhile is asked again: the request has a name, so the
 /// run begins once.
 async fn begin(
-    desk: &Desk,
-    server: &mut Server,
+    app: &App,
+    server: &mut ServerConnection,
     request: v1::StartRunRequest,
     taken: Option<&Taken>,
 ) -> Result<v1::Run, Failure> {
     loop {
         let asked = async {
             if let Some(taken) = taken {
-                taken.send(desk, server).await?;
+                taken.send(app, server).await?;
             }
             let run = server.runs().start_run(request.clone()).await?;
             Ok::<_, Failure>(run.into_inner())
@@ -111,15 +111,15 @@ async fn begin(
         if !failure.is_unreachable() || !server.is_remote() {
             return Err(failure);
         }
-        desk.say("The server went away; asking again.");
-        *server = Server::reach_again(&desk.url()).await?;
+        app.say("The server went away; asking again.");
+        *server = ServerConnection::reconnect(&app.url()).await?;
     }
 }
 
-fn shown(desk: &Desk, run: v1::Run) -> Finished {
-    match desk.output() {
-        Output::Text => desk.print(&format!("{}\n", run.id))?,
-        Output::Json | Output::Jsonl => desk.json(&RunJson::from(run))?,
+fn shown(app: &App, run: v1::Run) -> CommandResult {
+    match app.output() {
+        Output::Text => app.print(&format!("{}\n", run.id))?,
+        Output::Json | Output::Jsonl => app.json(&RunJson::from(run))?,
     }
     Ok(exit::DONE)
 }

@@ -2,7 +2,7 @@
 
 use towpath_pipeline::schema::json_schema_text;
 
-use super::{Desk, Finished};
+use super::{App, CommandResult};
 use crate::exit;
 
 /// Print the JSON Schema of the pipeline file
@@ -13,11 +13,11 @@ use crate::exit;
 pub(crate) struct SchemaArgs {}
 
 /// Prints the schema.
-pub(crate) fn schema(desk: &Desk, _: &SchemaArgs) -> Finished {
+pub(crate) fn schema(app: &App, _: &SchemaArgs) -> CommandResult {
     let mut text = json_schema_text();
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    desk.print(&text)?;
+    app.print(&text)?;
     Ok(exit::DONE)
 }

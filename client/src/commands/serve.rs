@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use towpath_engine::code::ErrorCode;
 use towpath_server::{
-    Access, CertificatesError, House, LEASE_MS, Limits, PemPair, ServeError, ServeTls, StoreUrl,
+    Access, CertificatesError, LEASE_MS, Limits, PemPair, ServeError, ServeTls, Server, StoreUrl,
     SystemClock, auth::oidc::OidcError,
 };
 
 use tables::{LimitsTable, OidcTable, as_json};
 
-use super::{Desk, Finished, follow::Signals};
+use super::{App, CommandResult, follow::Signals};
 use crate::{
     cli::Output,
     connect::{TRY_EVERY, TRY_FOR, with_port},
@@ -150,52 +150,52 @@ impl ServeArgs {
 }
 
 /// Serves a store until it is told to stop.
-pub(crate) async fn serve(desk: &Desk, args: ServeArgs, telemetry: &Telemetry) -> Finished {
+pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> CommandResult {
     let print = args.print_config;
-    let config = settings(desk, args)?;
+    let config = settings(app, args)?;
     if print {
-        desk.json(&config)?;
+        app.json(&config)?;
         return Ok(exit::DONE);
     }
     let mut signals = Signals::new()?;
     let access = access(&config)?;
     let listener = bind(&config).await?;
-    let house = open(&config).await?;
-    let address = house.serve(listener, access).map_err(unserved)?;
-    house.listen_locally()?;
+    let server = open(&config).await?;
+    let address = server.serve(listener, access).map_err(unserved)?;
+    server.listen_locally()?;
     if telemetry.wants_figures()
-        && let Err(error) = house.export_figures().await
+        && let Err(error) = server.export_figures().await
     {
         tracing::warn!(%error, "the figures are not exported");
     }
-    ready(desk, &config, &house, address)?;
+    ready(app, &config, &server, address)?;
     tokio::select! {
         () = signals.next() => {}
-        () = house.stopped().cancelled() => {
+        () = server.stopped().cancelled() => {
             let message = "the store stopped because a commit failed";
             let advice = "The log of this program says why; started again, it goes on where it was.";
             return Err(Failure::new(ErrorCode::StoreUnavailable, message, advice));
         }
     }
-    desk.say("Stopping: no new requests, streams end; a second signal ends at once.");
+    app.say("Stopping: no new requests, streams end; a second signal ends at once.");
     let clean = tokio::select! {
-        clean = house.drain(Duration::from_millis(config.drain_timeout_ms)) => clean,
+        clean = server.drain(Duration::from_millis(config.drain_timeout_ms)) => clean,
         () = signals.next() => return Ok(exit::INTERRUPTED),
     };
     if !clean {
-        desk.say("Some connections did not end in time and were cut off.");
+        app.say("Some connections did not end in time and were cut off.");
     }
     Ok(exit::DONE)
 }
 
-fn ready(desk: &Desk, config: &Config, house: &House, at: SocketAddr) -> Result<(), Failure> {
+fn ready(app: &App, config: &Config, server: &Server, at: SocketAddr) -> Result<(), Failure> {
     let pid = std::process::id();
-    desk.say(&format!("listening on {at}, store {}, pid {pid}", StoreUrl::shown(&config.store)));
-    if desk.output() != Output::Text {
-        desk.json(&ListeningJson {
+    app.say(&format!("listening on {at}, store {}, pid {pid}", StoreUrl::shown(&config.store)));
+    if app.output() != Output::Text {
+        app.json(&ListeningJson {
             address: at.to_string(),
             store: StoreUrl::shown(&config.store),
-            socket: house.socket().display().to_string(),
+            socket: server.socket().display().to_string(),
             pid,
             version: env!("CARGO_PKG_VERSION"),
         })?;
@@ -203,15 +203,15 @@ fn ready(desk: &Desk, config: &Config, house: &House, at: SocketAddr) -> Result<
     Ok(())
 }
 
-fn settings(desk: &Desk, args: ServeArgs) -> Result<Config, Failure> {
+fn settings(app: &App, args: ServeArgs) -> Result<Config, Failure> {
     let file = args.config.as_deref().map(read).transpose()?.unwrap_or_default();
     let (drain, lease) = (args.drain_timeout.or(file.drain_timeout), args.lease.or(file.lease));
     let drain_timeout_ms = drain.as_deref().map_or(Ok(DRAIN_MS), duration)?;
     Ok(Config {
         listen: with_port(&args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1".to_owned())),
-        store: match (&desk.global.store, file.store) {
+        store: match (&app.global.store, file.store) {
             (None, Some(store)) => store,
-            (Some(_), _) | (None, None) => desk.store_url(),
+            (Some(_), _) | (None, None) => app.store_url(),
         },
         insecure: args.insecure || file.insecure.unwrap_or_default(),
         drain_timeout_ms,
@@ -327,12 +327,12 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
 }
 
 /// Opens the store; somebody may be just closing it.
-async fn open(config: &Config) -> Result<House, Failure> {
+async fn open(config: &Config) -> Result<Server, Failure> {
     let until = Instant::now() + TRY_FOR;
     loop {
         let clock = Arc::new(SystemClock);
-        match House::open_with_lease(&config.store, clock, config.lease_ms).await {
-            Ok(house) => return Ok(house),
+        match Server::open_with_lease(&config.store, clock, config.lease_ms).await {
+            Ok(server) => return Ok(server),
             Err(error) => {
                 let failure = Failure::from(error);
                 if !failure.is_owned() || Instant::now() >= until {

@@ -6,12 +6,12 @@ use serde::Serialize;
 use towpath_proto::v1::{self, source::Origin};
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::{now, snapshot},
 };
 use crate::{
     cli::{Output, WhichRun},
-    connect::Server,
+    connect::ServerConnection,
     exit,
     failure::Failure,
     render::board,
@@ -28,35 +28,35 @@ pub(crate) struct StatusArgs {
 }
 
 /// Shows where a run stands.
-pub(crate) async fn status(desk: &Desk, args: StatusArgs) -> Finished {
-    let server = desk.server().await?;
-    let finished = show(desk, &server, args).await;
+pub(crate) async fn status(app: &App, args: StatusArgs) -> CommandResult {
+    let server = app.server().await?;
+    let finished = show(app, &server, args).await;
     server.close().await;
     finished
 }
 
-async fn show(desk: &Desk, server: &Server, args: StatusArgs) -> Finished {
+async fn show(app: &App, server: &ServerConnection, args: StatusArgs) -> CommandResult {
     let request = v1::GetRunRequest { run: args.run.run };
     let run = server.runs().get_run(request).await?.into_inner();
     let counts = run.counts.unwrap_or_default();
     let waits = counts.at_gate > 0 && !run.can_move;
     let code = exit::of_word(&run.phase, waits);
-    if desk.output() == Output::Text {
+    if app.output() == Output::Text {
         let (state, _) = snapshot(server, &run.id).await?;
-        desk.print(&board::whole(&state, &run.short_id, now(), &desk.style))?;
+        app.print(&board::whole(&state, &run.short_id, now(), &app.style))?;
         if server.is_ours() && state.can_move() && state.phase().is_live() {
-            desk.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+            app.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
         }
         return Ok(code);
     }
     let jobs = jobs(server, &run.id).await?;
     let jobs = jobs.into_iter().map(JobJson::from).collect();
-    desk.json(&StatusJson { run: RunJson::from(run), jobs })?;
+    app.json(&StatusJson { run: RunJson::from(run), jobs })?;
     Ok(code)
 }
 
 /// Every job of a run, page by page.
-pub(crate) async fn jobs(server: &Server, run: &str) -> Result<Vec<v1::Job>, Failure> {
+pub(crate) async fn jobs(server: &ServerConnection, run: &str) -> Result<Vec<v1::Job>, Failure> {
     let mut jobs = Vec::new();
     loop {
         let after = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
@@ -190,14 +190,14 @@ pub(crate) struct JobJson {
     needs: Vec<String>,
     when: String,
     #[serde(skip_serializing_if = "String::is_empty")]
-    binds: String,
+    approval_digest: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     retry_due: String,
     irreversible: bool,
     outputs: BTreeMap<String, String>,
     artifacts: Vec<ArtifactJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    log: Option<BlobJson>,
+    captured_output: Option<BlobJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gate: Option<GateJson>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -207,9 +207,9 @@ pub(crate) struct JobJson {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     approvals: Vec<GateJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    missing: Option<u32>,
+    approvals_remaining: Option<u32>,
     #[serde(skip_serializing_if = "String::is_empty")]
-    until: String,
+    expires_at: String,
 }
 
 #[derive(Serialize)]
@@ -243,15 +243,15 @@ struct GateJson {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     roles: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
-    until: String,
+    expires_at: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     in_advance: bool,
 }
 
 impl From<v1::GateDecision> for GateJson {
     fn from(gate: v1::GateDecision) -> Self {
-        let v1::GateDecision { approved, by, at, comment, roles, until, in_advance } = gate;
-        Self { approved, by, at, comment, roles, until, in_advance }
+        let v1::GateDecision { approved, by, at, comment, roles, expires_at, in_advance } = gate;
+        Self { approved, by, at, comment, roles, expires_at, in_advance }
     }
 }
 
@@ -287,18 +287,18 @@ impl From<v1::Job> for JobJson {
             worker: job.worker,
             needs: job.needs,
             when: job.when,
-            binds: job.binds,
+            approval_digest: job.approval_digest,
             retry_due: job.retry_due,
             irreversible: job.irreversible,
             outputs: job.outputs,
             artifacts: job.artifacts.into_iter().map(artifact).collect(),
-            log: job.log.map(BlobJson::from),
+            captured_output: job.captured_output.map(BlobJson::from),
             traceparent: job.traceparent,
             gate: job.gate.map(GateJson::from),
             policy: job.policy.map(policy),
             approvals: job.approvals.into_iter().map(GateJson::from).collect(),
-            missing: (job.missing > 0).then_some(job.missing),
-            until: job.until,
+            approvals_remaining: (job.approvals_remaining > 0).then_some(job.approvals_remaining),
+            expires_at: job.expires_at,
         }
     }
 }

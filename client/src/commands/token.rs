@@ -13,7 +13,7 @@ use towpath_server::{
     },
 };
 
-use super::{Desk, Finished, serve::duration};
+use super::{App, CommandResult, serve::duration};
 use crate::{cli::Output, connect::store_folder, exit, failure::Failure, render::safe};
 
 /// Say who may ask a server, and for what
@@ -101,8 +101,8 @@ impl From<Token> for TokenJson {
 }
 
 /// Issues, lists or revokes.
-pub(crate) fn token(desk: &Desk, args: TokenArgs) -> Finished {
-    let folder = folder(desk)?;
+pub(crate) fn token(app: &App, args: TokenArgs) -> CommandResult {
+    let folder = folder(app)?;
     match args.what {
         What::Issue { name, kind, roles, expires, emails } => {
             let now = SystemClock.now();
@@ -111,21 +111,21 @@ pub(crate) fn token(desk: &Desk, args: TokenArgs) -> Finished {
             let kind = kind.into();
             let new = NewToken { name: name.clone(), kind, roles, expires_at, emails };
             let secret = tokens::issue(&folder, new, now).map_err(failure)?;
-            desk.say(&format!("The token of {}; nobody can be shown it again.", safe(&name)));
-            desk.print(&format!("{}\n", secret.reveal()))?;
+            app.say(&format!("The token of {}; nobody can be shown it again.", safe(&name)));
+            app.print(&format!("{}\n", secret.reveal()))?;
         }
-        What::List => list(desk, tokens::list(&folder).map_err(failure)?)?,
+        What::List => list(app, tokens::list(&folder).map_err(failure)?)?,
         What::Revoke { name } => {
             tokens::revoke(&folder, &name).map_err(failure)?;
-            desk.say(&format!("The token of {} counts no more.", safe(&name)));
+            app.say(&format!("The token of {} counts no more.", safe(&name)));
         }
     }
     Ok(exit::DONE)
 }
 
 /// The folder of the store, which must exist.
-fn folder(desk: &Desk) -> Result<PathBuf, Failure> {
-    let url = desk.store_url();
+fn folder(app: &App) -> Result<PathBuf, Failure> {
+    let url = app.store_url();
     let advice = "Begin with `tow serve` or `tow run`, or name a store with `--store`.";
     match store_folder(&url) {
         Some(folder) if folder.join("format").exists() => Ok(folder),
@@ -137,28 +137,28 @@ fn folder(desk: &Desk) -> Result<PathBuf, Failure> {
     }
 }
 
-fn list(desk: &Desk, tokens: Vec<Token>) -> Result<(), Failure> {
+fn list(app: &App, tokens: Vec<Token>) -> Result<(), Failure> {
     let shown: Vec<TokenJson> = tokens.into_iter().map(TokenJson::from).collect();
-    match desk.output() {
-        Output::Text if shown.is_empty() => desk.say("The store has no tokens."),
+    match app.output() {
+        Output::Text if shown.is_empty() => app.say("The store has no tokens."),
         Output::Text => {
             for token in &shown {
                 let roles: Vec<_> = token.roles.iter().map(|role| role.word()).collect();
                 let end = token.expires_at.as_deref().unwrap_or("never");
-                let actor = desk.style.pad(&safe(&token.actor), 24);
+                let actor = app.style.pad(&safe(&token.actor), 24);
                 let roles = roles.join(",");
                 let mut line =
                     format!("{actor} {roles:<24}  since {}  ends {end}", token.created_at);
                 if !token.emails.is_empty() {
                     line.push_str(&format!("  {}", safe(&token.emails.join(","))));
                 }
-                desk.print(&(line + "\n"))?;
+                app.print(&(line + "\n"))?;
             }
         }
-        Output::Json => desk.json(&shown)?,
+        Output::Json => app.json(&shown)?,
         Output::Jsonl => {
             for token in shown {
-                desk.json(&token)?;
+                app.json(&token)?;
             }
         }
     }

@@ -13,7 +13,7 @@ use towpath_pipeline::{
     file::{FILE_BYTES_MAX, Parsed, parse_bytes},
 };
 
-use super::{Desk, Finished, pipeline};
+use super::{App, CommandResult, pipeline};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 
 /// What a file from standard input is called.
@@ -65,7 +65,7 @@ fn is_zero(number: &usize) -> bool {
 }
 
 /// Judges every file.
-pub(crate) fn validate(desk: &Desk, args: ValidateArgs) -> Finished {
+pub(crate) fn validate(app: &App, args: ValidateArgs) -> CommandResult {
     let mut files = args.files;
     if files.is_empty() {
         files.push(pipeline::locate(None)?);
@@ -76,10 +76,10 @@ pub(crate) fn validate(desk: &Desk, args: ValidateArgs) -> Finished {
     }
     let invalid: Vec<&Judged> = judged.iter().filter(|file| file.plan.is_none()).collect();
     let code = if invalid.is_empty() { exit::DONE } else { exit::INVALID_FILE };
-    match (desk.output(), judged.as_slice()) {
+    match (app.output(), judged.as_slice()) {
         (Output::Text, _) => {
             for file in &judged {
-                show(desk, file)?;
+                show(app, file)?;
             }
             return if invalid.is_empty() {
                 Ok(code)
@@ -87,14 +87,14 @@ pub(crate) fn validate(desk: &Desk, args: ValidateArgs) -> Finished {
                 Err(failure(&invalid, judged.len()))
             };
         }
-        (Output::Json, [file]) => desk.json(&file.json())?,
+        (Output::Json, [file]) => app.json(&file.json())?,
         (Output::Json, files) => {
             let valid = invalid.is_empty();
-            desk.json(&FilesJson { valid, files: files.iter().map(Judged::json).collect() })?;
+            app.json(&FilesJson { valid, files: files.iter().map(Judged::json).collect() })?;
         }
         (Output::Jsonl, files) => {
             for file in files {
-                desk.json(&file.json())?;
+                app.json(&file.json())?;
             }
         }
     }
@@ -118,18 +118,18 @@ fn judge(path: &Path) -> Result<Judged, Failure> {
 }
 
 /// The problems go to standard error, the verdict on a good file to standard output.
-fn show(desk: &Desk, file: &Judged) -> Result<(), Failure> {
+fn show(app: &App, file: &Judged) -> Result<(), Failure> {
     let text = String::from_utf8_lossy(&file.bytes);
-    let (colour, width) = (desk.style.stderr_colour, Some(desk.style.width));
+    let (colour, width) = (app.style.stderr_colour, Some(app.style.width));
     for problem in &file.problems.list {
-        desk.say(&format!("{}\n", problem.render(&file.name, &text, colour, width).trim_end()));
+        app.say(&format!("{}\n", problem.render(&file.name, &text, colour, width).trim_end()));
     }
     let Some(plan) = &file.plan else { return Ok(()) };
     let mut verdict = format!("{}: {}", safe(&file.name), contents(plan));
     if !file.problems.list.is_empty() {
         verdict = format!("{verdict}, {}", file.problems.summary());
     }
-    desk.print(&format!("{verdict}\n"))
+    app.print(&format!("{verdict}\n"))
 }
 
 /// What a plan holds, such as `9 jobs in 4 stages`.

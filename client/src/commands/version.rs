@@ -3,10 +3,10 @@
 use serde::Serialize;
 use towpath_proto::v1;
 
-use super::{Desk, Finished};
+use super::{App, CommandResult};
 use crate::{
     cli::Output,
-    connect::{Server, store_folder},
+    connect::{ServerConnection, store_folder},
     exit,
     failure::Failure,
     render::safe,
@@ -37,18 +37,18 @@ struct ServerJson {
 }
 
 /// Shows the versions. A server that cannot be reached takes nothing away from the first line.
-pub(crate) async fn version(desk: &Desk, _: VersionArgs) -> Finished {
+pub(crate) async fn version(app: &App, _: VersionArgs) -> CommandResult {
     let version = env!("CARGO_PKG_VERSION");
     let commit = Some(env!("TOW_BUILT_FROM")).filter(|commit| !commit.is_empty());
-    if desk.output() == Output::Text {
-        desk.print(&program_line(version, commit))?;
+    if app.output() == Output::Text {
+        app.print(&program_line(version, commit))?;
     }
-    let has_store = store_folder(&desk.url()).is_none_or(|folder| folder.exists());
+    let has_store = store_folder(&app.url()).is_none_or(|folder| folder.exists());
     let server = match has_store {
-        true => described(desk).await.map(Some),
+        true => described(app).await.map(Some),
         false => Ok(None),
     };
-    if desk.output() != Output::Text {
+    if app.output() != Output::Text {
         let server = server.as_ref().ok().and_then(Option::as_ref);
         let server = server.map(|(description, own)| ServerJson {
             version: description.version.clone(),
@@ -57,12 +57,12 @@ pub(crate) async fn version(desk: &Desk, _: VersionArgs) -> Finished {
             position: description.position,
             own: *own,
         });
-        desk.json(&VersionJson { version, commit, server })?;
+        app.json(&VersionJson { version, commit, server })?;
     }
     match server {
-        Ok(Some((server, own))) if desk.output() == Output::Text => {
+        Ok(Some((server, own))) if app.output() == Output::Text => {
             let whose = if own { "this process" } else { "another process" };
-            desk.print(&format!(
+            app.print(&format!(
                 "server {} ({whose}, pid {})\nstore {} at position {}\n",
                 safe(&server.version),
                 server.pid,
@@ -71,14 +71,14 @@ pub(crate) async fn version(desk: &Desk, _: VersionArgs) -> Finished {
             ))?;
         }
         Ok(_) => {}
-        Err(failure) => desk.say(&failure.to_string()),
+        Err(failure) => app.say(&failure.to_string()),
     }
     Ok(exit::DONE)
 }
 
 /// What the server says of itself, and whether it lives in this process.
-async fn described(desk: &Desk) -> Result<(v1::Description, bool), Failure> {
-    let server = Server::reach_existing(&desk.url()).await?;
+async fn described(app: &App) -> Result<(v1::Description, bool), Failure> {
+    let server = ServerConnection::connect_existing(&app.url()).await?;
     let description = server.log().describe(v1::DescribeRequest {}).await;
     let own = server.is_ours();
     server.close().await;

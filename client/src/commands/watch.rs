@@ -3,7 +3,7 @@
 use towpath_proto::v1;
 
 use super::{
-    Desk, Finished,
+    App, CommandResult,
     follow::{Follow, follow, now, snapshot, work_on},
 };
 use crate::{cli::WhichRun, exit, render::board};
@@ -21,17 +21,17 @@ pub(crate) struct WatchArgs {
 }
 
 /// Follows a run that somebody else works on.
-pub(crate) async fn watch(desk: &Desk, args: WatchArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn watch(app: &App, args: WatchArgs) -> CommandResult {
+    let server = app.server().await?;
     let request = v1::GetRunRequest { run: args.run.run };
     let run = server.runs().get_run(request).await?.into_inner();
     if server.is_ours() {
         // Nobody has the store open, so nobody works on the run.
         let (state, _) = snapshot(&server, &run.id).await?;
-        desk.print(&board::whole(&state, &run.short_id, now(), &desk.style))?;
+        app.print(&board::whole(&state, &run.short_id, now(), &app.style))?;
         let code = exit::of_phase(state.phase());
         if code.is_none() {
-            desk.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+            app.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
         }
         server.close().await;
         let at_gate = state.counts().at_gate > 0 && !state.can_move();
@@ -46,7 +46,7 @@ pub(crate) async fn watch(desk: &Desk, args: WatchArgs) -> Finished {
         tags: Vec::new(),
     };
     if server.is_remote() {
-        return work_on(desk, server, following).await;
+        return work_on(app, server, following).await;
     }
-    follow(desk, &server, &following).await
+    follow(app, &server, &following).await
 }

@@ -3,9 +3,9 @@
 use serde::Serialize;
 use towpath_proto::v1;
 
-use super::{Desk, Finished, status::JobJson};
+use super::{App, CommandResult, status::JobJson};
 use crate::{
-    cli::{OfRun, Output},
+    cli::{Output, RunArg},
     exit,
     render::safe,
 };
@@ -19,7 +19,7 @@ pub(crate) struct WhyArgs {
     /// The job
     job: String,
     #[command(flatten)]
-    run: OfRun,
+    run: RunArg,
 }
 
 #[derive(Serialize)]
@@ -32,19 +32,19 @@ struct WhyJson {
 }
 
 /// Asks the server and says what it says.
-pub(crate) async fn why(desk: &Desk, args: WhyArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn why(app: &App, args: WhyArgs) -> CommandResult {
+    let server = app.server().await?;
     let request = v1::ExplainJobRequest { run: args.run.run, job: args.job };
     let explained = server.runs().explain_job(request).await?.into_inner();
     let v1::Explanation { job, waits_for, sentence, next_command } = explained;
-    if desk.output() == Output::Text {
-        desk.print(&format!("{}\n", safe(&sentence)))?;
+    if app.output() == Output::Text {
+        app.print(&format!("{}\n", safe(&sentence)))?;
         if !next_command.is_empty() {
-            desk.print(&format!("  {}\n", safe(&next_command)))?;
+            app.print(&format!("  {}\n", safe(&next_command)))?;
         }
     } else {
         let job = job.unwrap_or_default().into();
-        desk.json(&WhyJson { waits_for, sentence, next_command, job })?;
+        app.json(&WhyJson { waits_for, sentence, next_command, job })?;
     }
     server.close().await;
     Ok(exit::DONE)

@@ -10,10 +10,11 @@ use towpath_engine::code::ErrorCode;
 use towpath_engine::event::FailureCause;
 use towpath_server::LOCAL_WORKER_PREFIX;
 use towpath_worker::{
-    Adopted, AttemptsError, Ended, Link, Stay, Stop, WorkerError, WorkerOptions, work,
+    Adopted, AttemptsError, ConnectionState, Ended, SessionLimits, Stop, WorkerError,
+    WorkerOptions, work,
 };
 
-use super::{Desk, Finished, serve::duration};
+use super::{App, CommandResult, serve::duration};
 use crate::{connect, exit, failure::Failure, render::safe, signals::Signals};
 
 /// The exit code of a job that took too long, as that of `timeout`.
@@ -101,8 +102,8 @@ impl WorkerArgs {
 }
 
 /// Works until told to stop.
-pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
-    let Some(server) = &desk.global.server else {
+pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
+    let Some(server) = &app.global.server else {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
         return Err(Failure::new(ErrorCode::Usage, "a worker needs a server", advice));
     };
@@ -113,18 +114,18 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
     let idle = args.idle_timeout.as_deref().map(duration).transpose()?;
     let acquired = args.acquire.as_deref().map(run_and_job).transpose()?;
     let single = args.once || acquired.is_some();
-    let (link, links) = watch::channel(Link::New);
+    let (link, links) = watch::channel(ConnectionState::New);
     let options = WorkerOptions {
         attempts: args.attempts.unwrap_or_else(|| default_folder(&args.name)),
         name: args.name,
-        slots: desk.jobs_at_once(args.slots),
+        slots: app.jobs_at_once(args.slots),
         tags: args.tags,
         run: acquired.as_ref().map(|(run, _)| run.clone()),
         job: acquired.map(|(_, job)| job),
         bearer: connect::bearer(),
         file_remotes: args.allow_file_remotes,
         keep_work: args.keep_work,
-        stay: Stay {
+        stay: SessionLimits {
             reconnect: true,
             jobs_max: if single { Some(1) } else { args.max_jobs },
             idle: idle.map(Duration::from_millis),
@@ -135,7 +136,7 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
     let (channel, address) = connect::dial(server)?;
     let stop = Stop::default();
     let mut working = tokio::spawn(work(channel, options.clone(), stop.clone()));
-    let mut news = News { desk, address, name: options.name, links, lost: false };
+    let mut news = News { app, address, name: options.name, links, lost: false };
     let mut signals = Signals::new()?;
     let mut asked = 0;
     loop {
@@ -151,11 +152,11 @@ pub(crate) async fn worker(desk: &Desk, args: WorkerArgs) -> Finished {
                 asked += 1;
                 match asked {
                     1 => {
-                        desk.say("Stopping: running jobs finish first; a second signal ends them.");
+                        app.say("Stopping: running jobs finish first; a second signal ends them.");
                         stop.drain.cancel();
                     }
                     2 => {
-                        desk.say("Ending the running jobs; a third signal leaves them alone.");
+                        app.say("Ending the running jobs; a third signal leaves them alone.");
                         stop.kill.cancel();
                     }
                     _ => return Ok(exit::INTERRUPTED),
@@ -202,10 +203,10 @@ fn reflected(last: Option<&Adopted>) -> u8 {
 
 /// Tells the person at the terminal how the worker stands to its server.
 struct News<'a> {
-    desk: &'a Desk,
+    app: &'a App,
     address: String,
     name: String,
-    links: watch::Receiver<Link>,
+    links: watch::Receiver<ConnectionState>,
     /// It was told that there is no session: every try more says the same.
     lost: bool,
 }
@@ -218,19 +219,19 @@ impl News<'_> {
         }
         let (name, address) = (safe(&self.name), safe(&self.address));
         let link = self.links.borrow_and_update().clone();
-        let known = std::mem::replace(&mut self.lost, matches!(link, Link::Lost(_)));
+        let known = std::mem::replace(&mut self.lost, matches!(link, ConnectionState::Lost(_)));
         match &link {
-            Link::New => {}
-            Link::Open(0) => self.desk.say(&format!("{name} is connected to {address}.")),
-            Link::Open(held) => self
-                .desk
+            ConnectionState::New => {}
+            ConnectionState::Open(0) => self.app.say(&format!("{name} is connected to {address}.")),
+            ConnectionState::Open(held) => self
+                .app
                 .say(&format!("{name} is connected to {address} and goes on with {held} jobs.")),
-            Link::Paused(why) => self.desk.say(&format!(
+            ConnectionState::Paused(why) => self.app.say(&format!(
                 "{name} takes no jobs until it can write its own files: {}.",
                 safe(why)
             )),
-            Link::Lost(_) if known => {}
-            Link::Lost(why) => self.desk.say(&format!(
+            ConnectionState::Lost(_) if known => {}
+            ConnectionState::Lost(why) => self.app.say(&format!(
                 "No session with {address}: {}. Trying again; what runs goes on.",
                 safe(why)
             )),

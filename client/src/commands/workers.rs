@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use towpath_proto::v1;
 
-use super::{Desk, Finished};
+use super::{App, CommandResult};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 
 /// Show who runs jobs, and let workers finish
@@ -52,60 +52,60 @@ impl From<v1::Worker> for WorkerJson {
 }
 
 /// Lists workers, or says which of them shall be given nothing new.
-pub(crate) async fn workers(desk: &Desk, args: WorkersArgs) -> Finished {
-    let server = desk.server().await?;
+pub(crate) async fn workers(app: &App, args: WorkersArgs) -> CommandResult {
+    let server = app.server().await?;
     let shown = match args.what.unwrap_or(What::List) {
         What::List => {
             let reply = server.workers().list_workers(v1::ListWorkersRequest {}).await?;
-            list(desk, reply.into_inner().workers)
+            list(app, reply.into_inner().workers)
         }
         What::Drain { name } => {
             let request = v1::DrainWorkerRequest { name, drain: true };
             let worker = server.workers().drain_worker(request).await?.into_inner();
-            one(desk, worker)
+            one(app, worker)
         }
         What::Resume { name } => {
             let request = v1::DrainWorkerRequest { name, drain: false };
             let worker = server.workers().drain_worker(request).await?.into_inner();
-            one(desk, worker)
+            one(app, worker)
         }
     };
     server.close().await;
     shown.map(|()| exit::DONE)
 }
 
-fn list(desk: &Desk, workers: Vec<v1::Worker>) -> Result<(), Failure> {
-    match desk.output() {
-        Output::Text if workers.is_empty() => desk.say("No worker is connected."),
+fn list(app: &App, workers: Vec<v1::Worker>) -> Result<(), Failure> {
+    match app.output() {
+        Output::Text if workers.is_empty() => app.say("No worker is connected."),
         Output::Text => {
             for worker in &workers {
-                desk.print(&(line(desk, worker) + "\n"))?;
+                app.print(&(line(app, worker) + "\n"))?;
             }
         }
         Output::Json => {
-            desk.json(&workers.into_iter().map(WorkerJson::from).collect::<Vec<_>>())?;
+            app.json(&workers.into_iter().map(WorkerJson::from).collect::<Vec<_>>())?;
         }
         Output::Jsonl => {
             for worker in workers {
-                desk.json(&WorkerJson::from(worker))?;
+                app.json(&WorkerJson::from(worker))?;
             }
         }
     }
     Ok(())
 }
 
-fn one(desk: &Desk, worker: v1::Worker) -> Result<(), Failure> {
-    match desk.output() {
-        Output::Text => desk.print(&(line(desk, &worker) + "\n")),
-        Output::Json | Output::Jsonl => desk.json(&WorkerJson::from(worker)),
+fn one(app: &App, worker: v1::Worker) -> Result<(), Failure> {
+    match app.output() {
+        Output::Text => app.print(&(line(app, &worker) + "\n")),
+        Output::Json | Output::Jsonl => app.json(&WorkerJson::from(worker)),
     }
 }
 
-fn line(desk: &Desk, worker: &v1::Worker) -> String {
+fn line(app: &App, worker: &v1::Worker) -> String {
     let state = if worker.draining { "draining" } else { "ready" };
     let text = format!(
         "{} {:>9}  {state:<8}  since {}  {:<7}  {}",
-        desk.style.pad(&safe(&worker.name), 24),
+        app.style.pad(&safe(&worker.name), 24),
         format!("{}/{} jobs", worker.running, worker.slots),
         worker.since,
         safe(&worker.version),

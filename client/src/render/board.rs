@@ -97,9 +97,11 @@ pub(crate) fn note(job: &Job) -> String {
             Some(gate) => format!("rejected by {}: {}", gate.by, safe(&gate.comment)),
             None => "rejected".to_owned(),
         },
-        JobState::AtGate(binds) => match job.quorum_words() {
-            words if words.is_empty() => format!("gate, waits for a person ({})", binds.short()),
-            words => format!("gate, {} ({})", safe(&words), binds.short()),
+        JobState::AtGate(approval_digest) => match job.quorum_words() {
+            words if words.is_empty() => {
+                format!("gate, waits for a person ({})", approval_digest.short())
+            }
+            words => format!("gate, {} ({})", safe(&words), approval_digest.short()),
         },
         JobState::Requeued => "its worker was lost, runs again".to_owned(),
         JobState::Waiting

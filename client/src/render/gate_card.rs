@@ -47,7 +47,7 @@ struct CardLine {
 pub(crate) struct GateCard {
     pub(crate) job: JobName,
     /// What an approval of this card covers.
-    pub(crate) binds: Digest,
+    pub(crate) approval_digest: Digest,
     /// The first lines, for where the whole card was read in a pager.
     summary: usize,
     lines: Vec<CardLine>,
@@ -61,10 +61,10 @@ pub(crate) struct GateCard {
 impl GateCard {
     /// The card for the gate of `job`; `None` if it does not wait there.
     pub(crate) fn new(run: &Run, job: &Job, short_id: &str, style: &Style) -> Option<Self> {
-        let JobState::AtGate(binds) = job.state else { return None };
+        let JobState::AtGate(approval_digest) = job.state else { return None };
         let mut card = Self {
             job: job.plan.name.clone(),
-            binds,
+            approval_digest,
             summary: 0,
             lines: Vec::new(),
             bytes: 0,
@@ -255,8 +255,10 @@ impl GateCard {
     fn push_foot(&mut self, run: &Run, short_id: &str) {
         let mut foot: Vec<String> =
             self.missing.iter().map(|missing| format!("NOT SHOWN: {missing}")).collect();
-        let binds = self.binds.short();
-        foot.push(format!("Approval {binds} covers the plan, this job and all earlier results."));
+        let approval_digest = self.approval_digest.short();
+        foot.push(format!(
+            "Approval {approval_digest} covers the plan, this job and all earlier results."
+        ));
         if let Some(header) = run.header() {
             foot.push(match &header.source {
                 Some(source) => format!("It covers the run's files: commit {:.12}.", source.commit),

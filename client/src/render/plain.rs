@@ -36,13 +36,19 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
         }
         RunEvent::JobsPlanned { .. } | RunEvent::RunStarted {} => return None,
         RunEvent::ConditionEvaluated { holds, .. } => format!("holds={holds}"),
-        RunEvent::GateReached { binds, .. } => format!("binds={}", binds.short()),
-        RunEvent::GateApproved { comment, missing, .. } => {
-            let more = if *missing > 0 { format!(" missing={missing}") } else { String::new() };
+        RunEvent::GateReached { approval_digest, .. } => {
+            format!("approval_digest={}", approval_digest.short())
+        }
+        RunEvent::GateApproved { comment, approvals_remaining, .. } => {
+            let more = if *approvals_remaining > 0 {
+                format!(" approvals_remaining={approvals_remaining}")
+            } else {
+                String::new()
+            };
             format!("by={}{more}{}", run.approver(fact), said(comment))
         }
-        RunEvent::GateVoided { binds, because, .. } => {
-            format!("binds={} because={:?}", binds.short(), safe(&because.words()))
+        RunEvent::GateVoided { approval_digest, cause, .. } => {
+            format!("approval_digest={} cause={:?}", approval_digest.short(), safe(&cause.words()))
         }
         RunEvent::GateRejected { comment, .. } => format!("by={}{}", fact.by, said(comment)),
         RunEvent::JobLeased { attempt, worker, .. } => {
@@ -66,7 +72,7 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
         RunEvent::JobLost { attempt, reason, .. } => {
             format!("attempt={attempt} reason={:?}", safe(reason))
         }
-        RunEvent::JobSkipped { because, .. } => match because {
+        RunEvent::JobSkipped { cause, .. } => match cause {
             SkipCause::NeedUnmet { need, root } => {
                 format!("need={:?} root={:?}", need.as_str(), root.as_str())
             }
@@ -114,7 +120,7 @@ pub(crate) fn cause_words(cause: &FailureCause) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_engine::{ids::Actor, specimens::one_of_each_kind, time::Timestamp};
+    use towpath_engine::{ids::Actor, test_events::one_of_each_kind, time::Timestamp};
 
     use super::*;
 

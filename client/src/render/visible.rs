@@ -56,7 +56,7 @@ pub(crate) fn visible(text: &str) -> String {
         } else {
             let mut buffer = [0; 4];
             let one = next.encode_utf8(&mut buffer);
-            shown.push_str(&towpath_engine::captured::printable(one.as_bytes(), false));
+            shown.push_str(&towpath_engine::captured_output::printable(one.as_bytes(), false));
         }
     }
     shown

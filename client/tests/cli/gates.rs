@@ -1,6 +1,6 @@
 //! What `tow` says at gates that want more than any one person.
 
-use super::{Desk, said};
+use super::{App, said};
 
 const FOUR_EYES: &str = "\
 stages: [s]
@@ -10,8 +10,8 @@ jobs:
 
 #[test]
 fn an_approval_says_whom_the_gate_still_waits_for() {
-    let desk = Desk::with(&[("towpath.yml", FOUR_EYES)]);
-    let of = |actor: &str, args: &[&str]| said(desk.command(args).env("TOW_ACTOR", actor));
+    let app = App::with(&[("towpath.yml", FOUR_EYES)]);
+    let of = |actor: &str, args: &[&str]| said(app.command(args).env("TOW_ACTOR", actor));
     let run = of("human:ana", &["run"]);
     assert_eq!(run.code, 12, "{}", run.err);
     assert!(run.err.contains("It wants 2 people, not the requester."), "{}", run.err);
@@ -34,8 +34,8 @@ fn an_approval_says_whom_the_gate_still_waits_for() {
 #[test]
 fn a_file_without_authors_begins_no_run_that_excludes_them() {
     let text = FOUR_EYES.replace("requester", "author");
-    let desk = Desk::with(&[("towpath.yml", &text)]);
-    let run = said(&mut desk.command(&["run"]));
+    let app = App::with(&[("towpath.yml", &text)]);
+    let run = said(&mut app.command(&["run"]));
     assert_eq!(run.code, 6);
     assert!(run.err.contains("Nobody knows who wrote `towpath.yml`: "), "{}", run.err);
     assert!(run.err.contains("error[AUTHORS_UNKNOWN]"), "{}", run.err);

@@ -24,56 +24,56 @@ pub(super) fn decide(run: &Run, reason: &str) -> Result<Vec<RunEvent>, Refusal> 
 mod tests {
     use super::*;
     use crate::{
-        decide::{Command, Ended, stage_set::*},
+        decide::{Command, Ended, testing::*},
         event::RunOutcome,
         plan::OnFailure,
     };
 
     #[test]
     fn a_run_at_a_gate_can_be_cancelled() {
-        let mut house = Stage::begin(vec![gated(job("x"))]);
-        house.cancels();
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Cancelled));
+        let mut fixture = Fixture::begin(vec![gated(job("x"))]);
+        fixture.cancels();
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Cancelled));
     }
 
     #[test]
     fn a_cancelled_run_ends_once_what_runs_has_been_ended() {
-        let mut house = Stage::begin(vec![job("a"), job("b"), job("c")]);
-        house.leases();
-        house.leases();
-        house.cancels();
-        assert_eq!(house.leases(), None);
+        let mut fixture = Fixture::begin(vec![job("a"), job("b"), job("c")]);
+        fixture.leases();
+        fixture.leases();
+        fixture.cancels();
+        assert_eq!(fixture.leases(), None);
 
-        house.reports("a", Ended::Cancelled);
-        house.succeeds("b");
+        fixture.reports("a", Ended::Cancelled);
+        fixture.succeeds("b");
 
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Cancelled));
-        assert_eq!(house.run.counts().succeeded, 1, "what had already succeeded stays so");
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Cancelled));
+        assert_eq!(fixture.run.counts().succeeded, 1, "what had already succeeded stays so");
     }
 
     #[test]
     fn an_aborting_run_can_be_cancelled_and_a_finished_one_cannot() {
         let mut check = job("check");
         check.on_failure = OnFailure::Abort;
-        let mut house = Stage::begin(vec![check, job("b")]);
-        house.leases();
-        house.leases();
-        house.fails("check", 1);
-        house.cancels();
-        assert_eq!(*house.run.phase(), Phase::Cancelling);
+        let mut fixture = Fixture::begin(vec![check, job("b")]);
+        fixture.leases();
+        fixture.leases();
+        fixture.fails("check", 1);
+        fixture.cancels();
+        assert_eq!(*fixture.run.phase(), Phase::Cancelling);
 
-        let mut house = Stage::begin(vec![job("a")]);
-        house.runs("a");
-        assert_eq!(house.refused(&Command::Cancel(String::new())).code().as_str(), "RUN_ENDED");
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.runs("a");
+        assert_eq!(fixture.refused(&Command::Cancel(String::new())).code().as_str(), "RUN_ENDED");
     }
 
     #[test]
     fn a_second_cancel_changes_nothing() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.leases();
-        house.cancels();
-        let before = house.facts.len();
-        house.cancels();
-        assert_eq!(house.facts.len(), before);
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.leases();
+        fixture.cancels();
+        let before = fixture.facts.len();
+        fixture.cancels();
+        assert_eq!(fixture.facts.len(), before);
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     codec::FACT_BYTES_MAX,
     event::RunEvent,
-    gate::{Authors, Excluded, Standing},
+    gate::{Authors, Excluded, Identity},
     ids::{Digest, RunId},
     plan::{JobPlan, Plan},
     refusal::Refusal,
@@ -45,7 +45,7 @@ pub struct CreateRun {
     /// The files of the run. `None`: they lie in `folder`, and workers share it.
     pub source: Option<Source>,
     /// What is known about who asks.
-    pub requester: Standing,
+    pub requester: Identity,
     /// Who wrote the file. `None`: nobody knows.
     pub authors: Option<Authors>,
 }
@@ -95,9 +95,9 @@ pub(super) fn decide(
 /// excludes authors whom nobody knows is refused before anything runs.
 pub(super) fn concerned(
     plan: &Plan,
-    requester: &Standing,
+    requester: &Identity,
     authors: Option<&Authors>,
-) -> Result<(Standing, Option<Authors>), Refusal> {
+) -> Result<(Identity, Option<Authors>), Refusal> {
     let with_policy = plan.jobs.iter().filter_map(|job| Some((job, job.gate.as_ref()?)));
     let (mut policies, mut excluding) = (false, None);
     for (job, policy) in with_policy {
@@ -109,7 +109,7 @@ pub(super) fn concerned(
     if let (Some(job), None) = (excluding, authors) {
         return Err(Refusal::AuthorsUnknown { job: job.name.clone() });
     }
-    let requester = if policies { requester.clone() } else { Standing::default() };
+    let requester = if policies { requester.clone() } else { Identity::default() };
     Ok((requester, authors.filter(|_| excluding.is_some()).cloned()))
 }
 
@@ -136,34 +136,34 @@ pub fn plan_chunks(jobs: &[JobPlan]) -> Vec<RunEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::{Command, stage_set::*};
+    use crate::decide::{Command, testing::*};
 
     #[test]
     fn a_run_freezes_its_plan() {
-        let house = Stage::begin(vec![job("a"), job("b")]);
+        let fixture = Fixture::begin(vec![job("a"), job("b")]);
 
-        assert_eq!(house.kinds(), ["run_created", "jobs_planned", "run_started"]);
-        assert_eq!(house.run.plan().unwrap().digest(), house.run.header().unwrap().plan_sha256);
+        assert_eq!(fixture.kinds(), ["run_created", "jobs_planned", "run_started"]);
+        assert_eq!(fixture.run.plan().unwrap().digest(), fixture.run.header().unwrap().plan_sha256);
     }
 
     #[test]
     fn a_run_is_created_once() {
-        let mut house = Stage::begin(vec![job("a")]);
+        let mut fixture = Fixture::begin(vec![job("a")]);
 
         let again = Command::Create(creation(vec![job("a")]));
 
-        assert_eq!(house.refused(&again), Refusal::RunExists);
+        assert_eq!(fixture.refused(&again), Refusal::RunExists);
     }
 
     #[test]
     fn a_large_plan_is_written_in_pieces_that_fit() {
         let jobs: Vec<JobPlan> = (0..3_000).map(|n| job(&format!("job-{n:05}"))).collect();
 
-        let house = Stage::begin(jobs.clone());
+        let fixture = Fixture::begin(jobs.clone());
 
-        assert!(house.facts.len() >= 5, "{} events", house.facts.len());
-        assert_eq!(house.run.jobs().len(), 3_000);
-        assert_eq!(house.run.jobs()[2_999].plan.name, jobs[2_999].name);
+        assert!(fixture.facts.len() >= 5, "{} events", fixture.facts.len());
+        assert_eq!(fixture.run.jobs().len(), 3_000);
+        assert_eq!(fixture.run.jobs()[2_999].plan.name, jobs[2_999].name);
     }
 
     #[test]

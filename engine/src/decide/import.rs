@@ -106,7 +106,7 @@ fn gate_before<'p>(
 mod tests {
     use super::*;
     use crate::{
-        decide::{Command, carry_out, stage_set::*},
+        decide::{Command, carry_out, testing::*},
         job::JobState,
     };
 
@@ -130,7 +130,7 @@ mod tests {
 
         let import = Command::Import(ImportRun { create, jobs: vec![record] });
 
-        let refusal = Stage::empty().refused(&import);
+        let refusal = Fixture::empty().refused(&import);
         assert_eq!(refusal.code().as_str(), "IMPORT_MISMATCH");
         assert!(refusal.to_string().contains("job `a` of stage `other`"), "{refusal}");
     }
@@ -139,11 +139,11 @@ mod tests {
     fn an_imported_run_goes_on_after_what_is_done() {
         let create = creation(vec![job("a"), needing(job("b"), "a")]);
         let jobs = vec![imported("a", ImportedResult::Succeeded)];
-        let mut house = Stage::empty();
+        let mut fixture = Fixture::empty();
 
-        house.carries_out(&Command::Import(ImportRun { create, jobs }));
+        fixture.carries_out(&Command::Import(ImportRun { create, jobs }));
 
-        assert_eq!(house.leases().as_deref(), Some("b"));
+        assert_eq!(fixture.leases().as_deref(), Some("b"));
     }
 
     #[test]
@@ -162,18 +162,18 @@ mod tests {
         for passes in ["ask", "copy", "switch"] {
             let import = import(&[("check", Succeeded), (passes, Succeeded)]);
             assert_eq!(
-                Stage::empty().refused(&import).code().as_str(),
+                Fixture::empty().refused(&import).code().as_str(),
                 "IMPORT_PASSES_GATE",
                 "{passes}"
             );
         }
 
-        let mut stage = Stage::empty();
+        let mut stage = Fixture::empty();
         stage.carries_out(&import(&[("check", Succeeded), ("switch", Failed)]));
         assert!(matches!(stage.run.job("ask").unwrap().state, JobState::AtGate(_)));
         assert_eq!(stage.leases(), None, "nothing runs before a person opens the gate");
         for result in [Failed, Skipped] {
-            let mut stage = Stage::empty();
+            let mut stage = Fixture::empty();
             stage.carries_out(&import(&[("check", Succeeded), ("ask", result)]));
             assert_eq!(stage.run.job("switch").unwrap().state, JobState::Skipped);
         }
@@ -185,7 +185,7 @@ mod tests {
         let twice = [ImportedResult::Failed, ImportedResult::Succeeded];
         let jobs = twice.map(|result| imported("a", result)).to_vec();
 
-        let refused = Stage::empty().refused(&Command::Import(ImportRun { create, jobs }));
+        let refused = Fixture::empty().refused(&Command::Import(ImportRun { create, jobs }));
 
         assert_eq!(refused.code().as_str(), "ARGUMENT_OUT_OF_BOUNDS");
     }
@@ -194,11 +194,11 @@ mod tests {
     fn an_imported_run_has_the_time_that_a_new_one_has() {
         let mut create = creation(vec![job("a")]);
         create.plan.timeout_ms = Some(60_000);
-        let mut house = Stage::empty();
+        let mut fixture = Fixture::empty();
 
-        house.carries_out(&Command::Import(ImportRun { create, jobs: Vec::new() }));
+        fixture.carries_out(&Command::Import(ImportRun { create, jobs: Vec::new() }));
 
-        assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(60_000)));
+        assert_eq!(fixture.run.next_due(fixture.now), Some(fixture.now.plus_ms(60_000)));
     }
 
     #[test]

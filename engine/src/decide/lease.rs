@@ -4,7 +4,7 @@ use crate::{
     event::{FailureCause, RunEvent},
     ids::{JobName, WorkerName},
     refusal::Refusal,
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     time::Timestamp,
 };
 
@@ -18,7 +18,7 @@ pub struct LeaseJob {
     /// The promise lapses after this silence, in milliseconds.
     pub lease_ms: u64,
     /// How many jobs of other runs hold each lock.
-    pub busy: Busy,
+    pub busy: LockUsage,
     /// The one job that the worker is there for, whatever tags it asks for.
     pub only: Option<JobName>,
 }
@@ -52,7 +52,7 @@ pub(super) fn decide(
             attempt: job.attempt,
             cause: FailureCause::NotStarted(why).bounded(),
             ran_ms: 0,
-            log: None,
+            captured_output: None,
         },
     }])
 }
@@ -60,58 +60,58 @@ pub(super) fn decide(
 #[cfg(test)]
 mod tests {
     use crate::{
-        decide::stage_set::*,
+        decide::testing::*,
         plan::{Resource, RetryPolicy},
-        run::Busy,
+        run::LockUsage,
     };
 
     #[test]
     fn jobs_are_given_in_file_order_up_to_the_parallelism() {
-        let mut house = Stage::begin(vec![job("a"), job("b"), job("c")]);
+        let mut fixture = Fixture::begin(vec![job("a"), job("b"), job("c")]);
 
-        let given: Vec<_> = (0..3).map(|_| house.leases()).collect();
+        let given: Vec<_> = (0..3).map(|_| fixture.leases()).collect();
 
         assert_eq!(given, [Some("a".into()), Some("b".into()), None]);
     }
 
     #[test]
     fn a_job_waits_for_its_needs_and_for_the_stage_before() {
-        let mut house =
-            Stage::begin(vec![job("a"), needing(job("b"), "a"), staged(job("z"), "late")]);
+        let mut fixture =
+            Fixture::begin(vec![job("a"), needing(job("b"), "a"), staged(job("z"), "late")]);
 
-        assert_eq!(house.leases().as_deref(), Some("a"));
-        assert_eq!(house.leases(), None);
-        house.succeeds("a");
-        assert_eq!(house.leases().as_deref(), Some("b"));
-        assert_eq!(house.leases(), None);
-        house.succeeds("b");
-        assert_eq!(house.leases().as_deref(), Some("z"));
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.leases(), None);
+        fixture.succeeds("a");
+        assert_eq!(fixture.leases().as_deref(), Some("b"));
+        assert_eq!(fixture.leases(), None);
+        fixture.succeeds("b");
+        assert_eq!(fixture.leases().as_deref(), Some("z"));
     }
 
     #[test]
     fn a_worker_without_the_tag_is_not_given_the_job() {
         let mut tagged = job("a");
         tagged.tags = vec!["eu".into()];
-        let mut house = Stage::begin(vec![tagged, job("b")]);
+        let mut fixture = Fixture::begin(vec![tagged, job("b")]);
 
-        assert_eq!(house.leases().as_deref(), Some("b"));
-        assert_eq!(house.leases_with(&["eu"], Busy::new()).as_deref(), Some("a"));
+        assert_eq!(fixture.leases().as_deref(), Some("b"));
+        assert_eq!(fixture.leases_with(&["eu"], LockUsage::new()).as_deref(), Some("a"));
     }
 
     #[test]
     fn a_job_says_how_much_it_prefers_a_worker_while_it_waits_for_one() {
-        let mut choosy = needing(job("b"), "a");
-        choosy.prefer = [("ssd".to_owned(), 10), ("near".to_owned(), 50)].into();
+        let mut has_preferences = needing(job("b"), "a");
+        has_preferences.prefer = [("ssd".to_owned(), 10), ("near".to_owned(), 50)].into();
         let tags = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>();
-        assert_eq!(choosy.preference(&tags(&["ssd", "near", "eu"])), 60);
-        assert_eq!(choosy.preference(&tags(&["eu"])), 0);
-        let mut house = Stage::begin(vec![job("a"), choosy]);
+        assert_eq!(has_preferences.preference(&tags(&["ssd", "near", "eu"])), 60);
+        assert_eq!(has_preferences.preference(&tags(&["eu"])), 0);
+        let mut fixture = Fixture::begin(vec![job("a"), has_preferences]);
 
-        assert!(!house.run.is_choosy(), "the job that prefers nobody comes first");
-        house.runs("a");
-        assert!(house.run.is_choosy());
-        assert_eq!(house.leases().as_deref(), Some("b"), "a preference keeps nothing back");
-        assert!(!house.run.is_choosy());
+        assert!(!fixture.run.is_choosy(), "the job that prefers nobody comes first");
+        fixture.runs("a");
+        assert!(fixture.run.is_choosy());
+        assert_eq!(fixture.leases().as_deref(), Some("b"), "a preference keeps nothing back");
+        assert!(!fixture.run.is_choosy());
     }
 
     #[test]
@@ -119,15 +119,15 @@ mod tests {
         let mut tagged = needing(job("b"), "a");
         tagged.tags = vec!["eu".into()];
         tagged.resource = Some(Resource { name: "target".into(), limit: 1 });
-        let mut house = Stage::begin(vec![job("a"), tagged]);
-        let busy = Busy::from([("target".to_owned(), 1)]);
+        let mut fixture = Fixture::begin(vec![job("a"), tagged]);
+        let busy = LockUsage::from([("target".to_owned(), 1)]);
 
-        assert_eq!(house.leases_only("b", Busy::new()), None, "its need is open");
-        assert_eq!(house.leases_only("nobody", Busy::new()), None);
-        house.runs("a");
-        assert_eq!(house.leases_only("b", busy), None, "its lock is held");
-        assert_eq!(house.leases_only("b", Busy::new()).as_deref(), Some("b"));
-        assert_eq!(house.leases_only("b", Busy::new()), None);
+        assert_eq!(fixture.leases_only("b", LockUsage::new()), None, "its need is open");
+        assert_eq!(fixture.leases_only("nobody", LockUsage::new()), None);
+        fixture.runs("a");
+        assert_eq!(fixture.leases_only("b", busy), None, "its lock is held");
+        assert_eq!(fixture.leases_only("b", LockUsage::new()).as_deref(), Some("b"));
+        assert_eq!(fixture.leases_only("b", LockUsage::new()), None);
     }
 
     #[test]
@@ -136,12 +136,12 @@ mod tests {
         locked.resource = Some(Resource { name: "target".into(), limit: 1 });
         let mut second = locked.clone();
         second.name = "b".into();
-        let mut house = Stage::begin(vec![locked, second]);
+        let mut fixture = Fixture::begin(vec![locked, second]);
 
-        let busy = Busy::from([("target".to_owned(), 1)]);
-        assert_eq!(house.leases_with(&[], busy), None);
-        assert_eq!(house.leases().as_deref(), Some("a"));
-        assert_eq!(house.leases(), None, "the run's own lease holds it too");
+        let busy = LockUsage::from([("target".to_owned(), 1)]);
+        assert_eq!(fixture.leases_with(&[], busy), None);
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.leases(), None, "the run's own lease holds it too");
     }
 
     #[test]
@@ -155,15 +155,15 @@ mod tests {
             jitter_percent: 0,
             on: Vec::new(),
         });
-        let mut house = Stage::begin(vec![flaky]);
-        house.leases();
-        house.fails("a", 1);
+        let mut fixture = Fixture::begin(vec![flaky]);
+        fixture.leases();
+        fixture.fails("a", 1);
 
-        house.passes(4_999);
-        assert_eq!(house.leases(), None);
-        house.passes(1);
-        assert_eq!(house.leases().as_deref(), Some("a"));
-        assert_eq!(house.run.job("a").unwrap().attempt.0, 2);
+        fixture.passes(4_999);
+        assert_eq!(fixture.leases(), None);
+        fixture.passes(1);
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.run.job("a").unwrap().attempt.0, 2);
     }
 
     #[test]
@@ -174,35 +174,35 @@ mod tests {
         locked.resource = Some(Resource { name: "target".into(), limit: 1 });
         let mut second = locked.clone();
         second.name = "c".into();
-        let mut house = Stage::begin(vec![tagged, locked, second, staged(job("z"), "late")]);
-        let wants = |house: &Stage| -> Vec<(Vec<String>, u32, u32)> {
-            let all = house.run.wants(house.now).into_iter();
+        let mut fixture = Fixture::begin(vec![tagged, locked, second, staged(job("z"), "late")]);
+        let wants = |fixture: &Fixture| -> Vec<(Vec<String>, u32, u32)> {
+            let all = fixture.run.wants(fixture.now).into_iter();
             let mut all: Vec<_> = all.map(|it| (it.want.tags.clone(), it.jobs, it.first)).collect();
             all.sort();
             all
         };
         let eu = || vec!["eu".to_owned()];
 
-        assert_eq!(wants(&house), [(vec![], 2, 1), (eu(), 1, 0)]);
-        assert_eq!(house.run.room(), 2);
-        house.leases();
-        assert_eq!(wants(&house), [(vec![], 1, 2), (eu(), 1, 0)]);
-        assert_eq!(*house.run.busy(), Busy::from([("target".to_owned(), 1)]));
-        house.leases_with(&["eu"], Busy::new());
-        assert_eq!((wants(&house), house.run.room()), (vec![(vec![], 1, 2)], 0));
-        house.succeeds("b");
-        assert!(house.run.busy().is_empty());
+        assert_eq!(wants(&fixture), [(vec![], 2, 1), (eu(), 1, 0)]);
+        assert_eq!(fixture.run.room(), 2);
+        fixture.leases();
+        assert_eq!(wants(&fixture), [(vec![], 1, 2), (eu(), 1, 0)]);
+        assert_eq!(*fixture.run.busy(), LockUsage::from([("target".to_owned(), 1)]));
+        fixture.leases_with(&["eu"], LockUsage::new());
+        assert_eq!((wants(&fixture), fixture.run.room()), (vec![(vec![], 1, 2)], 0));
+        fixture.succeeds("b");
+        assert!(fixture.run.busy().is_empty());
     }
 
     #[test]
     fn a_placeholder_that_names_nothing_fails_the_job_before_it_starts() {
         let mut broken = needing(job("b"), "a");
         broken.script = "echo ${{ needs.a.outputs.rows }}".into();
-        let mut house = Stage::begin(vec![job("a"), broken]);
-        house.leases();
-        house.succeeds("a");
+        let mut fixture = Fixture::begin(vec![job("a"), broken]);
+        fixture.leases();
+        fixture.succeeds("a");
 
-        assert_eq!(house.leases(), None);
-        assert_eq!(house.kinds()[house.facts.len() - 2..], ["job_failed", "run_finished"]);
+        assert_eq!(fixture.leases(), None);
+        assert_eq!(fixture.kinds()[fixture.facts.len() - 2..], ["job_failed", "run_finished"]);
     }
 }

@@ -28,11 +28,22 @@ pub(super) fn decide(run: &Run, lose: &LoseJob) -> Result<Vec<RunEvent>, Refusal
     }
     let LoseJob { job: name, attempt, reason } = lose.clone();
     if run.phase().is_ending() {
-        return Ok(vec![RunEvent::JobCancelled { job: name, attempt, ran_ms: 0, log: None }]);
+        return Ok(vec![RunEvent::JobCancelled {
+            job: name,
+            attempt,
+            ran_ms: 0,
+            captured_output: None,
+        }]);
     }
     if job.losses + 1 >= LOSSES_MAX {
         let cause = FailureCause::Lost(job.losses + 1);
-        return Ok(vec![RunEvent::JobFailed { job: name, attempt, cause, ran_ms: 0, log: None }]);
+        return Ok(vec![RunEvent::JobFailed {
+            job: name,
+            attempt,
+            cause,
+            ran_ms: 0,
+            captured_output: None,
+        }]);
     }
     // Workers write reasons. A loss that does not fit an event would leave the job leased for ever.
     let reason = bounded_text(reason, CAUSE_BYTES_MAX);
@@ -42,34 +53,34 @@ pub(super) fn decide(run: &Run, lose: &LoseJob) -> Result<Vec<RunEvent>, Refusal
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::stage_set::*;
+    use crate::decide::testing::*;
 
     #[test]
     fn a_lost_job_is_given_again_under_the_next_attempt() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.leases();
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.leases();
 
-        house.loses("a");
+        fixture.loses("a");
 
-        assert_eq!(house.leases().as_deref(), Some("a"));
-        assert_eq!(house.run.job("a").unwrap().attempt, Attempt(2));
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.run.job("a").unwrap().attempt, Attempt(2));
     }
 
     #[test]
     fn a_job_that_kills_its_workers_fails_in_the_end() {
-        let mut house = Stage::begin(vec![job("a")]);
+        let mut fixture = Fixture::begin(vec![job("a")]);
 
         for _ in 0..LOSSES_MAX {
-            assert!(house.leases().is_some());
-            house.loses("a");
+            assert!(fixture.leases().is_some());
+            fixture.loses("a");
         }
 
-        assert_eq!(house.run.job("a").unwrap().cause, Some(FailureCause::Lost(LOSSES_MAX)));
+        assert_eq!(fixture.run.job("a").unwrap().cause, Some(FailureCause::Lost(LOSSES_MAX)));
     }
 
     #[test]
     fn a_loss_of_any_words_is_recorded() {
-        let mut stage = Stage::begin(vec![job("a")]);
+        let mut stage = Fixture::begin(vec![job("a")]);
         stage.leases();
         let reason = "\0".repeat(1 << 20);
 
@@ -84,12 +95,12 @@ mod tests {
 
     #[test]
     fn a_loss_during_the_end_of_a_run_does_not_hold_it_up() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.leases();
-        house.cancels();
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.leases();
+        fixture.cancels();
 
-        house.loses("a");
+        fixture.loses("a");
 
-        assert_eq!(house.kinds().last(), Some(&"run_finished"));
+        assert_eq!(fixture.kinds().last(), Some(&"run_finished"));
     }
 }

@@ -15,27 +15,30 @@ pub(super) fn decide(run: &Run, now: Timestamp) -> Result<Vec<RunEvent>, Refusal
 #[cfg(test)]
 mod tests {
     use crate::{
-        decide::{Command, Ended, stage_set::*},
+        decide::{Command, Ended, testing::*},
         event::RunOutcome,
         run::Phase,
     };
 
     #[test]
     fn a_run_that_takes_too_long_is_ended() {
-        let mut house = Stage::begin_with(vec![job("a"), job("b")], |create| {
+        let mut fixture = Fixture::begin_with(vec![job("a"), job("b")], |create| {
             create.plan.timeout_ms = Some(60_000);
         });
-        house.leases();
-        assert_eq!(house.run.next_due(house.now).map(|due| due.ms_since(house.now)), Some(60_000));
+        fixture.leases();
+        assert_eq!(
+            fixture.run.next_due(fixture.now).map(|due| due.ms_since(fixture.now)),
+            Some(60_000)
+        );
 
-        house.passes(59_999);
-        house.carries_out(&Command::PassTime);
-        assert_eq!(*house.run.phase(), Phase::Running);
-        house.passes(1);
-        house.carries_out(&Command::PassTime);
-        assert_eq!(*house.run.phase(), Phase::TimingOut);
-        house.reports("a", Ended::Cancelled);
+        fixture.passes(59_999);
+        fixture.carries_out(&Command::PassTime);
+        assert_eq!(*fixture.run.phase(), Phase::Running);
+        fixture.passes(1);
+        fixture.carries_out(&Command::PassTime);
+        assert_eq!(*fixture.run.phase(), Phase::TimingOut);
+        fixture.reports("a", Ended::Cancelled);
 
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::TimedOut));
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::TimedOut));
     }
 }

@@ -7,15 +7,15 @@ use proptest::{prelude::*, sample::select};
 
 use super::{
     ApproveGate, CarryOutError, Command, Ended, LeaseJob, LoseJob, RejectGate, ReportJob,
-    ResumeRun, stage_set::*,
+    ResumeRun, testing::*,
 };
 use crate::{
     event::{Artifact, FailureCause},
-    gate::Standing,
+    gate::Identity,
     ids::{Attempt, Blob, Digest},
     job::JobState,
     plan::{JobPlan, OnFailure, RetryPolicy, When},
-    run::{Busy, Run},
+    run::{LockUsage, Run},
 };
 
 /// The jobs that are read have short names, since an expression is bounded; the others have the
@@ -99,26 +99,26 @@ fn ended() -> impl Strategy<Value = Ended> {
 
 /// What is asked of one of the jobs. Attempts and digests are filled in when it is asked.
 fn asked() -> impl Strategy<Value = (usize, Command)> {
-    let (job, attempt, binds) = (|| "".into(), Attempt(0), Digest([0; 32]));
-    let standing = Standing::default;
+    let (job, attempt, approval_digest) = (|| "".into(), Attempt(0), Digest([0; 32]));
+    let identity = Identity::default;
     let command = prop_oneof![
         8 => Just(Command::Lease(LeaseJob {
             worker: "w1".into(),
             tags: Vec::new(),
             lease_ms: 1,
-            busy: Busy::new(),
+            busy: LockUsage::new(),
             only: None,
         })),
         8 => ended().prop_map(move |ended| {
             let worker = "w1".into();
-            Command::Report(ReportJob { job: job(), attempt, worker, ended, ran_ms: 1, log: None })
+            Command::Report(ReportJob { job: job(), attempt, worker, ended, ran_ms: 1, captured_output: None })
         }),
         1 => text().prop_map(move |reason| Command::Lose(LoseJob { job: job(), attempt, reason })),
         2 => text().prop_map(move |comment| {
-            Command::Approve(ApproveGate { job: job(), binds, comment, standing: standing() })
+            Command::Approve(ApproveGate { job: job(), approval_digest, comment, identity: identity() })
         }),
         1 => text().prop_map(move |comment| {
-            Command::Reject(RejectGate { job: job(), binds: None, comment })
+            Command::Reject(RejectGate { job: job(), approval_digest: None, comment })
         }),
         1 => text().prop_map(Command::Cancel),
         1 => Just(Command::Resume(ResumeRun { from: None, file: None, accept_changes: false })),
@@ -141,8 +141,8 @@ fn about(run: &Run, of: usize, mut command: Command) -> Command {
         Command::Lose(lose) => (lose.job, lose.attempt) = (job, attempt),
         Command::Approve(approve) => {
             approve.job = job;
-            if let JobState::AtGate(binds) = known.state {
-                approve.binds = binds;
+            if let JobState::AtGate(approval_digest) = known.state {
+                approve.approval_digest = approval_digest;
             }
         }
         Command::Reject(reject) => reject.job = job,
@@ -164,7 +164,7 @@ proptest! {
     fn a_run_is_always_what_its_facts_say(
         history in prop::collection::vec(asked(), 1..40),
     ) {
-        let mut stage = Stage::begin(jobs());
+        let mut stage = Fixture::begin(jobs());
         for (of, command) in history {
             let command = about(&stage.run, of, command);
             let before = stage.run.clone();

@@ -46,7 +46,7 @@ pub struct ReportJob {
     /// How long the script ran, in milliseconds by the worker's clock.
     pub ran_ms: u64,
     /// What it printed.
-    pub log: Option<Blob>,
+    pub captured_output: Option<Blob>,
 }
 
 pub(super) fn decide(
@@ -63,11 +63,17 @@ pub(super) fn decide(
         let ReportJob { job, attempt, worker, .. } = report.clone();
         return Err(Refusal::AttemptStale { job, attempt, worker });
     }
-    let ReportJob { job: name, attempt, ended, ran_ms, log, worker } = report.clone();
+    let ReportJob { job: name, attempt, ended, ran_ms, captured_output, worker } = report.clone();
     Ok(vec![match usable(ended) {
         Ended::Succeeded { outputs, artifacts } => {
-            let event =
-                RunEvent::JobSucceeded { job: name, attempt, ran_ms, outputs, log, artifacts };
+            let event = RunEvent::JobSucceeded {
+                job: name,
+                attempt,
+                ran_ms,
+                outputs,
+                captured_output,
+                artifacts,
+            };
             match too_long(&event) {
                 // The rules above bound outputs and artifacts one by one. Together, and with the
                 // escapes of JSON, they can still be more than an event holds.
@@ -76,7 +82,7 @@ pub(super) fn decide(
             }
         }
         Ended::Cancelled if run.phase().is_ending() => {
-            RunEvent::JobCancelled { job: name, attempt, ran_ms, log }
+            RunEvent::JobCancelled { job: name, attempt, ran_ms, captured_output }
         }
         // The worker was told to stop, not the run: the job goes back.
         Ended::Cancelled => {
@@ -125,12 +131,17 @@ fn failure(
     (report, cause): (&ReportJob, FailureCause),
     now: Timestamp,
 ) -> RunEvent {
-    let ReportJob { job: name, attempt, ran_ms, log, .. } = report.clone();
+    let ReportJob { job: name, attempt, ran_ms, captured_output, .. } = report.clone();
     match retry_due(run, job, &cause, now) {
-        Some(retry_due) => {
-            RunEvent::JobAttemptFailed { job: name, attempt, cause, ran_ms, log, retry_due }
-        }
-        None => RunEvent::JobFailed { job: name, attempt, cause, ran_ms, log },
+        Some(retry_due) => RunEvent::JobAttemptFailed {
+            job: name,
+            attempt,
+            cause,
+            ran_ms,
+            captured_output,
+            retry_due,
+        },
+        None => RunEvent::JobFailed { job: name, attempt, cause, ran_ms, captured_output },
     }
 }
 
@@ -148,37 +159,37 @@ fn retry_due(run: &Run, job: &Job, cause: &FailureCause, now: Timestamp) -> Opti
 mod tests {
     use super::*;
     use crate::{
-        decide::{CONSEQUENCES_BYTES_MAX, Command, LeaseJob, stage_set::*},
+        decide::{CONSEQUENCES_BYTES_MAX, Command, LeaseJob, testing::*},
         event::{RunOutcome, SkipCause},
         job::JobState,
         plan::{OnFailure, RetryPolicy, When},
-        run::{Busy, Phase},
+        run::{LockUsage, Phase},
     };
 
     #[test]
     fn a_run_whose_jobs_all_succeed_succeeds() {
-        let mut house = Stage::begin(vec![job("a"), needing(job("b"), "a")]);
+        let mut fixture = Fixture::begin(vec![job("a"), needing(job("b"), "a")]);
 
-        house.runs("a");
-        house.runs("b");
+        fixture.runs("a");
+        fixture.runs("b");
 
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Succeeded));
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Succeeded));
     }
 
     #[test]
     fn what_needs_a_failed_job_is_skipped_and_names_the_root() {
         let jobs = vec![job("a"), needing(job("b"), "a"), needing(job("c"), "b"), job("d")];
-        let mut house = Stage::begin(jobs);
+        let mut fixture = Fixture::begin(jobs);
 
-        house.leases();
-        house.fails("a", 1);
+        fixture.leases();
+        fixture.fails("a", 1);
 
-        let skipped = house.run.job("c").unwrap().skipped.clone();
-        let because = SkipCause::NeedUnmet { need: "b".into(), root: "a".into() };
-        assert_eq!(skipped, Some(because));
-        assert_eq!(house.leases().as_deref(), Some("d"), "what does not need it goes on");
-        house.succeeds("d");
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Failed));
+        let skipped = fixture.run.job("c").unwrap().skipped.clone();
+        let cause = SkipCause::NeedUnmet { need: "b".into(), root: "a".into() };
+        assert_eq!(skipped, Some(cause));
+        assert_eq!(fixture.leases().as_deref(), Some("d"), "what does not need it goes on");
+        fixture.succeeds("d");
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Failed));
     }
 
     #[test]
@@ -186,10 +197,10 @@ mod tests {
         let dependents = 200_000;
         let jobs = std::iter::once(job("a"));
         let jobs = jobs.chain((0..dependents).map(|n| needing(job(&format!("b{n}")), "a")));
-        let mut stage = Stage::empty();
+        let mut stage = Fixture::empty();
         let mut facts = Vec::new();
         let mut appends = 0;
-        let mut carry_out = |stage: &mut Stage, command: &Command| {
+        let mut carry_out = |stage: &mut Fixture, command: &Command| {
             let written = super::super::carry_out(&mut stage.run, command, &ana(), stage.now);
             let written = written.unwrap();
             let bytes: usize = written.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -201,7 +212,7 @@ mod tests {
             worker: "w1".into(),
             tags: Vec::new(),
             lease_ms: 30_000,
-            busy: Busy::new(),
+            busy: LockUsage::new(),
             only: None,
         };
         carry_out(&mut stage, &Command::Lease(lease));
@@ -227,41 +238,41 @@ mod tests {
     fn a_job_that_always_runs_runs_after_a_failure() {
         let mut tidy = needing(job("tidy"), "a");
         tidy.when = When::Always;
-        let mut house = Stage::begin(vec![job("a"), tidy]);
+        let mut fixture = Fixture::begin(vec![job("a"), tidy]);
 
-        house.leases();
-        house.fails("a", 1);
+        fixture.leases();
+        fixture.fails("a", 1);
 
-        assert_eq!(house.leases().as_deref(), Some("tidy"));
+        assert_eq!(fixture.leases().as_deref(), Some("tidy"));
     }
 
     #[test]
     fn an_abort_skips_the_rest_and_waits_for_what_runs() {
         let mut check = job("check");
         check.on_failure = OnFailure::Abort;
-        let mut house = Stage::begin(vec![check, job("b"), job("c")]);
-        house.leases();
-        house.leases();
+        let mut fixture = Fixture::begin(vec![check, job("b"), job("c")]);
+        fixture.leases();
+        fixture.leases();
 
-        house.fails("check", 2);
+        fixture.fails("check", 2);
 
-        assert_eq!(*house.run.phase(), Phase::Aborting);
-        assert_eq!(house.run.job("c").unwrap().state, JobState::Skipped);
-        house.reports("b", Ended::Cancelled);
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Failed));
+        assert_eq!(*fixture.run.phase(), Phase::Aborting);
+        assert_eq!(fixture.run.job("c").unwrap().state, JobState::Skipped);
+        fixture.reports("b", Ended::Cancelled);
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Failed));
     }
 
     #[test]
     fn a_run_that_lost_something_on_the_way_but_reached_its_end_is_partial() {
-        let mut house = Stage::begin(vec![job("a"), job("b"), staged(job("z"), "late")]);
-        house.leases();
-        house.leases();
-        house.fails("a", 1);
-        house.succeeds("b");
+        let mut fixture = Fixture::begin(vec![job("a"), job("b"), staged(job("z"), "late")]);
+        fixture.leases();
+        fixture.leases();
+        fixture.fails("a", 1);
+        fixture.succeeds("b");
 
-        house.runs("z");
+        fixture.runs("z");
 
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Partial));
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Partial));
     }
 
     #[test]
@@ -275,41 +286,41 @@ mod tests {
             jitter_percent: 0,
             on: Vec::new(),
         });
-        let mut house = Stage::begin(vec![flaky]);
+        let mut fixture = Fixture::begin(vec![flaky]);
 
         for _ in 0..3 {
-            assert_eq!(house.leases().as_deref(), Some("a"));
-            house.fails("a", 1);
+            assert_eq!(fixture.leases().as_deref(), Some("a"));
+            fixture.fails("a", 1);
         }
 
         let failures = ["job_attempt_failed", "job_attempt_failed", "job_failed"];
-        let kinds = house.kinds().into_iter().filter(|kind| kind.ends_with("failed"));
+        let kinds = fixture.kinds().into_iter().filter(|kind| kind.ends_with("failed"));
         assert_eq!(kinds.collect::<Vec<_>>(), failures);
     }
 
     #[test]
     fn a_report_of_a_dead_try_changes_nothing() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.leases();
-        let late = house.report("a", Ended::Failed(FailureCause::ExitCode(1)));
-        house.loses("a");
-        house.leases();
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.leases();
+        let late = fixture.report("a", Ended::Failed(FailureCause::ExitCode(1)));
+        fixture.loses("a");
+        fixture.leases();
 
-        assert_eq!(house.refused(&late).code().as_str(), "ATTEMPT_STALE");
+        assert_eq!(fixture.refused(&late).code().as_str(), "ATTEMPT_STALE");
     }
 
     #[test]
     fn a_report_heard_twice_counts_once() {
-        let mut house = Stage::begin(vec![job("a"), job("b")]);
-        house.leases();
+        let mut fixture = Fixture::begin(vec![job("a"), job("b")]);
+        fixture.leases();
         let report =
-            house.report("a", Ended::Succeeded { outputs: BTreeMap::new(), artifacts: vec![] });
+            fixture.report("a", Ended::Succeeded { outputs: BTreeMap::new(), artifacts: vec![] });
 
-        house.carries_out(&report);
-        let before = house.facts.len();
-        house.carries_out(&report);
+        fixture.carries_out(&report);
+        let before = fixture.facts.len();
+        fixture.carries_out(&report);
 
-        assert_eq!(house.facts.len(), before);
+        assert_eq!(fixture.facts.len(), before);
     }
 
     fn success(outputs: &[(&str, &str)], artifacts: Vec<Artifact>) -> Ended {
@@ -339,7 +350,7 @@ mod tests {
             ("long words", Ended::Failed(FailureCause::NotStarted("\0".repeat(1 << 20)))),
         ];
         for (case, ended) in cases {
-            let mut stage = Stage::begin(vec![job("a")]);
+            let mut stage = Fixture::begin(vec![job("a")]);
             stage.leases();
 
             stage.reports("a", ended);
@@ -353,7 +364,7 @@ mod tests {
     fn the_largest_results_that_the_rules_allow_succeed() {
         let most = "x".repeat(results::OUTPUT_VALUE_BYTES_MAX - 1);
         let outputs = [("a", &*most), ("b", &*most), ("c", &*most), ("d", &*most)];
-        let mut stage = Stage::begin(vec![job("a")]);
+        let mut stage = Fixture::begin(vec![job("a")]);
         stage.leases();
 
         stage.reports("a", success(&outputs, (0..200).map(|n| artifact(n.to_string())).collect()));
@@ -363,23 +374,23 @@ mod tests {
 
     #[test]
     fn a_job_stopped_with_its_worker_goes_back() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.leases();
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.leases();
 
-        house.reports("a", Ended::Cancelled);
+        fixture.reports("a", Ended::Cancelled);
 
-        assert_eq!(house.kinds().last(), Some(&"job_lost"));
-        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.kinds().last(), Some(&"job_lost"));
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
     }
 
     #[test]
     fn a_report_by_another_worker_is_refused() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.leases();
-        let Command::Report(mine) = house.report("a", Ended::Cancelled) else { unreachable!() };
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.leases();
+        let Command::Report(mine) = fixture.report("a", Ended::Cancelled) else { unreachable!() };
 
         let theirs = Command::Report(ReportJob { worker: "mallory".into(), ..mine });
 
-        assert_eq!(house.refused(&theirs).code().as_str(), "ATTEMPT_STALE");
+        assert_eq!(fixture.refused(&theirs).code().as_str(), "ATTEMPT_STALE");
     }
 }

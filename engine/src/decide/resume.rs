@@ -3,7 +3,7 @@
 use super::create::{concerned, plan_chunks};
 use crate::{
     event::{RunEvent, VoidCause},
-    gate::{Authors, Standing},
+    gate::{Authors, Identity},
     ids::{Digest, StageName},
     plan::Plan,
     refusal::Refusal,
@@ -21,7 +21,7 @@ pub struct EditedPlan {
     /// The files of the run as they are now. `None`: nobody looked.
     pub source: Option<Source>,
     /// What is known about who sends it.
-    pub requester: Standing,
+    pub requester: Identity,
     /// Who wrote it. `None`: nobody knows.
     pub authors: Option<Authors>,
 }
@@ -93,14 +93,14 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         void = void.or(Some(VoidCause::JobRepeated(job.plan.name.clone())));
         events.push(RunEvent::RunResumed {});
     }
-    if let Some(because) = void.filter(|_| run.phase().is_running()) {
-        let replaced = matches!(because, VoidCause::PlanReplaced(_));
+    if let Some(cause) = void.filter(|_| run.phase().is_running()) {
+        let replaced = matches!(cause, VoidCause::PlanReplaced(_));
         let first = resume.from.as_ref().and_then(|from| place(&header.stages, from));
         let repeated = |job: &Job| {
             first.is_some_and(|first| place(&header.stages, &job.plan.stage) >= Some(first))
         };
         let again = |job: &Job| replaced || job.state.is_over_badly() || repeated(job);
-        events.splice(0..0, run.voids(&because, again));
+        events.splice(0..0, run.voids(&cause, again));
     }
     if events.is_empty() && matches!(run.phase(), Phase::Finished(_)) {
         return Err(Refusal::NothingToResume);
@@ -116,7 +116,7 @@ fn place(stages: &[StageName], stage: &StageName) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::{
-        decide::{Command, Ended, stage_set::*},
+        decide::{Command, Ended, testing::*},
         event::RunOutcome,
         ids::Attempt,
         plan::JobPlan,
@@ -132,7 +132,7 @@ mod tests {
             file_sha256: Digest([9; 32]),
             plan: create.plan,
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         };
         Command::Resume(ResumeRun { file: Some(file), accept_changes, from: None })
@@ -141,66 +141,66 @@ mod tests {
     #[test]
     fn a_succeeded_job_never_runs_again() {
         let jobs = vec![job("a"), needing(job("b"), "a"), needing(job("c"), "b")];
-        let mut house = Stage::begin(jobs);
-        house.runs("a");
-        house.leases();
-        house.fails("b", 1);
+        let mut fixture = Fixture::begin(jobs);
+        fixture.runs("a");
+        fixture.leases();
+        fixture.fails("b", 1);
 
-        house.carries_out(&resume());
+        fixture.carries_out(&resume());
 
-        assert_eq!(house.leases().as_deref(), Some("b"));
-        house.succeeds("b");
-        house.runs("c");
-        assert_eq!(*house.run.phase(), Phase::Finished(RunOutcome::Succeeded));
-        let leased = house.facts.iter().filter(|fact| fact.event.kind() == "job_leased");
+        assert_eq!(fixture.leases().as_deref(), Some("b"));
+        fixture.succeeds("b");
+        fixture.runs("c");
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Succeeded));
+        let leased = fixture.facts.iter().filter(|fact| fact.event.kind() == "job_leased");
         assert_eq!(leased.count(), 4);
     }
 
     #[test]
     fn from_a_stage_on_everything_runs_again_and_says_so() {
-        let mut house = Stage::begin(vec![job("a"), staged(job("z"), "late")]);
-        house.runs("a");
-        house.runs("z");
+        let mut fixture = Fixture::begin(vec![job("a"), staged(job("z"), "late")]);
+        fixture.runs("a");
+        fixture.runs("z");
 
         let again = ResumeRun { from: Some("late".into()), ..ResumeRun::default() };
-        house.carries_out(&Command::Resume(again));
+        fixture.carries_out(&Command::Resume(again));
 
-        assert_eq!(house.kinds().last(), Some(&"jobs_invalidated"));
-        assert_eq!(house.leases().as_deref(), Some("z"));
+        assert_eq!(fixture.kinds().last(), Some(&"jobs_invalidated"));
+        assert_eq!(fixture.leases().as_deref(), Some("z"));
     }
 
     #[test]
     fn a_finished_run_has_nothing_to_resume() {
-        let mut house = Stage::begin(vec![job("a")]);
-        house.runs("a");
-        assert_eq!(house.refused(&resume()), Refusal::NothingToResume);
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        fixture.runs("a");
+        assert_eq!(fixture.refused(&resume()), Refusal::NothingToResume);
     }
 
     #[test]
     fn a_run_that_was_merely_interrupted_goes_on_without_an_event() {
-        let mut house = Stage::begin(vec![job("a")]);
-        let before = house.facts.len();
-        house.carries_out(&resume());
-        assert_eq!(house.facts.len(), before);
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        let before = fixture.facts.len();
+        fixture.carries_out(&resume());
+        assert_eq!(fixture.facts.len(), before);
     }
 
     #[test]
     fn an_edited_file_is_refused_unless_it_is_accepted() {
-        let mut house = Stage::begin(vec![job("a"), needing(job("b"), "a")]);
-        house.runs("a");
-        house.leases();
-        house.fails("b", 1);
+        let mut fixture = Fixture::begin(vec![job("a"), needing(job("b"), "a")]);
+        fixture.runs("a");
+        fixture.leases();
+        fixture.fails("b", 1);
         let mut better = needing(job("b"), "a");
         better.script = "better".into();
         let jobs = vec![job("a"), better, needing(job("c"), "b")];
 
-        assert_eq!(house.refused(&edited(jobs.clone(), false)).code().as_str(), "PLAN_CHANGED");
-        house.carries_out(&edited(jobs, true));
+        assert_eq!(fixture.refused(&edited(jobs.clone(), false)).code().as_str(), "PLAN_CHANGED");
+        fixture.carries_out(&edited(jobs, true));
 
-        assert_eq!(house.run.job("a").unwrap().state.word(), "succeeded");
-        assert_eq!(house.leases().as_deref(), Some("b"));
-        assert_eq!(&*house.run.job("b").unwrap().plan.script, "better");
-        assert_eq!(house.run.job("b").unwrap().attempt.0, 2, "the fence goes on counting");
+        assert_eq!(fixture.run.job("a").unwrap().state.word(), "succeeded");
+        assert_eq!(fixture.leases().as_deref(), Some("b"));
+        assert_eq!(&*fixture.run.job("b").unwrap().plan.script, "better");
+        assert_eq!(fixture.run.job("b").unwrap().attempt.0, 2, "the fence goes on counting");
     }
 
     #[test]
@@ -212,34 +212,34 @@ mod tests {
             parent: None,
             dirty: false,
         };
-        let mut house =
-            Stage::begin_with(vec![job("a")], |create| create.source = Some(source("a")));
-        house.leases();
-        house.fails("a", 1);
-        let plan = house.run.plan().unwrap();
+        let mut fixture =
+            Fixture::begin_with(vec![job("a")], |create| create.source = Some(source("a")));
+        fixture.leases();
+        fixture.fails("a", 1);
+        let plan = fixture.run.plan().unwrap();
         let resumed = |accept_changes| {
             let (file_sha256, source) = (Digest([1; 32]), Some(source("b")));
-            let requester = Standing::default();
+            let requester = Identity::default();
             let plan = plan.clone();
             let file = EditedPlan { file_sha256, plan, source, requester, authors: None };
             let file = Some(file);
             Command::Resume(ResumeRun { file, accept_changes, from: None })
         };
 
-        house.carries_out(&resumed(false));
-        assert_eq!(house.run.header().unwrap().source, Some(source("a")));
-        house.leases();
-        house.fails("a", 2);
-        house.carries_out(&resumed(true));
+        fixture.carries_out(&resumed(false));
+        assert_eq!(fixture.run.header().unwrap().source, Some(source("a")));
+        fixture.leases();
+        fixture.fails("a", 2);
+        fixture.carries_out(&resumed(true));
 
-        assert_eq!(house.run.header().unwrap().source, Some(source("b")));
-        assert_eq!(house.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.run.header().unwrap().source, Some(source("b")));
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
     }
 
     #[test]
     fn an_approval_covers_the_files() {
-        let binds = |commit: Option<&str>| {
-            let house = Stage::begin_with(vec![gated(job("x"))], |create| {
+        let approval_digest = |commit: Option<&str>| {
+            let fixture = Fixture::begin_with(vec![gated(job("x"))], |create| {
                 create.source = commit.map(|commit| Source {
                     commit: commit.repeat(40),
                     origin: crate::source::Origin::Remote("git@host:a".into()),
@@ -248,38 +248,38 @@ mod tests {
                     dirty: false,
                 });
             });
-            house.run.binds(house.run.job("x").unwrap())
+            fixture.run.approval_digest(fixture.run.job("x").unwrap())
         };
-        assert_ne!(binds(Some("a")), binds(Some("b")));
-        assert_ne!(binds(Some("a")), binds(None));
+        assert_ne!(approval_digest(Some("a")), approval_digest(Some("b")));
+        assert_ne!(approval_digest(Some("a")), approval_digest(None));
     }
 
     #[test]
     fn a_gate_asks_again_after_a_resume() {
-        let mut house = Stage::begin(vec![gated(job("x"))]);
-        house.approves("x");
-        house.leases();
-        house.fails("x", 1);
+        let mut fixture = Fixture::begin(vec![gated(job("x"))]);
+        fixture.approves("x");
+        fixture.leases();
+        fixture.fails("x", 1);
 
-        house.carries_out(&resume());
+        fixture.carries_out(&resume());
 
-        assert_eq!(house.kinds().last(), Some(&"gate_reached"));
-        assert_eq!(house.leases(), None);
+        assert_eq!(fixture.kinds().last(), Some(&"gate_reached"));
+        assert_eq!(fixture.leases(), None);
     }
 
     #[test]
     fn every_resume_gives_the_same_time_and_an_edit_may_change_it() {
-        let mut house = Stage::begin_with(vec![job("a"), job("b")], |create| {
+        let mut fixture = Fixture::begin_with(vec![job("a"), job("b")], |create| {
             create.plan.timeout_ms = Some(60_000);
         });
         for _ in 0..3 {
-            house.passes(10_000);
-            house.leases();
-            house.leases();
-            house.fails("a", 1);
-            house.fails("b", 1);
-            house.carries_out(&resume());
-            assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(60_000)));
+            fixture.passes(10_000);
+            fixture.leases();
+            fixture.leases();
+            fixture.fails("a", 1);
+            fixture.fails("b", 1);
+            fixture.carries_out(&resume());
+            assert_eq!(fixture.run.next_due(fixture.now), Some(fixture.now.plus_ms(60_000)));
         }
         let mut plan = creation(vec![job("a")]).plan;
         plan.timeout_ms = Some(5_000);
@@ -287,46 +287,46 @@ mod tests {
             file_sha256: Digest([9; 32]),
             plan: plan.clone(),
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         };
         let edited = ResumeRun { file: Some(file), accept_changes: true, from: None };
-        house.carries_out(&Command::Resume(edited));
+        fixture.carries_out(&Command::Resume(edited));
 
-        assert_eq!(house.run.next_due(house.now), Some(house.now.plus_ms(5_000)));
-        assert_eq!(house.run.plan().unwrap().digest(), plan.digest());
+        assert_eq!(fixture.run.next_due(fixture.now), Some(fixture.now.plus_ms(5_000)));
+        assert_eq!(fixture.run.plan().unwrap().digest(), plan.digest());
     }
 
     #[test]
     fn a_job_that_was_dropped_and_comes_back_goes_on_with_the_next_attempt() {
-        let mut house = Stage::begin(vec![job("a"), job("b")]);
-        house.runs("a");
-        house.leases();
-        let late = house.report("b", Ended::Cancelled);
-        house.loses("b");
+        let mut fixture = Fixture::begin(vec![job("a"), job("b")]);
+        fixture.runs("a");
+        fixture.leases();
+        let late = fixture.report("b", Ended::Cancelled);
+        fixture.loses("b");
         let edited = |jobs: Vec<JobPlan>, digest: u8| {
             let file = EditedPlan {
                 file_sha256: Digest([digest; 32]),
                 plan: creation(jobs).plan,
                 source: None,
-                requester: Standing::default(),
+                requester: Identity::default(),
                 authors: None,
             };
             Command::Resume(ResumeRun { file: Some(file), accept_changes: true, from: None })
         };
 
-        house.carries_out(&edited(vec![job("a"), job("c")], 7));
-        house.carries_out(&edited(vec![job("a"), job("b")], 8));
+        fixture.carries_out(&edited(vec![job("a"), job("c")], 7));
+        fixture.carries_out(&edited(vec![job("a"), job("b")], 8));
 
-        assert_eq!(house.leases().as_deref(), Some("b"));
-        assert_eq!(house.run.job("b").unwrap().attempt, Attempt(2));
-        assert_eq!(house.refused(&late).code().as_str(), "ATTEMPT_STALE");
+        assert_eq!(fixture.leases().as_deref(), Some("b"));
+        assert_eq!(fixture.run.job("b").unwrap().attempt, Attempt(2));
+        assert_eq!(fixture.refused(&late).code().as_str(), "ATTEMPT_STALE");
     }
 
     #[test]
     fn an_unknown_stage_is_refused() {
-        let mut house = Stage::begin(vec![job("a")]);
+        let mut fixture = Fixture::begin(vec![job("a")]);
         let again = ResumeRun { from: Some("nowhere".into()), ..ResumeRun::default() };
-        assert_eq!(house.refused(&Command::Resume(again)).code().as_str(), "STAGE_UNKNOWN");
+        assert_eq!(fixture.refused(&Command::Resume(again)).code().as_str(), "STAGE_UNKNOWN");
     }
 }

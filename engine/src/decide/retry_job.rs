@@ -27,50 +27,50 @@ pub(super) fn decide(run: &Run, name: &JobName) -> Result<Vec<RunEvent>, Refusal
 #[cfg(test)]
 mod tests {
     use crate::{
-        decide::{Command, stage_set::*},
+        decide::{Command, testing::*},
         job::JobState,
     };
 
     #[test]
     fn a_retried_job_takes_along_what_was_skipped_because_of_it() {
         let jobs = vec![job("a"), needing(job("b"), "a"), job("x"), needing(job("y"), "x")];
-        let mut house = Stage::begin(jobs);
-        house.leases();
-        house.fails("a", 1);
-        house.leases();
-        house.fails("x", 1);
+        let mut fixture = Fixture::begin(jobs);
+        fixture.leases();
+        fixture.fails("a", 1);
+        fixture.leases();
+        fixture.fails("x", 1);
 
-        house.carries_out(&Command::Retry("a".into()));
+        fixture.carries_out(&Command::Retry("a".into()));
 
-        assert_eq!(house.leases().as_deref(), Some("a"));
-        assert_eq!(house.run.job("b").unwrap().state, JobState::Waiting);
-        assert_eq!(house.run.job("y").unwrap().state, JobState::Skipped);
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.run.job("b").unwrap().state, JobState::Waiting);
+        assert_eq!(fixture.run.job("y").unwrap().state, JobState::Skipped);
     }
 
     #[test]
     fn a_requeued_job_waits_for_a_stage_that_was_opened_again() {
-        let mut house = Stage::begin(vec![staged(job("z"), "late"), job("a")]);
-        house.leases();
-        house.fails("a", 1);
-        house.leases();
-        house.loses("z");
+        let mut fixture = Fixture::begin(vec![staged(job("z"), "late"), job("a")]);
+        fixture.leases();
+        fixture.fails("a", 1);
+        fixture.leases();
+        fixture.loses("z");
 
-        house.carries_out(&Command::Retry("a".into()));
+        fixture.carries_out(&Command::Retry("a".into()));
 
-        assert_eq!(house.leases().as_deref(), Some("a"));
-        assert_eq!(house.leases(), None);
+        assert_eq!(fixture.leases().as_deref(), Some("a"));
+        assert_eq!(fixture.leases(), None);
     }
 
     #[test]
     fn a_job_that_has_not_failed_is_not_retried() {
-        let mut house = Stage::begin(vec![job("a"), job("b")]);
-        house.runs("a");
+        let mut fixture = Fixture::begin(vec![job("a"), job("b")]);
+        fixture.runs("a");
         for name in ["a", "b"] {
             assert_eq!(
-                house.refused(&Command::Retry(name.into())).code().as_str(),
+                fixture.refused(&Command::Retry(name.into())).code().as_str(),
                 "JOB_NOT_RETRYABLE"
             );
         }
-        assert_eq!(house.refused(&Command::Retry("c".into())).code().as_str(), "JOB_UNKNOWN");
+        assert_eq!(fixture.refused(&Command::Retry("c".into())).code().as_str(), "JOB_UNKNOWN");
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Busy, Job, Run, Want, Wanted};
+use super::{Job, LockUsage, Run, Want, Wanted};
 use crate::{expression::fill_shell, ids::JobName, time::Timestamp};
 
 /// A job, ready to be run.
@@ -20,21 +20,21 @@ pub struct Assignment {
 impl Run {
     /// The first job, in file order, that a worker with `tags` may be given at `now`, while other
     /// runs hold the locks in `busy`.
-    pub fn next_for(&self, tags: &[String], busy: &Busy, now: Timestamp) -> Option<&Job> {
-        let index = self.agenda.next_for(tags, &self.with_own(busy)?, now)?;
+    pub fn next_for(&self, tags: &[String], busy: &LockUsage, now: Timestamp) -> Option<&Job> {
+        let index = self.ready_queue.next_for(tags, &self.with_own(busy)?, now)?;
         Some(&self.jobs[index as usize])
     }
 
     /// The job called `name`, if a worker may be given it at `now`, while other runs hold the locks
     /// in `busy`.
-    pub fn leasable(&self, name: &JobName, busy: &Busy, now: Timestamp) -> Option<&Job> {
+    pub fn leasable(&self, name: &JobName, busy: &LockUsage, now: Timestamp) -> Option<&Job> {
         let index = self.index_of(name.as_str())?;
-        let fits = self.agenda.may_be_leased(index, &self.with_own(busy)?, now);
+        let fits = self.ready_queue.may_be_leased(index, &self.with_own(busy)?, now);
         fits.then(|| &self.jobs[index as usize])
     }
 
     /// The locks of all runs, if this one has room for another job.
-    fn with_own(&self, others: &Busy) -> Option<Busy> {
+    fn with_own(&self, others: &LockUsage) -> Option<LockUsage> {
         if self.room() == 0 {
             return None;
         }
@@ -47,7 +47,7 @@ impl Run {
 
     /// Whether it matters which of the workers that could take a job is given it.
     pub fn is_choosy(&self) -> bool {
-        self.agenda.is_choosy()
+        self.ready_queue.is_choosy()
     }
 
     /// How many jobs more may be leased before the run's parallelism is reached.
@@ -59,18 +59,18 @@ impl Run {
 
     /// What could be leased at `now`, but for locks that are held and for the parallelism.
     pub fn wants(&self, now: Timestamp) -> Vec<Wanted> {
-        self.agenda.wants(now)
+        self.ready_queue.wants(now)
     }
 
     /// What the job called `name` wants of a worker, if it could be leased at `now` but for its lock
     /// and the parallelism.
     pub fn want_of(&self, name: &JobName, now: Timestamp) -> Option<Arc<Want>> {
-        self.agenda.want_of(self.index_of(name.as_str())?, now).cloned()
+        self.ready_queue.want_of(self.index_of(name.as_str())?, now).cloned()
     }
 
     /// The names of the locks that its jobs ask for.
     pub fn locks(&self) -> BTreeSet<&str> {
-        self.agenda.locks()
+        self.ready_queue.locks()
     }
 
     /// What the worker that leased `job` runs, or why it cannot be put together.

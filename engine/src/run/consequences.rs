@@ -1,7 +1,7 @@
 //! What follows by itself: skips, decided conditions, reached gates, the abort and the end.
 //!
 //! Each answer is one event; the caller walks it and asks again, until nothing follows. The
-//! indexes of the agenda make each answer cost the same in a run of ten jobs or of a million.
+//! indexes of the ready_queue make each answer cost the same in a run of ten jobs or of a million.
 //!
 //! Every answer must fit a record, whatever jobs wrote and however long their names are. Nobody
 //! asked for it, so nobody can be refused: a consequence that cannot be written would undo the
@@ -33,29 +33,29 @@ impl Run {
     }
 
     fn abort(&self) -> Option<RunEvent> {
-        let root = self.agenda.abort_due()?;
+        let root = self.ready_queue.abort_due()?;
         Some(RunEvent::RunAborted { root: self.jobs[root as usize].plan.name.clone() })
     }
 
     fn skip(&self) -> Option<RunEvent> {
-        let (index, need) = self.agenda.first_doomed()?;
+        let (index, need) = self.ready_queue.first_doomed()?;
         let need = &self.jobs[need as usize];
         let root = match &need.skipped {
             Some(SkipCause::NeedUnmet { root, .. }) => root.clone(),
             Some(SkipCause::ConditionFalse) | None => need.plan.name.clone(),
         };
         let job = self.jobs[index as usize].plan.name.clone();
-        let because = SkipCause::NeedUnmet { need: need.plan.name.clone(), root };
-        Some(RunEvent::JobSkipped { job, because })
+        let cause = SkipCause::NeedUnmet { need: need.plan.name.clone(), root };
+        Some(RunEvent::JobSkipped { job, cause })
     }
 
     /// Decides the condition of a job, or says that its gate is reached.
     fn open(&self) -> Option<RunEvent> {
-        let job = &self.jobs[self.agenda.first_undecided()? as usize];
+        let job = &self.jobs[self.ready_queue.first_undecided()? as usize];
         let name = job.plan.name.clone();
         Some(match (&job.state, &job.plan.condition) {
             (JobState::Declined, _) => {
-                RunEvent::JobSkipped { job: name, because: SkipCause::ConditionFalse }
+                RunEvent::JobSkipped { job: name, cause: SkipCause::ConditionFalse }
             }
             (JobState::Waiting, Some(condition)) => {
                 let decided = self
@@ -73,16 +73,18 @@ impl Run {
                         attempt: job.attempt,
                         cause: FailureCause::NotStarted(format!("`if`: {error}")).bounded(),
                         ran_ms: 0,
-                        log: None,
+                        captured_output: None,
                     },
                 }
             }
-            (_, _) => RunEvent::GateReached { job: name, binds: self.binds(job) },
+            (_, _) => {
+                RunEvent::GateReached { job: name, approval_digest: self.approval_digest(job) }
+            }
         })
     }
 
     fn end(&self) -> Option<RunEvent> {
-        if !self.agenda.is_over() {
+        if !self.ready_queue.is_over() {
             return None;
         }
         let counts = self.counts();
@@ -111,7 +113,7 @@ impl Run {
             | Phase::Running
             | Phase::Finished(_) => {}
         }
-        match (counts.failed, counts.rejected, self.agenda.last_stage_is_whole()) {
+        match (counts.failed, counts.rejected, self.ready_queue.last_stage_is_whole()) {
             (0, 0, _) => RunOutcome::Succeeded,
             (0, 1.., _) => RunOutcome::Rejected,
             (1.., 0, true) if self.phase == Phase::Running => RunOutcome::Partial,
@@ -143,7 +145,7 @@ impl Run {
         }
         let mut open: Vec<u32> = self.index_of(job.plan.name.as_str()).into_iter().collect();
         while let Some(index) = open.pop() {
-            for need in self.agenda.needs(index) {
+            for need in self.ready_queue.needs(index) {
                 let need_job = &self.jobs[*need as usize];
                 let name = need_job.plan.name.clone();
                 if let Entry::Vacant(free) = context.needs.entry(name) {

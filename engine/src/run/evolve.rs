@@ -191,7 +191,7 @@ impl Run {
     }
 
     fn finish(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
-        if !self.agenda.is_over() {
+        if !self.ready_queue.is_over() {
             return Err(IllegalEvent::new(&fact.event, "jobs are still open"));
         }
         self.finished_at = Some(fact.at);
@@ -255,7 +255,7 @@ impl Run {
         let after = before.next(&fact.event)?;
         self.may_begin(index, fact)?;
         if after.is_over() {
-            self.agenda.settle_doomed(index);
+            self.ready_queue.settle_doomed(index);
         }
         let approver = self.approver(fact);
         let job = &mut self.jobs[index as usize];
@@ -266,7 +266,7 @@ impl Run {
             job.since = fact.at;
         }
         job.state = after;
-        self.agenda.moved(index, &before, &self.jobs);
+        self.ready_queue.moved(index, &before, &self.jobs);
         self.note_preapproval(index);
         Ok(())
     }
@@ -281,7 +281,7 @@ impl Run {
                     let state = format!("attempt {} is next", job.attempt.next());
                     return Err(IllegalEvent::new(&fact.event, state));
                 }
-                if !self.agenda.is_due(index, fact.at) && !self.agenda.is_ready(index) {
+                if !self.ready_queue.is_due(index, fact.at) && !self.ready_queue.is_ready(index) {
                     return Err(IllegalEvent::new(&fact.event, "the job is not ready"));
                 }
                 if job.has_lapsed(fact.at) {
@@ -293,16 +293,18 @@ impl Run {
             }
             RunEvent::GateReached { .. } | RunEvent::ConditionEvaluated { .. } => {
                 let open = self
-                    .agenda
+                    .ready_queue
                     .needs(index)
                     .iter()
                     .all(|need| self.jobs[*need as usize].state.is_over());
-                if !open || !self.agenda.stage_is_open(index) {
+                if !open || !self.ready_queue.stage_is_open(index) {
                     return Err(IllegalEvent::new(&fact.event, "something before it is open"));
                 }
             }
             RunEvent::GateApproved { .. } => self.may_count(job, fact)?,
-            RunEvent::GateVoided { binds, .. } if job.binds != Some(*binds) => {
+            RunEvent::GateVoided { approval_digest, .. }
+                if job.approval_digest != Some(*approval_digest) =>
+            {
                 return Err(IllegalEvent::new(&fact.event, "something else was asked"));
             }
             RunEvent::RunCreated { .. }
@@ -338,28 +340,28 @@ impl Job {
                 self.attempt = *attempt;
                 self.leased_at = Some(fact.at);
             }
-            RunEvent::JobSucceeded { ran_ms, outputs, log, artifacts, .. } => {
+            RunEvent::JobSucceeded { ran_ms, outputs, captured_output, artifacts, .. } => {
                 self.ran_ms = Some(*ran_ms);
                 self.outputs.clone_from(outputs);
-                self.log = *log;
+                self.captured_output = *captured_output;
                 self.artifacts.clone_from(artifacts);
                 self.cause = None;
             }
-            RunEvent::JobAttemptFailed { cause, ran_ms, log, .. }
-            | RunEvent::JobFailed { cause, ran_ms, log, .. } => {
+            RunEvent::JobAttemptFailed { cause, ran_ms, captured_output, .. }
+            | RunEvent::JobFailed { cause, ran_ms, captured_output, .. } => {
                 self.failures += 1;
                 self.ran_ms = Some(*ran_ms);
-                self.log = *log;
+                self.captured_output = *captured_output;
                 self.cause = Some(cause.clone());
             }
-            RunEvent::JobCancelled { ran_ms, log, .. } => {
+            RunEvent::JobCancelled { ran_ms, captured_output, .. } => {
                 self.ran_ms = Some(*ran_ms);
-                self.log = *log;
+                self.captured_output = *captured_output;
             }
             RunEvent::JobLost { .. } => self.losses += 1,
-            RunEvent::JobSkipped { because, .. } => self.skipped = Some(because.clone()),
-            RunEvent::GateReached { binds, .. } => {
-                self.binds = Some(*binds);
+            RunEvent::JobSkipped { cause, .. } => self.skipped = Some(cause.clone()),
+            RunEvent::GateReached { approval_digest, .. } => {
+                self.approval_digest = Some(*approval_digest);
                 self.asked += 1;
             }
             RunEvent::GateRejected { comment, .. } => {
@@ -367,7 +369,7 @@ impl Job {
                 self.gate = Some(GateDecision { approved: false, by, at: fact.at, comment });
             }
             RunEvent::GateVoided { .. } => {
-                self.binds = None;
+                self.approval_digest = None;
                 self.gate = None;
                 self.approvals.clear();
             }
@@ -399,18 +401,24 @@ impl Job {
 
     /// One more person has approved.
     fn approved(&mut self, by: Actor, fact: &Fact) {
-        let RunEvent::GateApproved { comment, missing, standing, until, in_advance, .. } =
-            &fact.event
+        let RunEvent::GateApproved {
+            comment,
+            approvals_remaining,
+            identity,
+            expires_at,
+            in_advance,
+            ..
+        } = &fact.event
         else {
             return;
         };
         let (at, comment) = (fact.at, comment.clone());
-        if *missing == 0 {
+        if *approvals_remaining == 0 {
             let (by, comment) = (by.clone(), comment.clone());
             self.gate = Some(GateDecision { approved: true, by, at, comment });
         }
-        let (standing, until, in_advance) = (standing.clone(), *until, *in_advance);
-        self.approvals.push(Approval { by, at, comment, standing, until, in_advance });
+        let (identity, expires_at, in_advance) = (identity.clone(), *expires_at, *in_advance);
+        self.approvals.push(Approval { by, at, comment, identity, expires_at, in_advance });
     }
 }
 

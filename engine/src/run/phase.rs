@@ -138,7 +138,7 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
-    use crate::specimens::one_of_each_kind;
+    use crate::test_events::one_of_each_kind;
 
     /// Every phase × every kind of event: the drawing of the table above.
     #[test]

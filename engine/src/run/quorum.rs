@@ -3,7 +3,7 @@
 use super::{Job, Run};
 use crate::{
     event::{Fact, RunEvent, SkipCause, VoidCause},
-    gate::{Approval, Asking, GatePolicy, Standing, is_human, is_same_person},
+    gate::{Approval, Asking, GatePolicy, Identity, is_human, is_same_person},
     ids::{Actor, Digest, JobName},
     job::{IllegalEvent, JobState},
     refusal::Refusal,
@@ -17,14 +17,14 @@ impl Job {
     }
 
     /// How many more people its gate wants.
-    pub fn people_missing(&self) -> u32 {
+    pub fn approvals_remaining(&self) -> u32 {
         let min = self.plan.gate.as_ref().map_or(1, |policy| policy.min);
         min.saturating_sub(u32::try_from(self.approvals.len()).unwrap_or(u32::MAX))
     }
 
     /// When the approvals so far count no more, unless the job is leased before: with the first.
-    pub fn counts_until(&self) -> Option<Timestamp> {
-        let untils = self.approvals.iter().filter_map(|approval| approval.until);
+    pub fn approvals_expire_at(&self) -> Option<Timestamp> {
+        let untils = self.approvals.iter().filter_map(|approval| approval.expires_at);
         untils.min().filter(|_| match &self.state {
             JobState::AtGate(_) | JobState::Approved => true,
             JobState::Waiting
@@ -44,7 +44,7 @@ impl Job {
 
     /// Whether its approvals have expired by `now`.
     pub(crate) fn has_lapsed(&self, now: Timestamp) -> bool {
-        self.counts_until().is_some_and(|until| until <= now)
+        self.approvals_expire_at().is_some_and(|until| until <= now)
     }
 
     /// How far its gate is, in words: `1 of 2 approvals, by human:ana`. Empty where there is no
@@ -62,17 +62,19 @@ impl Job {
     }
 
     /// The approval of the same person, if they gave theirs already.
-    pub(crate) fn approval_of(&self, by: &Actor, standing: &Standing) -> Option<&Approval> {
+    pub(crate) fn approval_of(&self, by: &Actor, identity: &Identity) -> Option<&Approval> {
         self.approvals
             .iter()
-            .find(|given| is_same_person((&given.by, &given.standing), (by, standing)))
+            .find(|given| is_same_person((&given.by, &given.identity), (by, identity)))
     }
 
     /// What an approval of it covers, if its gate was reached and its approvals may still be void.
     fn voidable(&self) -> Option<Digest> {
         match &self.state {
-            JobState::AtGate(binds) => Some(*binds),
-            JobState::Approved | JobState::BackingOff(_) | JobState::Requeued => self.binds,
+            JobState::AtGate(approval_digest) => Some(*approval_digest),
+            JobState::Approved | JobState::BackingOff(_) | JobState::Requeued => {
+                self.approval_digest
+            }
             JobState::Waiting
             | JobState::Admitted
             | JobState::Declined
@@ -86,9 +88,9 @@ impl Job {
         }
     }
 
-    fn voided(&self, because: &VoidCause) -> Option<RunEvent> {
-        let (job, because) = (self.plan.name.clone(), because.clone());
-        self.voidable().map(|binds| RunEvent::GateVoided { job, binds, because })
+    fn voided(&self, cause: &VoidCause) -> Option<RunEvent> {
+        let (job, cause) = (self.plan.name.clone(), cause.clone());
+        self.voidable().map(|approval_digest| RunEvent::GateVoided { job, approval_digest, cause })
     }
 }
 
@@ -97,34 +99,34 @@ impl Run {
     pub(crate) fn approval(
         &self,
         job: &Job,
-        by: (&Actor, &Standing),
+        by: (&Actor, &Identity),
         comment: String,
         at: Timestamp,
         in_advance: bool,
     ) -> Result<RunEvent, Refusal> {
         let name = &job.plan.name;
         self.may_approve(job, by)?;
-        let JobState::AtGate(binds) = job.state else {
+        let JobState::AtGate(approval_digest) = job.state else {
             return Err(Refusal::GateNotWaiting { job: name.clone(), state: job.state.word() });
         };
         let policy = job.plan.gate.as_ref();
         Ok(RunEvent::GateApproved {
             job: name.clone(),
-            binds,
+            approval_digest,
             comment,
-            missing: job.people_missing().saturating_sub(1),
-            standing: policy.map(|_| by.1.clone()).unwrap_or_default(),
-            until: policy.and_then(|policy| policy.expires_ms).map(|ms| at.plus_ms(ms)),
+            approvals_remaining: job.approvals_remaining().saturating_sub(1),
+            identity: policy.map(|_| by.1.clone()).unwrap_or_default(),
+            expires_at: policy.and_then(|policy| policy.expires_ms).map(|ms| at.plus_ms(ms)),
             in_advance,
         })
     }
 
     /// Whether `by` may approve at the gate of `job`.
-    fn may_approve(&self, job: &Job, by: (&Actor, &Standing)) -> Result<(), Refusal> {
+    fn may_approve(&self, job: &Job, by: (&Actor, &Identity)) -> Result<(), Refusal> {
         is_human(&job.plan.name, by.0)?;
         let (Some(policy), Some(header)) = (&job.plan.gate, &self.header) else { return Ok(()) };
         let mut requesters = vec![(&header.requested_by, &header.requester)];
-        requesters.extend(header.accepted.iter().map(|(by, standing)| (by, standing)));
+        requesters.extend(header.accepted.iter().map(|(by, identity)| (by, identity)));
         policy.admits(&Asking {
             job: &job.plan.name,
             by,
@@ -146,7 +148,7 @@ impl Run {
 
     /// The first gate that whoever asked for the run has approved by that.
     pub(super) fn preapproval(&self) -> Option<RunEvent> {
-        let job = &self.jobs[self.agenda.first_preapproved()? as usize];
+        let job = &self.jobs[self.ready_queue.first_preapproved()? as usize];
         let header = self.header.as_ref()?;
         let by = (&header.requested_by, &header.requester);
         let comment = "approved in advance by `--yes`".to_owned();
@@ -157,15 +159,15 @@ impl Run {
     /// Whether an approval is legal: of a person who has not approved yet, and as many as are told
     /// are missing after it.
     pub(super) fn may_count(&self, job: &Job, fact: &Fact) -> Result<(), IllegalEvent> {
-        let RunEvent::GateApproved { missing, standing, .. } = &fact.event else {
+        let RunEvent::GateApproved { approvals_remaining, identity, .. } = &fact.event else {
             return Ok(());
         };
         let illegal = |state: &str| Err(IllegalEvent::new(&fact.event, state));
         let by = self.approver(fact);
-        if job.approval_of(&by, standing).is_some() {
+        if job.approval_of(&by, identity).is_some() {
             return illegal("that person has approved already");
         }
-        if job.people_missing() != missing.saturating_add(1) {
+        if job.approvals_remaining() != approvals_remaining.saturating_add(1) {
             return illegal("another number of people is missing");
         }
         if job.has_lapsed(fact.at) {
@@ -184,28 +186,32 @@ impl Run {
 
     /// The approvals that have expired by `now`.
     pub(crate) fn lapsed(&self, now: Timestamp) -> Vec<RunEvent> {
-        let jobs = self.agenda.lapsed(now).map(|index| &self.jobs[index as usize]);
-        jobs.filter_map(|job| job.voided(&VoidCause::Expired(job.counts_until()?))).collect()
+        let jobs = self.ready_queue.lapsed(now).map(|index| &self.jobs[index as usize]);
+        jobs.filter_map(|job| job.voided(&VoidCause::Expired(job.approvals_expire_at()?))).collect()
     }
 
     /// The gates that do not stand on what was read any more, once the jobs for which `again`
     /// holds run again.
-    pub(crate) fn voids(&self, because: &VoidCause, again: impl Fn(&Job) -> bool) -> Vec<RunEvent> {
+    pub(crate) fn voids(&self, cause: &VoidCause, again: impl Fn(&Job) -> bool) -> Vec<RunEvent> {
         let changed: Vec<bool> = self.jobs.iter().map(again).collect();
         let touched = (0..).zip(&changed).filter(|(_, again)| **again);
-        let Some(first) = touched.map(|(index, _)| self.agenda.stage(index)).min() else {
+        let Some(first) = touched.map(|(index, _)| self.ready_queue.stage(index)).min() else {
             return Vec::new();
         };
         let stands_on = |index: u32| {
             changed[index as usize]
-                || self.agenda.stage(index) > first
-                || (self.agenda.stage(index) == first
-                    && self.agenda.within_stage(index).iter().any(|need| changed[*need as usize]))
+                || self.ready_queue.stage(index) > first
+                || (self.ready_queue.stage(index) == first
+                    && self
+                        .ready_queue
+                        .within_stage(index)
+                        .iter()
+                        .any(|need| changed[*need as usize]))
         };
         let gates = (0..).zip(&self.jobs).filter(|(_, job)| job.voidable().is_some());
         gates
             .filter(|(index, _)| stands_on(*index))
-            .filter_map(|(_, job)| job.voided(because))
+            .filter_map(|(_, job)| job.voided(cause))
             .collect()
     }
 
@@ -220,17 +226,17 @@ impl Run {
     /// What an approval of `job` covers: the run, its plan and its files, the job, how often its gate
     /// was asked, and every result it stands on: of the stages before, and of its needs and theirs.
     /// Any change of them is another digest, and an approval of the old one opens nothing.
-    pub fn binds(&self, job: &Job) -> Digest {
+    pub fn approval_digest(&self, job: &Job) -> Digest {
         let header = self.header.as_ref();
         let plan = header.map(|header| header.plan_sha256.to_string()).unwrap_or_default();
         let run = header.map(|header| header.run.as_str()).unwrap_or_default();
         let own = serde_json::to_string(&job.plan).expect("BUG: a job is always JSON");
-        let before = self.agenda.results_before();
+        let before = self.ready_queue.results_before();
         let files = header.and_then(|header| header.source.as_ref());
         let files = files.map(|source| source.commit.as_str()).unwrap_or_default();
         let mut text = format!("{run}\n{plan}\n{own}\n{}\n{files}\n{before}\n", job.asked);
         let index = self.index_of(job.plan.name.as_str());
-        for need in index.map(|index| self.agenda.within_stage(index)).unwrap_or_default() {
+        for need in index.map(|index| self.ready_queue.within_stage(index)).unwrap_or_default() {
             text.push_str(&self.jobs[need as usize].result_line());
             text.push('\n');
         }
@@ -253,9 +259,9 @@ impl Run {
 impl Job {
     /// The result of an ended job, as one line: what it was, and all that it left behind.
     pub(super) fn result_line(&self) -> String {
-        let log = self.log.map(|log| log.sha256);
+        let captured_output = self.captured_output.map(|captured_output| captured_output.sha256);
         let (name, state) = (&self.plan.name, self.state.word());
-        let result = (name, self.attempt, state, log, &self.outputs, &self.artifacts);
+        let result = (name, self.attempt, state, captured_output, &self.outputs, &self.artifacts);
         serde_json::to_string(&result).expect("BUG: a result is always JSON")
     }
 }

@@ -69,7 +69,7 @@ impl Demand {
         if kind.references > 0 {
             return;
         }
-        self.unfile(id);
+        self.dequeue(id);
         let Some(kind) = self.kinds.remove(&id) else { return };
         self.ids.remove(&kind.want);
         if let Some((name, _)) = &kind.want.lock
@@ -104,7 +104,7 @@ impl Demand {
         if let Some(kind) = self.kinds.get_mut(&id) {
             kind.runs.remove(run);
             if kind.runs.is_empty() {
-                self.unfile(id);
+                self.dequeue(id);
             }
         }
     }
@@ -120,7 +120,7 @@ impl Demand {
         let mut opened = Vec::new();
         for id in ids {
             if !self.is_free(id, locks) {
-                self.unfile(id);
+                self.dequeue(id);
             } else if self.file(id, supply, locks) {
                 opened.push(id);
             }
@@ -152,7 +152,7 @@ impl Demand {
         true
     }
 
-    fn unfile(&mut self, id: WantId) {
+    fn dequeue(&mut self, id: WantId) {
         let Some(under) = self.kinds.get_mut(&id).and_then(|kind| kind.filed.take()) else {
             return;
         };

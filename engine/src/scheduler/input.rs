@@ -4,7 +4,7 @@ use super::{Hello, SessionId};
 use crate::{
     event::Fact,
     ids::{AttemptId, RunId, WorkerName},
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     time::Timestamp,
 };
 
@@ -47,7 +47,7 @@ pub enum Input<'a> {
         /// What was recorded.
         facts: &'a [Fact],
         /// The locks that the run held after it.
-        locks: &'a Busy,
+        locks: &'a LockUsage,
     },
     /// The records of a run cannot be replayed: nothing of it is leased, lost or waited for.
     RunSetAside {

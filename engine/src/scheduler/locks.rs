@@ -2,31 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{ids::RunId, run::Busy};
+use crate::{ids::RunId, run::LockUsage};
 
 /// The locks that runs hold. Every change costs what it changes, however many runs there are.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
     runs: BTreeMap<RunId, Held>,
     /// What all runs hold together.
-    taken: Busy,
+    taken: LockUsage,
     /// What leases that are just being decided may take.
-    kept: Busy,
+    kept: LockUsage,
     version: u64,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     /// After what was decided.
-    decided: Busy,
+    decided: LockUsage,
     /// After what is durable.
-    durable: Busy,
+    durable: LockUsage,
 }
 
 impl Held {
     /// The places that no other run may take: what was let go in memory alone may turn out to be
     /// held, and what was taken in memory alone will be.
-    fn most(&self) -> Busy {
+    fn most(&self) -> LockUsage {
         let mut most = self.decided.clone();
         for (name, count) in &self.durable {
             let place = most.entry(name.clone()).or_default();
@@ -39,12 +39,12 @@ impl Held {
 impl Locks {
     /// What `run` holds after everything that was decided. Answers the locks of which more or
     /// fewer places are taken now.
-    pub(super) fn decided(&mut self, run: &RunId, busy: &Busy) -> Vec<String> {
+    pub(super) fn decided(&mut self, run: &RunId, busy: &LockUsage) -> Vec<String> {
         self.change(run, |held| held.decided.clone_from(busy))
     }
 
     /// What `run` holds after everything that is durable.
-    pub(super) fn durable(&mut self, run: &RunId, busy: &Busy) -> Vec<String> {
+    pub(super) fn durable(&mut self, run: &RunId, busy: &LockUsage) -> Vec<String> {
         self.change(run, |held| held.durable.clone_from(busy))
     }
 
@@ -59,7 +59,7 @@ impl Locks {
         let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let mut changed = Vec::new();
         for name in names {
-            let count = |busy: &Busy| busy.get(name).copied().unwrap_or_default();
+            let count = |busy: &LockUsage| busy.get(name).copied().unwrap_or_default();
             let (was, is) = (count(&before), count(&after));
             if was != is {
                 let taken = self.taken.entry(name.clone()).or_default();
@@ -92,7 +92,7 @@ impl Locks {
 
     /// How many places of lock `name` are taken, or kept.
     pub(super) fn taken(&self, name: &str) -> u32 {
-        let count = |busy: &Busy| busy.get(name).copied().unwrap_or_default();
+        let count = |busy: &LockUsage| busy.get(name).copied().unwrap_or_default();
         count(&self.taken) + count(&self.kept)
     }
 
@@ -101,10 +101,10 @@ impl Locks {
         &self,
         run: &RunId,
         names: impl IntoIterator<Item = &'n str>,
-    ) -> Busy {
+    ) -> LockUsage {
         let own = self.runs.get(run).map(Held::most).unwrap_or_default();
         let others = |name: &str| {
-            let count = |busy: &Busy| busy.get(name).copied().unwrap_or_default();
+            let count = |busy: &LockUsage| busy.get(name).copied().unwrap_or_default();
             count(&self.taken).saturating_sub(count(&own))
         };
         let all = names.into_iter().map(|name| (name.to_owned(), others(name)));
@@ -120,8 +120,8 @@ impl Locks {
 mod tests {
     use super::*;
 
-    fn held(count: u32) -> Busy {
-        Busy::from([("db".to_owned(), count)])
+    fn held(count: u32) -> LockUsage {
+        LockUsage::from([("db".to_owned(), count)])
     }
 
     #[test]
@@ -132,11 +132,11 @@ mod tests {
         assert_eq!(locks.of_others(&other, ["db"]), held(1), "taken as soon as it is decided");
         locks.durable(&run, &held(1));
 
-        assert_eq!(locks.decided(&run, &Busy::new()), [""; 0], "let go in memory alone");
+        assert_eq!(locks.decided(&run, &LockUsage::new()), [""; 0], "let go in memory alone");
         assert_eq!(locks.taken("db"), 1);
-        assert_eq!(locks.durable(&run, &Busy::new()), ["db"]);
+        assert_eq!(locks.durable(&run, &LockUsage::new()), ["db"]);
 
-        assert_eq!((locks.taken("db"), locks.of_others(&other, ["db"])), (0, Busy::new()));
+        assert_eq!((locks.taken("db"), locks.of_others(&other, ["db"])), (0, LockUsage::new()));
         assert!(locks.runs.is_empty() && locks.taken.is_empty());
     }
 
@@ -144,7 +144,10 @@ mod tests {
     fn a_kept_place_is_taken_for_the_search_and_not_for_the_decision() {
         let mut locks = Locks::default();
         locks.keep("db");
-        assert_eq!((locks.taken("db"), locks.of_others(&"r".into(), ["db"])), (1, Busy::new()));
+        assert_eq!(
+            (locks.taken("db"), locks.of_others(&"r".into(), ["db"])),
+            (1, LockUsage::new())
+        );
         locks.unkeep("db");
         assert_eq!(locks.taken("db"), 0);
     }

@@ -12,7 +12,7 @@ use super::{
     session::Session,
     supply::Rank,
 };
-use crate::{decide::LeaseJob, ids::RunId, run::Busy};
+use crate::{decide::LeaseJob, ids::RunId, run::LockUsage};
 
 /// Longest time between two trials of a store that takes no leases.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -214,7 +214,7 @@ impl Scheduler {
             tags: session.hello.tags.clone(),
             lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
             // Filled in where it is decided: by then others may hold more.
-            busy: Busy::new(),
+            busy: LockUsage::new(),
             only: session.hello.job.clone(),
         };
         self.index_session(id);

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use super::{
     CloseReason, Effect, Hello, LossReason, Message, Notice, Scheduler, SessionId,
-    session::{Session, Stage},
+    session::{Session, SessionStage},
 };
 use crate::ids::{AttemptId, RunId, WorkerName};
 
@@ -23,7 +23,7 @@ impl Scheduler {
         let worker = hello.worker.clone();
         let current = self.workers.get(&worker).and_then(|known| known.current);
         let old = current.and_then(|current| self.sessions.get(&current));
-        if old.is_some_and(|old| old.hello.instance != hello.instance) {
+        if old.is_some_and(|old| old.hello.worker_instance_id != hello.worker_instance_id) {
             let reason = CloseReason::NameTaken;
             return self.out.push(Effect::Close { session: id, reason });
         }
@@ -53,12 +53,13 @@ impl Scheduler {
         else {
             return;
         };
-        let Some(session) = self.sessions.get(&id).filter(|it| it.stage == Stage::Opening) else {
+        let Some(session) = self.sessions.get(&id).filter(|it| it.stage == SessionStage::Opening)
+        else {
             return;
         };
         known.reconciling = Some(id);
         self.reconciling.insert(id, worker.clone());
-        let named = known.leases.iter().chain(&session.hello.holding);
+        let named = known.leases.iter().chain(&session.hello.held);
         let runs: BTreeSet<RunId> = named.map(|attempt| attempt.run.clone()).collect();
         // Losses that failed are decided anew, by what the worker says that it holds.
         let leases: Vec<AttemptId> = known.leases.iter().cloned().collect();
@@ -79,10 +80,10 @@ impl Scheduler {
             self.end_reconciling(&worker);
             return self.fail_opening(id);
         };
-        let named = &session.hello.holding;
+        let named = &session.hello.held;
         let (held, lost): (Vec<_>, Vec<_>) =
             leased.into_iter().partition(|attempt| named.contains(attempt));
-        session.stage = Stage::Settling;
+        session.stage = SessionStage::Settling;
         session.held = held.into_iter().map(|attempt| (attempt, false)).collect();
         for attempt in lost {
             self.lose(&attempt, LossReason::NotHeld);
@@ -141,7 +142,7 @@ impl Scheduler {
     /// Lets a session begin: its welcome is the first that the worker is told.
     fn begin(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.stage = Stage::Ready;
+        session.stage = SessionStage::Ready;
         let held: BTreeSet<AttemptId> = session.held.keys().cloned().collect();
         let (worker, hello) = (session.hello.worker.clone(), session.hello.clone());
         self.absences.disarm(&worker);
@@ -176,7 +177,7 @@ impl Scheduler {
             self.disconnected(id);
             return self.out.push(Effect::Close { session: id, reason: CloseReason::Left });
         }
-        session.stage = Stage::Leaving;
+        session.stage = SessionStage::Leaving;
         self.count_tags(id);
         self.index_session(id);
         let leases: Vec<AttemptId> = match self.workers.get_mut(&worker) {

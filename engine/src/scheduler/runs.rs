@@ -10,7 +10,7 @@ use super::{Effect, Notice, Scheduler, SessionId, demand::WantId};
 use crate::{
     event::{Fact, RunEvent},
     ids::{Attempt, AttemptId, JobName, RunId, WorkerName},
-    run::{Busy, Run, Want, Wanted},
+    run::{LockUsage, Run, Want, Wanted},
     time::Timestamp,
 };
 
@@ -76,8 +76,8 @@ impl Scheduler {
         }
         self.forget_run(run);
         // Whatever it held, nothing can tell that it still does.
-        let mut changed = self.locks.decided(run, &Busy::new());
-        changed.extend(self.locks.durable(run, &Busy::new()));
+        let mut changed = self.locks.decided(run, &LockUsage::new());
+        changed.extend(self.locks.durable(run, &LockUsage::new()));
         self.match_locks(&changed);
     }
 
@@ -93,7 +93,7 @@ impl Scheduler {
         self.match_changed(run, &changed);
     }
 
-    pub(super) fn run_durable(&mut self, run: &RunId, facts: &[Fact], locks: &Busy) {
+    pub(super) fn run_durable(&mut self, run: &RunId, facts: &[Fact], locks: &LockUsage) {
         let changed = self.locks.durable(run, locks);
         let ending = facts.iter().any(|fact| begins_the_end(&fact.event));
         let record = self.runs.get_mut(run);

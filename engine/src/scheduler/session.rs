@@ -26,7 +26,7 @@ pub struct Hello {
     /// Its name.
     pub worker: WorkerName,
     /// Which process it is: the name belongs to one at a time.
-    pub instance: String,
+    pub worker_instance_id: String,
     /// The version of the program.
     pub version: String,
     /// How many jobs it runs at once, 1 to [`SLOTS_MAX`].
@@ -42,7 +42,7 @@ pub struct Hello {
     /// It wants nothing new from the beginning.
     pub draining: bool,
     /// What it holds, or has held and does not know to be recorded.
-    pub holding: BTreeSet<AttemptId>,
+    pub held: BTreeSet<AttemptId>,
     /// When it said so.
     pub since: Timestamp,
 }
@@ -95,7 +95,7 @@ pub struct SessionView<'a> {
 
 /// How far a session has come. [`Session::capacity`] says what that means for jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum SessionStage {
     /// What the worker holds is being read from the log.
     Opening,
     /// What the worker does not hold any more is being recorded as lost.
@@ -110,7 +110,7 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) hello: Hello,
-    pub(super) stage: Stage,
+    pub(super) stage: SessionStage,
     /// The same worker has opened another session.
     pub(super) replaced: bool,
     /// The worker wants nothing more.
@@ -134,7 +134,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(hello: Hello, heard: Duration) -> Self {
         Self {
-            stage: Stage::Opening,
+            stage: SessionStage::Opening,
             replaced: false,
             draining: hello.draining,
             left: hello.jobs_max,
@@ -150,7 +150,7 @@ impl Session {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.stage == Stage::Ready && !self.replaced
+        self.stage == SessionStage::Ready && !self.replaced
     }
 
     /// How many jobs more it can be given, unless an operator has drained its worker.

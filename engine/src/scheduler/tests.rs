@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     decide::{
         Command, CreateRun, Ended, LeaseJob, LoseJob, ReportJob, carry_out,
-        stage_set::{creation, job, needing},
+        testing::{creation, job, needing},
     },
     event::{Fact, RunEvent},
     ids::{Actor, Attempt, JobName},
@@ -83,7 +83,7 @@ impl World {
     fn hello(&mut self, worker: &str, change: impl FnOnce(&mut Hello)) -> SessionId {
         let mut hello = Hello {
             worker: worker.into(),
-            instance: "one".into(),
+            worker_instance_id: "one".into(),
             version: String::new(),
             slots: 1,
             tags: Vec::new(),
@@ -91,7 +91,7 @@ impl World {
             job: None,
             jobs_max: None,
             draining: false,
-            holding: BTreeSet::new(),
+            held: BTreeSet::new(),
             since: AT,
         };
         change(&mut hello);
@@ -283,7 +283,7 @@ impl World {
         let Some((worker, lease)) = record else { return false };
         let ended = Ended::Succeeded { outputs: BTreeMap::new(), artifacts: Vec::new() };
         let job = job.into();
-        let report = ReportJob { job, attempt, worker, ended, ran_ms: 1, log: None };
+        let report = ReportJob { job, attempt, worker, ended, ran_ms: 1, captured_output: None };
         let mut commands = vec![Command::Report(report)];
         let with_lease = lease.is_some();
         commands.extend(lease.map(Command::Lease));

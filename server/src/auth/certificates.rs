@@ -19,7 +19,7 @@ use webpki::{
 
 use x509_parser::{parse_x509_certificate, parse_x509_crl};
 
-use super::whole::{self, Stamp};
+use super::atomic_file::{self, Stamp};
 
 /// The authority of the workers, and what it has taken back.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Certificates {
         }
         let mut known = Known::default();
         if let Some(path) = path {
-            known.stamp = whole::stamp(path);
+            known.stamp = atomic_file::stamp(path);
             known.list = Some(read(path, &authorities)?);
         }
         Ok(Self { anchors, authorities, path: path.map(Path::to_owned), known: Mutex::new(known) })
@@ -129,7 +129,7 @@ impl Certificates {
     fn fresh<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(path) = &self.path {
-            let stamp = whole::stamp(path);
+            let stamp = atomic_file::stamp(path);
             if stamp != known.stamp {
                 known.stamp = stamp;
                 match read(path, &self.authorities) {

@@ -1,4 +1,4 @@
-//! The door of a port: every request passes it, and so does every message of an open stream.
+//! The access rule of a port: every request passes it, and so does every message of an open stream.
 
 use std::{
     pin::Pin,
@@ -30,8 +30,8 @@ use super::{
     tokens::{TOKEN_PREFIX, Tokens},
 };
 use crate::{
+    connections::{Connection, InFlight},
     limits::{Limit, Limits, Rates},
-    lines::{Busy, Line},
     runs::{CommandError, Runs, locked},
     status,
 };
@@ -52,14 +52,14 @@ pub(crate) struct PartWithin(pub(crate) Duration);
 
 /// Who is let in where.
 #[derive(Clone, Debug)]
-pub(crate) enum Door {
+pub(crate) enum AccessRule {
     /// A pipe or the store's socket: whoever is there owns the store.
     Owner,
     /// A port.
     Port(Arc<Port>),
 }
 
-/// What the door of a port knows.
+/// What the access rule of a port knows.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) tokens: Tokens,
@@ -81,8 +81,8 @@ pub(crate) struct Port {
 /// Somebody who was let in.
 struct Admitted {
     principal: Option<Principal>,
-    line: Option<Line>,
-    busy: Option<Busy>,
+    line: Option<Connection>,
+    busy: Option<InFlight>,
 }
 
 /// Where the services of gRPC itself are.
@@ -97,7 +97,7 @@ fn needs_no_proof(path: &str) -> bool {
 impl Port {
     /// Lets a request in: its connection has room, who asks may, and has not asked too often.
     fn admit<B>(&self, request: &Request<B>) -> Result<Admitted, CommandError> {
-        let line = Line::of(request.extensions()).cloned();
+        let line = Connection::of(request.extensions()).cloned();
         let begun = line.as_ref().map(|line| line.begin(self.limits.connections)).transpose();
         let principal = self.identify(request);
         let who = match (&principal, &line) {
@@ -158,7 +158,7 @@ impl Port {
             let unknown = "the token is unknown, revoked or expired";
             return token.map(Principal::of_token).ok_or(refused(unknown));
         }
-        let tls = request.extensions().get::<TlsConnectInfo<Line>>();
+        let tls = request.extensions().get::<TlsConnectInfo<Connection>>();
         let chain = tls.and_then(TlsConnectInfo::peer_certs);
         let (Some(chain), Some(certificates)) = (chain, &self.certificates) else {
             return Err(refused("the request presents no token"));
@@ -176,8 +176,8 @@ impl Port {
                 self.until_not(|now| self.tokens.still_counts(token, now)).await;
                 "the token was revoked, was changed or has expired"
             }
-            Some(Proof::Oidc(vouched)) => {
-                let counts = |oidc: &Oidc, now| oidc.still_counts(vouched, now);
+            Some(Proof::Oidc(oidc_identity)) => {
+                let counts = |oidc: &Oidc, now| oidc.still_counts(oidc_identity, now);
                 self.until_not(|now| self.oidc.as_ref().is_some_and(|oidc| counts(oidc, now)))
                     .await;
                 "the ID token has expired, or its key was withdrawn"
@@ -216,19 +216,19 @@ impl Port {
     }
 }
 
-impl<S> Layer<S> for Door {
+impl<S> Layer<S> for AccessRule {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, door: self.clone() }
+        Guarded { inner, access_rule: self.clone() }
     }
 }
 
-/// The services behind a door.
+/// The services behind an access rule.
 #[derive(Clone, Debug)]
 pub(crate) struct Guarded<S> {
     inner: S,
-    door: Door,
+    access_rule: AccessRule,
 }
 
 impl<S, B> Service<Request<B>> for Guarded<S>
@@ -252,10 +252,10 @@ where
         };
         // Before anything else: to a page, also why it is refused would say something, and a refused
         // request is to use up neither the rate nor the room of others.
-        let names = match &self.door {
+        let names = match &self.access_rule {
             // Browsers have no way to a pipe or a unix socket, and no name leads there.
-            Door::Owner => &Names::Any,
-            Door::Port(port) => &port.names,
+            AccessRule::Owner => &Names::Any,
+            AccessRule::Port(port) => &port.names,
         };
         if let Err(foreign) = origin::check(&request, names) {
             tracing::info!(path = request.uri().path(), ?foreign, "request refused");
@@ -264,7 +264,7 @@ where
         if let Err(limit) = unpacked(&request) {
             return refused(&request, limit.into());
         }
-        let Door::Port(port) = &self.door else {
+        let AccessRule::Port(port) = &self.access_rule else {
             let served = self.inner.call(request);
             return Box::pin(async move { Ok(status::named(served.await?)) });
         };
@@ -307,7 +307,7 @@ fn unpacked<B>(request: &Request<B>) -> Result<(), Limit> {
 }
 
 /// Comes back when streams of `line` are to end.
-async fn until_aged(line: Option<&Line>) -> Status {
+async fn until_aged(line: Option<&Connection>) -> Status {
     match line {
         Some(line) => line.aged().await,
         None => std::future::pending().await,

@@ -24,8 +24,8 @@ use towpath_engine::{
 };
 
 use super::{
+    atomic_file::{self, Stamp},
     roles::Role,
-    whole::{self, Stamp},
 };
 
 /// How far the clock of the issuer may be from ours, in milliseconds.
@@ -79,7 +79,7 @@ pub enum OidcError {
 
 /// Somebody whom the issuer vouches for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Vouched {
+pub(crate) struct OidcIdentity {
     pub(crate) actor: Actor,
     pub(crate) roles: Vec<Role>,
     /// Their address, if the issuer says that it was verified.
@@ -89,7 +89,7 @@ pub(crate) struct Vouched {
     expires_at: Timestamp,
 }
 
-/// An issuer as the door knows it.
+/// An issuer as the access rule knows it.
 #[derive(Debug)]
 pub(crate) struct Oidc {
     settings: OidcSettings,
@@ -126,13 +126,13 @@ impl Audience {
 
 impl Oidc {
     pub(crate) fn of(settings: OidcSettings) -> Result<Self, OidcError> {
-        let stamp = whole::stamp(&settings.keys);
+        let stamp = atomic_file::stamp(&settings.keys);
         let keys = read(&settings.keys)?;
         Ok(Self { settings, known: Mutex::new((stamp, keys)) })
     }
 
     /// Who shows `token` at `now`; if nobody, why.
-    pub(crate) fn verify(&self, token: &str, now: Timestamp) -> Result<Vouched, &'static str> {
+    pub(crate) fn verify(&self, token: &str, now: Timestamp) -> Result<OidcIdentity, &'static str> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err("the token is longer than is read");
         }
@@ -156,7 +156,12 @@ impl Oidc {
         self.vouch(claims, kid, now)
     }
 
-    fn vouch(&self, claims: Claims, key: String, now: Timestamp) -> Result<Vouched, &'static str> {
+    fn vouch(
+        &self,
+        claims: Claims,
+        key: String,
+        now: Timestamp,
+    ) -> Result<OidcIdentity, &'static str> {
         let Claims { iss, aud, exp, nbf, rest } = claims;
         if iss != self.settings.issuer {
             return Err("the ID token is of another issuer");
@@ -200,19 +205,19 @@ impl Oidc {
         let email = rest.get(EMAIL_CLAIM).and_then(Value::as_str).filter(|_| is_verified);
         let email = email.and_then(gate::email);
         let actor = Actor { kind: ActorKind::Human, name };
-        Ok(Vouched { actor, roles, email, key, expires_at })
+        Ok(OidcIdentity { actor, roles, email, key, expires_at })
     }
 
     /// Whether what was verified once still counts at `now`: its time has not come, and the issuer
     /// has not withdrawn its key.
-    pub(crate) fn still_counts(&self, vouched: &Vouched, now: Timestamp) -> bool {
-        now < vouched.expires_at && self.key(&vouched.key).is_some()
+    pub(crate) fn still_counts(&self, oidc_identity: &OidcIdentity, now: Timestamp) -> bool {
+        now < oidc_identity.expires_at && self.key(&oidc_identity.key).is_some()
     }
 
     /// The key called `kid`, in the file as it is now.
     fn key(&self, kid: &str) -> Option<Jwk> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = whole::stamp(&self.settings.keys);
+        let stamp = atomic_file::stamp(&self.settings.keys);
         if stamp != known.0 {
             known.0 = stamp;
             match read(&self.settings.keys) {

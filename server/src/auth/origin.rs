@@ -77,7 +77,7 @@ impl RequestRefused {
 
 /// What is refused here, or not there at all.
 #[derive(Debug)]
-pub(crate) enum Foreign {
+pub(crate) enum OriginRefusal {
     /// Refused, with a code.
     Refused(RequestRefused),
     /// Neither a gRPC method nor a page of this server.
@@ -109,25 +109,27 @@ impl Names {
 }
 
 /// Refuses `request` if a web page can have made it, or if it asks for nothing that is here.
-pub(crate) fn check<B>(request: &Request<B>, names: &Names) -> Result<(), Foreign> {
+pub(crate) fn check<B>(request: &Request<B>, names: &Names) -> Result<(), OriginRefusal> {
     let path = request.uri().path();
     if path == roles::FIGURES {
         // A page whose own name points to this machine could read the answer.
-        return named(request, names).map_err(Foreign::Refused);
+        return named(request, names).map_err(OriginRefusal::Refused);
     }
     if speaks_grpc(request) {
         // Unknown methods go on: gRPC clients expect UNIMPLEMENTED as a gRPC status.
-        return unmarked(request).and_then(|()| named(request, names)).map_err(Foreign::Refused);
+        return unmarked(request)
+            .and_then(|()| named(request, names))
+            .map_err(OriginRefusal::Refused);
     }
     if !is_method(path) {
-        return Err(Foreign::NotFound);
+        return Err(OriginRefusal::NotFound);
     }
     let found = match content_type(request) {
         Some(kind) if is_grpc(kind) => old_protocol(request.version()),
         Some(kind) => format!("of the type `{}`", cut(&String::from_utf8_lossy(kind.as_bytes()))),
         None => "without a content type".to_owned(),
     };
-    Err(Foreign::Refused(RequestRefused::ProtocolUnsupported { path: cut(path), found }))
+    Err(OriginRefusal::Refused(RequestRefused::ProtocolUnsupported { path: cut(path), found }))
 }
 
 /// Whether `request` can have been made by a gRPC client.
@@ -192,10 +194,10 @@ fn cut(text: &str) -> String {
 }
 
 /// The answer to what [`check`] does not let pass.
-pub(crate) fn answer<B>(request: &Request<B>, foreign: Foreign) -> Response<Body> {
+pub(crate) fn answer<B>(request: &Request<B>, foreign: OriginRefusal) -> Response<Body> {
     match foreign {
-        Foreign::NotFound => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
-        Foreign::Refused(refused) => {
+        OriginRefusal::NotFound => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+        OriginRefusal::Refused(refused) => {
             let status = refused.http_status(request.version());
             refusal(request, refused.into(), status)
         }

@@ -1,7 +1,7 @@
 //! Certificates of one installation: an authority of its own, and what it issues to servers and
 //! workers. Keys are made here and written for their owner alone.
 
-mod book;
+mod issued;
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use rcgen::{
 };
 use towpath_engine::time::Timestamp;
 
-pub use book::{CRL_FILE, Entry, list, revoke};
+pub use issued::{CRL_FILE, Entry, list, revoke};
 
 /// The authority's certificate, which everybody is given.
 pub const CA_FILE: &str = "ca.pem";
@@ -107,7 +107,7 @@ pub fn init(folder: &Path, install: &str) -> Result<PathBuf, PkiError> {
     write(&folder.join(INSTALL_FILE), 0o644, install)?;
     let path = folder.join(CA_FILE);
     write(&path, 0o644, &certificate.pem())?;
-    book::begin(folder, timestamp(SystemTime::now()))?;
+    issued::begin(folder, timestamp(SystemTime::now()))?;
     Ok(path)
 }
 
@@ -158,7 +158,7 @@ pub fn issue(folder: &Path, subject: &Subject, for_long: Duration) -> Result<Iss
         expires_at: Some(timestamp(until)),
         revoked_at: None,
     };
-    book::note(folder, entry)?;
+    issued::note(folder, entry)?;
     write(&issued.certificate, 0o644, &certificate.pem())?;
     Ok(issued)
 }

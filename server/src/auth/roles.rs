@@ -96,7 +96,7 @@ pub(crate) const TABLE: [(&str, &[Role]); 29] = [
     ("/externalscaler.ExternalScaler/GetMetrics", READERS),
 ];
 
-/// Where the figures are, which are no gRPC.
+/// Where the metrics are, which are no gRPC.
 pub(crate) const FIGURES: &str = "/metrics";
 
 /// The roles of which one is needed for the request at `path`. None: nobody may make it.

@@ -16,8 +16,8 @@ use towpath_engine::{
 use towpath_storage::durable_fs;
 
 use super::{
+    atomic_file::{self, Stamp},
     roles::Role,
-    whole::{self, Stamp},
 };
 
 /// The file within the store's folder.
@@ -244,7 +244,7 @@ fn change(
 ) -> Result<(), TokensError> {
     let path = folder.join(TOKENS_FILE);
     let unusable = TokensError::unusable(&path);
-    let _lock = whole::lock(&folder.join("tokens.lock")).map_err(&unusable)?;
+    let _lock = atomic_file::lock(&folder.join("tokens.lock")).map_err(&unusable)?;
     let mut tokens = read(&path)?;
     change(&mut tokens)?;
     let file = File { form: FORM, tokens };
@@ -303,7 +303,7 @@ impl Tokens {
 
     /// The tokens as the file has them now. A file that cannot be read lets nobody in.
     fn fresh(&self) -> (Arc<[Token]>, bool) {
-        let stamp = whole::stamp(&self.path);
+        let stamp = atomic_file::stamp(&self.path);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if stamp != known.stamp {
             known.seen |= stamp.is_some();
@@ -412,6 +412,6 @@ mod tests {
         assert!(matches!(list(folder.path()), Err(TokensError::Invalid { .. })));
         fs::remove_file(folder.path().join(TOKENS_FILE)).unwrap();
         assert!(known.find(secret.reveal(), NOW).is_none());
-        assert!(known.exist(), "the door does not open by itself");
+        assert!(known.exist(), "the access rule does not open by itself");
     }
 }

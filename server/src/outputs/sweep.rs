@@ -36,7 +36,7 @@ pub(crate) async fn sweep_always(outputs: Arc<Outputs>, runs: Arc<Runs>, stop: C
 
 /// Removes the directories of all attempts that nobody holds.
 pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
-    // Listed before it is asked who holds what. What an attempt that is leased meanwhile makes is
+    // RunListEntry before it is asked who holds what. What an attempt that is leased meanwhile makes is
     // then not in the list, and what is in the list and not held never will be again.
     let spool = outputs.spool.clone();
     let listed = tokio::task::spawn_blocking(move || list(&spool)).await;
@@ -46,7 +46,7 @@ pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
         let live = locked(&runs.list).live().any(|live| *live == run);
         let held = match live {
             false => BTreeSet::new(),
-            true => match runs.look(&run, held).await {
+            true => match runs.read_durable(&run, held).await {
                 Ok(held) => held,
                 // A run that cannot be read now keeps what it has.
                 Err(_) => continue,
@@ -110,14 +110,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        desk::{Desk, job, success},
         outputs::Key,
+        testing::{Fixture, job, success},
     };
 
     #[tokio::test]
     async fn only_what_an_attempt_that_is_held_has_growing_stays() {
-        let desk = Desk::new();
-        let run = desk.begins("r", vec![job("a", &[]), job("b", &[]), job("c", &["b"])]).await;
+        let fixture = Fixture::new();
+        let run = fixture.begins("r", vec![job("a", &[]), job("b", &[]), job("c", &["b"])]).await;
         let folder = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
         let spool = folder.path().join("spool");
@@ -132,9 +132,9 @@ mod tests {
         }
         outputs.write(&Key { run: "ended".into(), ..key("a", 1) }, 0, b"1 o x\n").unwrap();
         fs::write(spool.join("r").join("of-version-0.1"), "x").unwrap();
-        desk.queues(&run, success("a")).await.done.await.unwrap();
+        fixture.queues(&run, success("a")).await.done.await.unwrap();
 
-        sweep(&outputs, &desk.runs).await;
+        sweep(&outputs, &fixture.runs).await;
 
         let left = list(&spool).unwrap();
         let held = outputs.directory(&key("b", 1));

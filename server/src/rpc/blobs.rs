@@ -16,7 +16,7 @@ use towpath_storage::{BlobRef, StoreError};
 
 use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
-    House,
+    Server,
     auth::{self, guard::PartWithin},
     limits::Limit,
     outputs::Key,
@@ -28,7 +28,7 @@ use crate::{
 const GATHERED_BYTES: usize = 1024 * 1024;
 
 #[tonic::async_trait]
-impl Blobs for House {
+impl Blobs for Server {
     type FetchBlobStream = Streamed<v1::OutputChunk>;
 
     async fn find_blob(
@@ -55,13 +55,13 @@ impl Blobs for House {
         let (_, extensions, request) = request.into_parts();
         let sha256 = self.needed(&extensions, request).await.map_err(status::of)?;
         let (send, stream) = channel(CHUNK_QUEUE);
-        let house = self.clone();
-        tokio::spawn(async move { house.send_blob(&sha256, 0, &send).await });
+        let server = self.clone();
+        tokio::spawn(async move { server.send_blob(&sha256, 0, &send).await });
         Ok(Response::new(stream))
     }
 }
 
-impl House {
+impl Server {
     /// Refuses a bundle that nobody has sent.
     pub(super) async fn has_source(&self, source: Option<&Source>) -> Result<(), CommandError> {
         let Some(Source { origin: Origin::Bundle(bundle), .. }) = source else { return Ok(()) };
@@ -72,9 +72,9 @@ impl House {
     }
 
     async fn has_blob(&self, blob: Blob) -> Result<bool, CommandError> {
-        self.on_disk(move |house| {
+        self.on_disk(move |server| {
             let Blob { size, sha256: Digest(sha256) } = blob;
-            Ok(house.outputs().blobs.is_sound(&BlobRef { size, sha256 }))
+            Ok(server.outputs().blobs.is_sound(&BlobRef { size, sha256 }))
         })
         .await
     }
@@ -95,7 +95,7 @@ impl House {
             return Err(status::of(CommandError::SourceTooLarge { bytes, bytes_max }));
         }
         let size = blob.size;
-        let begun = self.on_disk(move |house| Ok(house.outputs().blobs.begin(size)?));
+        let begun = self.on_disk(move |server| Ok(server.outputs().blobs.begin(size)?));
         let mut unfinished = begun.await;
         let (mut gathered, mut arrived, mut ended) = (Vec::new(), 0, false);
         while !ended {
@@ -125,7 +125,7 @@ impl House {
         if whole.name().sha256 != blob.sha256.0 {
             return Err(invalid("a blob with other bytes than its name says"));
         }
-        let kept = self.on_disk(move |house| Ok(house.outputs().blobs.keep(whole)?)).await;
+        let kept = self.on_disk(move |server| Ok(server.outputs().blobs.keep(whole)?)).await;
         kept.map(|_| name).map_err(status::of)
     }
 
@@ -142,7 +142,7 @@ impl House {
         let sha256 = wire::digest(&sha256)?;
         let run = self.find(key.run.as_str())?;
         let may = |loaded: &Loaded| needs(&loaded.run, &key, &worker, &sha256);
-        if self.runs().look(&run, may).await? {
+        if self.runs().read_durable(&run, may).await? {
             return Ok(sha256);
         }
         let what = format!("blob {}, which no attempt that it holds needs", sha256.short());
@@ -153,8 +153,8 @@ impl House {
         &self,
         work: impl FnOnce(&Self) -> Result<T, CommandError> + Send + 'static,
     ) -> Result<T, CommandError> {
-        let house = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&house)).await;
+        let server = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&server)).await;
         done.unwrap_or(Err(CommandError::Store(StoreError::Closed)))
     }
 }

@@ -8,15 +8,15 @@ use towpath_engine::{
 use towpath_proto::v1::{self, gates_server::Gates};
 
 use crate::{
-    House, auth,
+    Server, auth,
     runs::{CommandError, Loaded},
     status,
-    telemetry::calls::About,
+    telemetry::calls::RequestRun,
     wire,
 };
 
 #[tonic::async_trait]
-impl Gates for House {
+impl Gates for Server {
     async fn list_gates(
         &self,
         request: Request<v1::ListGatesRequest>,
@@ -41,7 +41,7 @@ impl Gates for House {
     }
 }
 
-impl House {
+impl Server {
     async fn waiting_gates(&self, run: &str) -> Result<Vec<v1::Gate>, CommandError> {
         let runs = match run {
             "" => self.runs().live(),
@@ -53,7 +53,7 @@ impl House {
                 let gates = loaded.run.gates();
                 gates.filter_map(|job| wire::gate(&id, &loaded.run, job)).collect::<Vec<_>>()
             };
-            gates.extend(self.runs().look(&id, waiting).await?);
+            gates.extend(self.runs().read_durable(&id, waiting).await?);
         }
         Ok(gates)
     }
@@ -64,20 +64,22 @@ impl House {
         approve: bool,
     ) -> Result<v1::DecideGateReply, CommandError> {
         let by = auth::actor(&request)?;
-        let about = About::of(request.extensions());
-        let standing = auth::standing(&request, &request.get_ref().emails);
-        let v1::DecideGateRequest { run, job, binds, comment, .. } = request.into_inner();
+        let about = RequestRun::of(request.extensions());
+        let identity = auth::identity(&request, &request.get_ref().emails);
+        let v1::DecideGateRequest { run, job, approval_digest, comment, .. } = request.into_inner();
         let (id, job) = (self.find(&run)?, wire::job_name(&job));
         let command = if approve {
             Command::Approve(ApproveGate {
                 job: job.clone(),
-                binds: wire::digest(&binds)?,
+                approval_digest: wire::digest(&approval_digest)?,
                 comment,
-                standing,
+                identity,
             })
         } else {
-            let binds = (!binds.is_empty()).then(|| wire::digest(&binds)).transpose()?;
-            Command::Reject(RejectGate { job: job.clone(), binds, comment })
+            let approval_digest = (!approval_digest.is_empty())
+                .then(|| wire::digest(&approval_digest))
+                .transpose()?;
+            Command::Reject(RejectGate { job: job.clone(), approval_digest, comment })
         };
         self.runs().execute(&id, command, &by).await?;
         let reply = |loaded: &Loaded| {
@@ -86,10 +88,10 @@ impl House {
             let waiting = loaded.run.gates().find(|waiting| waiting.plan.name == job);
             v1::DecideGateReply {
                 phase: loaded.run.phase().word().to_owned(),
-                missing: waiting.map(Job::people_missing).unwrap_or_default(),
+                approvals_remaining: waiting.map(Job::approvals_remaining).unwrap_or_default(),
                 waits_for: waiting.map(wire::waits_for).unwrap_or_default(),
             }
         };
-        self.runs().look(&id, reply).await
+        self.runs().read_durable(&id, reply).await
     }
 }

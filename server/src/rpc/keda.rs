@@ -13,8 +13,8 @@ use towpath_proto::{
 
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
-    House,
-    figures::{Demand, demand_of},
+    Server,
+    metric_values::{Demand, demand_of},
 };
 
 /// What the only metric is called.
@@ -23,7 +23,7 @@ const METRIC: &str = "towpath-jobs";
 const JOBS_PER_WORKER: i64 = 1;
 
 #[tonic::async_trait]
-impl ExternalScaler for House {
+impl ExternalScaler for Server {
     type StreamIsActiveStream = Streamed<IsActiveResponse>;
 
     async fn is_active(
@@ -39,10 +39,10 @@ impl ExternalScaler for House {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let (send, stream) = channel(STREAM_QUEUE);
-        let (house, asked) = (self.clone(), asked(request.into_inner()));
+        let (server, asked) = (self.clone(), asked(request.into_inner()));
         let is_active =
             move |demand: &Demand| IsActiveResponse { result: jobs(demand, &asked) > 0 };
-        tokio::spawn(async move { house.tell(is_active, send).await });
+        tokio::spawn(async move { server.tell(is_active, send).await });
         Ok(Response::new(stream))
     }
 

@@ -8,7 +8,7 @@ use towpath_storage::{Position, Record, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
-    House,
+    Server,
     auth::{self, roles::Role},
     check,
     followers::Follower,
@@ -20,7 +20,7 @@ use crate::{
 const PAGE: usize = 512;
 
 #[tonic::async_trait]
-impl Log for House {
+impl Log for Server {
     type FollowStream = Streamed<v1::Record>;
     type CheckStream = Streamed<v1::CheckProgress>;
 
@@ -34,8 +34,8 @@ impl Log for House {
             asked => Some(self.find(asked).map_err(status::of)?),
         };
         let (send, stream) = channel(STREAM_QUEUE);
-        let house = self.clone();
-        tokio::spawn(async move { house.follow_log(run, after, follow, send).await });
+        let server = self.clone();
+        tokio::spawn(async move { server.follow_log(run, after, follow, send).await });
         Ok(Response::new(stream))
     }
 
@@ -44,8 +44,8 @@ impl Log for House {
         _: Request<v1::CheckRequest>,
     ) -> Result<Response<Self::CheckStream>, Status> {
         let (send, stream) = channel(STREAM_QUEUE);
-        let house = self.clone();
-        tokio::spawn(async move { check::check(&house, send).await });
+        let server = self.clone();
+        tokio::spawn(async move { check::check(&server, send).await });
         Ok(Response::new(stream))
     }
 
@@ -70,7 +70,7 @@ impl Log for House {
     }
 }
 
-impl House {
+impl Server {
     /// Sends every record after `after`, and goes on as the log grows. Each reader reads the log
     /// from its own position: nobody waits for the slowest.
     async fn follow_log(
@@ -125,7 +125,7 @@ impl House {
     }
 }
 
-impl House {
+impl Server {
     /// Why the store takes nothing any more.
     pub(super) async fn why_stopped(&self) -> Status {
         // A store that stopped answers every read with the cause.

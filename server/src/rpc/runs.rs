@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
     event::RunOutcome,
-    gate::Standing,
+    gate::Identity,
     ids::{Actor, Digest, RunId},
     refusal::Refusal,
     trace::TraceContext,
@@ -16,13 +16,13 @@ use towpath_proto::v1::{self, runs_server::Runs};
 
 use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
-    House,
+    Server,
     auth::{self, roles::Role},
     run_ids::{id_of, new_id},
-    run_list::Listed,
+    run_list::RunListEntry,
     runs::{CommandError, Loaded, locked},
     status,
-    telemetry::calls::{About, caller, is_told},
+    telemetry::calls::{RequestRun, caller, is_told},
     wire,
 };
 
@@ -32,7 +32,7 @@ const PAGE_MAX: u32 = 1_000;
 const PAGE_DEFAULT: u32 = 50;
 
 #[tonic::async_trait]
-impl Runs for House {
+impl Runs for Server {
     type ReadOutputStream = Streamed<v1::OutputChunk>;
     type ReadArtifactStream = Streamed<v1::OutputChunk>;
     type ReadSnapshotStream = Streamed<v1::SnapshotPart>;
@@ -85,7 +85,7 @@ impl Runs for House {
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::Run>, Status> {
         let by = auth::actor(&request).map_err(status::of)?;
-        let about = About::of(request.extensions());
+        let about = RequestRun::of(request.extensions());
         let v1::RetryJobRequest { run, job, actor: _ } = request.into_inner();
         let command = Command::Retry(wire::job_name(&job));
         self.command(&run, command, (&by, about)).await.map(Response::new).map_err(status::of)
@@ -96,7 +96,7 @@ impl Runs for House {
         request: Request<v1::CancelRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
         let by = auth::actor(&request).map_err(status::of)?;
-        let about = About::of(request.extensions());
+        let about = RequestRun::of(request.extensions());
         let v1::CancelRunRequest { run, reason, actor: _ } = request.into_inner();
         let command = Command::Cancel(reason);
         self.command(&run, command, (&by, about)).await.map(Response::new).map_err(status::of)
@@ -125,11 +125,11 @@ impl Runs for House {
         let v1::ReadOutputRequest { run, job, attempt, follow } = request.into_inner();
         let (key, kept) = self.output_of(&run, &job, attempt).await.map_err(status::of)?;
         let (send, stream) = channel(CHUNK_QUEUE);
-        let house = self.clone();
+        let server = self.clone();
         tokio::spawn(async move {
             match kept {
-                Some(blob) => house.send_blob(&blob, 0, &send).await,
-                None => house.send_growing(&key, follow, &send).await,
+                Some(blob) => server.send_blob(&blob, 0, &send).await,
+                None => server.send_growing(&key, follow, &send).await,
             }
         });
         Ok(Response::new(stream))
@@ -141,13 +141,13 @@ impl Runs for House {
     ) -> Result<Response<Self::ReadArtifactStream>, Status> {
         let blob = self.artifact(request.into_inner()).await.map_err(status::of)?;
         let (send, stream) = channel(CHUNK_QUEUE);
-        let house = self.clone();
-        tokio::spawn(async move { house.send_blob(&blob, 0, &send).await });
+        let server = self.clone();
+        tokio::spawn(async move { server.send_blob(&blob, 0, &send).await });
         Ok(Response::new(stream))
     }
 }
 
-impl House {
+impl Server {
     /// The one run that `asked` names.
     pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
         locked(&self.runs().list).find(asked)
@@ -158,18 +158,18 @@ impl House {
             let list = locked(&self.runs().list);
             wire::run(&loaded.run, loaded.version, loaded.position, list.short(id))
         };
-        self.runs().look(id, view).await
+        self.runs().read_durable(id, view).await
     }
 
     async fn command(
         &self,
         run: &str,
         command: Command,
-        (by, about): (&Actor, About),
+        (by, about): (&Actor, RequestRun),
     ) -> Result<v1::Run, CommandError> {
         let id = self.find(run)?;
         self.runs().execute(&id, command, by).await?;
-        self.runs().look(&id, |loaded| about.link(&loaded.run)).await?;
+        self.runs().read_durable(&id, |loaded| about.link(&loaded.run)).await?;
         self.view(&id).await
     }
 
@@ -179,7 +179,7 @@ impl House {
             auth::needs(&request, &[Role::Approver], "a run whose gates are open")?;
         }
         let (caller, told) = (caller(&request), is_told(request.metadata()));
-        let requester = auth::standing(&request, &request.get_ref().emails);
+        let requester = auth::identity(&request, &request.get_ref().emails);
         let v1::StartRunRequest {
             file,
             parallelism,
@@ -228,7 +228,7 @@ impl House {
                     && (again.source.is_some() || header.folder == again.folder)
             })
         };
-        if !self.runs().look(id, same).await? {
+        if !self.runs().read_durable(id, same).await? {
             return Err(CommandError::KeyReused);
         }
         self.view(id).await
@@ -239,8 +239,8 @@ impl House {
         request: Request<v1::ResumeRunRequest>,
     ) -> Result<v1::Run, CommandError> {
         let by = auth::actor(&request)?;
-        let about = About::of(request.extensions());
-        let requester = auth::standing(&request, &[]);
+        let about = RequestRun::of(request.extensions());
+        let requester = auth::identity(&request, &[]);
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
         let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
@@ -258,7 +258,7 @@ impl House {
         request: Request<v1::ImportRunRequest>,
     ) -> Result<v1::Run, CommandError> {
         let by = auth::actor(&request)?;
-        let requester = auth::standing(&request, &[]);
+        let requester = auth::identity(&request, &[]);
         let v1::ImportRunRequest { file, record, actor: _ } = request.into_inner();
         let create = creation(wire::pipeline_file(file)?, 4, requester);
         let jobs = imported(&record)?;
@@ -277,14 +277,14 @@ impl House {
         let ids: Vec<RunId> = {
             let list = locked(&self.runs().list);
             // A run that has ended is known by its outcome; only the others must be looked at.
-            let may_fit = |listed: &&Listed| {
+            let may_fit = |listed: &&RunListEntry| {
                 let ended = listed.outcome().map(RunOutcome::word);
                 phases.is_empty()
                     || phases.iter().any(|asked| asked == wire::DAMAGED)
                     || ended.is_none_or(|word| phases.iter().any(|asked| asked == word))
             };
             let all = list.newest_first();
-            let rest: Vec<&Listed> = match &before {
+            let rest: Vec<&RunListEntry> = match &before {
                 Some(before) => {
                     all.skip_while(|listed| listed.summary.run != *before).skip(1).collect()
                 }
@@ -349,7 +349,7 @@ impl House {
             let jobs = rest.iter().take(limit).map(|job| wire::job(&loaded.run, job)).collect();
             v1::ListJobsReply { jobs, more: rest.len() > limit }
         };
-        self.runs().look(&id, jobs).await
+        self.runs().read_durable(&id, jobs).await
     }
 
     async fn explain(
@@ -365,8 +365,8 @@ impl House {
             let busy = self.scheduler().locks_of_others(&id, lock);
             let tags = &known.plan.tags;
             let (has_worker, has_tags) =
-                self.scheduler().look(|all| (all.has_worker(&id), all.offers(&id, tags)));
-            let around = wire::Around {
+                self.scheduler().inspect(|all| (all.has_worker(&id), all.offers(&id, tags)));
+            let around = wire::ExplainContext {
                 id: &id,
                 short_id: &short_id,
                 now: self.runs().now(),
@@ -376,7 +376,7 @@ impl House {
             };
             Some(wire::explanation(&loaded.run, known, &around))
         };
-        let explained = self.runs().look(&id, explained).await?;
+        let explained = self.runs().read_durable(&id, explained).await?;
         explained.ok_or(Refusal::JobUnknown { job: job.as_str().into() }.into())
     }
 }
@@ -386,13 +386,13 @@ fn page(asked: u32, default: u32) -> usize {
 }
 
 /// What `file` means now, and who sends it.
-fn edited(file: wire::ReadFile, requester: Standing) -> EditedPlan {
+fn edited(file: wire::ReadFile, requester: Identity) -> EditedPlan {
     let wire::ReadFile { sha256, plan, source, authors, .. } = file;
     EditedPlan { file_sha256: sha256, plan, source, requester, authors }
 }
 
 /// A new run of `file`, under an id of its own.
-fn creation(file: wire::ReadFile, parallelism: u32, requester: Standing) -> CreateRun {
+fn creation(file: wire::ReadFile, parallelism: u32, requester: Identity) -> CreateRun {
     CreateRun {
         authors: file.authors,
         requester,
@@ -440,20 +440,20 @@ mod tests {
     const FILE: &str =
         "version: \"1.0\"\nstages: [s]\njobs:\n  a: {stage: s, command: x, on_failure: abort}\n";
 
-    async fn open(folder: &std::path::Path) -> House {
+    async fn open(folder: &std::path::Path) -> Server {
         let url = format!("sled:{}", folder.display());
-        House::open(&url, Arc::new(SystemClock)).await.unwrap()
+        Server::open(&url, Arc::new(SystemClock)).await.unwrap()
     }
 
-    async fn list(house: &House) -> Vec<v1::Run> {
+    async fn list(server: &Server) -> Vec<v1::Run> {
         let request = Request::new(v1::ListRunsRequest::default());
-        house.list_runs(request).await.unwrap().into_inner().runs
+        server.list_runs(request).await.unwrap().into_inner().runs
     }
 
     #[tokio::test]
     async fn a_list_reads_no_run_that_has_ended() {
         let folder = tempfile::tempdir().unwrap();
-        let house = open(folder.path()).await;
+        let server = open(folder.path()).await;
         let file = v1::PipelineFile {
             name: "towpath.yml".to_owned(),
             folder: "/".to_owned(),
@@ -467,20 +467,20 @@ mod tests {
             actor: actor.clone(),
             ..Default::default()
         };
-        let run = house.start_run(Request::new(start)).await.unwrap().into_inner().id;
+        let run = server.start_run(Request::new(start)).await.unwrap().into_inner().id;
         let cancel = v1::CancelRunRequest { run: run.clone(), reason: "enough".to_owned(), actor };
-        let ended = house.cancel_run(Request::new(cancel)).await.unwrap().into_inner();
+        let ended = server.cancel_run(Request::new(cancel)).await.unwrap().into_inner();
         assert_eq!(
-            list(&house).await,
+            list(&server).await,
             std::slice::from_ref(&ended),
             "the list shows what the run shows"
         );
-        house.close().await;
-        drop(house);
+        server.close().await;
+        drop(server);
 
-        let house = open(folder.path()).await;
-        assert_eq!(list(&house).await, [ended]);
-        assert!(locked(&house.runs().cells).all().is_empty(), "nothing was replayed");
-        house.close().await;
+        let server = open(folder.path()).await;
+        assert_eq!(list(&server).await, [ended]);
+        assert!(locked(&server.runs().cells).all().is_empty(), "nothing was replayed");
+        server.close().await;
     }
 }

@@ -17,9 +17,9 @@ use towpath_storage::{DiskFull, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
-    House, auth,
-    figures::{Demand, demand_of},
+    Server, auth,
     limits::PART_BYTES_MAX,
+    metric_values::{Demand, demand_of},
     outbox::{Outbox, Outgoing, outbox},
     outputs::Key,
     runs::CommandError,
@@ -33,7 +33,7 @@ use crate::{
 const DEMAND_EVERY: Duration = Duration::from_millis(200);
 
 #[tonic::async_trait]
-impl Workers for House {
+impl Workers for Server {
     type SessionStream = Outgoing;
     type WatchDemandStream = Streamed<v1::Demand>;
 
@@ -42,7 +42,7 @@ impl Workers for House {
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (outbox, outgoing) = outbox();
-        let house = self.clone();
+        let server = self.clone();
         let (_, extensions, mut incoming) = request.into_parts();
         tokio::spawn(async move {
             let hello = match incoming.next().await {
@@ -59,13 +59,13 @@ impl Workers for House {
                 return outbox.end(Some(status::of(error)));
             }
             let outbox = outbox.named(&hello.worker);
-            match house.driver().open(hello, &outbox).await {
+            match server.driver().open(hello, &outbox).await {
                 Ok((session, delivery)) => {
                     let delivering =
-                        house.clone().deliver(session, delivery.clone(), outbox.clone());
+                        server.clone().deliver(session, delivery.clone(), outbox.clone());
                     tokio::spawn(delivering);
-                    let served = house.serve_worker(session, &delivery, incoming, &outbox).await;
-                    house.scheduler().disconnect(session, served.err());
+                    let served = server.serve_worker(session, &delivery, incoming, &outbox).await;
+                    server.scheduler().disconnect(session, served.err());
                 }
                 Err(error) => outbox.end(Some(status::of(error))),
             }
@@ -93,17 +93,17 @@ impl Workers for House {
         request: Request<v1::WatchDemandRequest>,
     ) -> Result<Response<Self::WatchDemandStream>, Status> {
         let (send, stream) = channel(STREAM_QUEUE);
-        let (house, asked) = (self.clone(), request.into_inner());
+        let (server, asked) = (self.clone(), request.into_inner());
         let demand = move |demand: &Demand| demand_of(demand, &asked);
-        tokio::spawn(async move { house.tell(demand, send).await });
+        tokio::spawn(async move { server.tell(demand, send).await });
         Ok(Response::new(stream))
     }
 }
 
-impl House {
+impl Server {
     /// The workers that are connected, by name.
     pub(crate) fn workers(&self) -> Vec<v1::Worker> {
-        self.scheduler().look(|all| all.workers().map(|view| wire::worker(&view)).collect())
+        self.scheduler().inspect(|all| all.workers().map(|view| wire::worker(&view)).collect())
     }
 
     /// Sends what the demand for workers means, and again whenever that has changed.
@@ -170,7 +170,7 @@ impl House {
                 wire::welcome(lengths.into_iter(), self.scheduler().lease_ms())
             }
             Outbound::Assign { attempt, fence } => {
-                let loaded = self.runs().ahead(&attempt.run).await?;
+                let loaded = self.runs().lock_latest(&attempt.run).await?;
                 return Ok(wire::assignment(&attempt, fence, &loaded.run));
             }
             Outbound::Cancel(attempt) => wire::cancel(&attempt),
@@ -189,7 +189,7 @@ impl House {
         let mut refused = RefusedParts::new();
         loop {
             let read = async {
-                while self.scheduler().look(|all| all.is_backed_up(session)) {
+                while self.scheduler().inspect(|all| all.is_backed_up(session)) {
                     delivery.taken.notified().await;
                 }
                 incoming.next().await
@@ -207,7 +207,7 @@ impl House {
                 None => return Ok(()),
             };
             self.scheduler().on(Input::Heartbeat { session });
-            if matches!(message, Some(Message::Leave(_))) {
+            if matches!(message, Some(Message::Goodbye(_))) {
                 self.scheduler().on(Input::Goodbye { session });
                 // Until what was on its way to the worker is recorded as lost.
                 delivery.closed.cancelled().await;
@@ -246,7 +246,8 @@ impl House {
                 self.scheduler().on(Input::DrainRequested { session });
                 Ok(())
             }
-            Some(Message::Beat(v1::Beat {}) | Message::Leave(v1::Leave {})) | None => Ok(()),
+            Some(Message::Heartbeat(v1::Heartbeat {}) | Message::Goodbye(v1::Goodbye {}))
+            | None => Ok(()),
             Some(Message::Hello(_)) => {
                 Err(CommandError::MessageInvalid { what: "a second hello".to_owned() })
             }
@@ -257,10 +258,10 @@ impl House {
     fn own(
         &self,
         session: SessionId,
-        of: Option<v1::Holding>,
+        of: Option<v1::AttemptId>,
     ) -> Result<Option<Key>, CommandError> {
         let key = named(of)?;
-        Ok(self.scheduler().look(|all| all.holds(session, &key)).then_some(key))
+        Ok(self.scheduler().inspect(|all| all.holds(session, &key)).then_some(key))
     }
 
     async fn take_report(
@@ -271,7 +272,7 @@ impl House {
     ) -> Result<(), CommandError> {
         let v1::Report { of, ran_ms, ended, output_bytes } = report;
         let key = named(of)?;
-        if !self.scheduler().look(|all| all.holds(session, &key)) {
+        if !self.scheduler().inspect(|all| all.holds(session, &key)) {
             return self.driver().answer_unheld(session, &key).await;
         }
         let arrived = self.outputs().length(&key);
@@ -283,13 +284,13 @@ impl House {
             Some(why) => reported.unless_invalid(why),
             None => reported,
         };
-        let house = self.clone();
+        let server = self.clone();
         // Beside the session: the disk of one job does not hold up the messages of another.
         tokio::spawn(async move {
-            if let Err(error) = house.record(session, &key, ran_ms, reported, arrived).await {
+            if let Err(error) = server.record(session, &key, ran_ms, reported, arrived).await {
                 // The store could not take it now. The worker keeps the report and repeats it in
                 // its next session.
-                house.scheduler().disconnect(session, Some(error));
+                server.scheduler().disconnect(session, Some(error));
             }
         });
         Ok(())
@@ -312,12 +313,13 @@ impl House {
                 return Ok(());
             }
         };
-        let log = if arrived == 0 { None } else { self.blocking(key, Self::keep_output).await? };
+        let captured_output =
+            if arrived == 0 { None } else { self.blocking(key, Self::keep_output).await? };
         let ended = match self.keep_files(key, &ended).await? {
             Some(why) => Ended::Failed(FailureCause::ReportInvalid(why)),
             None => ended,
         };
-        self.driver().record(session, key, End::Ended { ended, ran_ms, log }).await?;
+        self.driver().record(session, key, End::Ended { ended, ran_ms, captured_output }).await?;
         self.outputs().forget(key);
         Ok(())
     }
@@ -327,8 +329,8 @@ impl House {
         key: &Key,
         work: impl FnOnce(&Self, &Key) -> Result<T, CommandError> + Send + 'static,
     ) -> Result<T, CommandError> {
-        let (house, key) = (self.clone(), key.clone());
-        let done = tokio::task::spawn_blocking(move || work(&house, &key)).await;
+        let (server, key) = (self.clone(), key.clone());
+        let done = tokio::task::spawn_blocking(move || work(&server, &key)).await;
         done.unwrap_or(Err(CommandError::Store(StoreError::Closed)))
     }
 
@@ -361,7 +363,7 @@ impl House {
         }
         for artifact in artifacts.clone() {
             let kept =
-                self.blocking(key, move |house, key| house.keep_file(key, &artifact)).await?;
+                self.blocking(key, move |server, key| server.keep_file(key, &artifact)).await?;
             if kept.is_some() {
                 return Ok(kept);
             }
@@ -416,7 +418,7 @@ fn note_part(
 }
 
 /// The attempt that a message names.
-fn named(of: Option<v1::Holding>) -> Result<Key, CommandError> {
+fn named(of: Option<v1::AttemptId>) -> Result<Key, CommandError> {
     let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
     Ok(wire::key(of.ok_or_else(missing)?))
 }

@@ -44,9 +44,9 @@ fn traceparent(metadata: &MetadataMap) -> Option<TraceContext> {
 
 /// The span of a request that is about a run, so that each is found from the other.
 #[derive(Clone, Debug)]
-pub(crate) struct About(Option<Context>);
+pub(crate) struct RequestRun(Option<Context>);
 
-impl About {
+impl RequestRun {
     pub(crate) fn of(extensions: &Extensions) -> Self {
         Self(extensions.get::<Call>().map(|call| call.0.clone()))
     }
@@ -61,9 +61,9 @@ impl About {
 
 /// Gives every request a span, while anybody wants spans.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Calls;
+pub(crate) struct RequestSpanLayer;
 
-impl<S> Layer<S> for Calls {
+impl<S> Layer<S> for RequestSpanLayer {
     type Service = Traced<S>;
 
     fn layer(&self, inner: S) -> Traced<S> {

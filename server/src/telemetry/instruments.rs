@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 
 use super::SCOPE;
 use crate::{
-    House,
-    metrics::{Kind, Series},
+    Server,
+    metrics::{MetricKind, MetricSeries},
     runs::CommandError,
 };
 
@@ -20,18 +20,18 @@ const SAME_LOOK: Duration = Duration::from_millis(200);
 
 /// What the instruments see.
 struct Look {
-    house: House,
+    server: Server,
     runtime: Handle,
-    newest: Mutex<(Instant, Arc<[Series]>)>,
+    newest: Mutex<(Instant, Arc<[MetricSeries]>)>,
 }
 
 impl Look {
     /// The series of this moment. Called by the exporter's own thread, which may wait.
-    fn now(&self) -> Arc<[Series]> {
+    fn now(&self) -> Arc<[MetricSeries]> {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if newest.0.elapsed() > SAME_LOOK
             && Handle::try_current().is_err()
-            && let Ok(series) = self.runtime.block_on(self.house.series())
+            && let Ok(series) = self.runtime.block_on(self.server.series())
         {
             *newest = (Instant::now(), series.into());
         }
@@ -52,31 +52,31 @@ impl Look {
     }
 }
 
-impl House {
-    /// Shows the figures to whatever reads the meters of this process, from now on.
+impl Server {
+    /// Shows the metrics to whatever reads the meters of this process, from now on.
     pub async fn export_figures(&self) -> Result<(), CommandError> {
-        let series: Arc<[Series]> = self.series().await?.into();
+        let series: Arc<[MetricSeries]> = self.series().await?.into();
         let newest = Mutex::new((Instant::now(), Arc::clone(&series)));
-        let (house, runtime) = (self.clone(), Handle::current());
-        let look = Arc::new(Look { house, runtime, newest });
+        let (server, runtime) = (self.clone(), Handle::current());
+        let look = Arc::new(Look { server, runtime, newest });
         let meter = global::meter(SCOPE);
-        for &Series { name, help, kind, .. } in &*series {
+        for &MetricSeries { name, help, kind, .. } in &*series {
             let (look, called) = (Arc::clone(&look), format!("towpath.{name}"));
             // An instrument lives as long as its meter, whether or not anybody holds it.
             match kind {
-                Kind::Now => {
+                MetricKind::Now => {
                     let gauge = meter.u64_observable_gauge(called).with_description(help);
                     gauge
                         .with_callback(move |to| look.each(name, |n, by| to.observe(n, by)))
                         .build();
                 }
-                Kind::SinceBegin => {
+                MetricKind::SinceBegin => {
                     let counter = meter.u64_observable_counter(called).with_description(help);
                     counter
                         .with_callback(move |to| look.each(name, |n, by| to.observe(n, by)))
                         .build();
                 }
-                Kind::Seconds => {
+                MetricKind::Seconds => {
                     let gauge = meter.f64_observable_gauge(called).with_unit("s");
                     let seconds = |ms: u64| ms as f64 / 1_000.0;
                     gauge

@@ -196,7 +196,7 @@ mod tests {
                 job: "a".into(),
                 attempt: Attempt::FIRST,
                 ran_ms: 1,
-                log: None,
+                captured_output: None,
             },
         };
         assert!(attempt_end(&fact.event).is_some());

@@ -4,7 +4,7 @@ use towpath_engine::{
     ids::RunId,
     job::JobState,
     plan::When,
-    run::{Busy, Job, Phase, Run},
+    run::{Job, LockUsage, Phase, Run},
     time::{Timestamp, duration_words},
 };
 use towpath_proto::v1;
@@ -12,12 +12,12 @@ use towpath_proto::v1;
 use super::views;
 
 /// What an explanation needs to know beyond the run itself.
-pub(crate) struct Around<'a> {
+pub(crate) struct ExplainContext<'a> {
     pub(crate) id: &'a RunId,
     pub(crate) short_id: &'a str,
     pub(crate) now: Timestamp,
     /// Locks held by other runs.
-    pub(crate) busy: &'a Busy,
+    pub(crate) busy: &'a LockUsage,
     /// Whether any worker is connected for this run.
     pub(crate) has_worker: bool,
     /// Whether any connected worker offers the job's tags.
@@ -27,7 +27,7 @@ pub(crate) struct Around<'a> {
 type Answer = (&'static str, String, String);
 
 /// Why `job` stands where it stands.
-pub(crate) fn explanation(run: &Run, job: &Job, around: &Around<'_>) -> v1::Explanation {
+pub(crate) fn explanation(run: &Run, job: &Job, around: &ExplainContext<'_>) -> v1::Explanation {
     let (waits_for, sentence, next_command) = answer(run, job, around);
     v1::Explanation {
         job: Some(views::job(run, job)),
@@ -37,7 +37,7 @@ pub(crate) fn explanation(run: &Run, job: &Job, around: &Around<'_>) -> v1::Expl
     }
 }
 
-fn answer(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
+fn answer(run: &Run, job: &Job, around: &ExplainContext<'_>) -> Answer {
     let (name, id) = (&job.plan.name, around.short_id);
     let took = job.ran_ms.map(duration_words).unwrap_or_default();
     match &job.state {
@@ -75,12 +75,12 @@ fn answer(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
             let sentence = format!("`{name}` {doing} on {worker} (attempt {attempt}, {since}).");
             ("running", sentence, format!("tow logs {} --run {id} -f", quoted(name.as_str())))
         }
-        JobState::AtGate(binds) => (
+        JobState::AtGate(approval_digest) => (
             "gate",
             format!(
                 "`{name}` waits at its gate for a person since {} ({}){}.",
                 duration_words(around.now.ms_since(job.since)),
-                binds.short(),
+                approval_digest.short(),
                 quorum(job),
             ),
             format!("tow approve {} --run {id}", quoted(name.as_str())),
@@ -100,7 +100,7 @@ fn answer(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
     }
 }
 
-fn waiting(run: &Run, job: &Job, around: &Around<'_>) -> Answer {
+fn waiting(run: &Run, job: &Job, around: &ExplainContext<'_>) -> Answer {
     let (name, id) = (&job.plan.name, around.short_id);
     let open: Vec<&Job> = job
         .plan

@@ -14,7 +14,7 @@ use towpath_engine::{
 use towpath_proto::v1;
 use towpath_storage::{Position, Version};
 
-use crate::run_list::Listed;
+use crate::run_list::RunListEntry;
 
 /// A run, without its jobs.
 pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v1::Run {
@@ -55,8 +55,8 @@ pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &st
 }
 
 /// A run that has ended, from the list of runs alone. `None`: it goes on.
-pub(crate) fn summary(listed: &Listed, short_id: &str) -> Option<v1::Run> {
-    let Listed { summary, position, version, .. } = listed;
+pub(crate) fn summary(listed: &RunListEntry, short_id: &str) -> Option<v1::Run> {
+    let RunListEntry { summary, position, version, .. } = listed;
     let end = summary.end.as_ref()?;
     let EndCounts { succeeded, failed, skipped, cancelled, rejected } = end.counts;
     let counts =
@@ -103,10 +103,12 @@ pub(crate) fn source(source: &Source) -> v1::Source {
 
 /// A job as it stands.
 pub(crate) fn job(run: &Run, job: &Job) -> v1::Job {
-    let (worker, retry_due, binds) = match &job.state {
+    let (worker, retry_due, approval_digest) = match &job.state {
         JobState::Leased(_, worker) => (worker.to_string(), String::new(), String::new()),
         JobState::BackingOff(due) => (String::new(), due.to_string(), String::new()),
-        JobState::AtGate(binds) => (String::new(), String::new(), binds.to_string()),
+        JobState::AtGate(approval_digest) => {
+            (String::new(), String::new(), approval_digest.to_string())
+        }
         JobState::Waiting
         | JobState::Admitted
         | JobState::Declined
@@ -136,7 +138,7 @@ pub(crate) fn job(run: &Run, job: &Job) -> v1::Job {
         worker,
         needs: job.plan.needs.iter().map(ToString::to_string).collect(),
         when: when.to_owned(),
-        binds,
+        approval_digest,
         outputs: job.outputs.clone(),
         artifacts: job.artifacts.iter().map(artifact).collect(),
         gate: job.gate.as_ref().map(|gate| v1::GateDecision {
@@ -146,15 +148,19 @@ pub(crate) fn job(run: &Run, job: &Job) -> v1::Job {
             comment: gate.comment.clone(),
             ..v1::GateDecision::default()
         }),
-        log: job.log.map(|log| blob(&log)),
+        captured_output: job.captured_output.map(|captured_output| blob(&captured_output)),
         irreversible: job.plan.irreversible,
         retry_due,
         exit_code: exit_code(job),
         traceparent: attempt_span(run, job).map(|span| span.to_string()).unwrap_or_default(),
         policy: job.plan.gate.as_ref().map(policy),
         approvals: job.approvals.iter().map(approval).collect(),
-        missing: if matches!(job.state, JobState::AtGate(_)) { job.people_missing() } else { 0 },
-        until: job.counts_until().map(|at| at.to_string()).unwrap_or_default(),
+        approvals_remaining: if matches!(job.state, JobState::AtGate(_)) {
+            job.approvals_remaining()
+        } else {
+            0
+        },
+        expires_at: job.approvals_expire_at().map(|at| at.to_string()).unwrap_or_default(),
     }
 }
 
@@ -251,8 +257,8 @@ fn approval(approval: &Approval) -> v1::GateDecision {
         by: approval.by.to_string(),
         at: approval.at.to_string(),
         comment: approval.comment.clone(),
-        roles: approval.standing.roles.clone(),
-        until: approval.until.map(|at| at.to_string()).unwrap_or_default(),
+        roles: approval.identity.roles.clone(),
+        expires_at: approval.expires_at.map(|at| at.to_string()).unwrap_or_default(),
         in_advance: approval.in_advance,
     }
 }
@@ -264,23 +270,23 @@ pub(crate) fn waits_for(job: &Job) -> String {
     if words.is_empty() {
         return words;
     }
-    let until = job.counts_until().map(|at| format!(", until {at}")).unwrap_or_default();
-    format!("{words}{until}; waits for {}", job.policy().waits_for(job.people_missing()))
+    let until = job.approvals_expire_at().map(|at| format!(", until {at}")).unwrap_or_default();
+    format!("{words}{until}; waits for {}", job.policy().waits_for(job.approvals_remaining()))
 }
 
 /// A gate that waits.
 pub(crate) fn gate(id: &RunId, run: &Run, job: &Job) -> Option<v1::Gate> {
-    let JobState::AtGate(binds) = &job.state else { return None };
+    let JobState::AtGate(approval_digest) = &job.state else { return None };
     Some(v1::Gate {
         run: id.to_string(),
         pipeline: run.header()?.pipeline.clone(),
         job: job.plan.name.to_string(),
-        binds: binds.to_string(),
+        approval_digest: approval_digest.to_string(),
         since: job.since.to_string(),
         irreversible: job.plan.irreversible,
         policy: job.plan.gate.as_ref().map(policy),
         approvals: job.approvals.iter().map(approval).collect(),
-        missing: job.people_missing(),
-        until: job.counts_until().map(|at| at.to_string()).unwrap_or_default(),
+        approvals_remaining: job.approvals_remaining(),
+        expires_at: job.approvals_expire_at().map(|at| at.to_string()).unwrap_or_default(),
     })
 }

@@ -23,11 +23,11 @@ use towpath_engine::{
         ReportJob, ResumeRun, carry_out,
     },
     event::{Fact, FailureCause, RunEvent, SkipCause},
-    gate::Standing,
+    gate::Identity,
     ids::{Actor, Attempt, Digest},
     job::JobState,
     plan::Plan,
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     time::Timestamp,
 };
 
@@ -63,7 +63,7 @@ impl Both {
             traceparent: None,
             idempotency_key: None,
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         });
         both.carry_out(&create, true)?;
@@ -95,7 +95,7 @@ impl Both {
 
     /// Takes over from the log what the model leaves open: because of whom a job was skipped.
     fn witness(&mut self, fact: &Fact) -> Result<(), TestCaseError> {
-        if let RunEvent::JobSkipped { job, because: SkipCause::NeedUnmet { need, root } } =
+        if let RunEvent::JobSkipped { job, cause: SkipCause::NeedUnmet { need, root } } =
             &fact.event
         {
             self.model.skipped_because(job.as_str(), need.as_str(), root.as_str())?;
@@ -116,7 +116,7 @@ impl Both {
         prop_assert_eq!(self.run.can_move(), self.model.can_move());
         prop_assert!(self.run.counts().running <= self.model.parallelism());
         for tags in [&[][..], &["t".to_owned()][..]] {
-            let next = self.run.next_for(tags, &Busy::new(), self.now);
+            let next = self.run.next_for(tags, &LockUsage::new(), self.now);
             let next = next.map(|job| job.plan.name.to_string());
             prop_assert_eq!(next, self.model.next(!tags.is_empty(), self.now));
         }
@@ -170,7 +170,7 @@ impl Both {
         }
         let tags = if tagged { vec!["t".to_owned()] } else { Vec::new() };
         let worker = WORKER.into();
-        let lease = LeaseJob { worker, tags, lease_ms: 30_000, busy: Busy::new(), only: None };
+        let lease = LeaseJob { worker, tags, lease_ms: 30_000, busy: LockUsage::new(), only: None };
         self.carry_out(&Command::Lease(lease), true)
     }
 
@@ -193,7 +193,7 @@ impl Both {
             worker: WORKER.into(),
             ended,
             ran_ms: 5,
-            log: None,
+            captured_output: None,
         });
         self.model.report(job, outcome, self.now);
         self.carry_out(&report, true)?;
@@ -210,7 +210,7 @@ impl Both {
         let JobState::AtGate(waiting) = self.run.jobs()[job].state else {
             return Err(TestCaseError::fail(format!("j{job} waits at no gate")));
         };
-        let binds = if stale { Digest([9; 32]) } else { waiting };
+        let approval_digest = if stale { Digest([9; 32]) } else { waiting };
         let comment = String::new();
         if !stale {
             self.model.decide(job, approve);
@@ -218,12 +218,16 @@ impl Both {
         let command = if approve {
             Command::Approve(ApproveGate {
                 job: name(job),
-                binds,
+                approval_digest,
                 comment,
-                standing: Standing::default(),
+                identity: Identity::default(),
             })
         } else {
-            Command::Reject(RejectGate { job: name(job), binds: Some(binds), comment })
+            Command::Reject(RejectGate {
+                job: name(job),
+                approval_digest: Some(approval_digest),
+                comment,
+            })
         };
         self.carry_out(&command, !stale)
     }

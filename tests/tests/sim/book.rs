@@ -155,8 +155,8 @@ impl RunPages {
             RunEvent::JobFailed { job, .. } | RunEvent::GateRejected { job, .. } => {
                 self.put(job, Stand::Failed);
             }
-            RunEvent::JobSkipped { job, because } => {
-                let root = match because {
+            RunEvent::JobSkipped { job, cause } => {
+                let root = match cause {
                     SkipCause::NeedUnmet { root, .. } => Some(root.clone()),
                     SkipCause::ConditionFalse => None,
                 };

@@ -2,7 +2,7 @@
 
 use towpath_engine::{
     decide::{ApproveGate, Command, CreateRun, EditedPlan, RejectGate, ResumeRun},
-    gate::Standing,
+    gate::Identity,
     ids::{Actor, Digest, RunId},
     job::JobState,
     refusal::Refusal,
@@ -136,7 +136,7 @@ impl World {
             file_sha256: Digest([2; 32]),
             plan,
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         };
         ResumeRun { file: Some(file), accept_changes: true, from: None }
@@ -151,13 +151,13 @@ impl World {
         let comment = String::new();
         match self.rng.below(20) {
             0..10 => {
-                let (job, JobState::AtGate(binds)) = gate? else { return None };
-                let standing = Standing::default();
-                Some(Command::Approve(ApproveGate { job, binds, comment, standing }))
+                let (job, JobState::AtGate(approval_digest)) = gate? else { return None };
+                let identity = Identity::default();
+                Some(Command::Approve(ApproveGate { job, approval_digest, comment, identity }))
             }
             10 => {
                 let (job, _) = gate?;
-                Some(Command::Reject(RejectGate { job, binds: None, comment }))
+                Some(Command::Reject(RejectGate { job, approval_digest: None, comment }))
             }
             11 => Some(Command::Cancel(comment)),
             12..14 => Some(Command::Resume(ResumeRun::default())),

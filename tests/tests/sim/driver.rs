@@ -247,8 +247,8 @@ impl World {
         }
         let session = SessionId(conn);
         let (key, outcome) = match message {
-            ToServer::Hello { worker, life, holding } => {
-                let hello = self.hello(worker, life, holding);
+            ToServer::Hello { worker, life, held } => {
+                let hello = self.hello(worker, life, held);
                 self.tell(Input::Hello { session, hello });
                 // A process that is turned away does not speak for the one that has the name.
                 if self.server.scheduler.is_open(session) {
@@ -279,10 +279,10 @@ impl World {
         self.after(wait, Step::Recording { life, report: Report { conn, worker, key, outcome } });
     }
 
-    fn hello(&self, worker: usize, life: u64, holding: BTreeSet<Key>) -> Hello {
+    fn hello(&self, worker: usize, life: u64, held: BTreeSet<Key>) -> Hello {
         Hello {
             worker: worker::name(worker).into(),
-            instance: life.to_string(),
+            worker_instance_id: life.to_string(),
             version: String::new(),
             slots: SLOTS,
             tags: worker::tags(worker),
@@ -290,7 +290,7 @@ impl World {
             job: None,
             jobs_max: None,
             draining: false,
-            holding: holding.iter().map(id_of).collect(),
+            held: held.iter().map(id_of).collect(),
             since: Timestamp(0),
         }
     }
@@ -378,7 +378,7 @@ impl World {
             worker: name.into(),
             ended,
             ran_ms: 1,
-            log: None,
+            captured_output: None,
         };
         let known = self.ahead.lease(&key.0, &key.1);
         if let (Plant::NoFence, Some((attempt, by, _))) = (self.plant, known) {

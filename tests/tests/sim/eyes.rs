@@ -14,7 +14,7 @@ use towpath_engine::{
 /// What was asked at a gate, and who approved, until when.
 #[derive(Clone)]
 struct Gate {
-    binds: Digest,
+    approval_digest: Digest,
     approvals: Vec<(String, Option<Timestamp>)>,
     begun: bool,
 }
@@ -41,21 +41,27 @@ impl Eyes {
         let policy = plan.gate.clone().unwrap_or_default();
         let gate = self.gates.get_mut(&plan.name);
         match (&fact.event, gate) {
-            (RunEvent::GateReached { binds, .. }, None) => {
-                let gate = Gate { binds: *binds, approvals: Vec::new(), begun: false };
+            (RunEvent::GateReached { approval_digest, .. }, None) => {
+                let gate =
+                    Gate { approval_digest: *approval_digest, approvals: Vec::new(), begun: false };
                 self.gates.insert(plan.name, gate);
             }
             (RunEvent::GateReached { .. }, Some(_)) => return Err("reached twice".to_owned()),
-            (RunEvent::GateVoided { binds, .. }, Some(gate)) if gate.binds == *binds => {
+            (RunEvent::GateVoided { approval_digest, .. }, Some(gate))
+                if gate.approval_digest == *approval_digest =>
+            {
                 self.gates.remove(&plan.name);
             }
-            (RunEvent::GateApproved { binds, until, in_advance, .. }, Some(gate)) => {
+            (
+                RunEvent::GateApproved { approval_digest, expires_at: until, in_advance, .. },
+                Some(gate),
+            ) => {
                 let by = fact.by.to_string();
                 let by = if *in_advance { self.requester.clone() } else { by.to_lowercase() };
                 let human = *in_advance || fact.by.kind == ActorKind::Human;
                 let own = policy.excludes(Excluded::Requester) && by == self.requester;
                 let twice = gate.approvals.iter().any(|(other, _)| *other == by);
-                if !human || own || twice || gate.binds != *binds {
+                if !human || own || twice || gate.approval_digest != *approval_digest {
                     return Err(format!("{by} approves {} of {:?}", plan.name, self.requester));
                 }
                 gate.approvals.push((by, *until));

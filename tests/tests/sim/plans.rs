@@ -2,7 +2,7 @@
 
 use towpath_engine::{
     decide::CreateRun,
-    gate::{Excluded, GatePolicy, Standing},
+    gate::{Excluded, GatePolicy, Identity},
     ids::{Digest, RunId, StageName},
     plan::{JobPlan, OnFailure, Plan, Resource, RetryPolicy, When},
 };
@@ -40,7 +40,7 @@ pub(crate) fn creation(rng: &mut Rng, request: u64, limit: u32) -> CreateRun {
         traceparent: None,
         idempotency_key: Some(format!("request-{request}")),
         source: None,
-        requester: Standing::default(),
+        requester: Identity::default(),
         authors: None,
     }
 }

@@ -11,7 +11,7 @@ use towpath_engine::{
     event::{Fact, RunEvent},
     ids::{Actor, AttemptId, RunId},
     log_clock::{LogClock, Reading},
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     scheduler::{DueTimes, Input, Leased, Scheduler, SessionId},
     time::Timestamp,
 };
@@ -55,7 +55,7 @@ pub(crate) enum Then {
     Durable {
         run: RunId,
         facts: Vec<Fact>,
-        locks: Busy,
+        locks: LockUsage,
     },
     LeaseDurable {
         session: SessionId,
@@ -288,10 +288,10 @@ impl World {
         Ok(Queued { first, facts, rests_on: last })
     }
 
-    fn busy_of_others(&self, run: &RunId) -> Busy {
-        let Some(cell) = self.server.cells.get(run) else { return Busy::new() };
+    fn busy_of_others(&self, run: &RunId) -> LockUsage {
+        let Some(cell) = self.server.cells.get(run) else { return LockUsage::new() };
         if self.plant == Plant::NoLocks {
-            return Busy::new();
+            return LockUsage::new();
         }
         self.server.scheduler.locks_of_others(run, cell.run.locks())
     }

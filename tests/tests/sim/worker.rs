@@ -29,7 +29,7 @@ pub(crate) enum ToServer {
     Hello {
         worker: usize,
         life: u64,
-        holding: BTreeSet<Key>,
+        held: BTreeSet<Key>,
     },
     Beat,
     /// It holds nothing and goes.
@@ -165,11 +165,11 @@ impl World {
         if !self.server.up || self.parted[number] > self.now {
             return self.dial_soon(number);
         }
-        let holding = self.workers[number].holding();
+        let held = self.workers[number].held_attempts();
         let conn = self.open_line(number);
         self.workers[number].conn = Some(conn);
         self.workers[number].welcome = false;
-        self.send_to_server(conn, ToServer::Hello { worker: number, life, holding });
+        self.send_to_server(conn, ToServer::Hello { worker: number, life, held });
     }
 
     pub(crate) fn worker_sees_cut(&mut self, conn: u64) {
@@ -427,7 +427,7 @@ fn number_of(worker: &str) -> usize {
 }
 
 impl Worker {
-    fn holding(&self) -> BTreeSet<Key> {
+    fn held_attempts(&self) -> BTreeSet<Key> {
         let later = self.later.iter().map(|(key, _)| key.clone());
         self.attempts.keys().filter(|key| !self.void.contains(*key)).cloned().chain(later).collect()
     }

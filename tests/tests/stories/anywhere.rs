@@ -17,8 +17,8 @@ use towpath_server::{
     },
     dial_tcp,
 };
-use towpath_tests::{RealWorker, TestHouse, code, eventually, file, start_request};
-use towpath_worker::Stay;
+use towpath_tests::{RealWorker, TestServer, code, eventually, file, start_request};
+use towpath_worker::SessionLimits;
 
 const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_000;
@@ -67,33 +67,33 @@ fn blob(bytes: &[u8]) -> v1::Blob {
     v1::Blob { size: bytes.len() as u64, sha256: Digest::of(bytes).to_string() }
 }
 
-fn blobs(house: &TestHouse) -> BlobsClient<tonic::transport::Channel> {
-    BlobsClient::new(house.channel())
+fn blobs(server: &TestServer) -> BlobsClient<tonic::transport::Channel> {
+    BlobsClient::new(server.channel())
 }
 
 /// Sends `bytes` under the name `named`.
-async fn put(house: &TestHouse, named: v1::Blob, bytes: &[u8]) -> Result<v1::Blob, Status> {
+async fn put(server: &TestServer, named: v1::Blob, bytes: &[u8]) -> Result<v1::Blob, Status> {
     let content = bytes.chunks(60_000).map(|piece| Part::Content(piece.to_vec().into()));
     let parts: Vec<v1::BlobPart> = std::iter::once(Part::Blob(named))
         .chain(content)
         .map(|part| v1::BlobPart { part: Some(part) })
         .collect();
-    Ok(blobs(house).put_blob(iter(parts)).await?.into_inner())
+    Ok(blobs(server).put_blob(iter(parts)).await?.into_inner())
 }
 
-async fn has(house: &TestHouse, bytes: &[u8]) -> bool {
+async fn has(server: &TestServer, bytes: &[u8]) -> bool {
     let request = v1::FindBlobRequest { blob: Some(blob(bytes)) };
-    blobs(house).find_blob(request).await.expect("an answer").into_inner().found
+    blobs(server).find_blob(request).await.expect("an answer").into_inner().found
 }
 
 /// A request for a run of `yaml` whose files are these; they are on the server already.
 async fn request(
-    house: &TestHouse,
+    server: &TestServer,
     yaml: &str,
     files: &[(&str, u32, &str)],
 ) -> v1::StartRunRequest {
     let (source, bytes) = bundle(files);
-    put(house, blob(&bytes), &bytes).await.expect("the bundle is kept");
+    put(server, blob(&bytes), &bytes).await.expect("the bundle is kept");
     let mut request = start_request(&file(yaml));
     let pipeline = request.file.as_mut().expect("a file");
     pipeline.folder = "/nowhere/on/any/machine".to_owned();
@@ -101,14 +101,14 @@ async fn request(
     request
 }
 
-async fn begin(house: &TestHouse, yaml: &str, files: &[(&str, u32, &str)]) -> String {
-    let request = request(house, yaml, files).await;
-    house.try_start(request).await.expect("the run begins").id
+async fn begin(server: &TestServer, yaml: &str, files: &[(&str, u32, &str)]) -> String {
+    let request = request(server, yaml, files).await;
+    server.try_start(request).await.expect("the run begins").id
 }
 
-async fn lines(house: &TestHouse, run: &str, job: &str) -> Vec<String> {
-    let output = house.output(run, job, 0, false).await;
-    let lines = towpath_engine::captured::lines(&output);
+async fn lines(server: &TestServer, run: &str, job: &str) -> Vec<String> {
+    let output = server.output(run, job, 0, false).await;
+    let lines = towpath_engine::captured_output::lines(&output);
     lines.map(|line| String::from_utf8_lossy(line.expect("a line").bytes).into_owned()).collect()
 }
 
@@ -123,8 +123,8 @@ fn names(folder: &Path) -> Vec<String> {
 #[tokio::test]
 async fn workers_in_folders_of_their_own_pass_files_on_and_see_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let begin_worker = |name: &str| RealWorker::begin(&house, name, 1, &folder.path().join(name));
+    let server = TestServer::with_system_clock().await;
+    let begin_worker = |name: &str| RealWorker::begin(&server, name, 1, &folder.path().join(name));
     let workers = [begin_worker("one"), begin_worker("two")];
     let meet = folder.path().join("meet").display().to_string();
     let yaml = format!(
@@ -142,15 +142,15 @@ jobs:
     let make = "mkdir -p out/deep; sed s/original/made/ data.txt >out/deep/made.txt\n";
     let files = [("data.txt", FILE, "original\n"), ("steps/make.sh", FILE, make)];
 
-    let run = begin(&house, &yaml, &files).await;
+    let run = begin(&server, &yaml, &files).await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    assert_eq!(lines(&house, &run, "c").await, ["original", "made"]);
-    let seen = lines(&house, &run, "b").await;
+    assert_eq!(server.ended(&run).await, "succeeded");
+    assert_eq!(lines(&server, &run, "c").await, ["original", "made"]);
+    let seen = lines(&server, &run, "b").await;
     assert_eq!(seen[..2], ["original", "made"]);
     assert!(seen[2].starts_with(&folder.path().display().to_string()), "{seen:?}");
-    assert_eq!(lines(&house, &run, "d").await, ["data.txt", "steps"], "only direct needs hand on");
-    assert_eq!(house.findings().await, Vec::<String>::new());
+    assert_eq!(lines(&server, &run, "d").await, ["data.txt", "steps"], "only direct needs hand on");
+    assert_eq!(server.findings().await, Vec::<String>::new());
     for worker in workers {
         worker.stop().await;
     }
@@ -159,13 +159,13 @@ jobs:
         assert_eq!(names(&own.join("work")), [""; 0], "folders go when ends are recorded");
         assert_eq!(names(&own.join("sources")).len(), 1, "the bundle is fetched once");
     }
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_bundle_is_kept_whole_or_not_at_all() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::in_folder(folder.path()).await;
+    let server = TestServer::in_folder(folder.path()).await;
     let bytes = vec![7; 3_000_000];
     let large = v1::Blob { size: BUNDLE_BYTES_MAX + 1, ..blob(&bytes) };
     let short = v1::Blob { size: 2_999_999, ..blob(&bytes) };
@@ -178,12 +178,12 @@ async fn a_bundle_is_kept_whole_or_not_at_all() {
         (long, "MESSAGE_INVALID"),
         (other, "MESSAGE_INVALID"),
     ] {
-        let refused = put(&house, named, &bytes).await.expect_err("it is not what it says");
+        let refused = put(&server, named, &bytes).await.expect_err("it is not what it says");
         assert_eq!(code(&refused), expected);
     }
     // A client that dies in the middle: its stream is cut off.
     let (parts, stream) = tokio::sync::mpsc::channel(1);
-    let mut client = blobs(&house);
+    let mut client = blobs(&server);
     let sending = tokio::spawn(async move {
         client.put_blob(tokio_stream::wrappers::ReceiverStream::new(stream)).await
     });
@@ -196,31 +196,31 @@ async fn a_bundle_is_kept_whole_or_not_at_all() {
     sending.abort();
     drop(parts);
     eventually("no half blob", || names(&folder.path().join("blobs")).is_empty()).await;
-    assert!(!has(&house, &bytes).await);
+    assert!(!has(&server, &bytes).await);
 
-    let kept = put(&house, blob(&bytes), &bytes).await.expect("it is what it says");
+    let kept = put(&server, blob(&bytes), &bytes).await.expect("it is what it says");
     assert_eq!(kept, blob(&bytes));
-    assert!(has(&house, &bytes).await);
-    put(&house, blob(&bytes), &bytes).await.expect("twice is no harm");
-    house.close().await;
+    assert!(has(&server, &bytes).await);
+    put(&server, blob(&bytes), &bytes).await.expect("twice is no harm");
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_run_whose_bundle_never_came_does_not_begin() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let (source, _) = bundle(&[("data.txt", FILE, "x")]);
     let mut request = start_request(&file(ONE));
     request.file.as_mut().expect("a file").source = Some(source);
 
-    let refused = house.try_start(request).await.expect_err("no bundle");
+    let refused = server.try_start(request).await.expect_err("no bundle");
 
     assert_eq!(code(&refused), "SOURCE_MISSING");
 }
 
 #[tokio::test]
 async fn a_source_that_leads_out_or_carries_a_password_is_no_source() {
-    let house = TestHouse::in_memory().await;
-    let good = request(&house, ONE, &[("data.txt", FILE, "x")]).await;
+    let server = TestServer::in_memory().await;
+    let good = request(&server, ONE, &[("data.txt", FILE, "x")]).await;
     let source = good.file.as_ref().and_then(|file| file.source.clone()).expect("a source");
     let remote = |address: &str| Some(Origin::Remote(address.to_owned()));
     for wrong in [
@@ -233,50 +233,50 @@ async fn a_source_that_leads_out_or_carries_a_password_is_no_source() {
     ] {
         let mut request = good.clone();
         request.file.as_mut().expect("a file").source = Some(wrong);
-        let refused = house.try_start(request).await.expect_err("no source");
+        let refused = server.try_start(request).await.expect_err("no source");
         assert_eq!(code(&refused), "MESSAGE_INVALID");
     }
-    house.try_start(good).await.expect("the right one begins");
+    server.try_start(good).await.expect("the right one begins");
 }
 
 #[tokio::test]
 async fn the_same_request_with_other_files_is_another_request() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let named = |request| v1::StartRunRequest { idempotency_key: "ci-1".to_owned(), ..request };
-    let first = named(request(&house, ONE, &[("data.txt", FILE, "x")]).await);
-    let other = named(request(&house, ONE, &[("data.txt", FILE, "y")]).await);
+    let first = named(request(&server, ONE, &[("data.txt", FILE, "x")]).await);
+    let other = named(request(&server, ONE, &[("data.txt", FILE, "y")]).await);
 
-    let run = house.try_start(first.clone()).await.expect("the run begins").id;
+    let run = server.try_start(first.clone()).await.expect("the run begins").id;
 
-    assert_eq!(house.try_start(first).await.expect("the same run").id, run);
-    let refused = house.try_start(other).await.expect_err("other files");
+    assert_eq!(server.try_start(first).await.expect("the same run").id, run);
+    let refused = server.try_start(other).await.expect_err("other files");
     assert_eq!(code(&refused), "IDEMPOTENCY_KEY_REUSED");
 }
 
 #[tokio::test]
 async fn a_worker_gets_what_its_attempt_needs_and_nothing_else() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [s]
 jobs:
   a: {stage: s, command: x, artifacts: [left.txt]}
   b: {stage: s, command: x, needs: [a]}
   c: {stage: s, command: x, needs: [b]}
 ";
-    let run = begin(&house, yaml, &[("data.txt", FILE, "mine")]).await;
+    let run = begin(&server, yaml, &[("data.txt", FILE, "mine")]).await;
     let (_, secret) = bundle(&[("data.txt", FILE, "of another run")]);
-    begin(&house, ONE, &[("data.txt", FILE, "of another run")]).await;
-    let bundle = match house.run(&run).await.source.and_then(|source| source.origin) {
+    begin(&server, ONE, &[("data.txt", FILE, "of another run")]).await;
+    let bundle = match server.run(&run).await.source.and_then(|source| source.origin) {
         Some(Origin::Bundle(bundle)) => bundle.sha256,
         other => panic!("{other:?}"),
     };
     let fetch = async |of: &v1::Assignment, worker: &str, sha256: &str| {
         let (worker, sha256) = (worker.to_owned(), sha256.to_owned());
         let request = v1::FetchBlobRequest { of: of.of.clone(), worker, sha256 };
-        let stream = blobs(&house).fetch_blob(request).await?.into_inner();
-        TestHouse::collect(stream).await
+        let stream = blobs(&server).fetch_blob(request).await?.into_inner();
+        TestServer::collect(stream).await
     };
     let only = v1::Hello { worker: "w".into(), slots: 1, run: run.clone(), ..Default::default() };
-    let mut worker = house.worker_like(only).await;
+    let mut worker = server.worker_like(only).await;
 
     let a = worker.take_job("a").await;
     let pack = fetch(&a, "w", &bundle).await.expect("its own bundle");
@@ -310,8 +310,8 @@ jobs:
 #[tokio::test]
 async fn a_job_does_not_begin_when_its_files_cannot_be_put_in_their_place() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "w", 2, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "w", 2, folder.path());
     let leaves = |script: &str, path: &str| {
         format!("{{stage: s, command: '{script}', artifacts: [{path}]}}")
     };
@@ -342,48 +342,53 @@ async fn a_job_does_not_begin_when_its_files_cannot_be_put_in_their_place() {
         (ONE, vec![data, ("dir", LINK, &*outside)], "a", "the link `dir` leads out of the folder"),
         (ONE, vec![data, ("dir", LINK, "../..")], "a", "the link `dir` leads out of the folder"),
     ] {
-        let run = begin(&house, yaml, &files).await;
-        assert_eq!(house.ended(&run).await, "failed");
-        let reason = house.job(&run, job).await.reason;
+        let run = begin(&server, yaml, &files).await;
+        assert_eq!(server.ended(&run).await, "failed");
+        let reason = server.job(&run, job).await.reason;
         assert!(reason.starts_with("could not start: "), "{reason}");
         assert!(reason.contains(expected), "{reason}");
     }
     worker.stop().await;
     assert_eq!(names(&folder.path().join("attempts/work")), [""; 0]);
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_worker_shows_its_token_when_it_fetches_too() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
+    let server = TestServer::with_system_clock().await;
     let strict = Access { strict: true, ..Access::default() };
-    let address = house.serve_guarded(strict).await;
+    let address = server.serve_guarded(strict).await;
     let (name, roles) = ("eu-1".to_owned(), vec![Role::Worker]);
     let kind = TokenKind::Service;
     let new = NewToken { name, kind, roles, expires_at: None, emails: Vec::new() };
-    let issued = tokens::issue(&house.server().folder(), new, SystemClock.now()).expect("a token");
+    let issued = tokens::issue(&server.server().folder(), new, SystemClock.now()).expect("a token");
     let bearer = format!("Bearer {}", issued.reveal()).parse().expect("a header");
     let channel = dial_tcp(&address).expect("an address");
 
-    let run = begin(&house, ONE, &[("data.txt", FILE, "for eu-1\n")]).await;
-    let worker =
-        RealWorker::begin_as(channel, "eu-1", folder.path(), Stay::default(), Some(bearer));
+    let run = begin(&server, ONE, &[("data.txt", FILE, "for eu-1\n")]).await;
+    let worker = RealWorker::begin_as(
+        channel,
+        "eu-1",
+        folder.path(),
+        SessionLimits::default(),
+        Some(bearer),
+    );
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    assert_eq!(lines(&house, &run, "a").await, ["for eu-1"]);
+    assert_eq!(server.ended(&run).await, "succeeded");
+    assert_eq!(lines(&server, &run, "a").await, ["for eu-1"]);
     worker.stop().await;
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_copy_that_was_damaged_on_the_worker_is_fetched_anew() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "w", 1, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "w", 1, folder.path());
     let files = [("data.txt", FILE, "the very words\n")];
-    let run = begin(&house, ONE, &files).await;
-    assert_eq!(house.ended(&run).await, "succeeded");
+    let run = begin(&server, ONE, &files).await;
+    assert_eq!(server.ended(&run).await, "succeeded");
 
     let sources = folder.path().join("attempts/sources");
     let packs = sources.join(&names(&sources)[0]).join("objects/pack");
@@ -392,33 +397,33 @@ async fn a_copy_that_was_damaged_on_the_worker_is_fetched_anew() {
         fs::remove_file(&path).expect("it is there");
         fs::write(&path, "no pack").expect("it can be written");
     }
-    let run = begin(&house, ONE, &files).await;
+    let run = begin(&server, ONE, &files).await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    assert_eq!(lines(&house, &run, "a").await, ["the very words"]);
+    assert_eq!(server.ended(&run).await, "succeeded");
+    assert_eq!(lines(&server, &run, "a").await, ["the very words"]);
     worker.stop().await;
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_missing_bundle_is_a_finding_and_the_job_says_what_is_missing() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let run = begin(&house, ONE, &[("data.txt", FILE, "x")]).await;
-    let blobs = house.server().folder().join("blobs");
+    let server = TestServer::with_system_clock().await;
+    let run = begin(&server, ONE, &[("data.txt", FILE, "x")]).await;
+    let blobs = server.server().folder().join("blobs");
     fs::remove_dir_all(blobs.join(&names(&blobs)[0])).expect("the only blob");
 
-    let findings = house.findings().await;
-    let worker = RealWorker::begin(&house, "w", 1, folder.path());
-    assert_eq!(house.ended(&run).await, "failed");
+    let findings = server.findings().await;
+    let worker = RealWorker::begin(&server, "w", 1, folder.path());
+    assert_eq!(server.ended(&run).await, "failed");
 
     assert_eq!(findings.len(), 1);
     assert!(findings[0].contains("its bundle: there is no blob"), "{findings:?}");
-    let reason = house.job(&run, "a").await.reason;
+    let reason = server.job(&run, "a").await.reason;
     assert!(
         reason.contains("the bundle of the run cannot be fetched: there is no blob"),
         "{reason}"
     );
     worker.stop().await;
-    house.close().await;
+    server.close().await;
 }

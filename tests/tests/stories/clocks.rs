@@ -10,7 +10,7 @@ use towpath_server::{
     },
     dial_tcp,
 };
-use towpath_tests::{BEGINNING, TestHouse, code, file, on_a_runtime};
+use towpath_tests::{BEGINNING, TestServer, code, file, on_a_runtime};
 
 const YEAR_MS: i64 = 365 * 86_400_000;
 
@@ -20,41 +20,41 @@ jobs:
 ";
 
 /// The wall clock is a year ahead while one command is carried out, and is then right again.
-async fn one_event_a_year_ahead(house: &TestHouse) {
-    house.set_clock(YEAR_MS);
-    let other = house.start(&file("stages: [s]\njobs:\n  o: {stage: s, command: x}\n")).await;
-    house.cancel(&other).await.expect("the other run ends");
-    house.set_clock(-YEAR_MS);
+async fn one_event_a_year_ahead(server: &TestServer) {
+    server.set_clock(YEAR_MS);
+    let other = server.start(&file("stages: [s]\njobs:\n  o: {stage: s, command: x}\n")).await;
+    server.cancel(&other).await.expect("the other run ends");
+    server.set_clock(-YEAR_MS);
 }
 
 /// The moments of all events of the log, oldest first.
-async fn times(house: &TestHouse) -> Vec<Timestamp> {
+async fn times(server: &TestServer) -> Vec<Timestamp> {
     let at = |record: &v1::Record| {
         let fact: serde_json::Value = serde_json::from_slice(&record.payload).expect("JSON");
         Timestamp::parse(fact["at"].as_str().expect("a moment")).expect("a moment")
     };
-    house.records("", 0).await.iter().map(at).collect()
+    server.records("", 0).await.iter().map(at).collect()
 }
 
 #[tokio::test]
 async fn a_retry_is_due_after_a_clock_that_was_ahead() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(FLAKY)).await;
-    let mut worker = house.worker("w", 1).await;
-    one_event_a_year_ahead(&house).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(FLAKY)).await;
+    let mut worker = server.worker("w", 1).await;
+    one_event_a_year_ahead(&server).await;
 
     worker.fail("flaky", 1).await;
-    house.pass(9_999).await;
-    assert_eq!(house.states(&run).await, "flaky backing_off");
-    house.pass(1).await;
+    server.pass(9_999).await;
+    assert_eq!(server.states(&run).await, "flaky backing_off");
+    server.pass(1).await;
     worker.fail("flaky", 1).await;
     // Slower than the wall clock ever is, and then right: nothing is due twice, nothing waits.
-    house.set_clock(-YEAR_MS);
-    house.pass(10_000).await;
+    server.set_clock(-YEAR_MS);
+    server.pass(10_000).await;
     worker.succeed("flaky").await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    let times = times(&house).await;
+    assert_eq!(server.ended(&run).await, "succeeded");
+    let times = times(&server).await;
     assert!(times.is_sorted(), "{times:?}");
     let begun = times[0].plus_ms(YEAR_MS.unsigned_abs());
     assert!(times.last().expect("events").ms_since(begun) >= 20_000, "time went on: {times:?}");
@@ -62,45 +62,45 @@ async fn a_retry_is_due_after_a_clock_that_was_ahead() {
 
 #[tokio::test]
 async fn a_run_times_out_after_a_clock_that_was_ahead() {
-    let house = TestHouse::in_memory().await;
-    one_event_a_year_ahead(&house).await;
+    let server = TestServer::in_memory().await;
+    one_event_a_year_ahead(&server).await;
     let yaml = "timeout: 1m\nstages: [s]\njobs:\n  a: {stage: s, command: x}\n";
-    let run = house.start(&file(yaml)).await;
+    let run = server.start(&file(yaml)).await;
 
-    house.pass(59_999).await;
-    assert_eq!(house.phase(&run).await, "running");
-    house.pass(1).await;
-    assert_eq!(house.ended(&run).await, "timed_out");
+    server.pass(59_999).await;
+    assert_eq!(server.phase(&run).await, "running");
+    server.pass(1).await;
+    assert_eq!(server.ended(&run).await, "timed_out");
 }
 
 #[test]
 fn a_retry_is_due_after_a_restart_under_a_clock_that_is_behind_the_log() {
     let folder = tempfile::tempdir().expect("a folder");
     let run = on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let run = house.start(&file(FLAKY)).await;
-        one_event_a_year_ahead(&house).await;
-        house.worker("w", 1).await.fail("flaky", 1).await;
-        house.close().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let run = server.start(&file(FLAKY)).await;
+        one_event_a_year_ahead(&server).await;
+        server.worker("w", 1).await.fail("flaky", 1).await;
+        server.close().await;
         run
     });
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let mut worker = house.worker("w", 1).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let mut worker = server.worker("w", 1).await;
 
-        house.pass(10_000).await;
+        server.pass(10_000).await;
         worker.succeed("flaky").await;
 
-        assert_eq!(house.ended(&run).await, "succeeded");
-        assert!(times(&house).await.is_sorted());
-        house.close().await;
+        assert_eq!(server.ended(&run).await, "succeeded");
+        assert!(times(&server).await.is_sorted());
+        server.close().await;
     });
 }
 
 #[tokio::test]
 async fn tokens_expire_by_the_wall_clock() {
-    let house = TestHouse::in_memory().await;
-    let address = house.serve_guarded(Access { strict: true, ..Access::default() }).await;
+    let server = TestServer::in_memory().await;
+    let address = server.serve_guarded(Access { strict: true, ..Access::default() }).await;
     let channel = dial_tcp(&address).expect("an address");
     let token = NewToken {
         name: "ana".to_owned(),
@@ -109,17 +109,17 @@ async fn tokens_expire_by_the_wall_clock() {
         expires_at: Some(BEGINNING.plus_ms(3_600_000)),
         emails: Vec::new(),
     };
-    let issued = tokens::issue(&house.server().folder(), token, BEGINNING).expect("a token");
+    let issued = tokens::issue(&server.server().folder(), token, BEGINNING).expect("a token");
     let list = || async {
         let mut request = tonic::Request::new(v1::ListRunsRequest::default());
         let header = format!("Bearer {}", issued.reveal()).parse().expect("a header");
         request.metadata_mut().insert("authorization", header);
         RunsClient::new(channel.clone()).list_runs(request).await
     };
-    one_event_a_year_ahead(&house).await;
+    one_event_a_year_ahead(&server).await;
 
     list().await.expect("the token has not expired");
-    house.pass(3_600_000).await;
+    server.pass(3_600_000).await;
     assert_eq!(code(&list().await.expect_err("it has expired")), "UNAUTHENTICATED");
-    house.close().await;
+    server.close().await;
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use towpath_engine::ids::Digest;
 use towpath_proto::v1;
 use towpath_storage::{NewRecord, open};
-use towpath_tests::{TestHouse, code, file, on_a_runtime, succeeded};
+use towpath_tests::{TestServer, code, file, on_a_runtime, succeeded};
 
 const FOUR: &str = "stages: [s]
 jobs:
@@ -18,16 +18,16 @@ jobs:
 /// Begins a run, reports `a`, leaves `b` and `c` with a worker, and crashes.
 fn crash_in_the_middle(folder: &Path) -> (String, Vec<v1::Record>, Vec<v1::Assignment>) {
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder).await;
-        let run = house.start(&file(FOUR)).await;
-        let mut worker = house.worker("w", 2).await;
+        let server = TestServer::in_folder(folder).await;
+        let run = server.start(&file(FOUR)).await;
+        let mut worker = server.worker("w", 2).await;
         let mut taken = worker.take_some(2).await;
         let a = taken.remove("a").expect("a was given out");
         worker.print(&a, 0, b"1 o done\n").await;
         worker.report_printed(&a, succeeded(), 9).await;
         let next = worker.take_job("c").await;
         let held = taken.into_values().chain([next]).collect();
-        (run, house.records("", 0).await, held)
+        (run, server.records("", 0).await, held)
     })
 }
 
@@ -37,13 +37,13 @@ fn everything_acknowledged_is_there_after_a_crash() {
     let (run, before, _) = crash_in_the_middle(folder.path());
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let after = house.records("", 0).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let after = server.records("", 0).await;
         assert_eq!(after[..before.len()], before, "the same bytes at the same places");
-        assert_eq!(house.output(&run, "a", 1, false).await, b"1 o done\n");
-        assert_eq!(house.run("@latest").await.id, run);
-        assert_eq!(house.findings().await, Vec::<String>::new());
-        house.close().await;
+        assert_eq!(server.output(&run, "a", 1, false).await, b"1 o done\n");
+        assert_eq!(server.run("@latest").await.id, run);
+        assert_eq!(server.findings().await, Vec::<String>::new());
+        server.close().await;
     });
 }
 
@@ -54,25 +54,25 @@ fn what_a_vanished_worker_held_is_given_out_again_when_it_comes_back() {
     assert_eq!(held.len(), 2);
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
+        let server = TestServer::in_folder(folder.path()).await;
         assert_eq!(
-            house.states(&run).await,
+            server.states(&run).await,
             "a succeeded, b running, c running, d waiting",
             "until then nobody knows better"
         );
-        let mut worker = house.worker("w", 2).await;
+        let mut worker = server.worker("w", 2).await;
         assert_eq!(worker.held(), []);
         for _ in 0..3 {
             let job = worker.take().await;
             worker.report(&job, succeeded()).await;
         }
 
-        assert_eq!(house.ended(&run).await, "succeeded");
-        let attempts: Vec<u32> = house.jobs(&run).await.iter().map(|job| job.attempt).collect();
+        assert_eq!(server.ended(&run).await, "succeeded");
+        let attempts: Vec<u32> = server.jobs(&run).await.iter().map(|job| job.attempt).collect();
         assert_eq!(attempts, [1, 2, 2, 1]);
-        assert_eq!(house.count(&run, "job_lost").await, 2);
-        assert_eq!(house.findings().await, Vec::<String>::new());
-        house.close().await;
+        assert_eq!(server.count(&run, "job_lost").await, 2);
+        assert_eq!(server.findings().await, Vec::<String>::new());
+        server.close().await;
     });
 }
 
@@ -80,14 +80,14 @@ fn what_a_vanished_worker_held_is_given_out_again_when_it_comes_back() {
 fn a_store_that_is_served_is_not_served_twice() {
     let folder = tempfile::tempdir().expect("a folder");
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
+        let server = TestServer::in_folder(folder.path()).await;
 
         let clock = std::sync::Arc::new(towpath_server::SystemClock);
         let url = format!("sled:{}", folder.path().display());
-        let second = towpath_server::House::open(&url, clock).await;
+        let second = towpath_server::Server::open(&url, clock).await;
 
         assert_eq!(second.expect_err("it is owned").code().as_str(), "STORE_OWNED");
-        house.close().await;
+        server.close().await;
     });
 }
 
@@ -95,13 +95,13 @@ fn a_store_that_is_served_is_not_served_twice() {
 fn a_closed_house_can_be_opened_again_in_the_same_process() {
     let folder = tempfile::tempdir().expect("a folder");
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let run = house.start(&file(FOUR)).await;
-        house.close().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let run = server.start(&file(FOUR)).await;
+        server.close().await;
 
-        let house = TestHouse::in_folder(folder.path()).await;
-        assert_eq!(house.phase(&run).await, "running");
-        house.close().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        assert_eq!(server.phase(&run).await, "running");
+        server.close().await;
     });
 }
 
@@ -120,16 +120,16 @@ fn tamper(snapshot: &Path, from: &str, to: &str) {
 fn the_doctor_sees_a_forged_list_of_runs() {
     let folder = tempfile::tempdir().expect("a folder");
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        house.start(&file(&format!("name: shop\n{FOUR}"))).await;
-        house.close().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        server.start(&file(&format!("name: shop\n{FOUR}"))).await;
+        server.close().await;
     });
     tamper(&folder.path().join("snapshots/runs.json"), "\"shop\"", "\"shed\"");
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        assert_eq!(house.findings().await, ["the list of runs differs from the log"]);
-        house.close().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        assert_eq!(server.findings().await, ["the list of runs differs from the log"]);
+        server.close().await;
     });
 }
 
@@ -138,13 +138,13 @@ fn the_doctor_sees_a_forged_snapshot_of_a_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let jobs: String = (0..2_600).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
     let run = on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let run = house.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 1_024).await;
-        let mut worker = house.worker("w", 1_024).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let run = server.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 1_024).await;
+        let mut worker = server.worker("w", 1_024).await;
         worker.run_all(2_600).await;
-        assert_eq!(house.ended(&run).await, "succeeded");
-        assert_eq!(house.findings().await, Vec::<String>::new());
-        house.close().await;
+        assert_eq!(server.ended(&run).await, "succeeded");
+        assert_eq!(server.findings().await, Vec::<String>::new());
+        server.close().await;
         run
     });
     tamper(
@@ -154,10 +154,10 @@ fn the_doctor_sees_a_forged_snapshot_of_a_run() {
     );
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let findings = house.findings().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let findings = server.findings().await;
         assert!(findings.contains(&format!("the snapshot of run {run} differs from the log")));
-        house.close().await;
+        server.close().await;
     });
 }
 
@@ -171,17 +171,17 @@ fn the_doctor_sees_a_blob_that_is_gone_or_damaged() {
         .expect("our own file");
     fs::write(&blob, b"1 o dOne\n").expect("a blob can be overwritten");
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let findings = house.findings().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let findings = server.findings().await;
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert!(findings[0].contains(&run) && findings[0].contains("`a`"), "{findings:?}");
-        house.close().await;
+        server.close().await;
     });
     fs::remove_file(&blob).expect("a blob can be removed");
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        assert_eq!(house.findings().await.len(), 1);
-        house.close().await;
+        let server = TestServer::in_folder(folder.path()).await;
+        assert_eq!(server.findings().await.len(), 1);
+        server.close().await;
     });
 }
 
@@ -211,12 +211,12 @@ fn a_run_that_cannot_be_replayed_stops_nobody_else() {
     let envelope = r#"{"at":"2100-01-01T00:00:00.000Z","by":"human:ana","event":{"kind":"#;
     let bad = ["\"run_started\"}}", "\"run_painted\"}}"].map(|end| format!("{envelope}{end}"));
     let (runs, good) = on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let runs = [house.start(&file(FOUR)).await, house.start(&file(FOUR)).await];
-        let good = house.start(&file(FOUR)).await;
-        let mut worker = house.worker("w", 1).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let runs = [server.start(&file(FOUR)).await, server.start(&file(FOUR)).await];
+        let good = server.start(&file(FOUR)).await;
+        let mut worker = server.worker("w", 1).await;
         drop(worker.take().await);
-        house.close().await;
+        server.close().await;
         (runs, good)
     });
     for (run, bytes) in runs.iter().zip(&bad) {
@@ -224,8 +224,8 @@ fn a_run_that_cannot_be_replayed_stops_nobody_else() {
     }
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let listed = house.runs().list_runs(v1::ListRunsRequest::default()).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let listed = server.runs().list_runs(v1::ListRunsRequest::default()).await;
         let listed = listed.expect("a list").into_inner().runs;
         let phases: Vec<_> = listed.iter().map(|run| (&*run.id, &*run.phase)).collect();
         assert_eq!(
@@ -235,20 +235,20 @@ fn a_run_that_cannot_be_replayed_stops_nobody_else() {
         );
         for run in &runs {
             let asked = v1::GetRunRequest { run: run.clone() };
-            let refused = house.runs().get_run(asked).await.expect_err("it is damaged");
+            let refused = server.runs().get_run(asked).await.expect_err("it is damaged");
             assert_eq!(code(&refused), "LOG_DAMAGED");
-            assert_eq!(code(&house.cancel(run).await.expect_err("it is")), "LOG_DAMAGED");
+            assert_eq!(code(&server.cancel(run).await.expect_err("it is")), "LOG_DAMAGED");
         }
         // A worker that comes back is welcome, and is given what else there is.
-        let mut worker = house.worker("w", 4).await;
+        let mut worker = server.worker("w", 4).await;
         worker.run_all(4).await;
-        assert_eq!(house.ended(&good).await, "succeeded");
-        let findings = house.findings().await;
+        assert_eq!(server.ended(&good).await, "succeeded");
+        let findings = server.findings().await;
         for run in &runs {
             let found = findings.iter().filter(|finding| finding.contains(&**run)).count();
             assert_eq!(found, 1, "{findings:?}");
         }
         assert_eq!(findings.len(), 2, "{findings:?}");
-        house.close().await;
+        server.close().await;
     });
 }

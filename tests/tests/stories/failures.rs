@@ -26,7 +26,7 @@ use towpath_proto::v1::{
 };
 use towpath_server::{Clock as _, SystemClock, dial_tcp};
 use towpath_tests::{
-    RealWorker, ScriptedWorker, TestHouse, eventually, file, on_a_runtime, program, skip,
+    RealWorker, ScriptedWorker, TestServer, eventually, file, on_a_runtime, program, skip,
     start_request, succeeded,
 };
 
@@ -69,10 +69,10 @@ fn begin(mut command: Command) -> Running {
 }
 
 /// A run of jobs that are real processes, in `folder`.
-async fn start_in(house: &TestHouse, folder: &Path, yaml: &str) -> String {
+async fn start_in(server: &TestServer, folder: &Path, yaml: &str) -> String {
     let mut request = start_request(&file(yaml));
     request.file.as_mut().expect("a file").folder = folder.display().to_string();
-    house.try_start(request).await.expect("the run begins").id
+    server.try_start(request).await.expect("the run begins").id
 }
 
 fn is_gone(pid: &str) -> bool {
@@ -124,8 +124,8 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
         || v1::StartRunRequest { idempotency_key: "k".to_owned(), ..start_request(&file(ONE)) };
     // The server dies with its runtime, between the append and the reply.
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let way = Way::to(house.serve(ANYWHERE).await).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let way = Way::to(server.serve(ANYWHERE).await).await;
         let channel = dial_tcp(&way.address).expect("an address");
         let list = v1::ListWorkersRequest {};
         WorkersClient::new(channel.clone()).list_workers(list).await.expect("the way is open");
@@ -133,18 +133,18 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
         way.swallow();
         let asked =
             tokio::spawn(async move { RunsClient::new(channel).start_run(request()).await });
-        while house.records("", 0).await.is_empty() {
+        while server.records("", 0).await.is_empty() {
             tokio::task::yield_now().await;
         }
 
         assert!(!asked.is_finished(), "nobody was told");
     });
     let of = on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let run = house.try_start(request()).await.expect("the same run").id;
-        let created = house.records("", 0).await.into_iter().filter(|r| r.kind == "run_created");
+        let server = TestServer::in_folder(folder.path()).await;
+        let run = server.try_start(request()).await.expect("the same run").id;
+        let created = server.records("", 0).await.into_iter().filter(|r| r.kind == "run_created");
         assert_eq!(created.count(), 1);
-        let way = Way::to(house.serve(ANYWHERE).await).await;
+        let way = Way::to(server.serve(ANYWHERE).await).await;
         let hello = v1::Hello { worker: "w".to_owned(), slots: 1, ..Default::default() };
         let channel = dial_tcp(&way.address).expect("an address");
         let mut worker = ScriptedWorker::connect(channel, hello).await.expect("it is welcome");
@@ -153,42 +153,42 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
         way.swallow();
         worker.send_report(&of, succeeded(), 0).await;
 
-        house.until(&run, "job_succeeded", 1).await;
+        server.until(&run, "job_succeeded", 1).await;
         of
     });
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let kinds = house.kinds(&of.run).await;
-        let holding = vec![of.clone()];
-        let hello = v1::Hello { worker: "w".to_owned(), slots: 1, holding, ..Default::default() };
-        let worker = house.worker_like(hello).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let kinds = server.kinds(&of.run).await;
+        let held = vec![of.clone()];
+        let hello = v1::Hello { worker: "w".to_owned(), slots: 1, held, ..Default::default() };
+        let worker = server.worker_like(hello).await;
         assert_eq!(worker.held(), [], "there is nothing left to tell");
-        assert_eq!(house.phase(&of.run).await, "succeeded");
-        assert_eq!(house.kinds(&of.run).await, kinds);
-        assert_eq!(house.findings().await, Vec::<String>::new());
-        house.close().await;
+        assert_eq!(server.phase(&of.run).await, "succeeded");
+        assert_eq!(server.kinds(&of.run).await, kinds);
+        assert_eq!(server.findings().await, Vec::<String>::new());
+        server.close().await;
     });
 }
 
 #[tokio::test]
 async fn many_workers_race_for_few_jobs_and_each_job_is_given_out_once() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let mut racing = Vec::new();
     for n in 0..16 {
-        let mut worker = house.worker(&format!("w{n}"), 4).await;
+        let mut worker = server.worker(&format!("w{n}"), 4).await;
         racing.push(tokio::spawn(async move { worker.run_until_closed().await }));
     }
     let jobs: String = (0..40).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
 
-    let run = house.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 64).await;
-    assert_eq!(house.ended(&run).await, "succeeded");
-    let one = house.start(&file(ONE)).await;
-    assert_eq!(house.ended(&one).await, "succeeded");
+    let run = server.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 64).await;
+    assert_eq!(server.ended(&run).await, "succeeded");
+    let one = server.start(&file(ONE)).await;
+    assert_eq!(server.ended(&one).await, "succeeded");
 
-    assert_eq!(house.count(&run, "job_leased").await, 40);
-    assert_eq!(house.count(&one, "job_leased").await, 1);
-    house.close().await;
+    assert_eq!(server.count(&run, "job_leased").await, 40);
+    assert_eq!(server.count(&one, "job_leased").await, 1);
+    server.close().await;
     let mut given = 0;
     for worker in racing {
         given += worker.await.expect("the worker does not panic");
@@ -198,55 +198,55 @@ async fn many_workers_race_for_few_jobs_and_each_job_is_given_out_once() {
 
 #[tokio::test]
 async fn after_its_end_a_job_is_changed_by_no_report_and_no_beat() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(ONE)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(ONE)).await;
+    let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
     let of = a.of.clone().expect("an attempt");
-    house.cancel(&run).await.expect("the run is ending");
+    server.cancel(&run).await.expect("the run is ending");
     worker.cancelled_job().await;
     // Two reports are on their way when the first of them counts.
     worker.send_report(&of, Ended::Cancelled(v1::Cancelled {}), 0).await;
     worker.send_report(&of, succeeded(), 0).await;
-    assert_eq!(house.ended(&run).await, "cancelled");
-    let kinds = house.kinds(&run).await;
+    assert_eq!(server.ended(&run).await, "cancelled");
+    let kinds = server.kinds(&run).await;
 
-    let holding = vec![of.clone()];
-    let hello = v1::Hello { worker: "w".to_owned(), slots: 1, holding, ..Default::default() };
-    let mut back = house.worker_like(hello).await;
+    let held = vec![of.clone()];
+    let hello = v1::Hello { worker: "w".to_owned(), slots: 1, held, ..Default::default() };
+    let mut back = server.worker_like(hello).await;
     assert_eq!(back.held(), []);
-    back.say(ToServer::Beat(v1::Beat {})).await;
+    back.say(ToServer::Heartbeat(v1::Heartbeat {})).await;
     back.send_report(&of, succeeded(), 0).await;
     back.until_recorded(&of).await;
 
-    assert_eq!(house.kinds(&run).await, kinds);
-    assert_eq!(house.states(&run).await, "a cancelled");
-    assert_eq!(house.findings().await, Vec::<String>::new());
+    assert_eq!(server.kinds(&run).await, kinds);
+    assert_eq!(server.states(&run).await, "a cancelled");
+    assert_eq!(server.findings().await, Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_worker_process_that_is_stopped_past_its_lease_ends_its_job_when_it_wakes() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_lease("memory:", 1_000).await;
-    let address = house.serve(ANYWHERE).await;
+    let server = TestServer::with_lease("memory:", 1_000).await;
+    let address = server.serve(ANYWHERE).await;
     let sleeper = begin(worker(&address, "sleeper", folder.path()));
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, grace: 1s, command: '[ $TOW_ATTEMPT = 2 ] && exit 0; echo $$ >pid; mv pid first; while :; do sleep 0.01; done'}\n";
-    let run = start_in(&house, folder.path(), yaml).await;
+    let run = start_in(&server, folder.path(), yaml).await;
     let first = folder.path().join("first");
     eventually("the job runs", || first.exists()).await;
 
     sleeper.signal(Signal::SIGSTOP);
-    house.until(&run, "job_lost", 1).await;
-    let awake = RealWorker::begin(&house, "awake", 1, folder.path());
-    assert_eq!(house.ended(&run).await, "succeeded");
-    let kinds = house.kinds(&run).await;
+    server.until(&run, "job_lost", 1).await;
+    let awake = RealWorker::begin(&server, "awake", 1, folder.path());
+    assert_eq!(server.ended(&run).await, "succeeded");
+    let kinds = server.kinds(&run).await;
     let pid = fs::read_to_string(&first).expect("a pid").trim().to_owned();
     assert!(!is_gone(&pid), "nobody has ended the first attempt");
     sleeper.signal(Signal::SIGCONT);
 
     eventually("the first attempt is ended", || is_gone(&pid)).await;
     sleeper.stop();
-    assert_eq!(house.kinds(&run).await, kinds);
+    assert_eq!(server.kinds(&run).await, kinds);
     awake.stop().await;
 }
 
@@ -287,8 +287,8 @@ async fn a_worker_whose_clock_is_a_day_off_loses_nothing_and_is_believed_no_time
     else {
         return skip("clock", "no clock can be set wrong here: that needs `cc` and LD_PRELOAD");
     };
-    let house = TestHouse::with_lease("memory:", 2_000).await;
-    let address = house.serve(ANYWHERE).await;
+    let server = TestServer::with_lease("memory:", 2_000).await;
+    let address = server.serve(ANYWHERE).await;
     let workers: Vec<Running> = [("ahead", ahead), ("behind", behind)]
         .into_iter()
         .map(|(name, clock)| {
@@ -307,17 +307,17 @@ async fn a_worker_whose_clock_is_a_day_off_loses_nothing_and_is_believed_no_time
     let began = SystemClock.now();
 
     let yaml = format!("stages: [s]\njobs:\n{}{}", job("ahead"), job("behind"));
-    let run = start_in(&house, folder.path(), &yaml).await;
+    let run = start_in(&server, folder.path(), &yaml).await;
 
-    assert_eq!(house.ended(&run).await, "timed_out");
+    assert_eq!(server.ended(&run).await, "timed_out");
     for tag in ["ahead", "behind"] {
-        let state = async |name: &str| house.job(&run, &format!("{name}-{tag}")).await.state;
+        let state = async |name: &str| server.job(&run, &format!("{name}-{tag}")).await.state;
         assert_eq!(state("long").await, "succeeded");
         assert_eq!(state("slow").await, "timed_out");
         assert_eq!(state("again").await, "succeeded");
     }
-    assert_eq!(house.count(&run, "job_lost").await, 0);
-    let records = house.records(&run, 0).await;
+    assert_eq!(server.count(&run, "job_lost").await, 0);
+    let records = server.records(&run, 0).await;
     let times: Vec<Timestamp> = records.iter().map(time).collect();
     assert!(times.is_sorted(), "{times:?}");
     assert!(times.iter().all(|at| (began..=SystemClock.now()).contains(at)), "{times:?}");
@@ -400,8 +400,8 @@ async fn readers_that_do_not_read_cost_the_server_no_memory() {
 #[tokio::test]
 async fn a_job_that_forks_daemons_leaves_none_behind() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "w", 2, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "w", 2, folder.path());
     // Each notes its pid; none of them ends by itself, or when it is asked to.
     let daemon = |name: &str| {
         format!(
@@ -435,9 +435,9 @@ jobs:
         daemon("three")
     );
 
-    let run = start_in(&house, folder.path(), &yaml).await;
+    let run = start_in(&server, folder.path(), &yaml).await;
 
-    assert_eq!(house.ended(&run).await, "failed");
+    assert_eq!(server.ended(&run).await, "failed");
     for name in ["one", "two", "three"] {
         let pid = fs::read_to_string(folder.path().join(name)).expect("a pid").trim().to_owned();
         eventually(&format!("the daemon {name} is gone"), || is_gone(&pid)).await;

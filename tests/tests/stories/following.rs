@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio_stream::StreamExt as _;
 use towpath_proto::v1;
-use towpath_tests::{TestHouse, code, file};
+use towpath_tests::{TestServer, code, file};
 
 const TWO: &str = "stages: [s]
 jobs:
@@ -14,12 +14,12 @@ jobs:
 
 #[tokio::test]
 async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(TWO)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(TWO)).await;
+    let mut worker = server.worker("w", 1).await;
     let follow = |after| v1::FollowRequest { run: String::new(), after, follow: true };
 
-    let mut first = house.log().follow(follow(0)).await.expect("a log").into_inner();
+    let mut first = server.log().follow(follow(0)).await.expect("a log").into_inner();
     let mut seen = Vec::new();
     while seen.len() < 4 {
         seen.push(first.next().await.expect("the log goes on").expect("a record"));
@@ -28,12 +28,12 @@ async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice()
     worker.succeed("a").await;
     worker.succeed("b").await;
     let stopped_at = seen.last().expect("a record").position;
-    let mut second = house.log().follow(follow(stopped_at)).await.expect("a log").into_inner();
+    let mut second = server.log().follow(follow(stopped_at)).await.expect("a log").into_inner();
     while seen.last().is_some_and(|record| record.kind != "run_finished") {
         seen.push(second.next().await.expect("the log goes on").expect("a record"));
     }
 
-    let all = house.records("", 0).await;
+    let all = server.records("", 0).await;
     assert_eq!(seen, all, "the same bytes, in the same order");
     let positions: Vec<u64> = seen.iter().map(|record| record.position).collect();
     assert_eq!(positions, (1..=all.len() as u64).collect::<Vec<_>>());
@@ -42,32 +42,32 @@ async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice()
 
 #[tokio::test]
 async fn the_log_of_one_run_holds_that_run_alone() {
-    let house = TestHouse::in_memory().await;
-    let first = house.start(&file(TWO)).await;
-    let second = house.start(&file(TWO)).await;
+    let server = TestServer::in_memory().await;
+    let first = server.start(&file(TWO)).await;
+    let second = server.start(&file(TWO)).await;
 
-    let records = house.records(&second, 0).await;
+    let records = server.records(&second, 0).await;
 
     assert!(records.iter().all(|record| record.stream == format!("run/{second}")));
     let versions: Vec<u64> = records.iter().map(|record| record.version).collect();
     assert_eq!(versions, [1, 2, 3]);
-    assert_eq!(house.records(&second, 2).await, records[2..]);
-    assert_ne!(records[0].payload, house.records(&first, 0).await[0].payload);
+    assert_eq!(server.records(&second, 2).await, records[2..]);
+    assert_ne!(records[0].payload, server.records(&first, 0).await[0].payload);
 }
 
 #[tokio::test]
 async fn the_log_of_one_run_is_followed_by_its_own_versions() {
-    let house = TestHouse::in_memory().await;
-    house.start(&file(TWO)).await;
-    let second = house.start(&file(TWO)).await;
+    let server = TestServer::in_memory().await;
+    server.start(&file(TWO)).await;
+    let second = server.start(&file(TWO)).await;
     let request = v1::FollowRequest { run: second.clone(), after: 0, follow: true };
-    let mut stream = house.log().follow(request).await.expect("a log").into_inner();
+    let mut stream = server.log().follow(request).await.expect("a log").into_inner();
     for _ in 0..3 {
         stream.next().await.expect("the log goes on").expect("a record");
     }
 
     let only = v1::Hello { worker: "w".to_owned(), slots: 1, run: second, ..Default::default() };
-    let mut worker = house.worker_like(only).await;
+    let mut worker = server.worker_like(only).await;
     worker.succeed("a").await;
 
     let next = tokio::time::timeout(towpath_tests::WAIT_MAX, stream.next()).await;
@@ -78,14 +78,14 @@ async fn the_log_of_one_run_is_followed_by_its_own_versions() {
 
 #[tokio::test]
 async fn what_is_followed_is_what_was_decided() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(TWO)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(TWO)).await;
+    let mut worker = server.worker("w", 1).await;
     worker.succeed("a").await;
     worker.fail("b", 1).await;
-    assert_eq!(house.ended(&run).await, "failed");
+    assert_eq!(server.ended(&run).await, "failed");
 
-    let facts: Vec<_> = house
+    let facts: Vec<_> = server
         .records(&run, 0)
         .await
         .iter()
@@ -97,46 +97,46 @@ async fn what_is_followed_is_what_was_decided() {
         .collect();
 
     let replayed = towpath_engine::run::Run::replay(&facts).expect("a run");
-    assert_eq!(replayed.phase().word(), house.phase(&run).await);
+    assert_eq!(replayed.phase().word(), server.phase(&run).await);
 }
 
 #[tokio::test]
 async fn a_reader_that_never_reads_holds_nobody_up() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let jobs: String = (0..800).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
-    let run = house.start(&file(&format!("stages: [s]\njobs:\n{jobs}"))).await;
+    let run = server.start(&file(&format!("stages: [s]\njobs:\n{jobs}"))).await;
     let mut asleep = Vec::new();
     for _ in 0..3 {
         let follow = v1::FollowRequest { run: String::new(), after: 0, follow: true };
-        asleep.push(house.log().follow(follow).await.expect("a log").into_inner());
+        asleep.push(server.log().follow(follow).await.expect("a log").into_inner());
     }
 
-    let mut worker = house.worker("w", 4).await;
+    let mut worker = server.worker("w", 4).await;
     for _ in 0..800 {
         let job = worker.take().await;
         worker.report(&job, towpath_tests::succeeded()).await;
     }
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
     // And once it wakes up, everything is there for it.
     let mut woken = asleep.pop().expect("a reader");
-    for record in house.records("", 0).await {
+    for record in server.records("", 0).await {
         assert_eq!(woken.next().await.expect("the log goes on").expect("a record"), record);
     }
 }
 
 #[tokio::test]
 async fn runs_are_listed_newest_first_a_page_at_a_time() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let mut ids = Vec::new();
     for _ in 0..5 {
-        ids.push(house.start(&file(TWO)).await);
+        ids.push(server.start(&file(TWO)).await);
     }
-    house.cancel(&ids[1]).await.expect("the run ends");
+    server.cancel(&ids[1]).await.expect("the run ends");
     let list = async |before: &str, limit, phases: &[&str]| {
         let phases = phases.iter().map(|phase| (*phase).to_owned()).collect();
         let request = v1::ListRunsRequest { before: before.to_owned(), limit, phases };
-        let reply = house.runs().list_runs(request).await.expect("a list").into_inner();
+        let reply = server.runs().list_runs(request).await.expect("a list").into_inner();
         let found: Vec<String> = reply.runs.into_iter().map(|run| run.id).collect();
         (found, reply.more)
     };
@@ -149,22 +149,22 @@ async fn runs_are_listed_newest_first_a_page_at_a_time() {
 
 #[tokio::test]
 async fn a_run_answers_to_its_prefix_and_to_latest() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let refused = async |run: &str| {
         let request = v1::GetRunRequest { run: run.to_owned() };
-        code(&house.runs().get_run(request).await.expect_err("no such run"))
+        code(&server.runs().get_run(request).await.expect_err("no such run"))
     };
     assert_eq!(refused("@latest").await, "RUN_UNKNOWN");
 
     let mut ids = Vec::new();
     for _ in 0..40 {
-        ids.push(house.start(&file(TWO)).await);
+        ids.push(server.start(&file(TWO)).await);
     }
 
-    assert_eq!(house.run("@latest").await.id, ids[39]);
+    assert_eq!(server.run("@latest").await.id, ids[39]);
     for id in &ids {
-        let view = house.run(id).await;
-        assert_eq!(house.run(&view.short_id).await.id, *id);
+        let view = server.run(id).await;
+        assert_eq!(server.run(&view.short_id).await.id, *id);
     }
     // Forty runs share thirty-two first characters.
     let firsts: BTreeSet<&str> = ids.iter().map(|id| &id[..1]).collect();
@@ -177,10 +177,10 @@ async fn a_run_answers_to_its_prefix_and_to_latest() {
 
 #[tokio::test]
 async fn the_server_says_what_it_is() {
-    let house = TestHouse::in_memory().await;
-    house.start(&file(TWO)).await;
+    let server = TestServer::in_memory().await;
+    server.start(&file(TWO)).await;
 
-    let described = house.log().describe(v1::DescribeRequest {}).await.expect("a description");
+    let described = server.log().describe(v1::DescribeRequest {}).await.expect("a description");
 
     let described = described.into_inner();
     assert_eq!(described.pid, std::process::id());

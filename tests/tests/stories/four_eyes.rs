@@ -16,24 +16,24 @@ use towpath_server::{
     },
     dial_tcp,
 };
-use towpath_tests::{TestHouse, code, file, on_a_runtime, start_request};
+use towpath_tests::{TestServer, code, file, on_a_runtime, start_request};
 
-/// A house with a port, and people who come to it.
+/// A server with a port, and people who come to it.
 struct Town {
-    house: TestHouse,
+    server: TestServer,
     channel: Channel,
     secrets: std::collections::BTreeMap<String, String>,
 }
 
 impl Town {
     async fn new() -> Self {
-        Self::around(TestHouse::in_memory().await).await
+        Self::around(TestServer::in_memory().await).await
     }
 
-    async fn around(house: TestHouse) -> Self {
-        let address = house.serve_guarded(Access { strict: true, ..Access::default() }).await;
+    async fn around(server: TestServer) -> Self {
+        let address = server.serve_guarded(Access { strict: true, ..Access::default() }).await;
         let channel = dial_tcp(&address).expect("an address");
-        Self { house, channel, secrets: [].into() }
+        Self { server, channel, secrets: [].into() }
     }
 
     fn issue(&mut self, name: &str, kind: TokenKind, roles: &[Role], emails: &[&str]) {
@@ -44,7 +44,7 @@ impl Town {
             expires_at: None,
             emails: emails.iter().map(|text| (*text).to_owned()).collect(),
         };
-        let issued = tokens::issue(&self.house.server().folder(), new, SystemClock.now());
+        let issued = tokens::issue(&self.server.server().folder(), new, SystemClock.now());
         self.secrets.insert(name.to_owned(), issued.expect("a token").reveal().to_owned());
     }
 
@@ -77,15 +77,16 @@ impl Town {
 
     async fn gate(&self, run: &str) -> v1::Gate {
         let request = v1::ListGatesRequest { run: run.to_owned() };
-        let gates = self.house.gates().list_gates(request).await.expect("gates");
+        let gates = self.server.gates().list_gates(request).await.expect("gates");
         gates.into_inner().gates.pop().expect("a gate waits")
     }
 
     /// `name` approves what `gate` shows, and claims everything that helps.
     async fn decide(&self, name: &str, gate: &v1::Gate) -> Result<v1::DecideGateReply, Status> {
-        let v1::Gate { run, job, binds, .. } = gate.clone();
+        let v1::Gate { run, job, approval_digest, .. } = gate.clone();
         let emails = vec!["nobody@example.org".to_owned()];
-        let message = v1::DecideGateRequest { run, job, binds, emails, ..Default::default() };
+        let message =
+            v1::DecideGateRequest { run, job, approval_digest, emails, ..Default::default() };
         let mut gates = GatesClient::new(self.channel.clone());
         Ok(gates.approve_gate(self.of(name, message)).await?.into_inner())
     }
@@ -96,15 +97,15 @@ impl Town {
 
     /// The code with which `name` is refused at the gate of `run`, as forbidden.
     async fn refused(&self, name: &str, run: &str) -> String {
-        let before = self.house.kinds(run).await.len();
+        let before = self.server.kinds(run).await.len();
         let refused = self.decide(name, &self.gate(run).await).await.expect_err("they may not");
         assert_eq!(refused.code(), Code::PermissionDenied);
-        assert_eq!(self.house.kinds(run).await.len(), before, "a refusal leaves no trace");
+        assert_eq!(self.server.kinds(run).await.len(), before, "a refusal leaves no trace");
         code(&refused)
     }
 
     async fn state(&self, run: &str) -> String {
-        self.house.job(run, "switch").await.state
+        self.server.job(run, "switch").await.state
     }
 }
 
@@ -123,13 +124,13 @@ async fn whoever_asked_for_the_run_may_not_approve_it() {
     assert_eq!(town.refused("ana", &run).await, "APPROVER_IS_REQUESTER");
     town.approves("bob", &run).await;
 
-    let mut worker = town.house.worker("w", 1).await;
+    let mut worker = town.server.worker("w", 1).await;
     worker.succeed("switch").await;
-    assert_eq!(town.house.ended(&run).await, "succeeded");
-    let approved = town.house.newest(&run, "gate_approved").await;
+    assert_eq!(town.server.ended(&run).await, "succeeded");
+    let approved = town.server.newest(&run, "gate_approved").await;
     assert_eq!(approved["by"], "human:bob");
     assert_eq!(
-        approved["event"]["standing"]["roles"],
+        approved["event"]["identity"]["roles"],
         serde_json::json!(["operator", "approver"]),
         "the log says what bob was then"
     );
@@ -152,11 +153,11 @@ async fn a_second_token_makes_no_second_person() {
     let run = town.starts("bob", "{min: 2}").await;
     for name in ["ana", "Ana", "ana-laptop"] {
         let reply = town.approves(name, &run).await;
-        assert_eq!(reply.missing, 1, "{name}");
+        assert_eq!(reply.approvals_remaining, 1, "{name}");
         assert_eq!(reply.waits_for, "1 of 2 approvals, by human:ana; waits for one more person");
     }
-    assert_eq!(town.house.count(&run, "gate_approved").await, 1);
-    assert_eq!(town.approves("bob", &run).await.missing, 0);
+    assert_eq!(town.server.count(&run, "gate_approved").await, 1);
+    assert_eq!(town.approves("bob", &run).await.approvals_remaining, 0);
     assert_eq!(town.state(&run).await, "approved");
 }
 
@@ -234,7 +235,7 @@ async fn an_approval_after_a_rejection_is_refused() {
 
     let late = town.decide("ana", &gate).await.expect_err("it was rejected");
     assert_eq!(code(&late), "GATE_DECIDED");
-    assert_eq!(town.house.phase(&run).await, "rejected");
+    assert_eq!(town.server.phase(&run).await, "rejected");
 }
 
 #[tokio::test]
@@ -249,10 +250,12 @@ async fn of_many_who_want_to_be_the_last_one_is() {
     let all = names.iter().map(|name| town.decide(name, &gate));
     let replies = futures_util::future::join_all(all).await;
 
-    let missing: Vec<u32> =
-        replies.into_iter().map(|reply| reply.expect("late is not wrong").missing).collect();
+    let missing: Vec<u32> = replies
+        .into_iter()
+        .map(|reply| reply.expect("late is not wrong").approvals_remaining)
+        .collect();
     assert!(missing.iter().all(|missing| *missing <= 1), "{missing:?}");
-    assert_eq!(town.house.count(&run, "gate_approved").await, 2);
+    assert_eq!(town.server.count(&run, "gate_approved").await, 2);
     assert_eq!(town.state(&run).await, "approved");
 }
 
@@ -273,7 +276,7 @@ async fn an_edit_of_the_file_voids_approvals_and_the_log_says_so() {
     town.people(&["ana", "bob", "cleo"]);
     let request = v1::StartRunRequest { file: Some(pipeline("x")), ..start_request("") };
     let run = town.try_start("ana", request).await.expect("the run begins");
-    let mut worker = town.house.worker("w", 1).await;
+    let mut worker = town.server.worker("w", 1).await;
     worker.succeed("orders").await;
     town.approves("bob", &run).await;
     let before = town.gate(&run).await;
@@ -289,20 +292,20 @@ async fn an_edit_of_the_file_voids_approvals_and_the_log_says_so() {
         .await
         .expect("the edit is accepted");
 
-    let voided = town.house.newest(&run, "gate_voided").await;
-    assert_eq!(voided["event"]["binds"], before.binds);
-    let plan = town.house.run(&run).await.plan_sha256;
-    assert_eq!(voided["event"]["because"], serde_json::json!({ "plan_replaced": plan }));
+    let voided = town.server.newest(&run, "gate_voided").await;
+    assert_eq!(voided["event"]["approval_digest"], before.approval_digest);
+    let plan = town.server.run(&run).await.plan_sha256;
+    assert_eq!(voided["event"]["cause"], serde_json::json!({ "plan_replaced": plan }));
     let stale = town.decide("cleo", &before).await.expect_err("that was the old file");
     assert_eq!(code(&stale), "APPROVAL_STALE");
     let now = town.gate(&run).await;
-    assert_eq!((now.missing, now.approvals.len()), (2, 0));
+    assert_eq!((now.approvals_remaining, now.approvals.len()), (2, 0));
     town.approves("cleo", &run).await;
     town.approves("bob", &run).await;
     let tags = vec!["db".to_owned()];
     let hello = v1::Hello { worker: "db".to_owned(), slots: 1, tags, ..Default::default() };
-    town.house.worker_like(hello).await.succeed("switch").await;
-    assert_eq!(town.house.ended(&run).await, "succeeded");
+    town.server.worker_like(hello).await.succeed("switch").await;
+    assert_eq!(town.server.ended(&run).await, "succeeded");
 }
 
 #[tokio::test]
@@ -312,23 +315,23 @@ async fn an_open_gate_shuts_when_what_was_approved_runs_again() {
     let request = v1::StartRunRequest { file: Some(pipeline("x")), ..start_request("") };
     let run = town.try_start("ana", request).await.expect("the run begins");
     // It does not offer `db`: the gate stands open, and the job does not begin.
-    let mut worker = town.house.worker("w", 1).await;
+    let mut worker = town.server.worker("w", 1).await;
     worker.succeed("orders").await;
     town.approves("bob", &run).await;
     town.approves("cleo", &run).await;
-    town.house.settle().await;
+    town.server.settle().await;
     assert_eq!(town.state(&run).await, "approved");
 
     let from_stage = "copy".to_owned();
     let again = v1::ResumeRunRequest { run: run.clone(), from_stage, ..Default::default() };
-    town.house.resume_with(again).await.expect("the stage runs again");
+    town.server.resume_with(again).await.expect("the stage runs again");
 
-    let voided = town.house.newest(&run, "gate_voided").await;
-    assert_eq!(voided["event"]["because"], serde_json::json!({ "stage_repeated": "copy" }));
+    let voided = town.server.newest(&run, "gate_voided").await;
+    assert_eq!(voided["event"]["cause"], serde_json::json!({ "stage_repeated": "copy" }));
     assert_eq!(town.state(&run).await, "waiting");
     worker.succeed("orders").await;
     let gate = town.gate(&run).await;
-    assert_eq!((gate.missing, gate.approvals.len()), (2, 0));
+    assert_eq!((gate.approvals_remaining, gate.approvals.len()), (2, 0));
 }
 
 #[tokio::test]
@@ -338,19 +341,22 @@ async fn approvals_expire_while_nobody_has_begun() {
     let run = town.starts("ana", "{expires: 10m, not: [requester]}").await;
     let first = town.gate(&run).await;
     town.approves("bob", &run).await;
-    let job = town.house.job(&run, "switch").await;
-    assert_eq!((job.state.as_str(), job.approvals[0].until.as_str()), ("approved", &*job.until));
+    let job = town.server.job(&run, "switch").await;
+    assert_eq!(
+        (job.state.as_str(), job.approvals[0].expires_at.as_str()),
+        ("approved", &*job.expires_at)
+    );
 
-    town.house.pass(600_000).await;
-    town.house.until(&run, "gate_voided", 1).await;
+    town.server.pass(600_000).await;
+    town.server.until(&run, "gate_voided", 1).await;
 
-    let voided = town.house.newest(&run, "gate_voided").await;
+    let voided = town.server.newest(&run, "gate_voided").await;
     assert_eq!(voided["by"], "service:timer");
-    assert_eq!(voided["event"]["because"]["expired"], job.until.as_str());
+    assert_eq!(voided["event"]["cause"]["expired"], job.expires_at.as_str());
     let late = town.decide("bob", &first).await.expect_err("that was before");
     assert_eq!(code(&late), "APPROVAL_STALE");
-    let mut worker = town.house.worker("w", 1).await;
-    town.house.settle().await;
+    let mut worker = town.server.worker("w", 1).await;
+    town.server.settle().await;
     assert_eq!(town.state(&run).await, "at_gate", "a worker is given nothing");
     town.approves("bob", &run).await;
     worker.succeed("switch").await;
@@ -361,15 +367,15 @@ async fn approvals_expire_after_a_clock_that_was_ahead() {
     const YEAR_MS: i64 = 365 * 86_400_000;
     let mut town = Town::new().await;
     town.people(&["ana", "bob"]);
-    town.house.set_clock(YEAR_MS);
+    town.server.set_clock(YEAR_MS);
     let run = town.starts("ana", "{expires: 10m, not: [requester]}").await;
-    town.house.set_clock(-YEAR_MS);
+    town.server.set_clock(-YEAR_MS);
     town.approves("bob", &run).await;
 
-    town.house.pass(599_999).await;
+    town.server.pass(599_999).await;
     assert_eq!(town.state(&run).await, "approved");
-    town.house.pass(1).await;
-    town.house.until(&run, "gate_voided", 1).await;
+    town.server.pass(1).await;
+    town.server.until(&run, "gate_voided", 1).await;
     assert_eq!(town.state(&run).await, "at_gate");
 }
 
@@ -377,24 +383,24 @@ async fn approvals_expire_after_a_clock_that_was_ahead() {
 fn approvals_survive_a_restart_because_they_are_in_the_log() {
     let folder = tempfile::tempdir().expect("a folder");
     let (run, secrets) = on_a_runtime(async {
-        let mut town = Town::around(TestHouse::in_folder(folder.path()).await).await;
+        let mut town = Town::around(TestServer::in_folder(folder.path()).await).await;
         town.people(&["ana", "bob", "cleo"]);
         let run = town.starts("ana", "{min: 2, not: [requester], expires: 1h}").await;
         town.approves("bob", &run).await;
-        town.house.close().await;
+        town.server.close().await;
         (run, town.secrets)
     });
 
     on_a_runtime(async {
-        let town = Town::around(TestHouse::in_folder(folder.path()).await).await;
+        let town = Town::around(TestServer::in_folder(folder.path()).await).await;
         let town = Town { secrets, ..town };
         let gate = town.gate(&run).await;
-        assert_eq!((gate.missing, gate.approvals[0].by.as_str()), (1, "human:bob"));
+        assert_eq!((gate.approvals_remaining, gate.approvals[0].by.as_str()), (1, "human:bob"));
         assert_eq!(town.refused("ana", &run).await, "APPROVER_IS_REQUESTER");
-        assert_eq!(town.approves("bob", &run).await.missing, 1, "bob counts once");
-        assert_eq!(town.approves("cleo", &run).await.missing, 0);
-        assert!(town.house.findings().await.is_empty());
-        town.house.close().await;
+        assert_eq!(town.approves("bob", &run).await.approvals_remaining, 1, "bob counts once");
+        assert_eq!(town.approves("cleo", &run).await.approvals_remaining, 0);
+        assert!(town.server.findings().await.is_empty());
+        town.server.close().await;
     });
 }
 
@@ -405,13 +411,13 @@ async fn what_a_gate_wants_is_told_to_whoever_asks() {
     let run = town.starts("ana", "{approvers: 'role:approver', min: 2, not: requester}").await;
     town.approves("bob", &run).await;
 
-    let job = town.house.job(&run, "switch").await;
+    let job = town.server.job(&run, "switch").await;
     let policy = job.policy.expect("a policy");
     assert_eq!((policy.min, policy.not.as_slice()), (2, &["requester".to_owned()][..]));
     assert_eq!(policy.words, "2 people of role:approver, not the requester");
-    assert_eq!(job.missing, 1);
+    assert_eq!(job.approvals_remaining, 1);
     let request = v1::ExplainJobRequest { run: run.clone(), job: "switch".to_owned() };
-    let why = town.house.runs().explain_job(request).await.expect("an answer").into_inner();
+    let why = town.server.runs().explain_job(request).await.expect("an answer").into_inner();
     let end = "1 of 2 approvals, by human:bob; waits for one more of role:approver, not the \
                requester.";
     assert!(why.sentence.ends_with(end), "{}", why.sentence);

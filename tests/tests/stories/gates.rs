@@ -1,7 +1,7 @@
 //! Gates: stops that only a person opens.
 
 use towpath_proto::v1::{self, gates_client::GatesClient};
-use towpath_tests::{TestHouse, code, file, on_a_runtime, succeeded_with};
+use towpath_tests::{TestServer, code, file, on_a_runtime, succeeded_with};
 
 const CUTOVER: &str = "stages: [copy, cutover]
 jobs:
@@ -11,22 +11,22 @@ jobs:
 
 #[tokio::test]
 async fn a_gate_blocks_until_a_person_opens_it() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(CUTOVER)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(CUTOVER)).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.succeed("orders").await;
-    house.settle().await;
-    assert_eq!(house.states(&run).await, "orders succeeded, switch at_gate");
-    assert!(!house.run(&run).await.can_move, "only a person can move the run");
-    house.approve(&run, "switch").await;
+    server.settle().await;
+    assert_eq!(server.states(&run).await, "orders succeeded, switch at_gate");
+    assert!(!server.run(&run).await.can_move, "only a person can move the run");
+    server.approve(&run, "switch").await;
     worker.succeed("switch").await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    let gate = house.job(&run, "switch").await.gate.expect("a decision");
+    assert_eq!(server.ended(&run).await, "succeeded");
+    let gate = server.job(&run, "switch").await.gate.expect("a decision");
     assert!(gate.approved);
     assert_eq!((gate.by.as_str(), gate.comment.as_str()), ("human:ana", "counts read"));
-    let kinds = house.kinds(&run).await;
+    let kinds = server.kinds(&run).await;
     let tail: Vec<&str> = kinds.iter().skip(5).map(String::as_str).collect();
     assert_eq!(
         tail,
@@ -36,8 +36,8 @@ async fn a_gate_blocks_until_a_person_opens_it() {
 
 #[tokio::test]
 async fn a_gate_holds_no_slot() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start_with(
             &file(
                 "stages: [copy]
@@ -49,60 +49,64 @@ jobs:
             1,
         )
         .await;
-    let mut worker = house.worker("w", 1).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.succeed("free").await;
 
-    assert_eq!(house.states(&run).await, "gated at_gate, free succeeded");
-    assert_eq!(house.counts(&run).await.running, 0);
+    assert_eq!(server.states(&run).await, "gated at_gate, free succeeded");
+    assert_eq!(server.counts(&run).await.running, 0);
 }
 
 #[tokio::test]
 async fn a_gate_that_is_not_reached_cannot_be_opened() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(CUTOVER)).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(CUTOVER)).await;
     let anything = "0".repeat(64);
 
-    let early = house.decide(&run, "switch", &anything, true).await.expect_err("orders is open");
+    let early = server.decide(&run, "switch", &anything, true).await.expect_err("orders is open");
     assert_eq!(code(&early), "GATE_NOT_WAITING");
-    let nobody = house.decide(&run, "swich", &anything, true).await.expect_err("no such job");
+    let nobody = server.decide(&run, "swich", &anything, true).await.expect_err("no such job");
     assert_eq!(code(&nobody), "JOB_UNKNOWN");
-    let vague = house.decide(&run, "switch", "all of it", true).await.expect_err("no digest");
+    let vague = server.decide(&run, "switch", "all of it", true).await.expect_err("no digest");
     assert_eq!(code(&vague), "MESSAGE_INVALID");
 
-    assert_eq!(house.count(&run, "gate_approved").await, 0);
+    assert_eq!(server.count(&run, "gate_approved").await, 0);
 }
 
 #[tokio::test]
 async fn an_approval_covers_what_was_read_and_nothing_else() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(CUTOVER)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(CUTOVER)).await;
+    let mut worker = server.worker("w", 1).await;
     let orders = worker.take_job("orders").await;
     worker.report(&orders, succeeded_with(&[("rows", "10")])).await;
-    let read = house.job(&run, "switch").await.binds;
+    let read = server.job(&run, "switch").await.approval_digest;
 
     // The results behind the gate change after they were read.
     let from_stage = "copy".to_owned();
     let again = v1::ResumeRunRequest { run: run.clone(), from_stage, ..Default::default() };
-    house.resume_with(again).await.expect("the stage runs again");
+    server.resume_with(again).await.expect("the stage runs again");
     let orders = worker.take_job("orders").await;
     worker.report(&orders, succeeded_with(&[("rows", "11")])).await;
-    let stale = house.decide(&run, "switch", &read, true).await.expect_err("other results");
+    let stale = server.decide(&run, "switch", &read, true).await.expect_err("other results");
 
     assert_eq!(code(&stale), "APPROVAL_STALE");
     let details = tonic_types::StatusExt::get_error_details(&stale);
     let waiting = &details.error_info().expect("a code").metadata["waiting"];
-    assert_eq!(*waiting, house.job(&run, "switch").await.binds, "it says what waits instead");
-    assert_eq!(house.job(&run, "switch").await.state, "at_gate");
-    house.approve(&run, "switch").await;
+    assert_eq!(
+        *waiting,
+        server.job(&run, "switch").await.approval_digest,
+        "it says what waits instead"
+    );
+    assert_eq!(server.job(&run, "switch").await.state, "at_gate");
+    server.approve(&run, "switch").await;
     worker.succeed("switch").await;
 }
 
 #[tokio::test]
 async fn opening_one_gate_opens_no_other() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy]
 jobs:
@@ -111,87 +115,95 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 2).await;
-    let (of_x, of_y) = (house.job(&run, "x").await.binds, house.job(&run, "y").await.binds);
+    let mut worker = server.worker("w", 2).await;
+    let (of_x, of_y) =
+        (server.job(&run, "x").await.approval_digest, server.job(&run, "y").await.approval_digest);
 
-    let crossed = house.decide(&run, "y", &of_x, true).await.expect_err("that covers x");
+    let crossed = server.decide(&run, "y", &of_x, true).await.expect_err("that covers x");
     assert_eq!(code(&crossed), "APPROVAL_STALE");
-    house.decide(&run, "x", &of_x, true).await.expect("x opens");
+    server.decide(&run, "x", &of_x, true).await.expect("x opens");
     worker.succeed("x").await;
-    house.settle().await;
+    server.settle().await;
 
-    assert_eq!(house.states(&run).await, "x succeeded, y at_gate");
+    assert_eq!(server.states(&run).await, "x succeeded, y at_gate");
     assert_ne!(of_x, of_y);
 }
 
 #[test]
 fn a_gate_waits_through_a_restart_and_is_opened_by_another_connection() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (run, binds) = on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let run = house.start(&file(CUTOVER)).await;
-        let mut worker = house.worker("w", 1).await;
+    let (run, approval_digest) = on_a_runtime(async {
+        let server = TestServer::in_folder(folder.path()).await;
+        let run = server.start(&file(CUTOVER)).await;
+        let mut worker = server.worker("w", 1).await;
         worker.succeed("orders").await;
-        let binds = house.job(&run, "switch").await.binds;
+        let approval_digest = server.job(&run, "switch").await.approval_digest;
         drop(worker);
-        house.close().await;
-        (run, binds)
+        server.close().await;
+        (run, approval_digest)
     });
 
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let outside = house.dial().await.expect("the socket answers");
+        let server = TestServer::in_folder(folder.path()).await;
+        let outside = server.dial().await.expect("the socket answers");
         let mut gates = GatesClient::new(outside);
         let waiting = gates.list_gates(v1::ListGatesRequest::default()).await.expect("a list");
         let gate = waiting.into_inner().gates.pop().expect("a gate waits");
         assert_eq!((gate.job.as_str(), gate.irreversible), ("switch", true));
-        assert_eq!(gate.binds, binds, "the same results wait after the restart");
-        let v1::Gate { run: of, job, binds, .. } = gate;
+        assert_eq!(
+            gate.approval_digest, approval_digest,
+            "the same results wait after the restart"
+        );
+        let v1::Gate { run: of, job, approval_digest, .. } = gate;
         let actor = "human:dana".to_owned();
-        let request = v1::DecideGateRequest { run: of, job, binds, actor, ..Default::default() };
+        let request =
+            v1::DecideGateRequest { run: of, job, approval_digest, actor, ..Default::default() };
         gates.approve_gate(request).await.expect("the gate opens");
 
-        let mut worker = house.worker("w", 1).await;
+        let mut worker = server.worker("w", 1).await;
         worker.succeed("switch").await;
-        assert_eq!(house.ended(&run).await, "succeeded");
-        assert_eq!(house.job(&run, "switch").await.gate.expect("a decision").by, "human:dana");
-        house.close().await;
+        assert_eq!(server.ended(&run).await, "succeeded");
+        assert_eq!(server.job(&run, "switch").await.gate.expect("a decision").by, "human:dana");
+        server.close().await;
     });
 }
 
 #[tokio::test]
 async fn a_rejected_gate_ends_the_run_and_stays_rejected() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = format!("{CUTOVER}  after: {{stage: cutover, command: x, needs: [switch]}}\n");
-    let run = house.start(&file(&yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(&yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     worker.succeed("orders").await;
-    let binds = house.job(&run, "switch").await.binds;
+    let approval_digest = server.job(&run, "switch").await.approval_digest;
 
-    let phase = house.decide(&run, "switch", &binds, false).await.expect("the gate is shut");
+    let phase =
+        server.decide(&run, "switch", &approval_digest, false).await.expect("the gate is shut");
 
     assert_eq!(phase, "rejected");
-    assert_eq!(house.states(&run).await, "orders succeeded, switch rejected, after skipped");
-    assert_eq!(house.job(&run, "after").await.reason, "needs switch, which was rejected");
-    let late = house.decide(&run, "switch", &binds, true).await.expect_err("it was rejected");
+    assert_eq!(server.states(&run).await, "orders succeeded, switch rejected, after skipped");
+    assert_eq!(server.job(&run, "after").await.reason, "needs switch, which was rejected");
+    let late =
+        server.decide(&run, "switch", &approval_digest, true).await.expect_err("it was rejected");
     assert_eq!(code(&late), "GATE_DECIDED");
 }
 
 #[tokio::test]
 async fn a_second_approval_changes_nothing() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(CUTOVER)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(CUTOVER)).await;
+    let mut worker = server.worker("w", 1).await;
     worker.succeed("orders").await;
-    let binds = house.job(&run, "switch").await.binds;
-    house.decide(&run, "switch", &binds, true).await.expect("the gate opens");
-    let before = house.kinds(&run).await;
+    let approval_digest = server.job(&run, "switch").await.approval_digest;
+    server.decide(&run, "switch", &approval_digest, true).await.expect("the gate opens");
+    let before = server.kinds(&run).await;
 
-    house.decide(&run, "switch", &binds, true).await.expect("it is open already");
-    let shut = house.decide(&run, "switch", &binds, false).await.expect_err("it is open");
+    server.decide(&run, "switch", &approval_digest, true).await.expect("it is open already");
+    let shut =
+        server.decide(&run, "switch", &approval_digest, false).await.expect_err("it is open");
 
     assert_eq!(code(&shut), "GATE_DECIDED");
-    let after = house.kinds(&run).await;
+    let after = server.kinds(&run).await;
     let decisions =
         |kinds: &[String]| kinds.iter().filter(|kind| kind.starts_with("gate_")).count();
     assert_eq!(decisions(&before), decisions(&after));
@@ -199,7 +211,7 @@ async fn a_second_approval_changes_nothing() {
 
 #[tokio::test]
 async fn gates_that_were_approved_in_advance_do_not_stop_the_run() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let request = v1::StartRunRequest {
         file: Some(v1::PipelineFile {
             name: "towpath.yml".to_owned(),
@@ -211,12 +223,12 @@ async fn gates_that_were_approved_in_advance_do_not_stop_the_run() {
         actor: "human:ana".to_owned(),
         ..Default::default()
     };
-    let run = house.try_start(request).await.expect("the run begins").id;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.try_start(request).await.expect("the run begins").id;
+    let mut worker = server.worker("w", 1).await;
 
     worker.succeed("orders").await;
     worker.succeed("switch").await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    assert_eq!(house.count(&run, "gate_approved").await, 1, "the log says that it was");
+    assert_eq!(server.ended(&run).await, "succeeded");
+    assert_eq!(server.count(&run, "gate_approved").await, 1, "the log says that it was");
 }

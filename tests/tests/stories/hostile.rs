@@ -14,16 +14,16 @@ use towpath_proto::v1::{
     self, log_client::LogClient, runs_client::RunsClient, worker_message::Message as ToServer,
 };
 use towpath_server::{Access, Limits, dial_tcp};
-use towpath_tests::{ScriptedWorker, TestHouse, WAIT_MAX, code, file};
+use towpath_tests::{ScriptedWorker, TestServer, WAIT_MAX, code, file};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const MIB: usize = 1024 * 1024;
 const LIST: &str = "/towpath.v1.Runs/ListRuns";
 const GATES: &str = "/towpath.v1.Gates/ListGates";
 
-/// A house with one run, and a port of it.
+/// A server with one run, and a port of it.
 struct Besieged {
-    house: TestHouse,
+    server: TestServer,
     address: String,
     run: String,
 }
@@ -34,10 +34,10 @@ impl Besieged {
     }
 
     async fn with(limits: Limits) -> Self {
-        let house = TestHouse::with_system_clock().await;
-        let address = house.serve_guarded(Access { limits, ..Access::default() }).await;
-        let run = house.start(&file(ONE)).await;
-        Self { house, address, run }
+        let server = TestServer::with_system_clock().await;
+        let address = server.serve_guarded(Access { limits, ..Access::default() }).await;
+        let run = server.start(&file(ONE)).await;
+        Self { server, address, run }
     }
 
     /// An honest client of its own connection.
@@ -57,11 +57,11 @@ impl Besieged {
         let asked = RunsClient::new(self.channel()).list_runs(v1::ListRunsRequest::default()).await;
         assert_eq!(asked.expect("an answer").into_inner().runs.len(), 1);
         assert_eq!(
-            self.house.records("", 0).await.len(),
-            self.house.records(&self.run, 0).await.len()
+            self.server.records("", 0).await.len(),
+            self.server.records(&self.run, 0).await.len()
         );
-        assert_eq!(self.house.count(&self.run, "job_leased").await, 0);
-        self.house.close().await;
+        assert_eq!(self.server.count(&self.run, "job_leased").await, 0);
+        self.server.close().await;
     }
 }
 
@@ -258,7 +258,7 @@ async fn the_largest_numbers_are_answered_like_any_other() {
     };
     let output = runs.read_output(request).await;
     if let Ok(output) = output {
-        let all = tokio::time::timeout(WAIT_MAX, TestHouse::collect(output.into_inner())).await;
+        let all = tokio::time::timeout(WAIT_MAX, TestServer::collect(output.into_inner())).await;
         assert!(all.expect("in time").is_ok_and(|all| all.is_empty()));
     }
     besieged.stands().await;

@@ -24,8 +24,8 @@ use towpath_server::{
     },
     dial_tcp, dial_tls,
 };
-use towpath_tests::{RealWorker, ScriptedWorker, TestHouse, WAIT_MAX, code, file, start_request};
-use towpath_worker::{Stay, WorkerError};
+use towpath_tests::{RealWorker, ScriptedWorker, TestServer, WAIT_MAX, code, file, start_request};
+use towpath_worker::{SessionLimits, WorkerError};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const GATED: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x, when: manual}\n";
@@ -34,20 +34,20 @@ fn strict() -> Access {
     Access { strict: true, ..Access::default() }
 }
 
-/// Issues a token of `house` that counts from now on for ever; answers its secret.
-fn issue(house: &TestHouse, name: &str, roles: &[Role]) -> String {
-    issue_until(house, name, roles, None)
+/// Issues a token of `server` that counts from now on for ever; answers its secret.
+fn issue(server: &TestServer, name: &str, roles: &[Role]) -> String {
+    issue_until(server, name, roles, None)
 }
 
 fn issue_until(
-    house: &TestHouse,
+    server: &TestServer,
     name: &str,
     roles: &[Role],
     expires_at: Option<Timestamp>,
 ) -> String {
     let (name, roles) = (name.to_owned(), roles.to_vec());
     let new = NewToken { name, kind: TokenKind::Human, roles, expires_at, emails: Vec::new() };
-    let issued = tokens::issue(&house.server().folder(), new, SystemClock.now());
+    let issued = tokens::issue(&server.server().folder(), new, SystemClock.now());
     issued.expect("a token").reveal().to_owned()
 }
 
@@ -74,19 +74,19 @@ async fn start(channel: &Channel, secret: &str, actor: &str) -> Result<v1::Run, 
 }
 
 async fn approve(channel: &Channel, secret: &str, gate: &v1::Gate) -> Result<(), Status> {
-    let v1::Gate { run, job, binds, .. } = gate.clone();
-    let message = v1::DecideGateRequest { run, job, binds, ..Default::default() };
+    let v1::Gate { run, job, approval_digest, .. } = gate.clone();
+    let message = v1::DecideGateRequest { run, job, approval_digest, ..Default::default() };
     GatesClient::new(channel.clone()).approve_gate(with(message, secret)).await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn without_proof_nobody_is_let_in() {
-    let house = TestHouse::with_system_clock().await;
-    let channel = dial_tcp(&house.serve_guarded(strict()).await).expect("an address");
+    let server = TestServer::with_system_clock().await;
+    let channel = dial_tcp(&server.serve_guarded(strict()).await).expect("an address");
     let now = SystemClock.now();
-    let good = issue(&house, "ana", &[Role::Viewer]);
-    let expired = issue_until(&house, "eve", &[Role::Viewer], Some(Timestamp(now.0 - 1)));
+    let good = issue(&server, "ana", &[Role::Viewer]);
+    let expired = issue_until(&server, "eve", &[Role::Viewer], Some(Timestamp(now.0 - 1)));
 
     assert_eq!(runs_of(&channel, &good).await.expect("she may"), 0);
     let longer = format!("{good}0");
@@ -95,35 +95,35 @@ async fn without_proof_nobody_is_let_in() {
         assert_eq!((refused.code(), &*code(&refused)), (Code::Unauthenticated, "UNAUTHENTICATED"));
     }
     // The owner of the store needs no proof.
-    house.start(&file(ONE)).await;
-    house.close().await;
+    server.start(&file(ONE)).await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_port_asks_for_proof_as_soon_as_there_are_tokens() {
-    let house = TestHouse::with_system_clock().await;
-    let channel = dial_tcp(&house.serve("127.0.0.1:0").await).expect("an address");
+    let server = TestServer::with_system_clock().await;
+    let channel = dial_tcp(&server.serve("127.0.0.1:0").await).expect("an address");
     assert_eq!(runs_of(&channel, "").await.expect("anybody may"), 0);
 
-    let good = issue(&house, "ana", &[Role::Viewer]);
+    let good = issue(&server, "ana", &[Role::Viewer]);
 
     assert_eq!(code(&runs_of(&channel, "").await.expect_err("nobody")), "UNAUTHENTICATED");
     assert_eq!(runs_of(&channel, &good).await.expect("she may"), 0);
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_revoked_token_ends_what_it_opened() {
-    let house = TestHouse::with_system_clock().await;
-    let channel = dial_tcp(&house.serve_guarded(strict()).await).expect("an address");
-    let secret = issue(&house, "ana", &[Role::Viewer]);
-    let run = house.start(&file(ONE)).await;
+    let server = TestServer::with_system_clock().await;
+    let channel = dial_tcp(&server.serve_guarded(strict()).await).expect("an address");
+    let secret = issue(&server, "ana", &[Role::Viewer]);
+    let run = server.start(&file(ONE)).await;
     let request = v1::FollowRequest { run, after: 0, follow: true };
     let mut log = LogClient::new(channel.clone());
     let mut stream = log.follow(with(request, &secret)).await.expect("she may").into_inner();
     stream.next().await.expect("a record").expect("a record");
 
-    tokens::revoke(&house.server().folder(), "ana").expect("there is one");
+    tokens::revoke(&server.server().folder(), "ana").expect("there is one");
 
     let ended = tokio::time::timeout(WAIT_MAX, async {
         loop {
@@ -136,20 +136,20 @@ async fn a_revoked_token_ends_what_it_opened() {
     });
     assert_eq!(code(&ended.await.expect("it ends")), "UNAUTHENTICATED");
     assert_eq!(code(&runs_of(&channel, &secret).await.expect_err("nobody")), "UNAUTHENTICATED");
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn everybody_does_what_their_roles_say_and_nothing_else() {
-    let house = TestHouse::with_system_clock().await;
-    let channel = dial_tcp(&house.serve_guarded(strict()).await).expect("an address");
-    let operator = issue(&house, "olga", &[Role::Operator]);
-    let approver = issue(&house, "ana", &[Role::Approver]);
-    let auditor = issue(&house, "ada", &[Role::Auditor]);
-    let worker = issue(&house, "eu-1", &[Role::Worker]);
+    let server = TestServer::with_system_clock().await;
+    let channel = dial_tcp(&server.serve_guarded(strict()).await).expect("an address");
+    let operator = issue(&server, "olga", &[Role::Operator]);
+    let approver = issue(&server, "ana", &[Role::Approver]);
+    let auditor = issue(&server, "ada", &[Role::Auditor]);
+    let worker = issue(&server, "eu-1", &[Role::Worker]);
     let run = start(&channel, &operator, "").await.expect("she may");
     assert_eq!(run.requested_by, "human:olga", "the token says who it was");
-    let gates = house.gates().list_gates(v1::ListGatesRequest { run: run.id.clone() }).await;
+    let gates = server.gates().list_gates(v1::ListGatesRequest { run: run.id.clone() }).await;
     let gate = gates.expect("gates").into_inner().gates.remove(0);
 
     for (secret, who) in [(&auditor, "auditor"), (&approver, "approver"), (&worker, "worker")] {
@@ -182,24 +182,24 @@ async fn everybody_does_what_their_roles_say_and_nothing_else() {
     }
 
     approve(&channel, &approver, &gate).await.expect("she may");
-    assert_eq!(house.newest(&run.id, "gate_approved").await["by"], "human:ana");
-    house.close().await;
+    assert_eq!(server.newest(&run.id, "gate_approved").await["by"], "human:ana");
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_token_does_not_speak_for_somebody_else() {
-    let house = TestHouse::with_system_clock().await;
-    let address = house.serve_guarded(strict()).await;
+    let server = TestServer::with_system_clock().await;
+    let address = server.serve_guarded(strict()).await;
     let channel = dial_tcp(&address).expect("an address");
-    let operator = issue(&house, "olga", &[Role::Operator]);
+    let operator = issue(&server, "olga", &[Role::Operator]);
 
     let refused = start(&channel, &operator, "human:ana").await.expect_err("she is not Ana");
     assert_eq!((refused.code(), &*code(&refused)), (Code::PermissionDenied, "ACTOR_MISMATCH"));
     start(&channel, &operator, "human:olga").await.expect("she is Olga");
 
     let folder = tempfile::tempdir().expect("a folder");
-    let worker = issue(&house, "eu-1", &[Role::Worker]);
-    let stay = Stay { reconnect: true, ..Stay::default() };
+    let worker = issue(&server, "eu-1", &[Role::Worker]);
+    let stay = SessionLimits { reconnect: true, ..SessionLimits::default() };
     let begin = |name: &str| {
         let bearer = format!("Bearer {worker}").parse().expect("a header");
         RealWorker::begin_as(channel.clone(), name, folder.path(), stay.clone(), Some(bearer))
@@ -213,7 +213,7 @@ async fn a_token_does_not_speak_for_somebody_else() {
     let mut blobs = BlobsClient::new(channel.clone());
     let refused = blobs.fetch_blob(with(fetch, &worker)).await.expect_err("not eu-2");
     assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
-    house.close().await;
+    server.close().await;
 }
 
 /// An authority in `folder`, and a certificate of it for a server here.
@@ -245,12 +245,12 @@ fn worker_for(folder: &Path, name: &str, for_long: Duration) -> PemPair {
     pair(&pki::issue(folder, &subject, for_long).expect("a certificate"))
 }
 
-async fn with_tls(folder: &Path) -> (TestHouse, String) {
-    let house = TestHouse::with_system_clock().await;
+async fn with_tls(folder: &Path) -> (TestServer, String) {
+    let server = TestServer::with_system_clock().await;
     let tls = Some(authority(folder));
     let access = Access { strict: true, tls, ..Access::default() };
-    let address = house.serve_guarded(access).await;
-    (house, address)
+    let address = server.serve_guarded(access).await;
+    (server, address)
 }
 
 fn dial(address: &str, ca: Vec<u8>, own: Option<PemPair>) -> Channel {
@@ -265,9 +265,9 @@ async fn connect(channel: Channel, name: &str) -> Result<ScriptedWorker, Status>
 #[tokio::test]
 async fn people_show_tokens_and_workers_certificates() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (house, address) = with_tls(folder.path()).await;
+    let (server, address) = with_tls(folder.path()).await;
     let person = dial(&address, ca(folder.path()), None);
-    let operator = issue(&house, "olga", &[Role::Operator]);
+    let operator = issue(&server, "olga", &[Role::Operator]);
     let one = worker(folder.path(), "eu-1");
     let machine = dial(&address, ca(folder.path()), Some(one));
 
@@ -280,14 +280,14 @@ async fn people_show_tokens_and_workers_certificates() {
     };
     assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
     connect(machine, "eu-1").await.expect("that is its name");
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_certificate_of_another_authority_proves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let other = tempfile::tempdir().expect("a folder");
-    let (house, address) = with_tls(folder.path()).await;
+    let (server, address) = with_tls(folder.path()).await;
     authority(other.path());
     let foreign = worker(other.path(), "eu-1");
 
@@ -300,14 +300,14 @@ async fn a_certificate_of_another_authority_proves_nothing() {
         let refused = asked.await.expect("in time").expect_err("no connection");
         assert_ne!(refused.code(), Code::Unauthenticated, "it did not come so far");
     }
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn two_ends_that_do_not_agree_on_tls_say_so_in_time() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (house, address) = with_tls(folder.path()).await;
-    let plain_address = house.serve("127.0.0.1:0").await;
+    let (server, address) = with_tls(folder.path()).await;
+    let plain_address = server.serve("127.0.0.1:0").await;
 
     let plain = dial_tcp(&address).expect("an address");
     let tls = dial(&plain_address, ca(folder.path()), None);
@@ -321,19 +321,19 @@ async fn two_ends_that_do_not_agree_on_tls_say_so_in_time() {
     // Whoever comes next is not disturbed.
     let good = dial(&address, ca(folder.path()), None);
     assert_eq!(code(&runs_of(&good, "").await.expect_err("nobody")), "UNAUTHENTICATED");
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_revoked_certificate_ends_its_session_and_opens_none() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (house, address) = with_tls(folder.path()).await;
+    let (server, address) = with_tls(folder.path()).await;
     let (one, two) = (worker(folder.path(), "eu-1"), worker(folder.path(), "eu-2"));
     let first = dial(&address, ca(folder.path()), Some(one));
     let second = dial(&address, ca(folder.path()), Some(two));
     let mut revoked = connect(first.clone(), "eu-1").await.expect("it is welcome");
     let mut other = connect(second.clone(), "eu-2").await.expect("it is welcome");
-    let run = house
+    let run = server
         .start(&file(
             "stages: [s]\njobs:\n  a: {stage: s, command: x}\n  b: {stage: s, command: x}\n",
         ))
@@ -347,7 +347,7 @@ async fn a_revoked_certificate_ends_its_session_and_opens_none() {
     assert!(ended.message().contains("revoked"), "{ended}");
     let refused = connect(first, "eu-1").await.expect_err("over the same connection");
     assert_eq!(code(&refused), "UNAUTHENTICATED");
-    assert_eq!(house.count(&run, "job_succeeded").await, 0);
+    assert_eq!(server.count(&run, "job_succeeded").await, 0);
     // Others are not disturbed, and a list that is damaged makes nobody good again.
     let of = other.take().await;
     assert_ne!(of.of, held.of);
@@ -359,13 +359,13 @@ async fn a_revoked_certificate_ends_its_session_and_opens_none() {
     let again = worker(folder.path(), "eu-1");
     let renewed = dial(&address, ca(folder.path()), Some(again));
     connect(renewed, "eu-1").await.expect("a new certificate is good");
-    house.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_certificate_that_expires_ends_its_session_and_opens_none() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (house, address) = with_tls(folder.path()).await;
+    let (server, address) = with_tls(folder.path()).await;
     let short = worker_for(folder.path(), "eu-1", Duration::from_secs(3));
     let channel = dial(&address, ca(folder.path()), Some(short.clone()));
     let mut session = connect(channel.clone(), "eu-1").await.expect("it is welcome");
@@ -379,8 +379,8 @@ async fn a_certificate_that_expires_ends_its_session_and_opens_none() {
     let anew = dial(&address, ca(folder.path()), Some(short));
     let asked = tokio::time::timeout(WAIT_MAX, connect(anew, "eu-1"));
     assert!(asked.await.expect("in time").is_err());
-    house.start(&file(ONE)).await;
-    house.close().await;
+    server.start(&file(ONE)).await;
+    server.close().await;
 }
 
 #[tokio::test]
@@ -390,7 +390,7 @@ async fn an_issuer_vouches_for_people_and_its_groups_say_what_they_may() {
     let token = include_str!("../../../server/src/auth/oidc/tests/rsa.jwt").trim();
     let keys = folder.path().join("keys.json");
     fs::write(&keys, listed).expect("a file");
-    let house = TestHouse::with_system_clock().await;
+    let server = TestServer::with_system_clock().await;
     let issuer = |group: &str, audience: &str| OidcSettings {
         issuer: "https://id.example".to_owned(),
         audience: audience.to_owned(),
@@ -401,10 +401,10 @@ async fn an_issuer_vouches_for_people_and_its_groups_say_what_they_may() {
     };
     let serve = async |oidc| {
         let access = Access { strict: true, oidc: Some(oidc), ..Access::default() };
-        dial_tcp(&house.serve_guarded(access).await).expect("an address")
+        dial_tcp(&server.serve_guarded(access).await).expect("an address")
     };
     let channel = serve(issuer("db-team", "towpath")).await;
-    let own = issue(&house, "olga", &[Role::Viewer]);
+    let own = issue(&server, "olga", &[Role::Viewer]);
 
     let run = start(&channel, token, "").await.expect("her group may");
     assert_eq!(run.requested_by, "human:ana");
@@ -430,5 +430,5 @@ async fn an_issuer_vouches_for_people_and_its_groups_say_what_they_may() {
     let ended = tokio::time::timeout(WAIT_MAX, ended).await.expect("it ends");
     assert_eq!(code(&ended), "UNAUTHENTICATED");
     assert_eq!(code(&runs_of(&channel, token).await.expect_err("no key")), "UNAUTHENTICATED");
-    house.close().await;
+    server.close().await;
 }

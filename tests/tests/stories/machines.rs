@@ -8,21 +8,21 @@ use tonic::transport::Channel;
 use towpath_proto::v1::{self, report::Ended};
 use towpath_server::dial_tcp;
 use towpath_tests::{
-    RealWorker, ScriptedWorker, TestHouse, code, eventually, file, on_a_runtime, start_request,
+    RealWorker, ScriptedWorker, TestServer, code, eventually, file, on_a_runtime, start_request,
     succeeded,
 };
-use towpath_worker::{Stay, WorkerError};
+use towpath_worker::{SessionLimits, WorkerError};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const ANYWHERE: &str = "127.0.0.1:0";
 
-fn hello(worker: &str, instance: &str, holding: Vec<v1::Holding>) -> v1::Hello {
-    let (worker, instance) = (worker.to_owned(), instance.to_owned());
-    v1::Hello { worker, instance, slots: 1, holding, ..Default::default() }
+fn hello(worker: &str, worker_instance_id: &str, held: Vec<v1::AttemptId>) -> v1::Hello {
+    let (worker, worker_instance_id) = (worker.to_owned(), worker_instance_id.to_owned());
+    v1::Hello { worker, worker_instance_id, slots: 1, held, ..Default::default() }
 }
 
-fn staying() -> Stay {
-    Stay { reconnect: true, ..Stay::default() }
+fn staying() -> SessionLimits {
+    SessionLimits { reconnect: true, ..SessionLimits::default() }
 }
 
 fn dial(address: &str) -> Channel {
@@ -30,10 +30,10 @@ fn dial(address: &str) -> Channel {
 }
 
 /// A run of jobs that are real processes, in `folder`.
-async fn start_in(house: &TestHouse, folder: &Path, yaml: &str) -> String {
+async fn start_in(server: &TestServer, folder: &Path, yaml: &str) -> String {
     let mut request = start_request(&file(yaml));
     request.file.as_mut().expect("a file").folder = folder.display().to_string();
-    house.try_start(request).await.expect("the run begins").id
+    server.try_start(request).await.expect("the run begins").id
 }
 
 async fn until_there(path: &Path) {
@@ -43,8 +43,8 @@ async fn until_there(path: &Path) {
 #[tokio::test]
 async fn workers_on_other_machines_run_every_job_once() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let address = house.serve(ANYWHERE).await;
+    let server = TestServer::with_system_clock().await;
+    let address = server.serve(ANYWHERE).await;
     let begin = |name: &str| {
         RealWorker::begin_at(dial(&address), name, 2, &folder.path().join(name), staying())
     };
@@ -52,9 +52,9 @@ async fn workers_on_other_machines_run_every_job_once() {
     let jobs: String =
         (0..12).map(|n| format!("  j{n}: {{stage: s, command: 'echo ran >>{n}'}}\n")).collect();
 
-    let run = start_in(&house, folder.path(), &format!("stages: [s]\njobs:\n{jobs}")).await;
+    let run = start_in(&server, folder.path(), &format!("stages: [s]\njobs:\n{jobs}")).await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
     for n in 0..12 {
         let ran = fs::read_to_string(folder.path().join(n.to_string())).expect("it ran");
         assert_eq!(ran, "ran\n");
@@ -62,23 +62,23 @@ async fn workers_on_other_machines_run_every_job_once() {
     for worker in workers {
         worker.stop().await;
     }
-    assert_eq!(house.count(&run, "job_leased").await, 12);
-    house.close().await;
+    assert_eq!(server.count(&run, "job_leased").await, 12);
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_folder_that_is_not_on_the_workers_machine_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "w", 1, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "w", 1, folder.path());
 
-    let run = start_in(&house, &folder.path().join("elsewhere"), ONE).await;
+    let run = start_in(&server, &folder.path().join("elsewhere"), ONE).await;
 
-    assert_eq!(house.ended(&run).await, "failed");
-    let reason = house.job(&run, "a").await.reason;
+    assert_eq!(server.ended(&run).await, "failed");
+    let reason = server.job(&run, "a").await.reason;
     assert!(reason.contains("elsewhere` does not exist on the machine of this worker"), "{reason}");
     worker.stop().await;
-    house.close().await;
+    server.close().await;
 }
 
 #[test]
@@ -88,31 +88,31 @@ fn a_job_outlives_a_restart_of_the_server_with_all_it_prints() {
     let at = |name: &str| folder.path().join(name);
     let yaml = "stages: [s]\njobs:\n  a:\n    stage: s\n    command: |\n      echo before; echo x >>began\n      until [ -e away ]; do sleep 0.01; done; echo during; echo x >said\n      until [ -e back ]; do sleep 0.01; done; echo after\n";
     on_a_runtime(async {
-        let house = TestHouse::in_folder(&store).await;
-        let address = house.serve(ANYWHERE).await;
+        let server = TestServer::in_folder(&store).await;
+        let address = server.serve(ANYWHERE).await;
         let worker =
             RealWorker::begin_at(dial(&address), "w", 1, &folder.path().join("w"), staying());
-        let run = start_in(&house, folder.path(), yaml).await;
+        let run = start_in(&server, folder.path(), yaml).await;
         until_there(&at("began")).await;
-        house.close().await;
+        server.close().await;
 
         fs::write(at("away"), "").expect("a file");
         until_there(&at("said")).await;
-        let house = TestHouse::in_folder(&store).await;
-        house.serve(&address).await;
+        let server = TestServer::in_folder(&store).await;
+        server.serve(&address).await;
         fs::write(at("back"), "").expect("a file");
 
-        assert_eq!(house.ended(&run).await, "succeeded");
-        let output = house.output(&run, "a", 0, false).await;
-        let lines: Vec<_> = towpath_engine::captured::lines(&output)
+        assert_eq!(server.ended(&run).await, "succeeded");
+        let output = server.output(&run, "a", 0, false).await;
+        let lines: Vec<_> = towpath_engine::captured_output::lines(&output)
             .map(|line| String::from_utf8_lossy(line.expect("a line").bytes).into_owned())
             .collect();
         assert_eq!(lines, ["before", "during", "after"]);
-        assert_eq!(house.count(&run, "job_leased").await, 1);
+        assert_eq!(server.count(&run, "job_leased").await, 1);
         assert_eq!(fs::read_to_string(at("began")).expect("it ran"), "x\n");
         worker.stop().await;
-        assert_eq!(house.findings().await, Vec::<String>::new());
-        house.close().await;
+        assert_eq!(server.findings().await, Vec::<String>::new());
+        server.close().await;
     });
 }
 
@@ -122,70 +122,70 @@ fn a_job_that_ends_while_the_server_is_away_is_reported_when_it_is_back() {
     let store = folder.path().join("store");
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: 'echo x >>began; until [ -e go ]; do sleep 0.01; done; echo done; echo x >over'}\n";
     on_a_runtime(async {
-        let house = TestHouse::in_folder(&store).await;
-        let address = house.serve(ANYWHERE).await;
+        let server = TestServer::in_folder(&store).await;
+        let address = server.serve(ANYWHERE).await;
         let own = folder.path().join("w");
         let worker = RealWorker::begin_at(dial(&address), "w", 1, &own, staying());
-        let run = start_in(&house, folder.path(), yaml).await;
+        let run = start_in(&server, folder.path(), yaml).await;
         until_there(&folder.path().join("began")).await;
-        house.close().await;
+        server.close().await;
         fs::write(folder.path().join("go"), "").expect("a file");
         until_there(&folder.path().join("over")).await;
         // The worker is killed on top of it, and another takes its place before the server is back.
         worker.kill().await;
         let worker = RealWorker::begin_at(dial(&address), "w", 1, &own, staying());
 
-        let house = TestHouse::in_folder(&store).await;
-        house.serve(&address).await;
+        let server = TestServer::in_folder(&store).await;
+        server.serve(&address).await;
 
-        assert_eq!(house.ended(&run).await, "succeeded");
-        assert_eq!(house.count(&run, "job_leased").await, 1);
+        assert_eq!(server.ended(&run).await, "succeeded");
+        assert_eq!(server.count(&run, "job_leased").await, 1);
         worker.stop().await;
-        house.close().await;
+        server.close().await;
     });
 }
 
 #[tokio::test]
 async fn a_lease_lapses_when_its_worker_stays_away_and_its_late_report_changes_nothing() {
-    let house = TestHouse::with_lease("memory:", 1_000).await;
-    let run = house.start(&file(ONE)).await;
-    let mut first = house.worker_like(hello("first", "1", Vec::new())).await;
+    let server = TestServer::with_lease("memory:", 1_000).await;
+    let run = server.start(&file(ONE)).await;
+    let mut first = server.worker_like(hello("first", "1", Vec::new())).await;
     let of = first.take_job("a").await.of.expect("an attempt");
     drop(first);
 
-    house.until(&run, "job_lost", 1).await;
-    let mut second = house.worker("second", 1).await;
+    server.until(&run, "job_lost", 1).await;
+    let mut second = server.worker("second", 1).await;
     let again = second.take_job("a").await;
     assert_eq!(again.of.as_ref().map(|of| of.attempt), Some(2));
 
-    let kinds = house.kinds(&run).await;
-    let mut late = house.worker_like(hello("first", "1", vec![of.clone()])).await;
+    let kinds = server.kinds(&run).await;
+    let mut late = server.worker_like(hello("first", "1", vec![of.clone()])).await;
     assert_eq!(late.held(), [], "the attempt is void");
     late.send_report(&of, succeeded(), 0).await;
     late.until_recorded(&of).await;
-    assert_eq!(house.kinds(&run).await, kinds);
+    assert_eq!(server.kinds(&run).await, kinds);
     second.report(&again, succeeded()).await;
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
 }
 
 #[tokio::test]
 async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_lease("memory:", 200).await;
-    let run = house.start(&file(ONE)).await;
-    let mut sleeper = house.worker("sleeper", 1).await;
+    let server = TestServer::with_lease("memory:", 200).await;
+    let run = server.start(&file(ONE)).await;
+    let mut sleeper = server.worker("sleeper", 1).await;
     let of = sleeper.take_job("a").await.of.expect("an attempt");
 
     // It says nothing, and yet its connection stands.
-    house.until(&run, "job_lost", 1).await;
-    let worker = RealWorker::begin(&house, "awake", 1, folder.path());
-    house.ended(&run).await;
-    let kinds = house.kinds(&run).await;
+    server.until(&run, "job_lost", 1).await;
+    let worker = RealWorker::begin(&server, "awake", 1, folder.path());
+    server.ended(&run).await;
+    let kinds = server.kinds(&run).await;
     // The session has expired with the lease: a worker that wakes has to say anew what it holds.
     sleeper.refusal().await;
 
-    assert_eq!(house.kinds(&run).await, kinds);
-    let woken = house.worker_like(hello("sleeper", "", vec![of])).await;
+    assert_eq!(server.kinds(&run).await, kinds);
+    let woken = server.worker_like(hello("sleeper", "", vec![of])).await;
     assert_eq!(woken.held(), []);
     worker.stop().await;
 }
@@ -193,20 +193,20 @@ async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
 #[tokio::test]
 async fn a_void_attempt_is_ended_before_its_job_begins_again_on_the_same_machine() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
+    let server = TestServer::with_system_clock().await;
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, grace: 5s, command: 'echo + >>log; trap \"echo - >>log; exit 1\" TERM; [ $TOW_ATTEMPT = 2 ] && exit 0; touch began; while :; do sleep 0.01; done'}\n";
-    let worker = RealWorker::begin(&house, "w", 1, folder.path());
-    let run = start_in(&house, folder.path(), yaml).await;
+    let worker = RealWorker::begin(&server, "w", 1, folder.path());
+    let run = start_in(&server, folder.path(), yaml).await;
     until_there(&folder.path().join("began")).await;
     worker.kill().await;
     // Somebody says in its name that it holds nothing: the attempt is void.
-    let impostor = house.worker_like(v1::Hello { draining: true, ..hello("w", "", Vec::new()) });
+    let impostor = server.worker_like(v1::Hello { draining: true, ..hello("w", "", Vec::new()) });
     drop(impostor.await);
-    assert_eq!(house.count(&run, "job_lost").await, 1);
+    assert_eq!(server.count(&run, "job_lost").await, 1);
 
-    let worker = RealWorker::begin(&house, "w", 1, folder.path());
+    let worker = RealWorker::begin(&server, "w", 1, folder.path());
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
     let log = fs::read_to_string(folder.path().join("log")).expect("it ran");
     assert_eq!(log, "+\n-\n+\n");
     worker.stop().await;
@@ -214,30 +214,30 @@ async fn a_void_attempt_is_ended_before_its_job_begins_again_on_the_same_machine
 
 #[tokio::test]
 async fn a_name_belongs_to_one_process_as_long_as_it_is_connected() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(ONE)).await;
-    let mut first = house.worker_like(hello("w", "1", Vec::new())).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(ONE)).await;
+    let mut first = server.worker_like(hello("w", "1", Vec::new())).await;
     let a = first.take_job("a").await;
 
-    let taken = ScriptedWorker::connect(house.channel(), hello("w", "2", Vec::new())).await;
+    let taken = ScriptedWorker::connect(server.channel(), hello("w", "2", Vec::new())).await;
     assert_eq!(code(&taken.expect_err("the name is taken")), "WORKER_NAME_TAKEN");
     first.report(&a, succeeded()).await;
-    assert_eq!(house.ended(&run).await, "succeeded");
-    assert_eq!(house.count(&run, "job_lost").await, 0);
+    assert_eq!(server.ended(&run).await, "succeeded");
+    assert_eq!(server.count(&run, "job_lost").await, 0);
 
     drop(first);
-    let mut next = ScriptedWorker::connect(house.channel(), hello("w", "2", Vec::new())).await;
+    let mut next = ScriptedWorker::connect(server.channel(), hello("w", "2", Vec::new())).await;
     while next.is_err() {
         tokio::task::yield_now().await;
-        next = ScriptedWorker::connect(house.channel(), hello("w", "2", Vec::new())).await;
+        next = ScriptedWorker::connect(server.channel(), hello("w", "2", Vec::new())).await;
     }
 }
 
 #[tokio::test]
 async fn a_worker_without_a_proper_name_or_of_another_version_is_refused() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let refused = async |hello| {
-        let refused = ScriptedWorker::connect(house.channel(), hello).await;
+        let refused = ScriptedWorker::connect(server.channel(), hello).await;
         code(&refused.expect_err("it is refused"))
     };
 
@@ -249,32 +249,32 @@ async fn a_worker_without_a_proper_name_or_of_another_version_is_refused() {
 
 #[tokio::test]
 async fn a_report_after_a_cancel_ends_the_job_and_the_run_once() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(ONE)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(ONE)).await;
+    let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
 
-    house.cancel(&run).await.expect("the run is ending");
+    server.cancel(&run).await.expect("the run is ending");
     assert_eq!(worker.cancelled_job().await.job, "a");
     worker.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
-    worker.say(v1::worker_message::Message::Beat(v1::Beat {})).await;
+    worker.say(v1::worker_message::Message::Heartbeat(v1::Heartbeat {})).await;
 
-    assert_eq!(house.ended(&run).await, "cancelled");
-    assert_eq!(house.count(&run, "job_cancelled").await, 1);
-    assert_eq!(house.count(&run, "run_finished").await, 1);
+    assert_eq!(server.ended(&run).await, "cancelled");
+    assert_eq!(server.count(&run, "job_cancelled").await, 1);
+    assert_eq!(server.count(&run, "run_finished").await, 1);
 }
 
 #[tokio::test]
 async fn a_long_run_does_not_keep_a_short_one_waiting() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let jobs = |count: usize| {
         let jobs = (0..count).map(|n| format!("  j{n}: {{stage: s, command: x}}\n"));
         file(&format!("stages: [s]\njobs:\n{}", jobs.collect::<String>()))
     };
-    let long = house.start_with(&jobs(500), 100).await;
-    let mut worker = house.worker("w", 1).await;
+    let long = server.start_with(&jobs(500), 100).await;
+    let mut worker = server.worker("w", 1).await;
     let first = worker.take().await;
-    let short = house.start_with(&jobs(5), 100).await;
+    let short = server.start_with(&jobs(5), 100).await;
     worker.report(&first, succeeded()).await;
 
     let mut others = 0;
@@ -288,23 +288,23 @@ async fn a_long_run_does_not_keep_a_short_one_waiting() {
     }
 
     assert!(others <= 6, "{others} jobs of the long run went before five of the short one");
-    assert_eq!(house.ended(&short).await, "succeeded");
-    assert_eq!(house.phase(&long).await, "running");
+    assert_eq!(server.ended(&short).await, "succeeded");
+    assert_eq!(server.phase(&long).await, "running");
 }
 
 #[tokio::test]
 async fn the_same_request_begins_one_run_however_often_it_is_made() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let request = |yaml: &str, key: &str| v1::StartRunRequest {
         idempotency_key: key.to_owned(),
         ..start_request(&file(yaml))
     };
 
-    let all = join_all((0..8).map(|_| house.try_start(request(ONE, "k")))).await;
+    let all = join_all((0..8).map(|_| server.try_start(request(ONE, "k")))).await;
     let ids: std::collections::BTreeSet<String> =
         all.into_iter().map(|run| run.expect("the run").id).collect();
     assert_eq!(ids.len(), 1);
-    let other = house.try_start(request(ONE, "other")).await.expect("another run").id;
+    let other = server.try_start(request(ONE, "other")).await.expect("another run").id;
     assert!(!ids.contains(&other));
 
     let two = ONE.replace("a:", "b:");
@@ -317,29 +317,29 @@ async fn the_same_request_begins_one_run_however_often_it_is_made() {
         (v1::StartRunRequest { gates_preapproved: true, ..same() }, "open gates"),
         (elsewhere, "another folder"),
     ] {
-        let reused = house.try_start(changed).await.expect_err(what);
+        let reused = server.try_start(changed).await.expect_err(what);
         assert_eq!(code(&reused), "IDEMPOTENCY_KEY_REUSED", "{what}");
     }
-    let long = house.try_start(request(ONE, &"k".repeat(129))).await.expect_err("too long");
+    let long = server.try_start(request(ONE, &"k".repeat(129))).await.expect_err("too long");
     assert_eq!(code(&long), "ARGUMENT_OUT_OF_BOUNDS");
-    assert_eq!(house.records("", 0).await.iter().filter(|r| r.kind == "run_created").count(), 2);
+    assert_eq!(server.records("", 0).await.iter().filter(|r| r.kind == "run_created").count(), 2);
 }
 
 #[tokio::test]
 async fn the_same_key_of_somebody_else_is_another_key() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let by = |actor: &str| v1::StartRunRequest {
         idempotency_key: "k".to_owned(),
         actor: actor.to_owned(),
         ..start_request(&file(ONE))
     };
 
-    let ana = house.try_start(by("human:ana")).await.expect("a run").id;
-    let mallory = house.try_start(by("human:mallory")).await.expect("a run of their own").id;
+    let ana = server.try_start(by("human:ana")).await.expect("a run").id;
+    let mallory = server.try_start(by("human:mallory")).await.expect("a run of their own").id;
 
     assert_ne!(ana, mallory);
-    assert_eq!(house.try_start(by("human:ana")).await.expect("the first run").id, ana);
-    assert_eq!(house.run(&mallory).await.requested_by, "human:mallory");
+    assert_eq!(server.try_start(by("human:ana")).await.expect("the first run").id, ana);
+    assert_eq!(server.run(&mallory).await.requested_by, "human:mallory");
 }
 
 #[test]
@@ -347,12 +347,12 @@ fn a_request_is_remembered_over_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let again = || {
         on_a_runtime(async {
-            let house = TestHouse::in_folder(folder.path()).await;
+            let server = TestServer::in_folder(folder.path()).await;
             let request = start_request(&file(ONE));
             let request = v1::StartRunRequest { idempotency_key: "k".to_owned(), ..request };
-            let run = house.try_start(request).await.expect("the run").id;
-            assert_eq!(house.findings().await, Vec::<String>::new());
-            house.close().await;
+            let run = server.try_start(request).await.expect("the run").id;
+            assert_eq!(server.findings().await, Vec::<String>::new());
+            server.close().await;
             run
         })
     };
@@ -361,25 +361,26 @@ fn a_request_is_remembered_over_a_restart() {
 
 #[tokio::test]
 async fn a_worker_that_is_drained_finishes_and_is_given_nothing_new() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n  b: {stage: s, command: x}\n";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
     let drain = |name: &str, drain| v1::DrainWorkerRequest { name: name.to_owned(), drain };
 
-    let view = house.workers().drain_worker(drain("w", true)).await.expect("a worker").into_inner();
+    let view =
+        server.workers().drain_worker(drain("w", true)).await.expect("a worker").into_inner();
     assert_eq!((view.running, view.slots, view.draining), (1, 1, true));
     worker.report(&a, succeeded()).await;
-    house.settle().await;
-    assert_eq!(house.states(&run).await, "a succeeded, b waiting");
-    house.workers().drain_worker(drain("w", false)).await.expect("a worker");
+    server.settle().await;
+    assert_eq!(server.states(&run).await, "a succeeded, b waiting");
+    server.workers().drain_worker(drain("w", false)).await.expect("a worker");
     worker.succeed("b").await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    let unknown = house.workers().drain_worker(drain("x", true)).await.expect_err("nobody");
+    assert_eq!(server.ended(&run).await, "succeeded");
+    let unknown = server.workers().drain_worker(drain("x", true)).await.expect_err("nobody");
     assert_eq!(code(&unknown), "WORKER_UNKNOWN");
-    let listed = house.workers().list_workers(v1::ListWorkersRequest {}).await.expect("a list");
+    let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await.expect("a list");
     let names: Vec<_> = listed.into_inner().workers.into_iter().map(|worker| worker.name).collect();
     assert_eq!(names, ["w"]);
 }
@@ -387,29 +388,29 @@ async fn a_worker_that_is_drained_finishes_and_is_given_nothing_new() {
 #[tokio::test]
 async fn a_worker_for_so_many_jobs_takes_no_more_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
+    let server = TestServer::with_system_clock().await;
     let jobs: String = (0..6).map(|n| format!("  j{n}: {{stage: s, command: ':'}}\n")).collect();
-    let run = start_in(&house, folder.path(), &format!("stages: [s]\njobs:\n{jobs}")).await;
-    let stay = Stay { jobs_max: Some(2), ..staying() };
+    let run = start_in(&server, folder.path(), &format!("stages: [s]\njobs:\n{jobs}")).await;
+    let stay = SessionLimits { jobs_max: Some(2), ..staying() };
 
-    let worker = RealWorker::begin_at(house.channel(), "w", 4, folder.path(), stay);
+    let worker = RealWorker::begin_at(server.channel(), "w", 4, folder.path(), stay);
     worker.ended().await.expect("it ends well");
 
-    assert_eq!(house.count(&run, "job_leased").await, 2);
-    assert_eq!(house.counts(&run).await.succeeded, 2);
-    let idle = Stay { idle: Some(Duration::from_millis(100)), ..staying() };
-    let worker = RealWorker::begin_at(house.channel(), "w", 4, folder.path(), idle);
+    assert_eq!(server.count(&run, "job_leased").await, 2);
+    assert_eq!(server.counts(&run).await.succeeded, 2);
+    let idle = SessionLimits { idle: Some(Duration::from_millis(100)), ..staying() };
+    let worker = RealWorker::begin_at(server.channel(), "w", 4, folder.path(), idle);
     worker.ended().await.expect("it ends well");
-    assert_eq!(house.phase(&run).await, "succeeded");
+    assert_eq!(server.phase(&run).await, "succeeded");
 }
 
 #[tokio::test]
 async fn a_worker_whose_name_is_taken_says_so_and_ends() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::in_memory().await;
-    let _first = house.worker_like(hello("w", "1", Vec::new())).await;
+    let server = TestServer::in_memory().await;
+    let _first = server.worker_like(hello("w", "1", Vec::new())).await;
 
-    let worker = RealWorker::begin_at(house.channel(), "w", 1, folder.path(), staying());
+    let worker = RealWorker::begin_at(server.channel(), "w", 1, folder.path(), staying());
 
     match worker.ended().await {
         Err(WorkerError::Session(status)) => assert_eq!(code(&status), "WORKER_NAME_TAKEN"),
@@ -420,24 +421,24 @@ async fn a_worker_whose_name_is_taken_says_so_and_ends() {
 #[test]
 fn a_reader_that_does_not_read_holds_nobody_up() {
     on_a_runtime(async {
-        let house = TestHouse::in_memory().await;
+        let server = TestServer::in_memory().await;
         let request = v1::FollowRequest { run: String::new(), after: 0, follow: true };
-        let mut slow = house.log().follow(request).await.expect("a log").into_inner();
+        let mut slow = server.log().follow(request).await.expect("a log").into_inner();
         let jobs: String =
             (0..2_000).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
-        let run = house.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 64).await;
+        let run = server.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 64).await;
 
-        house.worker("w", 64).await.run_all(2_000).await;
-        assert_eq!(house.ended(&run).await, "succeeded");
+        server.worker("w", 64).await.run_all(2_000).await;
+        assert_eq!(server.ended(&run).await, "succeeded");
 
-        let tail = house.run(&run).await.position;
+        let tail = server.run(&run).await.position;
         let mut read = 0;
         while read < tail {
             read = slow.next().await.expect("the log goes on").expect("a record").position;
         }
-        let following = house.log();
-        assert!(house.server().drain(Duration::from_secs(10)).await, "everything ended in time");
-        assert!(slow.next().await.is_none_or(|last| last.is_err()), "streams end with the house");
+        let following = server.log();
+        assert!(server.server().drain(Duration::from_secs(10)).await, "everything ended in time");
+        assert!(slow.next().await.is_none_or(|last| last.is_err()), "streams end with the server");
         drop(following);
     });
 }

@@ -1,4 +1,4 @@
-//! Stories over the whole house: a real server, real gRPC over a pipe, a store in memory, and a
+//! Stories over the whole server: a real server, real gRPC over a pipe, a store in memory, and a
 //! clock that stands still. One file for each promise.
 
 mod anywhere;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use towpath_proto::v1;
-use towpath_tests::{RealWorker, TestHouse, file};
+use towpath_tests::{RealWorker, TestServer, file};
 
 fn pipeline(yaml: &str, folder: &Path) -> v1::StartRunRequest {
     v1::StartRunRequest {
@@ -20,7 +20,7 @@ fn pipeline(yaml: &str, folder: &Path) -> v1::StartRunRequest {
 }
 
 fn text(output: &[u8]) -> String {
-    let lines = towpath_engine::captured::lines(output);
+    let lines = towpath_engine::captured_output::lines(output);
     let lines = lines.map(|line| line.expect("a record").bytes.to_vec());
     String::from_utf8(lines.collect::<Vec<_>>().join(&b"\n"[..])).expect("text")
 }
@@ -28,8 +28,8 @@ fn text(output: &[u8]) -> String {
 #[tokio::test]
 async fn a_pipeline_of_shell_scripts_runs_to_its_end() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "real", 4, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "real", 4, folder.path());
     let yaml = file(
         "stages: [copy, check]
 jobs:
@@ -48,27 +48,27 @@ jobs:
 ",
     );
 
-    let run = house.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
+    let run = server.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
     let mut lines: Vec<_> =
-        text(&house.output(&run, "a", 0, false).await).lines().map(str::to_owned).collect();
+        text(&server.output(&run, "a", 0, false).await).lines().map(str::to_owned).collect();
     lines.sort();
     assert_eq!(lines, ["one", "two"]);
-    assert_eq!(text(&house.output(&run, "b", 0, false).await), "it's $HOME; exit 1|b|1|");
+    assert_eq!(text(&server.output(&run, "b", 0, false).await), "it's $HOME; exit 1|b|1|");
     let (job, path) = ("a".to_owned(), "rows.txt".to_owned());
     let request = v1::ReadArtifactRequest { run: run.clone(), job, path };
-    let stream = house.runs().read_artifact(request).await.expect("it is kept").into_inner();
-    assert_eq!(TestHouse::collect(stream).await.expect("it is kept"), b"a\nb\n");
-    assert_eq!(house.findings().await, Vec::<String>::new());
+    let stream = server.runs().read_artifact(request).await.expect("it is kept").into_inner();
+    assert_eq!(TestServer::collect(stream).await.expect("it is kept"), b"a\nb\n");
+    assert_eq!(server.findings().await, Vec::<String>::new());
     worker.stop().await;
 }
 
 #[tokio::test]
 async fn a_job_that_takes_too_long_is_ended() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "real", 4, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "real", 4, folder.path());
     let yaml = file(
         "stages: [s]
 jobs:
@@ -76,35 +76,35 @@ jobs:
 ",
     );
 
-    let run = house.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
+    let run = server.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
 
-    assert_eq!(house.ended(&run).await, "timed_out");
-    let slow = house.job(&run, "slow").await;
+    assert_eq!(server.ended(&run).await, "timed_out");
+    let slow = server.job(&run, "slow").await;
     assert_eq!((slow.state.as_str(), slow.reason.as_str()), ("timed_out", "took longer than 1.0s"));
-    assert!(text(&house.output(&run, "slow", 0, false).await).contains("begun"));
+    assert!(text(&server.output(&run, "slow", 0, false).await).contains("begun"));
     worker.stop().await;
 }
 
 #[tokio::test]
 async fn a_cancelled_run_leaves_no_process_behind() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "real", 4, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "real", 4, folder.path());
     let yaml = file(
         "stages: [s]
 jobs:
   long: {stage: s, command: 'sleep 600 & echo $! > child.pid; mv child.pid child; wait'}
 ",
     );
-    let run = house.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
+    let run = server.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
     let child = folder.path().join("child");
     towpath_tests::eventually("the child is there", || child.exists()).await;
     let pid = std::fs::read_to_string(&child).expect("a pid").trim().to_owned();
 
-    house.cancel(&run).await.expect("the run is ending");
+    server.cancel(&run).await.expect("the run is ending");
 
-    assert_eq!(house.ended(&run).await, "cancelled");
-    assert_eq!(house.states(&run).await, "long cancelled");
+    assert_eq!(server.ended(&run).await, "cancelled");
+    assert_eq!(server.states(&run).await, "long cancelled");
     let stat = Path::new("/proc").join(&pid).join("stat");
     let gone = || match std::fs::read_to_string(&stat) {
         // What nobody has waited for yet is dead all the same.
@@ -118,8 +118,8 @@ jobs:
 #[tokio::test]
 async fn a_failing_script_tells_its_exit_code_and_a_dead_one_its_signal() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "real", 4, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "real", 4, folder.path());
     let yaml = file(
         "stages: [s]
 jobs:
@@ -129,12 +129,12 @@ jobs:
 ",
     );
 
-    let run = house.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
+    let run = server.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
 
-    assert_eq!(house.ended(&run).await, "failed");
-    assert_eq!(house.job(&run, "code").await.reason, "exit code 7");
-    assert_eq!(house.job(&run, "signal").await.reason, "ended by signal 9");
-    let odd = house.job(&run, "odd").await;
+    assert_eq!(server.ended(&run).await, "failed");
+    assert_eq!(server.job(&run, "code").await.reason, "exit code 7");
+    assert_eq!(server.job(&run, "signal").await.reason, "ended by signal 9");
+    let odd = server.job(&run, "odd").await;
     assert!(odd.reason.starts_with("left something unusable: "), "{}", odd.reason);
     worker.stop().await;
 }
@@ -142,8 +142,8 @@ jobs:
 #[tokio::test]
 async fn a_worker_that_is_told_to_drain_finishes_what_runs() {
     let folder = tempfile::tempdir().expect("a folder");
-    let house = TestHouse::with_system_clock().await;
-    let worker = RealWorker::begin(&house, "real", 1, folder.path());
+    let server = TestServer::with_system_clock().await;
+    let worker = RealWorker::begin(&server, "real", 1, folder.path());
     let yaml = file(
         "stages: [s]
 jobs:
@@ -151,7 +151,7 @@ jobs:
   b: {stage: s, command: 'true', needs: [a]}
 ",
     );
-    let run = house.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
+    let run = server.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
     let begun = folder.path().join("begun");
     towpath_tests::eventually("`a` runs", || begun.exists()).await;
 
@@ -159,5 +159,5 @@ jobs:
     std::fs::write(folder.path().join("go"), "").expect("a file can be written");
     worker.stop().await;
 
-    assert_eq!(house.states(&run).await, "a succeeded, b waiting");
+    assert_eq!(server.states(&run).await, "a succeeded, b waiting");
 }

@@ -1,7 +1,7 @@
 //! Second chances and limits of time, under a clock that moves when told.
 
 use towpath_proto::v1::{Failed, failed::Cause, report::Ended};
-use towpath_tests::{TestHouse, code, failed, file, succeeded};
+use towpath_tests::{TestServer, code, failed, file, succeeded};
 
 const FLAKY: &str = "stages: [copy]
 jobs:
@@ -13,192 +13,192 @@ jobs:
 
 #[tokio::test]
 async fn a_failed_job_is_tried_again_when_its_time_has_come() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(FLAKY)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(FLAKY)).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.fail("flaky", 1).await;
-    house.pass(9_999).await;
-    assert_eq!(house.states(&run).await, "flaky backing_off");
-    house.pass(1).await;
+    server.pass(9_999).await;
+    assert_eq!(server.states(&run).await, "flaky backing_off");
+    server.pass(1).await;
     worker.fail("flaky", 1).await;
-    house.pass(29_999).await;
-    assert_eq!(house.states(&run).await, "flaky backing_off", "the second wait is longer");
-    house.pass(1).await;
+    server.pass(29_999).await;
+    assert_eq!(server.states(&run).await, "flaky backing_off", "the second wait is longer");
+    server.pass(1).await;
     let third = worker.take_job("flaky").await;
     assert_eq!(third.of.as_ref().map(|of| of.attempt), Some(3));
     worker.report(&third, succeeded()).await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
-    assert_eq!(house.count(&run, "job_attempt_failed").await, 2);
+    assert_eq!(server.ended(&run).await, "succeeded");
+    assert_eq!(server.count(&run, "job_attempt_failed").await, 2);
 }
 
 #[tokio::test]
 async fn tries_come_to_an_end() {
-    let house = TestHouse::in_memory().await;
-    let run = house.start(&file(FLAKY)).await;
-    let mut worker = house.worker("w", 1).await;
+    let server = TestServer::in_memory().await;
+    let run = server.start(&file(FLAKY)).await;
+    let mut worker = server.worker("w", 1).await;
 
     for _ in 0..3 {
         worker.fail("flaky", 1).await;
-        house.pass(60_000).await;
+        server.pass(60_000).await;
     }
 
-    assert_eq!(house.ended(&run).await, "failed");
-    assert_eq!(house.job(&run, "flaky").await.attempt, 3);
+    assert_eq!(server.ended(&run).await, "failed");
+    assert_eq!(server.job(&run, "flaky").await.attempt, 3);
 }
 
 #[tokio::test]
 async fn only_the_failures_that_the_file_lists_are_tried_again() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [copy]
 jobs:
   a: {stage: copy, command: x, retry: {max: 5, backoff: 0s, on: [75, timeout]}}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.fail("a", 75).await;
-    house.settle().await;
+    server.settle().await;
     let second = worker.take_job("a").await;
     let timed_out = Ended::Failed(Failed { cause: Some(Cause::TimedOutMs(50)) });
     worker.report(&second, timed_out).await;
-    house.settle().await;
+    server.settle().await;
     worker.fail("a", 1).await;
 
-    assert_eq!(house.ended(&run).await, "failed");
-    assert_eq!(house.job(&run, "a").await.attempt, 3);
+    assert_eq!(server.ended(&run).await, "failed");
+    assert_eq!(server.job(&run, "a").await.attempt, 3);
 }
 
 #[tokio::test]
 async fn a_job_in_backoff_holds_no_slot() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = format!("{FLAKY}  other: {{stage: copy, command: x}}\n");
-    let run = house.start_with(&file(&yaml), 1).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start_with(&file(&yaml), 1).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.fail("flaky", 1).await;
     worker.succeed("other").await;
 
-    assert_eq!(house.states(&run).await, "flaky backing_off, other succeeded");
+    assert_eq!(server.states(&run).await, "flaky backing_off, other succeeded");
 }
 
 #[tokio::test]
 async fn a_run_that_takes_too_long_is_ended() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "timeout: 1m
 stages: [copy]
 jobs:
   a: {stage: copy, command: x}
   b: {stage: copy, command: x, needs: [a]}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
 
-    house.pass(59_999).await;
-    assert_eq!(house.phase(&run).await, "running");
-    house.pass(1).await;
+    server.pass(59_999).await;
+    assert_eq!(server.phase(&run).await, "running");
+    server.pass(1).await;
     assert_eq!(worker.cancelled_job().await.job, "a");
-    assert_eq!(house.phase(&run).await, "timing_out");
+    assert_eq!(server.phase(&run).await, "timing_out");
     worker.report(&a, Ended::Cancelled(Default::default())).await;
 
-    assert_eq!(house.ended(&run).await, "timed_out");
-    assert_eq!(house.states(&run).await, "a cancelled, b cancelled");
+    assert_eq!(server.ended(&run).await, "timed_out");
+    assert_eq!(server.states(&run).await, "a cancelled, b cancelled");
 }
 
 #[tokio::test]
 async fn a_run_takes_too_long_even_while_a_job_waits_for_its_next_try() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "timeout: 1m
 stages: [copy]
 jobs:
   flaky: {stage: copy, command: x, retry: {max: 1, backoff: 10s, jitter: 0}}
   long: {stage: copy, command: x}
 ";
-    let run = house.start_with(&file(yaml), 1).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start_with(&file(yaml), 1).await;
+    let mut worker = server.worker("w", 1).await;
     worker.fail("flaky", 1).await;
     worker.take_job("long").await;
 
     // The try is due now, but the only place is taken.
-    house.pass(10_000).await;
-    assert_eq!(house.states(&run).await, "flaky backing_off, long running");
-    house.pass(50_000).await;
+    server.pass(10_000).await;
+    assert_eq!(server.states(&run).await, "flaky backing_off, long running");
+    server.pass(50_000).await;
 
-    assert_eq!(house.phase(&run).await, "timing_out");
+    assert_eq!(server.phase(&run).await, "timing_out");
     assert_eq!(worker.cancelled_job().await.job, "long");
 }
 
 #[tokio::test]
 async fn a_resumed_run_has_the_time_of_a_new_one_however_often_it_is_resumed() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "timeout: 1m
 stages: [copy]
 jobs:
   a: {stage: copy, command: x}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     for _ in 0..2 {
         worker.fail("a", 1).await;
-        house.pass(100_000).await;
-        house.resume(&run).await.expect("something is left to do");
+        server.pass(100_000).await;
+        server.resume(&run).await.expect("something is left to do");
     }
     worker.take_job("a").await;
 
-    house.pass(59_999).await;
-    assert_eq!(house.phase(&run).await, "running");
-    house.pass(1).await;
-    assert_eq!(house.phase(&run).await, "timing_out");
+    server.pass(59_999).await;
+    assert_eq!(server.phase(&run).await, "running");
+    server.pass(1).await;
+    assert_eq!(server.phase(&run).await, "timing_out");
 }
 
 #[tokio::test]
 async fn one_job_is_given_another_chance_with_what_was_skipped_because_of_it() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [copy]
 jobs:
   a: {stage: copy, command: x}
   b: {stage: copy, command: x, needs: [a]}
   c: {stage: copy, command: x}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     worker.fail("a", 1).await;
     worker.fail("c", 1).await;
-    assert_eq!(house.ended(&run).await, "failed");
+    assert_eq!(server.ended(&run).await, "failed");
 
-    house.retry(&run, "a").await.expect("a failed");
+    server.retry(&run, "a").await.expect("a failed");
     worker.succeed("a").await;
     worker.succeed("b").await;
 
-    house.until(&run, "run_finished", 2).await;
-    assert_eq!(house.states(&run).await, "a succeeded, b succeeded, c failed");
-    let pointless = house.retry(&run, "a").await.expect_err("a succeeded");
+    server.until(&run, "run_finished", 2).await;
+    assert_eq!(server.states(&run).await, "a succeeded, b succeeded, c failed");
+    let pointless = server.retry(&run, "a").await.expect_err("a succeeded");
     assert_eq!(code(&pointless), "JOB_NOT_RETRYABLE");
-    let unknown = house.retry(&run, "d").await.expect_err("no such job");
+    let unknown = server.retry(&run, "d").await.expect_err("no such job");
     assert_eq!(code(&unknown), "JOB_UNKNOWN");
 }
 
 #[tokio::test]
 async fn a_retry_of_what_aborted_the_run_frees_all_that_the_abort_skipped() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [check, copy]
 jobs:
   preflight: {stage: check, command: x, on_failure: abort}
   a: {stage: copy, command: x}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     let preflight = worker.take_job("preflight").await;
     worker.report(&preflight, failed(1)).await;
-    assert_eq!(house.ended(&run).await, "failed");
+    assert_eq!(server.ended(&run).await, "failed");
 
-    house.retry(&run, "preflight").await.expect("it failed");
+    server.retry(&run, "preflight").await.expect("it failed");
     worker.succeed("preflight").await;
     worker.succeed("a").await;
 
-    house.until(&run, "run_finished", 2).await;
-    assert_eq!(house.phase(&run).await, "succeeded");
-    assert_eq!(house.run(&run).await.abort_root, "");
+    server.until(&run, "run_finished", 2).await;
+    assert_eq!(server.phase(&run).await, "succeeded");
+    assert_eq!(server.run(&run).await.abort_root, "");
 }

@@ -1,12 +1,12 @@
 //! In which order jobs run, and what a failure means for the others.
 
 use towpath_proto::v1::report::Ended;
-use towpath_tests::{TestHouse, code, failed, file, succeeded};
+use towpath_tests::{TestServer, code, failed, file, succeeded};
 
 #[tokio::test]
 async fn a_stage_begins_when_every_job_of_the_one_before_has_ended() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy, check]
 jobs:
@@ -16,24 +16,24 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 4).await;
+    let mut worker = server.worker("w", 4).await;
 
     let copies = worker.take_some(2).await;
     worker.report(&copies["orders"], succeeded()).await;
-    house.settle().await;
-    assert_eq!(house.states(&run).await, "orders succeeded, customers running, counts waiting");
+    server.settle().await;
+    assert_eq!(server.states(&run).await, "orders succeeded, customers running, counts waiting");
 
     // The barrier waits for the end of `customers`, not for its success.
     worker.report(&copies["customers"], failed(1)).await;
     worker.succeed("counts").await;
 
-    assert_eq!(house.ended(&run).await, "partial");
+    assert_eq!(server.ended(&run).await, "partial");
 }
 
 #[tokio::test]
 async fn within_a_stage_a_job_begins_as_soon_as_its_needs_have_succeeded() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy]
 jobs:
@@ -43,22 +43,22 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 4).await;
+    let mut worker = server.worker("w", 4).await;
 
     let first = worker.take_some(2).await;
-    assert_eq!(house.job(&run, "lines").await.state, "waiting");
+    assert_eq!(server.job(&run, "lines").await.state, "waiting");
     worker.report(&first["orders"], succeeded()).await;
     worker.succeed("lines").await;
 
-    assert_eq!(house.job(&run, "slow").await.state, "running");
+    assert_eq!(server.job(&run, "slow").await.state, "running");
     worker.report(&first["slow"], succeeded()).await;
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
 }
 
 #[tokio::test]
 async fn a_skipped_job_names_the_root_of_the_failure_and_how_it_ended() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy]
 jobs:
@@ -68,23 +68,23 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 1).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.fail("a", 3).await;
 
-    assert_eq!(house.ended(&run).await, "failed");
-    let [a, b, c] = &house.jobs(&run).await[..] else { panic!("three jobs") };
+    assert_eq!(server.ended(&run).await, "failed");
+    let [a, b, c] = &server.jobs(&run).await[..] else { panic!("three jobs") };
     assert_eq!((a.reason.as_str(), a.exit_code), ("exit code 3", Some(3)));
     assert_eq!((b.state.as_str(), b.reason.as_str()), ("skipped", "needs a, which failed"));
     assert_eq!((c.state.as_str(), c.reason.as_str()), ("skipped", "needs b, and a failed"));
-    let skipped = house.newest(&run, "job_skipped").await;
-    assert_eq!(skipped["event"]["because"]["need_unmet"]["root"], "a");
+    let skipped = server.newest(&run, "job_skipped").await;
+    assert_eq!(skipped["event"]["cause"]["need_unmet"]["root"], "a");
 }
 
 #[tokio::test]
 async fn a_job_that_always_runs_runs_after_a_failure_and_saves_nothing() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy]
 jobs:
@@ -94,19 +94,19 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 1).await;
+    let mut worker = server.worker("w", 1).await;
 
     worker.fail("a", 1).await;
     worker.succeed("tidy").await;
 
-    assert_eq!(house.ended(&run).await, "failed");
-    assert_eq!(house.states(&run).await, "a failed, tidy succeeded, b skipped");
+    assert_eq!(server.ended(&run).await, "failed");
+    assert_eq!(server.states(&run).await, "a failed, tidy succeeded, b skipped");
 }
 
 #[tokio::test]
 async fn an_abort_ends_what_runs_and_skips_the_rest() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy, check]
 jobs:
@@ -117,28 +117,28 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 4).await;
+    let mut worker = server.worker("w", 4).await;
 
     let running = worker.take_some(2).await;
     worker.report(&running["preflight"], failed(2)).await;
     let cancelled = worker.cancelled_job().await;
     assert_eq!(cancelled.job, "orders");
-    assert_eq!(house.phase(&run).await, "aborting");
+    assert_eq!(server.phase(&run).await, "aborting");
     worker.report(&running["orders"], Ended::Cancelled(Default::default())).await;
 
-    assert_eq!(house.ended(&run).await, "failed");
+    assert_eq!(server.ended(&run).await, "failed");
     assert_eq!(
-        house.states(&run).await,
+        server.states(&run).await,
         "preflight failed, orders cancelled, tidy skipped, counts skipped"
     );
-    assert_eq!(house.run(&run).await.abort_root, "preflight");
-    assert_eq!(house.job(&run, "counts").await.reason, "the run was aborted: preflight failed");
+    assert_eq!(server.run(&run).await.abort_root, "preflight");
+    assert_eq!(server.job(&run, "counts").await.reason, "the run was aborted: preflight failed");
 }
 
 #[tokio::test]
 async fn what_succeeds_although_the_run_aborts_counts() {
-    let house = TestHouse::in_memory().await;
-    let run = house
+    let server = TestServer::in_memory().await;
+    let run = server
         .start(&file(
             "stages: [copy]
 jobs:
@@ -147,27 +147,27 @@ jobs:
 ",
         ))
         .await;
-    let mut worker = house.worker("w", 4).await;
+    let mut worker = server.worker("w", 4).await;
 
     let running = worker.take_some(2).await;
     worker.report(&running["preflight"], failed(2)).await;
     worker.report(&running["orders"], succeeded()).await;
 
-    assert_eq!(house.ended(&run).await, "failed");
-    assert_eq!(house.job(&run, "orders").await.state, "succeeded");
+    assert_eq!(server.ended(&run).await, "failed");
+    assert_eq!(server.job(&run, "orders").await.state, "succeeded");
 }
 
 #[tokio::test]
 async fn never_more_jobs_run_than_the_run_may_run_at_once() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let jobs: String = (0..6).map(|n| format!("  j{n}: {{stage: copy, command: x}}\n")).collect();
-    let run = house.start_with(&file(&format!("stages: [copy]\njobs:\n{jobs}")), 2).await;
-    let mut worker = house.worker("w", 6).await;
+    let run = server.start_with(&file(&format!("stages: [copy]\njobs:\n{jobs}")), 2).await;
+    let mut worker = server.worker("w", 6).await;
 
     let mut running = vec![worker.take().await, worker.take().await];
     for _ in 0..4 {
-        house.settle().await;
-        assert_eq!(house.counts(&run).await.running, 2);
+        server.settle().await;
+        assert_eq!(server.counts(&run).await.running, 2);
         worker.report(&running.remove(0), succeeded()).await;
         running.push(worker.take().await);
     }
@@ -175,12 +175,12 @@ async fn never_more_jobs_run_than_the_run_may_run_at_once() {
         worker.report(&last, succeeded()).await;
     }
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
 }
 
 #[tokio::test]
 async fn a_file_with_errors_begins_nothing_and_tells_all_of_them() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let request = |content: &str| towpath_proto::v1::StartRunRequest {
         file: Some(towpath_proto::v1::PipelineFile {
             name: "towpath.yml".to_owned(),
@@ -199,18 +199,18 @@ jobs:
 ",
     );
 
-    let refused = house.try_start(request(&broken)).await.expect_err("two errors");
+    let refused = server.try_start(request(&broken)).await.expect_err("two errors");
 
     assert_eq!(code(&refused), "FILE_INVALID");
     let details = tonic_types::StatusExt::get_error_details(&refused);
     let problems = &details.error_info().expect("a code").metadata["problems"];
     assert!(problems.contains("nobody") && problems.contains("nowhere"), "{problems}");
-    assert_eq!(house.records("", 0).await.len(), 0);
+    assert_eq!(server.records("", 0).await.len(), 0);
 }
 
 #[tokio::test]
 async fn a_run_without_a_place_for_a_job_is_refused() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let request = |parallelism| towpath_proto::v1::StartRunRequest {
         file: Some(towpath_proto::v1::PipelineFile {
             name: "towpath.yml".to_owned(),
@@ -223,10 +223,10 @@ async fn a_run_without_a_place_for_a_job_is_refused() {
     };
 
     for parallelism in [0, 1_025] {
-        let refused = house.try_start(request(parallelism)).await.expect_err("out of bounds");
+        let refused = server.try_start(request(parallelism)).await.expect_err("out of bounds");
         assert_eq!(code(&refused), "ARGUMENT_OUT_OF_BOUNDS");
     }
     let nobody = towpath_proto::v1::StartRunRequest { actor: "ana".to_owned(), ..request(1) };
-    let refused = house.try_start(nobody).await.expect_err("an actor without a kind");
+    let refused = server.try_start(nobody).await.expect_err("an actor without a kind");
     assert_eq!(code(&refused), "MESSAGE_INVALID");
 }

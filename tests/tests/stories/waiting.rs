@@ -1,19 +1,19 @@
 //! Why does a job stand where it stands? Tags, locks, places, and the answer to `tow why`.
 
 use towpath_proto::v1;
-use towpath_tests::{TestHouse, file, on_a_runtime, succeeded};
+use towpath_tests::{TestServer, file, on_a_runtime, succeeded};
 
-async fn waits_for(house: &TestHouse, run: &str, job: &str) -> String {
-    let explanation = house.explain(run, job).await;
+async fn waits_for(server: &TestServer, run: &str, job: &str) -> String {
+    let explanation = server.explain(run, job).await;
     assert!(explanation.sentence.contains(&format!("`{job}`")), "{}", explanation.sentence);
     explanation.waits_for
 }
 
 #[tokio::test]
 async fn a_job_waits_until_a_worker_offers_its_tags() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: x, tags: [eu, big]}\n";
-    let run = house.start(&file(yaml)).await;
+    let run = server.start(&file(yaml)).await;
     let hello = |worker: &str, tags: &[&str]| v1::Hello {
         worker: worker.to_owned(),
         slots: 1,
@@ -21,38 +21,38 @@ async fn a_job_waits_until_a_worker_offers_its_tags() {
         ..Default::default()
     };
 
-    let plain = house.worker_like(hello("plain", &["eu"])).await;
-    house.settle().await;
-    assert_eq!(house.states(&run).await, "a waiting");
-    assert_eq!(waits_for(&house, &run, "a").await, "tags");
-    assert!(house.explain(&run, "a").await.sentence.contains("eu, big"));
-    let mut fit = house.worker_like(hello("fit", &["big", "eu", "fast"])).await;
+    let plain = server.worker_like(hello("plain", &["eu"])).await;
+    server.settle().await;
+    assert_eq!(server.states(&run).await, "a waiting");
+    assert_eq!(waits_for(&server, &run, "a").await, "tags");
+    assert!(server.explain(&run, "a").await.sentence.contains("eu, big"));
+    let mut fit = server.worker_like(hello("fit", &["big", "eu", "fast"])).await;
     fit.succeed("a").await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
     drop(plain);
 }
 
 #[tokio::test]
 async fn a_worker_for_one_run_is_given_nothing_of_another() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n");
-    let (first, second) = (house.start(&yaml).await, house.start(&yaml).await);
+    let (first, second) = (server.start(&yaml).await, server.start(&yaml).await);
     let only =
         v1::Hello { worker: "w".to_owned(), slots: 9, run: second.clone(), ..Default::default() };
 
-    let mut worker = house.worker_like(only).await;
+    let mut worker = server.worker_like(only).await;
     worker.succeed("a").await;
-    house.settle().await;
+    server.settle().await;
 
-    assert_eq!(house.ended(&second).await, "succeeded");
-    assert_eq!(house.states(&first).await, "a waiting");
-    assert_eq!(waits_for(&house, &first, "a").await, "paused");
+    assert_eq!(server.ended(&second).await, "succeeded");
+    assert_eq!(server.states(&first).await, "a waiting");
+    assert_eq!(waits_for(&server, &first, "a").await, "paused");
 }
 
 #[tokio::test]
 async fn every_job_says_what_it_waits_for() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [copy, cutover]
 jobs:
   a: {stage: copy, command: x, retry: {max: 1, backoff: 1m, jitter: 0}}
@@ -62,10 +62,10 @@ jobs:
   e: {stage: copy, command: x, when: manual}
   z: {stage: cutover, command: x}
 ";
-    let run = house.start_with(&file(yaml), 1).await;
+    let run = server.start_with(&file(yaml), 1).await;
 
-    assert_eq!(waits_for(&house, &run, "a").await, "paused");
-    let mut worker = house.worker("w", 1).await;
+    assert_eq!(waits_for(&server, &run, "a").await, "paused");
+    let mut worker = server.worker("w", 1).await;
     worker.fail("a", 1).await;
     let c = worker.take_job("c").await;
     for (job, answer) in [
@@ -76,15 +76,15 @@ jobs:
         ("e", "gate"),
         ("z", "stage"),
     ] {
-        assert_eq!(waits_for(&house, &run, job).await, answer, "{job}");
+        assert_eq!(waits_for(&server, &run, job).await, answer, "{job}");
     }
-    let gate = house.explain(&run, "e").await.next_command;
+    let gate = server.explain(&run, "e").await.next_command;
     assert!(gate.starts_with("tow approve e --run "), "{gate}");
     worker.report(&c, succeeded()).await;
 
-    assert_eq!(waits_for(&house, &run, "c").await, "ended");
+    assert_eq!(waits_for(&server, &run, "c").await, "ended");
     let request = v1::ExplainJobRequest { run, job: "y".to_owned() };
-    let unknown = house.runs().explain_job(request).await.expect_err("no such job");
+    let unknown = server.runs().explain_job(request).await.expect_err("no such job");
     assert_eq!(towpath_tests::code(&unknown), "JOB_UNKNOWN");
 }
 
@@ -95,35 +95,35 @@ jobs:
 
 #[tokio::test]
 async fn a_lock_is_held_by_one_run_at_a_time() {
-    let house = TestHouse::in_memory().await;
-    let (first, second) = (house.start(&file(LOCKED)).await, house.start(&file(LOCKED)).await);
-    let mut worker = house.worker("w", 2).await;
+    let server = TestServer::in_memory().await;
+    let (first, second) = (server.start(&file(LOCKED)).await, server.start(&file(LOCKED)).await);
+    let mut worker = server.worker("w", 2).await;
 
     let held = worker.take_job("a").await;
     let holder = held.of.clone().expect("an attempt").run;
     let other = if holder == first { &second } else { &first };
-    house.settle().await;
-    assert_eq!(house.states(other).await, "a waiting");
-    assert_eq!(waits_for(&house, other, "a").await, "lock");
+    server.settle().await;
+    assert_eq!(server.states(other).await, "a waiting");
+    assert_eq!(waits_for(&server, other, "a").await, "lock");
     worker.report(&held, succeeded()).await;
     worker.succeed("a").await;
 
-    assert_eq!(house.ended(&first).await, "succeeded");
-    assert_eq!(house.ended(&second).await, "succeeded");
+    assert_eq!(server.ended(&first).await, "succeeded");
+    assert_eq!(server.ended(&second).await, "succeeded");
 }
 
 #[tokio::test]
 async fn a_lock_is_held_by_as_many_jobs_as_it_admits() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = file(&LOCKED.replace("limit: 1", "limit: 2"));
-    let runs = [house.start(&yaml).await, house.start(&yaml).await, house.start(&yaml).await];
-    let mut worker = house.worker("w", 9).await;
+    let runs = [server.start(&yaml).await, server.start(&yaml).await, server.start(&yaml).await];
+    let mut worker = server.worker("w", 9).await;
 
     let held = [worker.take().await, worker.take().await];
-    house.settle().await;
+    server.settle().await;
     let mut running = 0;
     for run in &runs {
-        running += house.counts(run).await.running;
+        running += server.counts(run).await.running;
     }
     assert_eq!(running, 2);
     for held in &held {
@@ -132,7 +132,7 @@ async fn a_lock_is_held_by_as_many_jobs_as_it_admits() {
     worker.succeed("a").await;
 
     for run in &runs {
-        assert_eq!(house.ended(run).await, "succeeded");
+        assert_eq!(server.ended(run).await, "succeeded");
     }
 }
 
@@ -140,87 +140,87 @@ async fn a_lock_is_held_by_as_many_jobs_as_it_admits() {
 fn a_run_that_waits_for_a_lock_keeps_no_other_run_waiting() {
     // More than one thread, as in a server: what waits must not go round in circles meanwhile.
     on_a_runtime(async {
-        let house = TestHouse::in_memory().await;
-        let mut worker = house.worker("w", 9).await;
-        house.start(&file(LOCKED)).await;
+        let server = TestServer::in_memory().await;
+        let mut worker = server.worker("w", 9).await;
+        server.start(&file(LOCKED)).await;
         let held = worker.take_job("a").await;
-        house.start(&file(LOCKED)).await;
+        server.start(&file(LOCKED)).await;
 
         let free = file("stages: [s]\njobs:\n  free: {stage: s, command: x}\n");
         for _ in 0..20 {
-            let run = house.start(&free).await;
+            let run = server.start(&free).await;
             worker.succeed("free").await;
-            assert_eq!(house.ended(&run).await, "succeeded");
+            assert_eq!(server.ended(&run).await, "succeeded");
         }
 
         worker.report(&held, succeeded()).await;
         worker.succeed("a").await;
-        house.close().await;
+        server.close().await;
     });
 }
 
 #[tokio::test]
 async fn a_worker_is_given_no_more_than_it_has_slots() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [s]
 jobs:
   a: {stage: s, command: x}
   b: {stage: s, command: x}
   c: {stage: s, command: x}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut one = house.worker("one", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut one = server.worker("one", 1).await;
     let a = one.take_job("a").await;
-    let mut two = house.worker("two", 1).await;
+    let mut two = server.worker("two", 1).await;
     let b = two.take_job("b").await;
 
-    house.settle().await;
-    assert_eq!(house.states(&run).await, "a running, b running, c waiting");
-    assert_eq!(waits_for(&house, &run, "c").await, "slots");
+    server.settle().await;
+    assert_eq!(server.states(&run).await, "a running, b running, c waiting");
+    assert_eq!(waits_for(&server, &run, "c").await, "slots");
     one.report(&a, succeeded()).await;
     one.succeed("c").await;
     two.report(&b, succeeded()).await;
 
-    assert_eq!(house.ended(&run).await, "succeeded");
+    assert_eq!(server.ended(&run).await, "succeeded");
 }
 
 #[tokio::test]
 async fn runs_with_nothing_to_give_out_do_not_use_up_the_last_slot() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n");
-    let mut busy = house.worker("busy", 8).await;
+    let mut busy = server.worker("busy", 8).await;
     for _ in 0..8 {
-        house.start(&yaml).await;
+        server.start(&yaml).await;
     }
     for _ in 0..8 {
         busy.take_job("a").await;
     }
 
     // All of those are under way; one slot is left for the run that has something to do.
-    let mut free = house.worker("free", 1).await;
+    let mut free = server.worker("free", 1).await;
     for _ in 0..4 {
-        let run = house.start(&yaml).await;
+        let run = server.start(&yaml).await;
         free.succeed("a").await;
-        assert_eq!(house.ended(&run).await, "succeeded");
+        assert_eq!(server.ended(&run).await, "succeeded");
     }
 }
 
 #[tokio::test]
 async fn a_worker_that_drains_is_given_nothing_more() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let yaml = "stages: [s]
 jobs:
   a: {stage: s, command: x}
   b: {stage: s, command: x}
 ";
-    let run = house.start(&file(yaml)).await;
-    let mut worker = house.worker("w", 1).await;
+    let run = server.start(&file(yaml)).await;
+    let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
 
     worker.say(v1::worker_message::Message::Drain(v1::Drain {})).await;
     worker.report(&a, succeeded()).await;
-    house.settle().await;
+    server.settle().await;
 
-    assert_eq!(house.states(&run).await, "a succeeded, b waiting");
-    assert_eq!(waits_for(&house, &run, "b").await, "paused");
+    assert_eq!(server.states(&run).await, "a succeeded, b waiting");
+    assert_eq!(waits_for(&server, &run, "b").await, "paused");
 }

@@ -1,4 +1,4 @@
-//! Watching the house: `/metrics` over plain HTTP, and the demand for workers.
+//! Watching the server: `/metrics` over plain HTTP, and the demand for workers.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use towpath_proto::{
     v1::{self, workers_client::WorkersClient},
 };
 use towpath_server::dial_tcp;
-use towpath_tests::{TestHouse, file, on_a_runtime, succeeded};
+use towpath_tests::{TestServer, file, on_a_runtime, succeeded};
 
 const ANYWHERE: &str = "127.0.0.1:0";
 const MIXED: &str = "stages: [s]
@@ -48,29 +48,29 @@ async fn scrape(address: &str) -> BTreeMap<String, f64> {
     pairs.map(|(name, value)| (name.to_owned(), value.parse().expect("a number"))).collect()
 }
 
-async fn position(house: &TestHouse) -> f64 {
-    let described = house.log().describe(v1::DescribeRequest {}).await.expect("a description");
+async fn position(server: &TestServer) -> f64 {
+    let described = server.log().describe(v1::DescribeRequest {}).await.expect("a description");
     described.into_inner().position as f64
 }
 
 #[tokio::test]
 async fn the_figures_are_what_the_views_say() {
-    let house = TestHouse::in_memory().await;
-    let address = house.serve(ANYWHERE).await;
-    let run = house.start(&file(MIXED)).await;
+    let server = TestServer::in_memory().await;
+    let address = server.serve(ANYWHERE).await;
+    let run = server.start(&file(MIXED)).await;
     let hello = v1::Hello {
         worker: "w".to_owned(),
         slots: 1,
         tags: vec!["x".to_owned()],
         ..Default::default()
     };
-    let mut worker = house.worker_like(hello).await;
+    let mut worker = server.worker_like(hello).await;
     let plain = worker.take_job("plain").await;
-    house.pass(5_000).await;
+    server.pass(5_000).await;
 
     let figures = scrape(&address).await;
 
-    let counts = house.counts(&run).await;
+    let counts = server.counts(&run).await;
     for (state, count) in [
         ("waiting", counts.waiting),
         ("at_gate", counts.at_gate),
@@ -79,7 +79,7 @@ async fn the_figures_are_what_the_views_say() {
     ] {
         assert_eq!(figures[&format!("towpath_jobs{{state=\"{state}\"}}")], f64::from(count));
     }
-    let records = house.records("", 0).await.len() as f64;
+    let records = server.records("", 0).await.len() as f64;
     for (series, value) in [
         ("towpath_runs{phase=\"running\"}", 1.0),
         ("towpath_runs{phase=\"failed\"}", 0.0),
@@ -94,7 +94,7 @@ async fn the_figures_are_what_the_views_say() {
         ("towpath_slots_free{tags=\"x\"}", 0.0),
         ("towpath_leases_lost_total", 0.0),
         ("towpath_store_info{kind=\"memory\"}", 1.0),
-        ("towpath_log_position", position(&house).await),
+        ("towpath_log_position", position(&server).await),
         ("towpath_events_total", records),
     ] {
         assert_eq!(figures.get(series), Some(&value), "{series} in {figures:#?}");
@@ -105,8 +105,8 @@ async fn the_figures_are_what_the_views_say() {
 
 #[tokio::test]
 async fn one_port_speaks_grpc_and_plain_http() {
-    let house = TestHouse::in_memory().await;
-    let address = house.serve(ANYWHERE).await;
+    let server = TestServer::in_memory().await;
+    let address = server.serve(ANYWHERE).await;
 
     let (head, _) = get(&address, "/nothing").await;
     let mut workers = WorkersClient::new(dial_tcp(&address).expect("an address"));
@@ -126,22 +126,22 @@ fn what_is_counted_in_the_log_survives_a_restart() {
         figures.clone().into_iter().filter(|(name, _)| lasts(name)).collect()
     };
     on_a_runtime(async {
-        let house = TestHouse::in_folder(folder.path()).await;
-        let address = house.serve(ANYWHERE).await;
-        house.start(&file(MIXED)).await;
-        let ended = house.start(&file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n")).await;
-        house.cancel(&ended).await.expect("the run ends");
+        let server = TestServer::in_folder(folder.path()).await;
+        let address = server.serve(ANYWHERE).await;
+        server.start(&file(MIXED)).await;
+        let ended = server.start(&file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n")).await;
+        server.cancel(&ended).await.expect("the run ends");
         let before = scrape(&address).await;
-        house.close().await;
+        server.close().await;
 
-        let house = TestHouse::in_folder(folder.path()).await;
-        let after = scrape(&house.serve(ANYWHERE).await).await;
+        let server = TestServer::in_folder(folder.path()).await;
+        let after = scrape(&server.serve(ANYWHERE).await).await;
 
         assert_eq!(kept(&after), kept(&before));
         assert_eq!(after["towpath_runs{phase=\"cancelled\"}"], 1.0);
         assert!(before["towpath_appends_total"] > 0.0);
         assert_eq!(after["towpath_appends_total"], 0.0, "since this server began");
-        house.close().await;
+        server.close().await;
     });
 }
 
@@ -154,10 +154,10 @@ async fn next(demand: &mut Streaming<v1::Demand>) -> (u64, u64) {
 
 #[tokio::test]
 async fn demand_is_told_at_once_and_whenever_it_changes() {
-    let house = TestHouse::in_memory().await;
+    let server = TestServer::in_memory().await;
     let watch = |tags: &[&str], all: bool| {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
-        let mut workers = house.workers();
+        let mut workers = server.workers();
         async move {
             let request = v1::WatchDemandRequest { tags, all };
             workers.watch_demand(request).await.expect("a stream").into_inner()
@@ -166,9 +166,9 @@ async fn demand_is_told_at_once_and_whenever_it_changes() {
     let mut plain = watch(&[], false).await;
     assert_eq!(next(&mut plain).await, (0, 0));
 
-    house.start(&file(MIXED)).await;
+    server.start(&file(MIXED)).await;
     assert_eq!(next(&mut plain).await, (2, 0), "what asks for no tags");
-    let mut worker = house.worker("w", 1).await;
+    let mut worker = server.worker("w", 1).await;
     worker.take_job("plain").await;
     assert_eq!(next(&mut plain).await, (1, 1));
 
@@ -179,8 +179,8 @@ async fn demand_is_told_at_once_and_whenever_it_changes() {
 
 #[tokio::test]
 async fn keda_is_told_one_worker_for_each_job_that_wants_or_has_one() {
-    let house = TestHouse::in_memory().await;
-    let address = house.serve(ANYWHERE).await;
+    let server = TestServer::in_memory().await;
+    let address = server.serve(ANYWHERE).await;
     let mut keda = ExternalScalerClient::new(dial_tcp(&address).expect("an address"));
     let object = |tags: &str| ScaledObjectRef {
         scaler_metadata: [("tags".to_owned(), tags.to_owned())].into(),
@@ -190,8 +190,8 @@ async fn keda_is_told_one_worker_for_each_job_that_wants_or_has_one() {
     assert!(!active.next().await.expect("an answer").expect("an answer").result);
     assert!(!keda.is_active(object("eu,big")).await.expect("an answer").into_inner().result);
 
-    house.start(&file(MIXED)).await;
-    let mut worker = house.worker("w", 1).await;
+    server.start(&file(MIXED)).await;
+    let mut worker = server.worker("w", 1).await;
     worker.take_job("plain").await;
 
     assert!(active.next().await.expect("an answer").expect("an answer").result);

@@ -1,4 +1,4 @@
-//! The house rules that no compiler checks. Each test names every file that breaks its rule.
+//! The server rules that no compiler checks. Each test names every file that breaks its rule.
 
 mod codes;
 mod decisions;

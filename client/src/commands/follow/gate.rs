@@ -42,11 +42,11 @@ impl Show<'_> {
             .run
             .gates()
             .filter_map(|job| GateCard::new(&self.run, job, &self.short_id, &self.style()));
-        let Some(card) = cards.find(|card| !self.asked.contains(&card.binds)) else {
+        let Some(card) = cards.find(|card| !self.asked.contains(&card.approval_digest)) else {
             return Ok(left);
         };
         drop(cards);
-        self.asked.push(card.binds);
+        self.asked.push(card.approval_digest);
         self.draw();
         self.clear();
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -79,7 +79,7 @@ impl Show<'_> {
     fn print_card(&self, card: &GateCard) {
         let columns = io::stderr().is_terminal().then_some(self.style().width);
         for row in card.rows(columns) {
-            self.desk.say(&row);
+            self.app.say(&row);
         }
     }
 
@@ -97,7 +97,7 @@ impl Show<'_> {
                 // What was read may be off the screen by now: whose gate it was stands above the
                 // question.
                 for row in card.summary_rows(columns) {
-                    self.desk.say(&row);
+                    self.app.say(&row);
                 }
                 true
             }
@@ -124,9 +124,9 @@ impl Show<'_> {
             job: card.job.to_string(),
             // What was shown, and not what waits by now: the server refuses an approval of
             // anything else.
-            binds: card.binds.to_string(),
+            approval_digest: card.approval_digest.to_string(),
             comment: String::new(),
-            actor: self.desk.actor(),
+            actor: self.app.actor(),
             emails: if asks { authors::own_emails() } else { Vec::new() },
         };
         let mut gates = self.server.gates();
@@ -136,14 +136,14 @@ impl Show<'_> {
         }
         match gates.approve_gate(request).await.map_err(Failure::from) {
             Ok(reply) => {
-                let v1::DecideGateReply { missing, waits_for, .. } = reply.into_inner();
-                if missing > 0 {
-                    self.desk.say(&format!("  Approved: {}.", safe(&waits_for)));
+                let v1::DecideGateReply { approvals_remaining, waits_for, .. } = reply.into_inner();
+                if approvals_remaining > 0 {
+                    self.app.say(&format!("  Approved: {}.", safe(&waits_for)));
                 }
                 Ok(AtGate::Decided)
             }
             Err(failure) if is_about_approver(&failure) => {
-                self.desk.say(&failure.to_string());
+                self.app.say(&failure.to_string());
                 Ok(left)
             }
             Err(failure) => Err(failure),

@@ -8,10 +8,12 @@ use tokio::{
 };
 use towpath_engine::code::ErrorCode;
 use towpath_server::LOCAL_WORKER_PREFIX;
-use towpath_worker::{AttemptsDir, Stay, Stop, Worked, WorkerError, WorkerOptions, work};
+use towpath_worker::{
+    AttemptsDir, SessionLimits, Stop, WorkResult, WorkerError, WorkerOptions, work,
+};
 
 use super::{Follow, screen::Show};
-use crate::{commands::Finished, connect::Server, failure::Failure};
+use crate::{commands::CommandResult, connect::ServerConnection, failure::Failure};
 
 /// How often it is tried whether another process still works on the run. A process that is killed
 /// says nothing, and the lock that it held is all that shows it.
@@ -19,7 +21,7 @@ const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
 
 /// The worker of this process, while it has one.
 pub(super) struct Host {
-    task: Option<JoinHandle<Worked>>,
+    task: Option<JoinHandle<WorkResult>>,
     stop: Stop,
     /// It was told to stop: by a signal, or because nobody reads the output any more.
     pub(super) interrupted: bool,
@@ -31,13 +33,13 @@ pub(super) struct Host {
 /// What [`Host::next`] waits for.
 pub(super) enum HostNews {
     /// The worker of this process ended.
-    Ended(Worked),
+    Ended(WorkResult),
     /// The process that worked on the run does so no more.
     OthersLeft,
 }
 
 impl Host {
-    pub(super) fn begin(server: &Server, follow: &Follow, slots: Option<u32>) -> Self {
+    pub(super) fn begin(server: &ServerConnection, follow: &Follow, slots: Option<u32>) -> Self {
         let stop = Stop::default();
         let task = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
         let mut try_others = tokio::time::interval(TAKE_OVER_EVERY);
@@ -53,7 +55,12 @@ impl Host {
 
     /// Begins to work on the run that another process worked on: nobody else would, and who asked
     /// for it to go on would wait without end.
-    pub(super) fn take_over(&mut self, server: &Server, follow: &Follow, show: &mut Show<'_>) {
+    pub(super) fn take_over(
+        &mut self,
+        server: &ServerConnection,
+        follow: &Follow,
+        show: &mut Show<'_>,
+    ) {
         let Some(slots) = follow.slots else { return };
         show.say("The process that worked on this run has ended; this one goes on.");
         self.others_work = false;
@@ -65,7 +72,7 @@ impl Host {
     }
 
     /// Whether the run goes on without this process.
-    pub(super) fn is_of_others(&self, server: &Server) -> bool {
+    pub(super) fn is_of_others(&self, server: &ServerConnection) -> bool {
         self.others_work || server.is_remote()
     }
 
@@ -94,7 +101,7 @@ impl Host {
 
     /// What becomes of the worker of this process, or of the process that it leaves the run to.
     /// Never comes back if there is neither.
-    pub(super) async fn next(&mut self, server: &Server, follow: &Follow) -> HostNews {
+    pub(super) async fn next(&mut self, server: &ServerConnection, follow: &Follow) -> HostNews {
         if let Some(task) = &mut self.task {
             let worked = task.await;
             self.task = None;
@@ -116,7 +123,7 @@ impl Host {
     }
 
     /// Ends the worker, whatever `finished` the run for this process.
-    pub(super) async fn end(&mut self, finished: &Finished) {
+    pub(super) async fn end(&mut self, finished: &CommandResult) {
         self.stop.drain.cancel();
         let Some(mut worker) = self.task.take() else { return };
         let stopped =
@@ -132,11 +139,16 @@ impl Host {
     }
 }
 
-fn attempts_folder(server: &Server, follow: &Follow) -> PathBuf {
+fn attempts_folder(server: &ServerConnection, follow: &Follow) -> PathBuf {
     server.folder().join("attempts").join(follow.run.as_str())
 }
 
-fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinHandle<Worked> {
+fn begin_work(
+    server: &ServerConnection,
+    follow: &Follow,
+    slots: u32,
+    stop: Stop,
+) -> JoinHandle<WorkResult> {
     let options = WorkerOptions {
         job: None,
         name: format!("{LOCAL_WORKER_PREFIX}{}", follow.run),
@@ -147,7 +159,7 @@ fn begin_work(server: &Server, follow: &Follow, slots: u32, stop: Stop) -> JoinH
         bearer: None,
         file_remotes: false,
         keep_work: false,
-        stay: Stay::default(),
+        stay: SessionLimits::default(),
     };
     tokio::spawn(work(server.channel(), options, stop))
 }

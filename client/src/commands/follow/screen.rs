@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use towpath_engine::code::ErrorCode;
 use towpath_engine::{
-    captured, codec,
+    captured_output, codec,
     event::{Fact, RunEvent},
     ids::{Digest, JobName},
     job::JobState,
@@ -21,8 +21,8 @@ use towpath_proto::v1;
 use super::{Follow, LAST_WORD_WITHIN, now};
 use crate::{
     cli::Output,
-    commands::{Desk, events, logs, status::RunJson},
-    connect::Server,
+    commands::{App, events, logs, status::RunJson},
+    connect::ServerConnection,
     failure::Failure,
     render::{
         Style,
@@ -40,8 +40,8 @@ const TAILS_MAX: usize = 3;
 
 /// What is shown of a run.
 pub(super) struct Show<'a> {
-    pub(super) desk: &'a Desk,
-    pub(super) server: &'a Server,
+    pub(super) app: &'a App,
+    pub(super) server: &'a ServerConnection,
     pub(super) run: Run,
     pub(super) short_id: String,
     pub(super) screen: Screen,
@@ -69,9 +69,14 @@ pub(super) enum Unread {
 }
 
 impl<'a> Show<'a> {
-    pub(super) fn new(desk: &'a Desk, server: &'a Server, run: Run, follow: &Follow) -> Self {
+    pub(super) fn new(
+        app: &'a App,
+        server: &'a ServerConnection,
+        run: Run,
+        follow: &Follow,
+    ) -> Self {
         Self {
-            live: desk.style.live && desk.output() == Output::Text,
+            live: app.style.live && app.output() == Output::Text,
             short_id: follow.short_id.clone(),
             screen: Screen::default(),
             lines: Vec::new(),
@@ -81,7 +86,7 @@ impl<'a> Show<'a> {
             headed: false,
             stopping: false,
             unread: Unread::Read,
-            desk,
+            app,
             server,
             run,
         }
@@ -90,7 +95,7 @@ impl<'a> Show<'a> {
     /// How to draw in the window as it is now: people narrow it while a run goes on, and a row that
     /// is longer than the window would be left behind at every drawing.
     pub(super) fn style(&self) -> Style {
-        self.desk.style.measured()
+        self.app.style.measured()
     }
 
     /// Writes to standard output, as long as that works. A reader that went away (`| head -1`)
@@ -124,7 +129,7 @@ impl<'a> Show<'a> {
     pub(super) fn say(&mut self, text: &str) {
         let shown = self.live && self.headed && matches!(self.unread, Unread::Read);
         if !shown || !io::stderr().is_terminal() {
-            self.desk.say(text);
+            self.app.say(text);
             return;
         }
         self.lines.extend(wrapped(text, self.style().width).into_iter().map(str::to_owned));
@@ -172,13 +177,13 @@ impl<'a> Show<'a> {
         let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
         self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;
         self.version = record.version;
-        match self.desk.output() {
+        match self.app.output() {
             Output::Jsonl => self.write(|_| events::print(record)),
             Output::Json => {}
             Output::Text if self.live => self.tell(&fact),
             Output::Text => {
                 if let Some(line) = plain::line(record.position, &fact, &self.run) {
-                    self.write(|show| show.desk.print(&(line + "\n")));
+                    self.write(|show| show.app.print(&(line + "\n")));
                 }
             }
         }
@@ -189,7 +194,7 @@ impl<'a> Show<'a> {
     fn tell(&mut self, fact: &Fact) {
         let Some(job) = fact.event.job().and_then(|job| self.run.job(job.as_str())) else {
             if let RunEvent::RunAborted { root } = &fact.event {
-                let line = format!("  Aborted, because {} failed.", safe(root.as_str()));
+                let line = format!("  Aborted, cause {} failed.", safe(root.as_str()));
                 let style = self.style();
                 self.lines.push(style.fit(&line, style.width));
             }
@@ -199,13 +204,13 @@ impl<'a> Show<'a> {
         let failed_try = matches!(fact.event, RunEvent::JobAttemptFailed { .. });
         if matches!(fact.event, RunEvent::JobLeased { .. }) {
             self.listen(name);
-        } else if let RunEvent::GateApproved { missing, .. } = &fact.event {
-            let did = if *missing > 0 { "approved" } else { "opened" };
+        } else if let RunEvent::GateApproved { approvals_remaining, .. } = &fact.event {
+            let did = if *approvals_remaining > 0 { "approved" } else { "opened" };
             let by = self.run.approver(fact);
             let line = format!("    Gate of {} {did} by {by}.", safe(name.as_str()));
             self.lines.push(style.fit(&line, style.width));
-        } else if let RunEvent::GateVoided { because, .. } = &fact.event {
-            let (name, why) = (safe(name.as_str()), safe(&because.words()));
+        } else if let RunEvent::GateVoided { cause, .. } = &fact.event {
+            let (name, why) = (safe(name.as_str()), safe(&cause.words()));
             let line = format!("    What was approved at {name} is void: {why}.");
             self.lines.push(style.fit(&line, style.width));
         } else if failed_try || job.state.is_over() {
@@ -229,9 +234,9 @@ impl<'a> Show<'a> {
             let Ok(chunks) = runs.read_output(request).await else { return };
             let mut chunks = chunks.into_inner();
             while let Some(Ok(v1::OutputChunk { content })) = chunks.next().await {
-                let newest = captured::lines(&content).filter_map(Result::ok).last();
+                let newest = captured_output::lines(&content).filter_map(Result::ok).last();
                 if let Some(line) = newest {
-                    let text = captured::printable(line.bytes, false);
+                    let text = captured_output::printable(line.bytes, false);
                     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
                     last.insert(job.to_string(), text.trim().replace('\t', " "));
                 }
@@ -262,19 +267,19 @@ impl<'a> Show<'a> {
 
     /// Leaves the final picture behind.
     pub(super) async fn end(&mut self) -> Result<(), Failure> {
-        if self.desk.output() == Output::Json {
+        if self.app.output() == Output::Json {
             let request = v1::GetRunRequest { run: self.short_id.clone() };
             let run = self.server.runs().get_run(request).await?.into_inner();
-            self.write(|show| show.desk.json(&RunJson::from(run)));
+            self.write(|show| show.app.json(&RunJson::from(run)));
             return Ok(());
         }
         if self.live {
             self.draw();
             self.clear();
             let foot = board::foot(&self.run, now(), &self.style()) + "\n";
-            self.write(|show| show.desk.print(&foot));
+            self.write(|show| show.app.print(&foot));
         }
-        if self.desk.output() == Output::Text {
+        if self.app.output() == Output::Text {
             self.show_failures().await?;
         }
         Ok(())
@@ -286,22 +291,21 @@ impl<'a> Show<'a> {
         let jobs: Vec<_> = self.run.jobs().iter().filter(|job| failed(&job.state)).collect();
         for job in jobs.iter().take(TAILS_MAX) {
             let name = safe(job.plan.name.as_str());
-            self.desk.say(&format!("\n{name}: {}", board::note(job)));
+            self.app.say(&format!("\n{name}: {}", board::note(job)));
             let run = self.short_id.clone();
             let output = logs::whole_output(self.server, &run, job.plan.name.as_str()).await;
-            let lines: Vec<String> = captured::lines(&output.unwrap_or_default())
+            let lines: Vec<String> = captured_output::lines(&output.unwrap_or_default())
                 .filter_map(Result::ok)
-                .map(|line| captured::printable(line.bytes, false))
+                .map(|line| captured_output::printable(line.bytes, false))
                 .collect();
             for line in &lines[lines.len().saturating_sub(TAIL_LINES)..] {
-                self.desk
-                    .say(&format!("  {} {line}", if self.desk.style.ascii { "|" } else { "│" }));
+                self.app.say(&format!("  {} {line}", if self.app.style.ascii { "|" } else { "│" }));
             }
             let quoted = towpath_engine::expression::quoted(job.plan.name.as_str());
-            self.desk.say(&format!("  tow logs {quoted} --run {run}"));
+            self.app.say(&format!("  tow logs {quoted} --run {run}"));
         }
         if jobs.len() > TAILS_MAX {
-            self.desk.say(&format!("… and {} more failed.", jobs.len() - TAILS_MAX));
+            self.app.say(&format!("… and {} more failed.", jobs.len() - TAILS_MAX));
         }
         Ok(())
     }

@@ -7,10 +7,10 @@ use towpath_engine::run::Run;
 use towpath_proto::v1;
 
 use super::LAST_WORD_WITHIN;
-use crate::{connect::Server, failure::Failure};
+use crate::{connect::ServerConnection, failure::Failure};
 
 /// The state of run `id` and its version.
-pub(crate) async fn snapshot(server: &Server, id: &str) -> Result<(Run, u64), Failure> {
+pub(crate) async fn snapshot(server: &ServerConnection, id: &str) -> Result<(Run, u64), Failure> {
     let request = v1::GetRunRequest { run: id.to_owned() };
     let mut parts = server.runs().read_snapshot(request).await?.into_inner();
     let (mut version, mut bytes) = (0, Vec::new());

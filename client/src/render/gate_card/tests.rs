@@ -33,7 +33,7 @@ fn at_gate_after(rows: &str, change: impl FnOnce(&mut JobPlan)) -> Run {
 fn end(run: &mut Run, job: &str, ended: Ended) {
     lease(run);
     let (job, attempt, worker) = (job.into(), Attempt(1), "local".into());
-    let report = ReportJob { job, attempt, worker, ended, ran_ms: 1, log: None };
+    let report = ReportJob { job, attempt, worker, ended, ran_ms: 1, captured_output: None };
     let by = Actor::worker("local");
     carry_out(run, &Command::Report(report), &by, Timestamp(2_000)).unwrap();
 }
@@ -55,7 +55,7 @@ fn a_card_shows_everything_that_will_run() {
 
     let card = card(&run, &bare(80));
 
-    let digest = card.binds.short();
+    let digest = card.approval_digest.short();
     assert_eq!(
         card.rows(Some(80)).join("\n"),
         format!(

@@ -31,8 +31,8 @@ fn the_leases_of_a_worker_that_disconnected_expire_unless_it_comes_back() {
         world.on(Input::Disconnected { session: one });
         world.pass(29 * SECOND);
         if comes_back {
-            let holding = [attempt("r", "a", 1)];
-            let again = world.hello("w", |hello| hello.holding = holding.into());
+            let held = [attempt("r", "a", 1)];
+            let again = world.hello("w", |hello| hello.held = held.into());
             world.pass(20 * SECOND);
             world.on(Input::Heartbeat { session: again });
         }
@@ -99,7 +99,7 @@ fn a_worker_that_comes_back_keeps_what_could_not_be_recorded_as_lost() {
     world.pass(LEASE * 2);
     world.losses_fail.clear();
 
-    let again = world.hello("w", |hello| hello.holding = [attempt("r", "a", 1)].into());
+    let again = world.hello("w", |hello| hello.held = [attempt("r", "a", 1)].into());
     world.pass(RETRY_AFTER * 3);
 
     assert!(world.scheduler.holds(again, &attempt("r", "a", 1)));
@@ -116,7 +116,7 @@ fn a_worker_that_comes_back_while_its_leases_expire_waits_until_that_is_known() 
     world.pass(LEASE + LEASE / 4);
     world.said();
 
-    world.hello("w", |hello| hello.holding = [attempt("r", "a", 1)].into());
+    world.hello("w", |hello| hello.held = [attempt("r", "a", 1)].into());
     assert_eq!(world.said(), [""; 0]);
     world.go_on();
 

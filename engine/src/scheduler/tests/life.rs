@@ -13,8 +13,8 @@ fn session_in(stage: &str) -> (World, SessionId) {
         world.losses_fail.insert("a".into());
         world.stands_still = true;
     }
-    let holding = if stage == "settling" { None } else { Some(attempt("r", "a", 1)) };
-    let id = world.hello("w", |hello| hello.holding.extend(holding));
+    let held = if stage == "settling" { None } else { Some(attempt("r", "a", 1)) };
+    let id = world.hello("w", |hello| hello.held.extend(held));
     match stage {
         "settling" => {
             let leased = Some(vec![attempt("r", "a", 1)]);
@@ -68,7 +68,7 @@ fn the_whole_life_of_a_session() {
         }),
         ("same process", |world, _| _ = world.worker("w")),
         ("other process", |world, _| {
-            _ = world.hello("w", |hello| hello.instance = "two".into());
+            _ = world.hello("w", |hello| hello.worker_instance_id = "two".into());
         }),
         ("no heartbeat", |world, _| world.pass(LEASE)),
         ("goodbye", |world, session| world.on(Input::Goodbye { session })),
@@ -102,7 +102,7 @@ disconnected  |ended      |ended      |ended      |ended      |ended      "
 fn a_name_belongs_to_one_process_at_a_time() {
     let mut world = World::new();
     world.worker("w");
-    let other = world.hello("w", |hello| hello.instance = "two".into());
+    let other = world.hello("w", |hello| hello.worker_instance_id = "two".into());
     assert_eq!(world.said()[1..], [format!("{}: closed, NameTaken", other.0)]);
 
     let again = world.worker("w");
@@ -117,8 +117,8 @@ fn a_worker_that_comes_back_keeps_what_it_names_and_loses_the_rest() {
     world.hello("w", |hello| hello.slots = 2);
     let void = attempt("r", "b", 7);
 
-    let holding = [attempt("r", "a", 1), void];
-    let again = world.hello("w", |hello| (hello.slots, hello.holding) = (2, holding.into()));
+    let held = [attempt("r", "a", 1), void];
+    let again = world.hello("w", |hello| (hello.slots, hello.held) = (2, held.into()));
 
     assert!(world.said().contains(&"2: welcome [r/a/1]".to_owned()));
     assert!(world.scheduler.holds(again, &attempt("r", "a", 1)));
@@ -134,7 +134,7 @@ fn a_worker_that_comes_back_to_an_ending_run_is_told_to_end_its_job() {
     world.carry_out(&run, &[Command::Cancel(String::new())]);
     world.said();
 
-    world.hello("w", |hello| hello.holding = [attempt("r", "a", 1)].into());
+    world.hello("w", |hello| hello.held = [attempt("r", "a", 1)].into());
 
     assert_eq!(world.said(), ["2: welcome [r/a/1]", "2: cancel r/a/1"]);
 }

@@ -31,9 +31,9 @@ fn a_job_goes_to_the_free_worker_that_it_prefers_most() {
     world.hello("plain", |hello| hello.slots = 9);
     world.hello("ssd", |hello| hello.tags = tags(&["ssd"]));
     world.hello("both", |hello| hello.tags = tags(&["near", "ssd"]));
-    let mut choosy = job("a");
-    choosy.prefer = [("ssd".to_owned(), 10), ("near".to_owned(), 5)].into();
-    let again = |name: &str| JobPlan { name: name.into(), ..choosy.clone() };
+    let mut has_preferences = job("a");
+    has_preferences.prefer = [("ssd".to_owned(), 10), ("near".to_owned(), 5)].into();
+    let again = |name: &str| JobPlan { name: name.into(), ..has_preferences.clone() };
     world.said();
 
     world.run("r", vec![again("a"), again("b"), again("c")]);

@@ -63,7 +63,7 @@ impl Issuer {
         signed("k1", Algorithm::ES256, &self.key, claims)
     }
 
-    fn verify(&self, token: &str) -> Result<Vouched, &'static str> {
+    fn verify(&self, token: &str) -> Result<OidcIdentity, &'static str> {
         self.oidc.verify(token, NOW)
     }
 
@@ -98,15 +98,15 @@ fn claims() -> Value {
 #[test]
 fn a_good_token_says_who_asks_and_what_they_may() {
     let issuer = Issuer::new();
-    let vouched = issuer.verify(&issuer.sign(&claims())).unwrap();
-    assert_eq!(vouched.actor.to_string(), "human:ana");
-    assert_eq!(vouched.roles, [Role::Viewer, Role::Operator]);
+    let oidc_identity = issuer.verify(&issuer.sign(&claims())).unwrap();
+    assert_eq!(oidc_identity.actor.to_string(), "human:ana");
+    assert_eq!(oidc_identity.roles, [Role::Viewer, Role::Operator]);
 
     let mut many = claims();
     many["aud"] = json!(["other", "towpath"]);
     many["groups"] = json!(["leads", "db-team"]);
-    let vouched = issuer.verify(&issuer.sign(&many)).unwrap();
-    assert_eq!(vouched.roles, [Role::Viewer, Role::Operator, Role::Approver]);
+    let oidc_identity = issuer.verify(&issuer.sign(&many)).unwrap();
+    assert_eq!(oidc_identity.roles, [Role::Viewer, Role::Operator, Role::Approver]);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn an_address_names_somebody_only_if_the_issuer_verified_it() {
         let mut claims = claims();
         claims["email"] = json!("ana@example.org");
         claims["email_verified"] = verified;
-        issuer.verify(&issuer.sign(&claims)).map(|vouched| vouched.actor.to_string())
+        issuer.verify(&issuer.sign(&claims)).map(|oidc_identity| oidc_identity.actor.to_string())
     };
     assert_eq!(with(json!(true)).as_deref(), Ok("human:ana@example.org"));
     for unverified in [json!(false), json!("true"), json!(1), Value::Null] {
@@ -196,9 +196,9 @@ fn claims_that_do_not_fit_are_refused() {
     let mut late = claims();
     late["exp"] = json!(SECONDS - 59);
     late["nbf"] = json!(SECONDS + 60);
-    let vouched = issuer.verify(&issuer.sign(&late)).unwrap();
-    assert!(issuer.oidc.still_counts(&vouched, NOW));
-    assert!(!issuer.oidc.still_counts(&vouched, NOW.plus_ms(1_000)), "and then it is over");
+    let oidc_identity = issuer.verify(&issuer.sign(&late)).unwrap();
+    assert!(issuer.oidc.still_counts(&oidc_identity, NOW));
+    assert!(!issuer.oidc.still_counts(&oidc_identity, NOW.plus_ms(1_000)), "and then it is over");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use towpath_engine::{
 use towpath_proto::v1;
 use towpath_storage::Record;
 
-use crate::{House, outputs::Key, runs::CommandError, status, wire};
+use crate::{Server, outputs::Key, runs::CommandError, status, wire};
 
 /// The kinds of the events that end an attempt by a report, and so may name its output.
 const REPORT_KINDS: [&str; 4] =
@@ -18,7 +18,7 @@ const REPORT_KINDS: [&str; 4] =
 /// Bytes of output in one message.
 const CHUNK_BYTES: u64 = 64 * 1024;
 
-impl House {
+impl Server {
     /// Which attempt's output is asked for, and the blob if it is kept already.
     pub(super) async fn output_of(
         &self,
@@ -27,7 +27,7 @@ impl House {
         attempt: u32,
     ) -> Result<(Key, Option<Digest>), CommandError> {
         let id = self.find(run)?;
-        let loaded = self.runs().ahead(&id).await?;
+        let loaded = self.runs().lock_latest(&id).await?;
         let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
         let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
         if attempt > known.attempt {
@@ -37,7 +37,7 @@ impl House {
         let key = Key { run: id.clone(), job: job.into(), attempt };
         let running = matches!(&known.state, JobState::Leased(held, _) if *held == attempt);
         if attempt == known.attempt {
-            let kept = known.log.filter(|_| !running).map(|log| log.sha256);
+            let kept = known.captured_output.filter(|_| !running).map(|blob| blob.sha256);
             return Ok((key, kept));
         }
         drop(loaded);
@@ -61,9 +61,9 @@ impl House {
             after = last.version;
             for record in page.iter().filter(|record| may_be(record)) {
                 if let Ok(fact) = towpath_engine::codec::decode(&record.bytes)
-                    && let Some(log) = wire::output_in(&fact.event, &key.job, key.attempt)
+                    && let Some(blob) = wire::output_in(&fact.event, &key.job, key.attempt)
                 {
-                    return Ok(Some(log.sha256));
+                    return Ok(Some(blob.sha256));
                 }
             }
         }
@@ -75,7 +75,7 @@ impl House {
     ) -> Result<Digest, CommandError> {
         let v1::ReadArtifactRequest { run, job, path } = request;
         let id = self.find(&run)?;
-        let loaded = self.runs().ahead(&id).await?;
+        let loaded = self.runs().lock_latest(&id).await?;
         let name = job.as_str();
         let known = loaded.run.job(name).ok_or(Refusal::JobUnknown { job: name.into() })?;
         let blob =
@@ -118,7 +118,7 @@ impl House {
         let mut growing = self.outputs().watch(key);
         let mut offset = 0;
         loop {
-            growing.look();
+            growing.read_durable();
             loop {
                 let piece = self.outputs().read(key, offset).unwrap_or_default();
                 if piece.is_empty() {
@@ -155,7 +155,7 @@ impl House {
     }
 
     async fn is_running(&self, key: &Key) -> bool {
-        let Ok(loaded) = self.runs().ahead(&key.run).await else { return false };
+        let Ok(loaded) = self.runs().lock_latest(&key.run).await else { return false };
         let job = loaded.run.job(key.job.as_str());
         job.is_some_and(
             |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_report_is_looked_into() {
-        for event in towpath_engine::specimens::one_of_each_kind() {
+        for event in towpath_engine::test_events::one_of_each_kind() {
             let reports = event.reported().is_some();
             assert_eq!(REPORT_KINDS.contains(&event.kind()), reports, "{}", event.kind());
         }

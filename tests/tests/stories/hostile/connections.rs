@@ -18,9 +18,9 @@ use towpath_proto::v1::{
 };
 use towpath_server::{Access, Limits, dial_tcp};
 use towpath_tests::{
-    RealWorker, ScriptedWorker, TestHouse, WAIT_MAX, code, file, start_request, succeeded,
+    RealWorker, ScriptedWorker, TestServer, WAIT_MAX, code, file, start_request, succeeded,
 };
-use towpath_worker::Stay;
+use towpath_worker::SessionLimits;
 
 use super::{Besieged, GATES, LIST, ONE, frame, request, send, status};
 
@@ -296,12 +296,12 @@ async fn who_asks_too_often_is_told_when_to_ask_again() {
     let mut worker = ScriptedWorker::connect(besieged.channel(), hello).await.expect("a session");
     let a = worker.take_job("a").await;
     for _ in 0..100 {
-        worker.say(ToServer::Beat(v1::Beat {})).await;
+        worker.say(ToServer::Heartbeat(v1::Heartbeat {})).await;
     }
     // A session reads its messages in order: this one is answered after all the heartbeats.
     worker.report(&a, succeeded()).await;
-    assert_eq!(besieged.house.count(&besieged.run, "job_succeeded").await, 1);
-    besieged.house.close().await;
+    assert_eq!(besieged.server.count(&besieged.run, "job_succeeded").await, 1);
+    besieged.server.close().await;
 }
 
 #[tokio::test]
@@ -357,16 +357,16 @@ async fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
 async fn sessions_and_streams_outlive_the_age_of_their_connection() {
     let folder = tempfile::tempdir().expect("a folder");
     let age = Duration::from_millis(400);
-    let house = TestHouse::with_system_clock().await;
+    let server = TestServer::with_system_clock().await;
     let limits = Limits { connection_age: age, ..Limits::default() };
-    let address = house.serve_guarded(Access { limits, ..Access::default() }).await;
+    let address = server.serve_guarded(Access { limits, ..Access::default() }).await;
     let dial = || dial_tcp(&address).expect("an address");
-    let stay = Stay { reconnect: true, ..Stay::default() };
+    let stay = SessionLimits { reconnect: true, ..SessionLimits::default() };
     let worker = RealWorker::begin_at(dial(), "w", 1, folder.path(), stay);
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: 'for n in 1 2 3 4 5; do echo $n; sleep 0.3; done; echo x >>ran'}\n";
     let mut begin = start_request(&file(yaml));
     begin.file.as_mut().expect("a file").folder = folder.path().display().to_string();
-    let run = house.try_start(begin).await.expect("the run begins").id;
+    let run = server.try_start(begin).await.expect("the run begins").id;
 
     // The same channel all the time: it connects anew, and the stream goes on where it was.
     let (mut log, mut after, mut aged) = (LogClient::new(dial()), 0, 0);
@@ -399,10 +399,10 @@ async fn sessions_and_streams_outlive_the_age_of_their_connection() {
     tokio::time::timeout(WAIT_MAX, following).await.expect("in time");
 
     assert!(aged >= 2, "the connection aged {aged} times");
-    assert_eq!(kinds, house.kinds(&run).await, "no record twice, and none left out");
-    assert_eq!(house.count(&run, "job_leased").await, 1);
-    assert_eq!(house.phase(&run).await, "succeeded");
+    assert_eq!(kinds, server.kinds(&run).await, "no record twice, and none left out");
+    assert_eq!(server.count(&run, "job_leased").await, 1);
+    assert_eq!(server.phase(&run).await, "succeeded");
     assert_eq!(std::fs::read_to_string(folder.path().join("ran")).expect("it ran"), "x\n");
     worker.stop().await;
-    house.close().await;
+    server.close().await;
 }

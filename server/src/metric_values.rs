@@ -1,4 +1,4 @@
-//! The whole house in numbers: what `/metrics` shows and what starts workers. Read from the views
+//! The whole server in numbers: what `/metrics` shows and what starts workers. Read from the views
 //! whenever somebody asks, so that a number survives a restart and cannot disagree with the log.
 
 use std::{
@@ -16,7 +16,7 @@ use towpath_engine::{
 use towpath_proto::v1;
 
 use crate::{
-    House,
+    Server,
     runs::{CommandError, locked},
 };
 
@@ -28,13 +28,13 @@ pub(crate) type Tags = Vec<String>;
 
 /// What was recorded since the server began.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct EventCounters {
     appends: AtomicU64,
     events: AtomicU64,
     lost: AtomicU64,
 }
 
-impl Tally {
+impl EventCounters {
     /// Takes in one append that is durable.
     pub(crate) fn take(&self, facts: &[Fact]) {
         let lost = |fact: &&Fact| matches!(fact.event, RunEvent::JobLost { .. });
@@ -71,7 +71,7 @@ pub(crate) struct Wanted {
 
 /// The numbers of one moment.
 #[derive(Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct MetricValues {
     /// Runs by phase; every phase is there.
     pub(crate) runs: BTreeMap<&'static str, u64>,
     /// Jobs of live runs by state; every state is there.
@@ -87,27 +87,27 @@ pub(crate) struct Figures {
     pub(crate) leases: BTreeMap<WorkerName, u64>,
 }
 
-impl House {
+impl Server {
     /// What the views say now.
-    pub(crate) async fn figures(&self) -> Result<Figures, CommandError> {
-        let mut figures = Figures::default();
-        figures.count_ended(locked(&self.runs().list).outcomes());
+    pub(crate) async fn metric_values(&self) -> Result<MetricValues, CommandError> {
+        let mut metric_values = MetricValues::default();
+        metric_values.count_ended(locked(&self.runs().list).outcomes());
         for id in self.runs().live() {
-            match self.runs().ahead(&id).await {
-                Ok(loaded) => figures.take(&loaded.run),
+            match self.runs().lock_latest(&id).await {
+                Ok(loaded) => metric_values.take(&loaded.run),
                 // Set aside by now, and counted below.
                 Err(CommandError::Unreplayable { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        figures.demand = self.demand();
+        metric_values.demand = self.demand();
         // Runs that ended before they were found damaged are counted by how they ended, too.
-        figures.set_aside = locked(&self.runs().set_aside).len() as u64;
-        Ok(figures)
+        metric_values.set_aside = locked(&self.runs().set_aside).len() as u64;
+        Ok(metric_values)
     }
 }
 
-impl Figures {
+impl MetricValues {
     fn count_ended(&mut self, outcomes: impl Iterator<Item = RunOutcome>) {
         let live =
             [Phase::Planning, Phase::Running, Phase::Aborting, Phase::Cancelling, Phase::TimingOut];
@@ -140,11 +140,11 @@ impl Figures {
     }
 }
 
-impl House {
+impl Server {
     /// What wants a worker now. The scheduler keeps it in step, so that it costs what there are
     /// different tags, and not what there are runs.
     pub(crate) fn demand(&self) -> Demand {
-        let wanted = self.scheduler().look(Scheduler::wanted).into_iter();
+        let wanted = self.scheduler().inspect(Scheduler::wanted).into_iter();
         wanted
             .map(|(tags, (pending, leased))| (tags.to_vec(), Wanted { pending, leased }))
             .collect()

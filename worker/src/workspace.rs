@@ -26,11 +26,11 @@ use towpath_engine::{
 use towpath_proto::v1::{self, blobs_client::BlobsClient};
 
 use crate::{
-    held::{Key, holding},
-    place::{is_plain, place},
+    checkout::{self, TreeProblem},
+    held::{AttemptKey, attempt_message},
+    install_artifact::{is_plain, place},
     remote,
-    source_tree::{self, TreeProblem},
-    sources::{Borrowed, Sources},
+    source_cache::{Borrowed, SourceCache},
 };
 
 /// Pauses before a download is tried again, in milliseconds: a server may be away for a minute.
@@ -59,14 +59,14 @@ pub(crate) struct Prepared {
 
 /// Why there is no folder.
 #[derive(Debug)]
-pub(crate) enum Unprepared {
+pub(crate) enum PrepareError {
     /// Somebody ended it.
     Cancelled,
     /// It cannot be made; why.
     Because(String),
 }
 
-impl From<String> for Unprepared {
+impl From<String> for PrepareError {
     fn from(why: String) -> Self {
         Self::Because(why)
     }
@@ -74,8 +74,8 @@ impl From<String> for Unprepared {
 
 /// Where folders are made, and who is asked for what goes into them.
 #[derive(Debug)]
-pub(crate) struct Workshop {
-    pub(crate) sources: Sources,
+pub(crate) struct Workspaces {
+    pub(crate) sources: SourceCache,
     pub(crate) channel: Channel,
     pub(crate) bearer: Option<MetadataValue<Ascii>>,
     /// The name of the worker.
@@ -86,18 +86,18 @@ pub(crate) struct Workshop {
     pub(crate) keep_work: bool,
 }
 
-impl Workshop {
+impl Workspaces {
     /// Makes the new folder `root` for the attempt `of`, unless `cancel` comes first.
     pub(crate) async fn prepare(
         &self,
-        of: &Key,
+        of: &AttemptKey,
         needed: Needed,
         root: PathBuf,
         cancel: &CancellationToken,
-    ) -> Result<Prepared, Unprepared> {
+    ) -> Result<Prepared, PrepareError> {
         let Needed { source, files, left_out } = needed;
         if left_out > 0 {
-            return Err(Unprepared::Because(format!(
+            return Err(PrepareError::Because(format!(
                 "the needed jobs left {left_out} files more than can be handed on"
             )));
         }
@@ -116,11 +116,11 @@ impl Workshop {
     /// Writes the files of `source` to `root`. A copy that turns out to be damaged is fetched anew.
     async fn unpack(
         &self,
-        of: &Key,
+        of: &AttemptKey,
         source: &Source,
         root: &Path,
         cancel: &CancellationToken,
-    ) -> Result<(), Unprepared> {
+    ) -> Result<(), PrepareError> {
         let commit = Oid::from_str(&source.commit)
             .map_err(|_| format!("git knows no commit `{}`", source.commit))?;
         let mut again = true;
@@ -130,7 +130,7 @@ impl Workshop {
             let written = blocking(move || {
                 let opened = Repository::open_bare(&path).map_err(TreeProblem::from);
                 let written =
-                    opened.and_then(|opened| source_tree::write(&opened, commit, &root, &stop));
+                    opened.and_then(|opened| checkout::write(&opened, commit, &root, &stop));
                 if written.is_err() {
                     drop(fs::remove_dir_all(&root));
                 }
@@ -139,7 +139,7 @@ impl Workshop {
             .await?;
             match written {
                 Ok(()) => return Ok(()),
-                Err(TreeProblem::Stopped) => return Err(Unprepared::Cancelled),
+                Err(TreeProblem::Stopped) => return Err(PrepareError::Cancelled),
                 Err(TreeProblem::Unreadable(_)) if again => {
                     again = false;
                     drop(repository);
@@ -154,7 +154,7 @@ impl Workshop {
     }
 
     /// The repository that holds the commit of `source`. Made if it is not there yet.
-    async fn repository(&self, of: &Key, source: &Source) -> Result<Borrowed, String> {
+    async fn repository(&self, of: &AttemptKey, source: &Source) -> Result<Borrowed, String> {
         let name = name_of(source);
         let _making = self.sources.making.lock().await;
         if let Some(found) = self.sources.find(&name) {
@@ -186,7 +186,7 @@ impl Workshop {
     /// Puts what needed jobs left behind below `folder`.
     async fn bring(
         &self,
-        of: &Key,
+        of: &AttemptKey,
         files: Vec<v1::NeededFile>,
         folder: &Path,
     ) -> Result<(), String> {
@@ -216,7 +216,7 @@ impl Workshop {
     }
 
     /// A blob, in a file that goes with its handle. A server that is away is waited for.
-    async fn fetch(&self, of: &Key, blob: &Blob) -> Result<NamedTempFile, String> {
+    async fn fetch(&self, of: &AttemptKey, blob: &Blob) -> Result<NamedTempFile, String> {
         let mut pauses = PAUSES_MS.into_iter();
         loop {
             let status = match self.fetch_once(of, blob).await {
@@ -232,9 +232,9 @@ impl Workshop {
         }
     }
 
-    async fn fetch_once(&self, of: &Key, blob: &Blob) -> Result<NamedTempFile, Unfetched> {
+    async fn fetch_once(&self, of: &AttemptKey, blob: &Blob) -> Result<NamedTempFile, Unfetched> {
         let (worker, sha256) = (self.worker.clone(), blob.sha256.to_string());
-        let of = Some(holding(of));
+        let of = Some(attempt_message(of));
         let mut request = Request::new(v1::FetchBlobRequest { of, worker, sha256 });
         if let Some(bearer) = &self.bearer {
             request.metadata_mut().insert("authorization", bearer.clone());
@@ -358,10 +358,10 @@ async fn blocking<T: Send + 'static>(
 async fn or_cancelled<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = Result<T, String>>,
-) -> Result<T, Unprepared> {
+) -> Result<T, PrepareError> {
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(Unprepared::Cancelled),
+        () = cancel.cancelled() => Err(PrepareError::Cancelled),
         done = work => Ok(done?),
     }
 }
@@ -373,19 +373,19 @@ mod tests {
 
     use super::*;
 
-    /// A workshop whose server takes calls and never answers.
-    fn workshop(folder: &Path) -> (Workshop, std::net::TcpListener) {
+    /// Workspaces whose server takes calls and never answers.
+    fn workspaces(folder: &Path) -> (Workspaces, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let workshop = Workshop {
-            sources: Sources::open(&folder.join("sources"), 1_000).unwrap(),
+        let workspaces = Workspaces {
+            sources: SourceCache::open(&folder.join("sources"), 1_000).unwrap(),
             channel: Endpoint::from_shared(address).unwrap().connect_lazy(),
             bearer: None,
             worker: "w".to_owned(),
             file_remotes: true,
             keep_work: false,
         };
-        (workshop, listener)
+        (workspaces, listener)
     }
 
     fn needed() -> Needed {
@@ -395,10 +395,10 @@ mod tests {
         Needed { source, files: Vec::new(), left_out: 0 }
     }
 
-    async fn prepare(folder: &Path, needed: Needed, cancel: &CancellationToken) -> Unprepared {
-        let (workshop, _listener) = workshop(folder);
+    async fn prepare(folder: &Path, needed: Needed, cancel: &CancellationToken) -> PrepareError {
+        let (workspaces, _listener) = workspaces(folder);
         let of = ("r".into(), "a".into(), Attempt(1));
-        let preparing = workshop.prepare(&of, needed, folder.join("root"), cancel);
+        let preparing = workspaces.prepare(&of, needed, folder.join("root"), cancel);
         let prepared = tokio::time::timeout(Duration::from_secs(10), preparing).await;
         prepared.expect("it comes to its end").unwrap_err()
     }
@@ -415,7 +415,7 @@ mod tests {
 
         let (unprepared, ()) = tokio::join!(preparing, cancelling);
 
-        assert!(matches!(unprepared, Unprepared::Cancelled), "{unprepared:?}");
+        assert!(matches!(unprepared, PrepareError::Cancelled), "{unprepared:?}");
         assert_eq!(fs::read_dir(folder.path().join("sources")).unwrap().count(), 0);
         assert!(!folder.path().join("root").exists());
     }
@@ -471,7 +471,7 @@ mod tests {
             ),
         ] {
             let why = prepare(folder.path(), needed, &CancellationToken::new()).await;
-            let Unprepared::Because(why) = why else { panic!("{why:?}") };
+            let PrepareError::Because(why) = why else { panic!("{why:?}") };
             assert!(why.contains(expected), "{why}");
         }
     }

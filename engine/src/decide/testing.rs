@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{ApproveGate, CarryOutError, Command, CreateRun, Ended, LeaseJob, LoseJob, ReportJob};
 use crate::{
     event::{Fact, FailureCause},
-    gate::Standing,
+    gate::Identity,
     ids::{Actor, Digest},
     job::JobState,
     plan::{JobPlan, Plan, When},
     refusal::Refusal,
-    run::{Busy, Run},
+    run::{LockUsage, Run},
     time::Timestamp,
 };
 
@@ -50,19 +50,19 @@ pub(crate) fn creation(jobs: Vec<JobPlan>) -> CreateRun {
         traceparent: None,
         idempotency_key: None,
         source: None,
-        requester: Standing::default(),
+        requester: Identity::default(),
         authors: None,
     }
 }
 
 /// A run, its facts, and a clock that moves when told.
-pub(crate) struct Stage {
+pub(crate) struct Fixture {
     pub(crate) run: Run,
     pub(crate) facts: Vec<Fact>,
     pub(crate) now: Timestamp,
 }
 
-impl Stage {
+impl Fixture {
     pub(crate) fn empty() -> Self {
         Self { run: Run::default(), facts: Vec::new(), now: Timestamp(1_000) }
     }
@@ -117,21 +117,21 @@ impl Stage {
     }
 
     pub(crate) fn leases(&mut self) -> Option<String> {
-        self.leases_with(&[], Busy::new())
+        self.leases_with(&[], LockUsage::new())
     }
 
-    pub(crate) fn leases_with(&mut self, tags: &[&str], busy: Busy) -> Option<String> {
+    pub(crate) fn leases_with(&mut self, tags: &[&str], busy: LockUsage) -> Option<String> {
         self.leases_what(tags, busy, None)
     }
 
-    pub(crate) fn leases_only(&mut self, only: &str, busy: Busy) -> Option<String> {
+    pub(crate) fn leases_only(&mut self, only: &str, busy: LockUsage) -> Option<String> {
         self.leases_what(&[], busy, Some(only.into()))
     }
 
     fn leases_what(
         &mut self,
         tags: &[&str],
-        busy: Busy,
+        busy: LockUsage,
         only: Option<crate::ids::JobName>,
     ) -> Option<String> {
         let before = self.facts.len();
@@ -150,7 +150,7 @@ impl Stage {
             worker: "w1".into(),
             ended,
             ran_ms: 5,
-            log: None,
+            captured_output: None,
         })
     }
 
@@ -187,12 +187,16 @@ impl Stage {
 
     pub(crate) fn approval(&self, job: &str) -> Command {
         let state = &self.run.job(job).unwrap().state;
-        let binds = if let JobState::AtGate(binds) = state { *binds } else { Digest([0; 32]) };
+        let approval_digest = if let JobState::AtGate(approval_digest) = state {
+            *approval_digest
+        } else {
+            Digest([0; 32])
+        };
         Command::Approve(ApproveGate {
             job: job.into(),
-            binds,
+            approval_digest,
             comment: "go".to_owned(),
-            standing: Standing::default(),
+            identity: Identity::default(),
         })
     }
 

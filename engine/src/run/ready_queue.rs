@@ -1,7 +1,7 @@
 //! What can be done next, kept up to date step by step, so that the work per event is
 //! proportional to the jobs it touches and not to the size of the run.
 //!
-//! Derived: everything here can be rebuilt from the jobs (`Agenda::build`), and a test compares.
+//! Derived: everything here can be rebuilt from the jobs (`ReadyQueue::build`), and a test compares.
 
 mod gates;
 mod wants;
@@ -21,7 +21,7 @@ use crate::{
 pub use wants::{Want, Wanted};
 
 /// How many jobs hold each named lock.
-pub type Busy = BTreeMap<String, u32>;
+pub type LockUsage = BTreeMap<String, u32>;
 
 /// How many jobs stand where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,11 +74,11 @@ impl Counts {
 
 /// Where a job is filed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum QueueState {
     #[default]
-    Nowhere,
-    Undecided,
-    Doomed,
+    NotQueued,
+    Unevaluated,
+    Blocked,
     Gate,
     Ready,
     Backoff(Timestamp),
@@ -86,7 +86,7 @@ enum Place {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Agenda {
+pub(super) struct ReadyQueue {
     pub(super) counts: Counts,
     stage_of: Vec<u32>,
     stage_jobs: Vec<Vec<u32>>,
@@ -94,20 +94,20 @@ pub(super) struct Agenda {
     open_stage: usize,
     last_stage_lost: u32,
     needs: Vec<Vec<u32>>,
-    needers: Vec<Vec<u32>>,
+    dependents: Vec<Vec<u32>>,
     unmet: Vec<u32>,
     class_of: Vec<u32>,
     classes: Vec<Arc<Want>>,
-    place: Vec<Place>,
+    place: Vec<QueueState>,
     ready: Vec<BTreeSet<u32>>,
     backoff: BTreeSet<(Timestamp, u32)>,
     leased: BTreeSet<u32>,
     /// How many of the leased jobs hold each lock.
-    busy: Busy,
+    busy: LockUsage,
     gates: BTreeSet<u32>,
-    undecided: BTreeSet<u32>,
+    unevaluated: BTreeSet<u32>,
     /// Jobs that cannot run any more, with the need that ended badly.
-    doomed: BTreeMap<u32, u32>,
+    blocked: BTreeMap<u32, u32>,
     abort_due: Option<u32>,
     /// Gates whose approvals expire, by when and by job.
     lapses: BTreeSet<(Timestamp, u32)>,
@@ -120,7 +120,7 @@ pub(super) struct Agenda {
     results_before: Option<Digest>,
 }
 
-impl Agenda {
+impl ReadyQueue {
     pub(super) fn build(
         stages: &[StageName],
         jobs: &[Job],
@@ -130,8 +130,8 @@ impl Agenda {
         let mut class_ids = BTreeMap::new();
         let mut all = Self { stage_jobs: vec![Vec::new(); stages.len()], ..Self::default() };
         all.stage_left = vec![0; stages.len()];
-        all.needers = vec![Vec::new(); jobs.len()];
-        all.place = vec![Place::Nowhere; jobs.len()];
+        all.dependents = vec![Vec::new(); jobs.len()];
+        all.place = vec![QueueState::NotQueued; jobs.len()];
         for (job, index) in jobs.iter().zip(0_u32..) {
             let stage = stage_index.get(&job.plan.stage).copied().unwrap_or(0);
             all.stage_of.push(stage);
@@ -145,7 +145,7 @@ impl Agenda {
             let open = needs.iter().filter(|need| !jobs[**need as usize].state.is_over()).count();
             all.unmet.push(u32::try_from(open).unwrap_or(u32::MAX));
             for need in &needs {
-                all.needers[*need as usize].push(index);
+                all.dependents[*need as usize].push(index);
             }
             all.needs.push(needs);
             let next = u32::try_from(class_ids.len()).unwrap_or(u32::MAX);
@@ -181,7 +181,7 @@ impl Agenda {
         let now = &jobs[index as usize].state;
         self.counts.add(before, -1);
         self.counts.add(now, 1);
-        self.unfile(index);
+        self.dequeue(index);
         if now.is_over() && !before.is_over() {
             self.ended(index, jobs);
         }
@@ -191,15 +191,15 @@ impl Agenda {
     fn ended(&mut self, index: u32, jobs: &[Job]) {
         let stage = self.stage_of[index as usize] as usize;
         self.stage_left[stage] -= 1;
-        let needers = std::mem::take(&mut self.needers[index as usize]);
-        for needer in &needers {
+        let dependents = std::mem::take(&mut self.dependents[index as usize]);
+        for needer in &dependents {
             self.unmet[*needer as usize] -= 1;
         }
-        self.needers[index as usize] = needers;
+        self.dependents[index as usize] = dependents;
         self.note_end(index, jobs);
-        for place in 0..self.needers[index as usize].len() {
-            let needer = self.needers[index as usize][place];
-            self.unfile(needer);
+        for place in 0..self.dependents[index as usize].len() {
+            let needer = self.dependents[index as usize][place];
+            self.dequeue(needer);
             self.file(needer, jobs);
         }
         let last = self.stage_jobs.iter().rposition(|jobs| !jobs.is_empty());
@@ -210,25 +210,25 @@ impl Agenda {
             self.pass_stage(jobs);
             for place in 0..self.stage_jobs.get(self.open_stage).map_or(0, Vec::len) {
                 let member = self.stage_jobs[self.open_stage][place];
-                self.unfile(member);
+                self.dequeue(member);
                 self.file(member, jobs);
             }
         }
     }
 
-    /// What a bad end means for others: needers are doomed, or the run is to be aborted.
+    /// What a bad end means for others: dependents are blocked, or the run is to be aborted.
     fn note_end(&mut self, index: u32, jobs: &[Job]) {
         let job = &jobs[index as usize];
         if !job.state.is_over_badly() {
             return;
         }
-        for place in 0..self.needers[index as usize].len() {
-            let needer = self.needers[index as usize][place];
+        for place in 0..self.dependents[index as usize].len() {
+            let needer = self.dependents[index as usize][place];
             let other = &jobs[needer as usize];
             if other.plan.when != When::Always && is_open(&other.state) {
-                self.unfile(needer);
-                self.doomed.entry(needer).or_insert(index);
-                self.place[needer as usize] = Place::Doomed;
+                self.dequeue(needer);
+                self.blocked.entry(needer).or_insert(index);
+                self.place[needer as usize] = QueueState::Blocked;
             }
         }
         let aborts = match job.state {
@@ -253,7 +253,7 @@ impl Agenda {
     fn file(&mut self, index: u32, jobs: &[Job]) {
         let at = index as usize;
         let job = &jobs[at];
-        if self.place[at] == Place::Doomed {
+        if self.place[at] == QueueState::Blocked {
             // It waits to be skipped. Were it filed as ready meanwhile, a worker could be given a
             // job whose need has failed.
             return;
@@ -269,77 +269,77 @@ impl Agenda {
             | JobState::BackingOff(_)
                 if !open =>
             {
-                Place::Nowhere
+                QueueState::NotQueued
             }
-            JobState::Waiting if job.plan.condition.is_some() => Place::Undecided,
+            JobState::Waiting if job.plan.condition.is_some() => QueueState::Unevaluated,
             JobState::Waiting | JobState::Admitted if job.plan.when == When::Manual => {
-                Place::Undecided
+                QueueState::Unevaluated
             }
-            JobState::Declined => Place::Undecided,
+            JobState::Declined => QueueState::Unevaluated,
             JobState::Waiting | JobState::Admitted | JobState::Approved | JobState::Requeued => {
-                Place::Ready
+                QueueState::Ready
             }
-            JobState::AtGate(_) => Place::Gate,
-            JobState::BackingOff(due) => Place::Backoff(*due),
-            JobState::Leased(..) => Place::Leased,
+            JobState::AtGate(_) => QueueState::Gate,
+            JobState::BackingOff(due) => QueueState::Backoff(*due),
+            JobState::Leased(..) => QueueState::Leased,
             JobState::Succeeded
             | JobState::Failed
             | JobState::TimedOut
             | JobState::Skipped
             | JobState::Cancelled
-            | JobState::Rejected => Place::Nowhere,
+            | JobState::Rejected => QueueState::NotQueued,
         };
         self.place[at] = place;
-        if let Some(until) = job.counts_until() {
+        if let Some(until) = job.approvals_expire_at() {
             self.lapses.insert((until, index));
             self.lapse_of.insert(index, until);
         }
         match place {
-            Place::Nowhere | Place::Doomed => true,
-            Place::Undecided => self.undecided.insert(index),
-            Place::Gate => self.gates.insert(index),
-            Place::Ready => self.ready[self.class_of[at] as usize].insert(index),
-            Place::Backoff(due) => self.backoff.insert((due, index)),
-            Place::Leased => self.hold(index),
+            QueueState::NotQueued | QueueState::Blocked => true,
+            QueueState::Unevaluated => self.unevaluated.insert(index),
+            QueueState::Gate => self.gates.insert(index),
+            QueueState::Ready => self.ready[self.class_of[at] as usize].insert(index),
+            QueueState::Backoff(due) => self.backoff.insert((due, index)),
+            QueueState::Leased => self.hold(index),
         };
     }
 
-    fn unfile(&mut self, index: u32) {
+    fn dequeue(&mut self, index: u32) {
         let at = index as usize;
         if let Some(until) = self.lapse_of.remove(&index) {
             self.lapses.remove(&(until, index));
         }
         match std::mem::take(&mut self.place[at]) {
-            Place::Nowhere => true,
-            Place::Doomed => {
-                // It stays so until its skip is recorded: to unfile it must not revive it.
-                if self.doomed.contains_key(&index) {
-                    self.place[at] = Place::Doomed;
+            QueueState::NotQueued => true,
+            QueueState::Blocked => {
+                // It stays so until its skip is recorded: to dequeue it must not revive it.
+                if self.blocked.contains_key(&index) {
+                    self.place[at] = QueueState::Blocked;
                 }
                 true
             }
-            Place::Undecided => self.undecided.remove(&index),
-            Place::Gate => self.gates.remove(&index),
-            Place::Ready => self.ready[self.class_of[at] as usize].remove(&index),
-            Place::Backoff(due) => self.backoff.remove(&(due, index)),
-            Place::Leased => self.let_go(index),
+            QueueState::Unevaluated => self.unevaluated.remove(&index),
+            QueueState::Gate => self.gates.remove(&index),
+            QueueState::Ready => self.ready[self.class_of[at] as usize].remove(&index),
+            QueueState::Backoff(due) => self.backoff.remove(&(due, index)),
+            QueueState::Leased => self.let_go(index),
         };
     }
 
-    /// Forgets that `index` is doomed, because it has been skipped.
+    /// Forgets that `index` is blocked, because it has been skipped.
     pub(super) fn settle_doomed(&mut self, index: u32) {
-        self.doomed.remove(&index);
-        if self.place[index as usize] == Place::Doomed {
-            self.place[index as usize] = Place::Nowhere;
+        self.blocked.remove(&index);
+        if self.place[index as usize] == QueueState::Blocked {
+            self.place[index as usize] = QueueState::NotQueued;
         }
     }
 
     pub(super) fn first_doomed(&self) -> Option<(u32, u32)> {
-        self.doomed.first_key_value().map(|(index, need)| (*index, *need))
+        self.blocked.first_key_value().map(|(index, need)| (*index, *need))
     }
 
     pub(super) fn first_undecided(&self) -> Option<u32> {
-        self.undecided.first().copied()
+        self.unevaluated.first().copied()
     }
 
     pub(super) fn abort_due(&self) -> Option<u32> {
@@ -354,7 +354,7 @@ impl Agenda {
 
     /// Whether a try in back-off may begin at `now`.
     pub(super) fn is_due(&self, index: u32, now: Timestamp) -> bool {
-        matches!(self.place[index as usize], Place::Backoff(due) if due <= now)
+        matches!(self.place[index as usize], QueueState::Backoff(due) if due <= now)
     }
 
     pub(super) fn leased(&self) -> impl Iterator<Item = u32> {
@@ -381,7 +381,7 @@ impl Agenda {
     }
 
     pub(super) fn is_ready(&self, index: u32) -> bool {
-        self.place[index as usize] == Place::Ready
+        self.place[index as usize] == QueueState::Ready
     }
 
     pub(super) fn stage_is_open(&self, index: u32) -> bool {

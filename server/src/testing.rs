@@ -14,7 +14,7 @@ use towpath_engine::{
     ids::{Actor, Attempt, Digest, RunId, WorkerName},
     job::JobState,
     plan::{JobPlan, Plan},
-    run::Busy,
+    run::LockUsage,
     scheduler::Scheduler,
     time::Timestamp,
 };
@@ -30,12 +30,12 @@ use crate::{
 
 pub(crate) const WORKER: &str = "w";
 
-pub(crate) struct Desk {
+pub(crate) struct Fixture {
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) runs: Arc<Runs>,
 }
 
-impl Desk {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self::with_lease(Duration::from_secs(30))
     }
@@ -46,10 +46,10 @@ impl Desk {
 
     /// The same, with a driver of its scheduler, until the runtime ends.
     pub(crate) fn driven(lease: Duration) -> (Self, Arc<SchedulerDriver>) {
-        let (desk, work) = Self::build(lease);
-        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&desk.runs)));
+        let (fixture, work) = Self::build(lease);
+        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&fixture.runs)));
         tokio::spawn(Arc::clone(&driver).run(work, CancellationToken::new()));
-        (desk, driver)
+        (fixture, driver)
     }
 
     fn build(lease: Duration) -> (Self, mpsc::UnboundedReceiver<Work>) {
@@ -69,7 +69,7 @@ impl Desk {
 
     /// How many jobs a worker could begin now.
     pub(crate) fn wanted(&self) -> u64 {
-        let wanted = self.runs.scheduler.look(Scheduler::wanted);
+        let wanted = self.runs.scheduler.inspect(Scheduler::wanted);
         wanted.values().map(|(pending, _)| pending).sum()
     }
 
@@ -89,7 +89,7 @@ impl Desk {
             traceparent: None,
             idempotency_key: None,
             source: None,
-            requester: towpath_engine::gate::Standing::default(),
+            requester: towpath_engine::gate::Identity::default(),
             authors: None,
         };
         let ana = Actor::human("ana");
@@ -104,7 +104,7 @@ impl Desk {
 
     pub(crate) async fn state(&self, run: &RunId, job: &str) -> JobState {
         let state = |loaded: &Loaded| loaded.run.job(job).unwrap().state.clone();
-        self.runs.look(run, state).await.unwrap()
+        self.runs.read_durable(run, state).await.unwrap()
     }
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn lease() -> Command {
         worker,
         tags: Vec::new(),
         lease_ms: 1,
-        busy: Busy::new(),
+        busy: LockUsage::new(),
         only: None,
     })
 }
@@ -129,5 +129,5 @@ pub(crate) fn success(job: &str) -> Command {
     let worker = WorkerName::from(WORKER);
     let ended = Ended::Succeeded { outputs: BTreeMap::new(), artifacts: Vec::new() };
     let (job, attempt) = (job.into(), Attempt(1));
-    Command::Report(ReportJob { job, attempt, worker, ended, ran_ms: 1, log: None })
+    Command::Report(ReportJob { job, attempt, worker, ended, ran_ms: 1, captured_output: None })
 }

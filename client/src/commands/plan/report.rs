@@ -12,7 +12,7 @@ use towpath_pipeline::graph::{Graph, Wave};
 
 /// What would run. The names of the fields are stable: programs read them.
 #[derive(Debug, Serialize)]
-pub(super) struct Outlook {
+pub(super) struct PlanReport {
     pub(super) pipeline: String,
     pub(super) file: String,
     pub(super) plan_sha256: String,
@@ -102,7 +102,7 @@ pub(super) struct Resume {
     pub(super) plan_sha256_now: Option<String>,
 }
 
-impl Outlook {
+impl PlanReport {
     /// What those jobs of `plan` come to that `runs` accepts.
     pub(super) fn of(
         plan: &Plan,
@@ -267,7 +267,7 @@ pub(super) mod tests {
 
     #[test]
     fn everything_that_is_special_is_listed() {
-        let outlook = Outlook::of(&one_of_everything(), |_| true, |_| 1).estimated_from(None);
+        let outlook = PlanReport::of(&one_of_everything(), |_| true, |_| 1).estimated_from(None);
 
         assert_eq!((outlook.jobs, outlook.would_run, outlook.widest_wave), (4, 4, 2));
         assert_eq!(outlook.stages[0].waves, [vec!["customers", "products"], vec!["orders"]]);
@@ -284,7 +284,7 @@ pub(super) mod tests {
     #[test]
     fn what_has_succeeded_is_in_nobodys_way() {
         let took = |job: &JobName| if job.as_str() == "orders" { 7 } else { 1 };
-        let outlook = Outlook::of(&one_of_everything(), |job| job.as_str() > "d", took);
+        let outlook = PlanReport::of(&one_of_everything(), |job| job.as_str() > "d", took);
 
         assert_eq!((outlook.jobs, outlook.would_run), (4, 3));
         assert_eq!(outlook.critical_path.jobs, ["products", "orders", "switch"]);
@@ -293,7 +293,7 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_left_is_no_stage() {
-        let outlook = Outlook::of(&one_of_everything(), |_| false, |_| 0);
+        let outlook = PlanReport::of(&one_of_everything(), |_| false, |_| 0);
         assert_eq!((outlook.would_run, outlook.stages.len(), outlook.widest_wave), (0, 0, 0));
         assert_eq!(outlook.critical_path.jobs, Vec::<String>::new());
     }

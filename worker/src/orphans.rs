@@ -29,12 +29,12 @@ const MARK: &[u8] = b"TOW_OUTPUT=";
 
 /// Attempts that have ended, and may have left something.
 #[derive(Debug, Default)]
-pub(crate) struct Strays {
+pub(crate) struct OrphanProcesses {
     ended: Mutex<HashMap<OsString, u8>>,
     more: Notify,
 }
 
-impl Strays {
+impl OrphanProcesses {
     /// The attempt whose `TOW_OUTPUT` is `output` has ended.
     pub(crate) fn ended(&self, output: PathBuf) {
         self.list().insert(output.into_os_string(), LOOKS);
@@ -104,17 +104,17 @@ mod tests {
         let own = format!("/nowhere/{}", uuid::Uuid::now_v7());
         let other = format!("{own}.2");
         let (mut left, mut runs) = (marked(&own), marked(&other));
-        let strays = Strays::default();
+        let orphans = OrphanProcesses::default();
 
-        strays.sweep();
+        orphans.sweep();
         assert!(left.try_wait().unwrap().is_none(), "its attempt has not ended");
-        strays.ended(own.into());
-        strays.sweep();
+        orphans.ended(own.into());
+        orphans.sweep();
 
         assert!(!left.wait().unwrap().success());
         assert!(runs.try_wait().unwrap().is_none());
-        strays.sweep();
-        assert!(strays.list().is_empty(), "it is looked for twice");
+        orphans.sweep();
+        assert!(orphans.list().is_empty(), "it is looked for twice");
         runs.kill().unwrap();
         runs.wait().unwrap();
     }

@@ -12,7 +12,7 @@ use towpath_engine::time::Timestamp;
 use towpath_storage::durable_fs;
 
 use super::{DAY, PkiError, issuer};
-use crate::auth::whole;
+use crate::auth::atomic_file;
 
 /// The list of what the authority has taken back, which servers are given.
 pub const CRL_FILE: &str = "crl.pem";
@@ -133,7 +133,7 @@ pub(super) fn begin(folder: &Path, now: Timestamp) -> Result<(), PkiError> {
 
 fn lock(folder: &Path) -> Result<fs::File, PkiError> {
     let path = folder.join("issued.lock");
-    whole::lock(&path).map_err(PkiError::unusable(&path))
+    atomic_file::lock(&path).map_err(PkiError::unusable(&path))
 }
 
 fn read(folder: &Path) -> Result<Book, PkiError> {

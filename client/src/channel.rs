@@ -18,7 +18,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 use tower::{BoxError, Service, ServiceExt as _};
 
-use crate::connect::place;
+use crate::connect::trace_context;
 
 /// How long a request waits, in all its pauses, for a server that has no room for it.
 const ROOM_WITHIN: Duration = Duration::from_secs(30);
@@ -27,18 +27,18 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// A connection, and what is shown with every request: the token, and where in a trace it belongs.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
+pub(crate) struct AuthorizedChannel {
     channel: Channel,
     bearer: Option<MetadataValue<Ascii>>,
 }
 
-impl Line {
+impl AuthorizedChannel {
     pub(crate) fn new(channel: Channel, bearer: Option<MetadataValue<Ascii>>) -> Self {
         Self { channel, bearer }
     }
 }
 
-impl Service<Request<Body>> for Line {
+impl Service<Request<Body>> for AuthorizedChannel {
     type Response = Response<Body>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Response<Body>, BoxError>>;
@@ -53,8 +53,8 @@ impl Service<Request<Body>> for Line {
         if let Some(bearer) = &self.bearer {
             shown.insert("authorization", bearer.clone());
         }
-        if let Some(place) = place() {
-            shown.insert("traceparent", place);
+        if let Some(trace) = trace_context() {
+            shown.insert("traceparent", trace);
         }
         parts.headers.extend(shown.into_headers());
         // The channel that is ready is the one that is called.

@@ -3,7 +3,7 @@
 use towpath_engine::time::duration_words;
 use unicode_width::UnicodeWidthStr as _;
 
-use super::outlook::{Outlook, Resume, Retry};
+use super::report::{PlanReport, Resume, Retry};
 use crate::{
     commands::{run::PARALLELISM, validate::counted},
     render::{Style, safe},
@@ -19,8 +19,8 @@ const NAMES_MAX: usize = 40;
 const WAVES_MAX: usize = 30;
 
 /// All of it.
-pub(super) fn text(outlook: &Outlook, style: &Style) -> String {
-    let mut page = Page { text: String::new(), style };
+pub(super) fn text(outlook: &PlanReport, style: &Style) -> String {
+    let mut page = LatestAttempt { text: String::new(), style };
     page.head(outlook);
     for stage in &outlook.stages {
         page.line(&format!("  {}", style.bold(&style.fit(&safe(&stage.name), page.room(2)))));
@@ -42,12 +42,12 @@ pub(super) fn text(outlook: &Outlook, style: &Style) -> String {
     page.text
 }
 
-struct Page<'s> {
+struct LatestAttempt<'s> {
     text: String,
     style: &'s Style,
 }
 
-impl Page<'_> {
+impl LatestAttempt<'_> {
     fn line(&mut self, line: &str) {
         self.text.push_str(line);
         self.text.push('\n');
@@ -58,7 +58,7 @@ impl Page<'_> {
         self.style.width.saturating_sub(used)
     }
 
-    fn head(&mut self, outlook: &Outlook) {
+    fn head(&mut self, outlook: &PlanReport) {
         let style = self.style;
         let sign = if style.ascii { "^" } else { "▲" };
         let title = style.fit(&safe(&outlook.pipeline), self.room(4));
@@ -76,7 +76,7 @@ impl Page<'_> {
         self.line(&format!("{sign} {}  {}", style.bold(&title), style.dim(&what)));
     }
 
-    fn marked(&self, outlook: &Outlook, job: &str) -> String {
+    fn marked(&self, outlook: &PlanReport, job: &str) -> String {
         // Only a gate stops the eye; the rest is said below.
         match outlook.gates.iter().any(|gate| gate == job) {
             true => format!("{} {}", if self.style.ascii { "||" } else { "‖" }, safe(job)),
@@ -84,7 +84,7 @@ impl Page<'_> {
         }
     }
 
-    fn facts(&mut self, outlook: &Outlook) {
+    fn facts(&mut self, outlook: &PlanReport) {
         let arrow = if self.style.ascii { " -> " } else { " → " };
         let chain = &outlook.critical_path;
         if chain.jobs.len() > 1 || chain.total_ms.is_some() {
@@ -120,7 +120,7 @@ impl Page<'_> {
         }
         self.names("worker tags", &outlook.tags);
         let state = |set: bool| if set { "set" } else { "NOT SET here" };
-        let secret = |secret: &super::outlook::Secret| {
+        let secret = |secret: &super::report::Secret| {
             format!("{} ({})", safe(&secret.name), state(secret.set))
         };
         self.fact("secrets", outlook.secrets.iter().map(secret).collect());
@@ -216,13 +216,13 @@ fn retry_words(retry: &Retry) -> String {
 mod tests {
     use towpath_engine::plan::{JobPlan, Plan};
 
-    use super::{super::outlook::tests::one_of_everything, *};
+    use super::{super::report::tests::one_of_everything, *};
     use crate::render::tests::bare;
 
     #[test]
     fn a_plan_reads_well_at_60_columns() {
         let took = |_: &towpath_engine::ids::JobName| 2_000;
-        let outlook = Outlook::of(&one_of_everything(), |_| true, took);
+        let outlook = PlanReport::of(&one_of_everything(), |_| true, took);
         let outlook = outlook.estimated_from(Some("7f3ca1".into()));
         assert_eq!(
             text(&outlook, &bare(60)),
@@ -262,14 +262,15 @@ mod tests {
             plan_sha256_frozen: "0011223344556677".into(),
             plan_sha256_now: now.map(str::to_owned),
         };
-        let rest = Outlook::of(&plan, |job| job.as_str() == "switch", |_| 1).estimated_from(None);
+        let rest =
+            PlanReport::of(&plan, |job| job.as_str() == "switch", |_| 1).estimated_from(None);
         let shown =
             text(&rest.resuming(resume(&["customers", "products"], Some("cafe"))), &bare(60));
         assert!(shown.starts_with("▲ shop  run 7f3ca1: 1 of 4 jobs would run\n"), "{shown}");
         assert!(shown.contains("  done, kept      customers, products\n"), "{shown}");
         assert!(shown.contains("  plan            CHANGED since the run began ("), "{shown}");
 
-        let none = Outlook::of(&plan, |_| false, |_| 0).resuming(resume(&["switch"], None));
+        let none = PlanReport::of(&plan, |_| false, |_| 0).resuming(resume(&["switch"], None));
         assert_eq!(
             text(&none, &bare(60)),
             "\
@@ -298,7 +299,7 @@ mod tests {
             job.irreversible = true;
             plan.jobs.push(job);
         }
-        let outlook = Outlook::of(&plan, |_| true, |_| 0);
+        let outlook = PlanReport::of(&plan, |_| true, |_| 0);
         for width in [24, 40, 60, 100] {
             let shown = text(&outlook, &bare(width));
             for line in shown.lines() {

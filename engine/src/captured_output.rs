@@ -15,7 +15,7 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024 - RECORD_HEAD_BYTES_MAX;
 
 /// Where a line comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
+pub enum OutputSource {
     /// The job's standard output.
     Out,
     /// The job's standard error.
@@ -26,27 +26,27 @@ pub enum Source {
 
 /// One record: a line, or a piece of a long one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line<'a> {
+pub struct OutputLine<'a> {
     /// Milliseconds from the start of the attempt to the end of the line, by the worker's clock.
     pub at_ms: u64,
     /// Where it comes from.
-    pub source: Source,
+    pub source: OutputSource,
     /// `false`: the line goes on in the next record of the same source.
     pub ends: bool,
     /// The bytes, without the newline. Never holds one.
     pub bytes: &'a [u8],
 }
 
-impl Line<'_> {
+impl OutputLine<'_> {
     /// Appends this line to `captured` as a record.
     pub fn write(&self, captured: &mut Vec<u8>) {
         let tag = match (self.source, self.ends) {
-            (Source::Out, true) => b'o',
-            (Source::Out, false) => b'O',
-            (Source::Err, true) => b'e',
-            (Source::Err, false) => b'E',
-            (Source::Note, true) => b'n',
-            (Source::Note, false) => b'N',
+            (OutputSource::Out, true) => b'o',
+            (OutputSource::Out, false) => b'O',
+            (OutputSource::Err, true) => b'e',
+            (OutputSource::Err, false) => b'E',
+            (OutputSource::Note, true) => b'n',
+            (OutputSource::Note, false) => b'N',
         };
         captured.extend_from_slice(self.at_ms.to_string().as_bytes());
         captured.extend_from_slice(&[b' ', tag, b' ']);
@@ -64,19 +64,19 @@ pub struct RecordMalformed {
 }
 
 /// The records of `captured`, in order. Ends after the first record that cannot be read.
-pub fn lines(captured: &[u8]) -> Lines<'_> {
-    Lines { captured, at: 0 }
+pub fn lines(captured: &[u8]) -> OutputLines<'_> {
+    OutputLines { captured, at: 0 }
 }
 
 /// See [`lines`].
 #[derive(Clone, Debug)]
-pub struct Lines<'a> {
+pub struct OutputLines<'a> {
     captured: &'a [u8],
     at: usize,
 }
 
-impl<'a> Iterator for Lines<'a> {
-    type Item = Result<Line<'a>, RecordMalformed>;
+impl<'a> Iterator for OutputLines<'a> {
+    type Item = Result<OutputLine<'a>, RecordMalformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.captured.get(self.at..).filter(|rest| !rest.is_empty())?;
@@ -97,7 +97,7 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-fn read_record(record: &[u8]) -> Option<Line<'_>> {
+fn read_record(record: &[u8]) -> Option<OutputLine<'_>> {
     let blank = record.iter().take(RECORD_HEAD_BYTES_MAX).position(|&byte| byte == b' ')?;
     let digits = &record[..blank];
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
@@ -106,12 +106,12 @@ fn read_record(record: &[u8]) -> Option<Line<'_>> {
     let at_ms = std::str::from_utf8(digits).ok()?.parse().ok()?;
     let [tag, b' ', bytes @ ..] = &record[blank + 1..] else { return None };
     let source = match tag.to_ascii_lowercase() {
-        b'o' => Source::Out,
-        b'e' => Source::Err,
-        b'n' => Source::Note,
+        b'o' => OutputSource::Out,
+        b'e' => OutputSource::Err,
+        b'n' => OutputSource::Note,
         _ => return None,
     };
-    Some(Line { at_ms, source, ends: tag.is_ascii_lowercase(), bytes })
+    Some(OutputLine { at_ms, source, ends: tag.is_ascii_lowercase(), bytes })
 }
 
 /// `bytes` as text that cannot steer a terminal or deceive an eye.
@@ -184,17 +184,17 @@ fn push_visible(text: &mut String, next: char) {
 mod tests {
     use super::*;
 
-    fn line(at_ms: u64, source: Source, ends: bool, bytes: &[u8]) -> Line<'_> {
-        Line { at_ms, source, ends, bytes }
+    fn line(at_ms: u64, source: OutputSource, ends: bool, bytes: &[u8]) -> OutputLine<'_> {
+        OutputLine { at_ms, source, ends, bytes }
     }
 
     #[test]
     fn records_read_back_as_written() {
         let written = [
-            line(0, Source::Out, true, b"hello"),
-            line(7, Source::Err, false, b"\xff\x00 n 3 o "),
-            line(7, Source::Err, true, b""),
-            line(u64::MAX, Source::Note, true, b"9 bytes left out"),
+            line(0, OutputSource::Out, true, b"hello"),
+            line(7, OutputSource::Err, false, b"\xff\x00 n 3 o "),
+            line(7, OutputSource::Err, true, b""),
+            line(u64::MAX, OutputSource::Note, true, b"9 bytes left out"),
         ];
         let mut captured = Vec::new();
         for line in &written {
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn the_longest_record_fits_in_64_kib() {
         let mut captured = Vec::new();
-        line(u64::MAX, Source::Out, true, &vec![b'x'; LINE_BYTES_MAX]).write(&mut captured);
+        line(u64::MAX, OutputSource::Out, true, &vec![b'x'; LINE_BYTES_MAX]).write(&mut captured);
         assert_eq!(captured.len(), 64 * 1024);
     }
 

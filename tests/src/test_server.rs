@@ -1,4 +1,4 @@
-//! A house to tell stories about, and the questions and commands of its clients.
+//! A server to tell stories about, and the questions and commands of its clients.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use towpath_proto::v1::{
     self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
     workers_client::WorkersClient,
 };
-use towpath_server::{Access, Clock, ERROR_DOMAIN, House, SetClock, SystemClock, dial_socket};
+use towpath_server::{Access, Clock, ERROR_DOMAIN, Server, SetClock, SystemClock, dial_socket};
 
 use crate::ScriptedWorker;
 
@@ -60,43 +60,43 @@ pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
     bounded(what, looking).await;
 }
 
-/// A house, the clock on its wall, and clients of it.
+/// A server, the clock on its wall, and clients of it.
 #[derive(Debug)]
-pub struct TestHouse {
-    house: House,
+pub struct TestServer {
+    server: Server,
     clock: Option<Arc<SetClock>>,
     channel: Channel,
 }
 
-impl TestHouse {
-    /// A house that forgets everything in the end, with a clock that stands still.
+impl TestServer {
+    /// A server that forgets everything in the end, with a clock that stands still.
     pub async fn in_memory() -> Self {
         Self::with_set_clock("memory:").await
     }
 
-    /// A house in `folder` that forgets nothing, with a clock that stands still.
+    /// A server in `folder` that forgets nothing, with a clock that stands still.
     pub async fn in_folder(folder: &Path) -> Self {
         Self::with_set_clock(&format!("sled:{}", folder.display())).await
     }
 
-    /// A house at `url`, with a clock that stands still.
+    /// A server at `url`, with a clock that stands still.
     pub async fn with_set_clock(url: &str) -> Self {
         let clock = Arc::new(SetClock::at(BEGINNING));
-        let house = Self::open(url, Arc::<SetClock>::clone(&clock)).await;
-        Self { clock: Some(clock), ..house }
+        let server = Self::open(url, Arc::<SetClock>::clone(&clock)).await;
+        Self { clock: Some(clock), ..server }
     }
 
-    /// A house in memory with the clock of the machine, for jobs that are real processes.
+    /// A server in memory with the clock of the machine, for jobs that are real processes.
     pub async fn with_system_clock() -> Self {
         Self::open("memory:", Arc::new(SystemClock)).await
     }
 
-    /// A house at `url` whose leases lapse after `lease_ms` milliseconds of silence.
+    /// A server at `url` whose leases lapse after `lease_ms` milliseconds of silence.
     pub async fn with_lease(url: &str, lease_ms: u64) -> Self {
         let clock = Arc::new(SystemClock);
-        let house = House::open_with_lease(url, clock, lease_ms).await.expect("the house opens");
-        let channel = house.connect();
-        Self { house, clock: None, channel }
+        let server = Server::open_with_lease(url, clock, lease_ms).await.expect("the server opens");
+        let channel = server.connect();
+        Self { server, clock: None, channel }
     }
 
     /// Serves other machines at `address`, with any free port for port 0; answers where.
@@ -112,7 +112,7 @@ impl TestHouse {
     }
 
     fn serve_with(&self, listener: TcpListener, access: Access) -> String {
-        self.house.serve(listener, access).expect("a listener can be served").to_string()
+        self.server.serve(listener, access).expect("a listener can be served").to_string()
     }
 
     /// The client of workers.
@@ -121,36 +121,36 @@ impl TestHouse {
     }
 
     async fn open(url: &str, clock: Arc<dyn Clock>) -> Self {
-        let house = House::open(url, clock).await.expect("the house opens");
-        let channel = house.connect();
-        Self { house, clock: None, channel }
+        let server = Server::open(url, clock).await.expect("the server opens");
+        let channel = server.connect();
+        Self { server, clock: None, channel }
     }
 
     /// The server itself.
-    pub fn server(&self) -> &House {
-        &self.house
+    pub fn server(&self) -> &Server {
+        &self.server
     }
 
-    /// The connection of the house's own clients.
+    /// The connection of the server's own clients.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// A connection from outside, through the socket in the house's folder.
+    /// A connection from outside, through the socket in the server's folder.
     pub async fn dial(&self) -> Result<Channel, TransportError> {
-        self.house.listen_locally().expect("the socket can be bound");
-        dial_socket(self.house.socket()).await
+        self.server.listen_locally().expect("the socket can be bound");
+        dial_socket(self.server.socket()).await
     }
 
-    /// Closes the house in good order.
+    /// Closes the server in good order.
     pub async fn close(self) {
-        self.house.close().await;
+        self.server.close().await;
     }
 
     /// Lets `ms` milliseconds pass, and does what is due then.
     pub async fn pass(&self, ms: u64) {
         self.clock.as_ref().expect("a clock that stands still").advance(ms);
-        self.house.tick().await;
+        self.server.tick().await;
     }
 
     /// Sets the wall clock by `ms` milliseconds, in either direction. No time passes.
@@ -161,7 +161,7 @@ impl TestHouse {
     /// Gives out everything that can be given out now. What runs after this was ready before it;
     /// what does not, was not.
     pub async fn settle(&self) {
-        self.house.tick().await;
+        self.server.tick().await;
     }
 
     /// The client of runs.
@@ -246,22 +246,22 @@ impl TestHouse {
 
     /// Opens the gate of `job`, having read what waits there.
     pub async fn approve(&self, run: &str, job: &str) {
-        let binds = self.job(run, job).await.binds;
-        self.decide(run, job, &binds, true).await.expect("the gate opens");
+        let approval_digest = self.job(run, job).await.approval_digest;
+        self.decide(run, job, &approval_digest, true).await.expect("the gate opens");
     }
 
-    /// Approves or rejects what `binds` says.
+    /// Approves or rejects what `approval_digest` says.
     pub async fn decide(
         &self,
         run: &str,
         job: &str,
-        binds: &str,
+        approval_digest: &str,
         approve: bool,
     ) -> Result<String, Status> {
         let request = v1::DecideGateRequest {
             run: run.to_owned(),
             job: job.to_owned(),
-            binds: binds.to_owned(),
+            approval_digest: approval_digest.to_owned(),
             comment: "counts read".to_owned(),
             actor: ANA.to_owned(),
             ..Default::default()

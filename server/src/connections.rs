@@ -26,7 +26,7 @@ use crate::limits::{
 
 /// Counts the connections of a port.
 #[derive(Debug)]
-pub(crate) struct Lines {
+pub(crate) struct Connections {
     limits: Limits,
     open: Arc<AtomicUsize>,
     /// Those beyond the bound, which are only told so.
@@ -35,7 +35,7 @@ pub(crate) struct Lines {
 
 /// One connection, as every request of it knows it.
 #[derive(Clone, Debug)]
-pub(crate) struct Line(Arc<State>);
+pub(crate) struct Connection(Arc<State>);
 
 #[derive(Debug)]
 struct State {
@@ -58,13 +58,13 @@ struct State {
 
 /// A request that is being worked on, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Busy(Line);
+pub(crate) struct InFlight(Connection);
 
 /// Somebody's place among the connections.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Permit(Arc<AtomicUsize>);
 
-impl Place {
+impl Permit {
     /// A place among those that `taken` counts, if there are fewer than `most`.
     fn among(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let place = Self(Arc::clone(taken));
@@ -72,28 +72,28 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Drop for Busy {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Lines {
+impl Connections {
     pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, open: Arc::default(), surplus: Arc::default() }
     }
 
     /// Takes a connection in. `None`: there are so many that this one is not even told.
-    pub(crate) fn take_in(&self, stream: TcpStream) -> Option<Wire> {
-        let regular = Place::among(&self.open, self.limits.connections);
+    pub(crate) fn take_in(&self, stream: TcpStream) -> Option<ConnectionIo> {
+        let regular = Permit::among(&self.open, self.limits.connections);
         let surplus = regular.is_none();
-        let Some(place) = regular.or_else(|| Place::among(&self.surplus, SURPLUS_MAX)) else {
+        let Some(place) = regular.or_else(|| Permit::among(&self.surplus, SURPLUS_MAX)) else {
             tracing::warn!(most = self.limits.connections, "a connection too many");
             return None;
         };
@@ -112,11 +112,11 @@ impl Lines {
             ends_at: Instant::now() + age + age.mul_f64(share / 10.0),
         };
         let patience = Some(Box::pin(tokio::time::sleep(patience)));
-        Some(Wire { stream, line: Line(Arc::new(state)), patience, _place: place })
+        Some(ConnectionIo { stream, line: Connection(Arc::new(state)), patience, _place: place })
     }
 }
 
-impl Line {
+impl Connection {
     /// The connection that a request came over, if it came to a port.
     pub(crate) fn of(extensions: &tonic::codegen::http::Extensions) -> Option<&Self> {
         let tls = || extensions.get::<TlsConnectInfo<Self>>().map(TlsConnectInfo::get_ref);
@@ -124,11 +124,11 @@ impl Line {
     }
 
     /// Begins a request.
-    pub(crate) fn begin(&self, connections: usize) -> Result<Busy, Limit> {
+    pub(crate) fn begin(&self, connections: usize) -> Result<InFlight, Limit> {
         if self.0.surplus {
             return Err(Limit::ConnectionsTooMany { max: connections });
         }
-        let busy = Busy(self.clone());
+        let busy = InFlight(self.clone());
         if self.0.busy.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
             return Err(Limit::RequestsTooMany);
         }
@@ -160,23 +160,23 @@ impl Line {
 
 /// The bytes of a connection, which ends if no request comes in time.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct ConnectionIo {
     stream: TcpStream,
-    line: Line,
+    line: Connection,
     /// Until a request was let in.
     patience: Option<Pin<Box<Sleep>>>,
-    _place: Place,
+    _place: Permit,
 }
 
-impl Connected for Wire {
-    type ConnectInfo = Line;
+impl Connected for ConnectionIo {
+    type ConnectInfo = Connection;
 
-    fn connect_info(&self) -> Line {
+    fn connect_info(&self) -> Connection {
         self.line.clone()
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ConnectionIo {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -214,7 +214,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ConnectionIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -10,7 +10,7 @@ const ATLAS_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct Detected {
     /// `alembic.ini` is there.
     pub(super) alembic: bool,
     /// `dbt_project.yml` is there.
@@ -40,7 +40,7 @@ pub(super) struct SqlFile {
     pub(super) down: Option<String>,
 }
 
-impl Found {
+impl Detected {
     /// What is in `folder`. What cannot be read is not there.
     pub(super) fn in_folder(folder: &Path) -> Self {
         let has = |name: &str| folder.join(name).is_file();
@@ -165,7 +165,7 @@ mod tests {
             ("atlas.hcl", "variable \"x\" {}\nenv \"prod\" {\n}\n"),
             ("shop.sqlite", ""),
         ]);
-        let found = Found::in_folder(dir.path());
+        let found = Detected::in_folder(dir.path());
         assert!(found.alembic && found.dbt && found.dbt_packages && found.sqlc);
         assert_eq!(found.atlas_env.as_deref(), Some("prod"));
         assert_eq!(found.sqlite.as_deref(), Some("shop.sqlite"));
@@ -184,7 +184,7 @@ mod tests {
             ("migrations/it's $(odd).sql", ""),
             ("migrations/README.md", ""),
         ]);
-        let found = Found::in_folder(dir.path());
+        let found = Detected::in_folder(dir.path());
         let plain = SqlFile { path: "migrations/0001_a.sql".into(), down: None };
         let pair = SqlFile {
             path: "migrations/0002_b.up.sql".into(),
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_empty_folder_has_nothing() {
-        assert_eq!(Found::in_folder(folder(&[]).path()), Found::default());
-        assert_eq!(Found::in_folder(Path::new("/nowhere/at/all")), Found::default());
+        assert_eq!(Detected::in_folder(folder(&[]).path()), Detected::default());
+        assert_eq!(Detected::in_folder(Path::new("/nowhere/at/all")), Detected::default());
     }
 }

@@ -23,7 +23,7 @@ type InUse = Arc<Mutex<HashMap<String, u32>>>;
 
 /// The folder of the sources.
 #[derive(Debug)]
-pub(crate) struct Sources {
+pub(crate) struct SourceCache {
     folder: PathBuf,
     bytes_max: u64,
     in_use: InUse,
@@ -55,7 +55,7 @@ fn locked(in_use: &InUse) -> MutexGuard<'_, HashMap<String, u32>> {
     in_use.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Sources {
+impl SourceCache {
     /// The sources in `folder`. What a killed worker left unfinished is removed.
     pub(crate) fn open(folder: &Path, bytes_max: u64) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
@@ -162,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    fn make(sources: &Sources, name: &str, age: u64) -> Borrowed {
+    fn make(sources: &SourceCache, name: &str, age: u64) -> Borrowed {
         let made = sources.scratch_folder().unwrap();
         fs::write(made.path().join("pack"), [0; 100]).unwrap();
         let kept = sources.keep(made, name).unwrap();
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn the_longest_unused_go_first_and_what_is_in_use_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let sources = Sources::open(folder.path(), 250).unwrap();
+        let sources = SourceCache::open(folder.path(), 250).unwrap();
         let oldest = make(&sources, "a", 300);
         drop(make(&sources, "b", 200));
         drop(make(&sources, "c", 100));
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn what_is_not_whole_is_never_found_and_removed_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
-        let sources = Sources::open(folder.path(), 1_000).unwrap();
+        let sources = SourceCache::open(folder.path(), 1_000).unwrap();
         drop(sources.scratch_folder().unwrap());
         assert_eq!(names(folder.path()), [""; 0]);
 
@@ -205,7 +205,7 @@ mod tests {
         fs::create_dir(folder.path().join(".part-1")).unwrap();
         fs::write(folder.path().join(".part-2"), "half").unwrap();
         drop(make(&sources, "whole", 0));
-        Sources::open(folder.path(), 1_000).unwrap();
+        SourceCache::open(folder.path(), 1_000).unwrap();
         assert_eq!(names(folder.path()), ["whole"]);
     }
 }

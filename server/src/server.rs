@@ -41,7 +41,7 @@ impl OpenError {
 
 /// A store, and all that serves it. Cheap to clone; the last clone closes the store.
 #[derive(Clone, Debug)]
-pub struct House {
+pub struct Server {
     inner: Arc<Inner>,
 }
 
@@ -61,7 +61,7 @@ struct Inner {
     dir: StoreDir,
 }
 
-/// How long connections may take to end when a house closes.
+/// How long connections may take to end when a server closes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Opens the store at `url` by `open`, and its blobs, on a thread that may block.
@@ -78,14 +78,14 @@ pub(crate) async fn open_store(
     opened.await.map_err(|_| StoreError::Closed)?
 }
 
-impl House {
+impl Server {
     /// Opens the store at `url` and begins to serve it: what is due is done, and workers that
     /// connect are given what is ready.
     pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         Self::open_with_lease(url, clock, LEASE_MS).await
     }
 
-    /// As [`House::open`], with leases that lapse after a worker was silent for `lease_ms`
+    /// As [`Server::open`], with leases that lapse after a worker was silent for `lease_ms`
     /// milliseconds.
     pub async fn open_with_lease(
         url: &str,
@@ -109,7 +109,7 @@ impl House {
         for run in runs.live() {
             // Loaded now, so that the timer knows when it is due, and the scheduler what it wants
             // and who holds what.
-            match runs.ahead(&run).await {
+            match runs.lock_latest(&run).await {
                 // Set aside: the other runs of the store are served.
                 Ok(_) | Err(CommandError::Unreplayable { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -121,9 +121,9 @@ impl House {
         let snapshot_reads = SnapshotReads::default();
         let inner =
             Inner { url, runs, driver, outputs, snapshot_reads, health, stop, cut, tasks, dir };
-        let house = Self { inner: Arc::new(inner) };
-        house.set_health(true).await;
-        Ok(house)
+        let server = Self { inner: Arc::new(inner) };
+        server.set_health(true).await;
+        Ok(server)
     }
 
     /// Ends every stream and task, and keeps what makes the next start quick.

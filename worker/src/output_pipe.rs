@@ -15,8 +15,8 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Took {
-    /// So many bytes: see [`Tap::bytes`].
+pub(crate) enum PipeRead {
+    /// So many bytes: see [`OutputPipe::bytes`].
     Bytes(usize),
     /// Nothing now; somebody may still write.
     Nothing,
@@ -31,13 +31,13 @@ pub(crate) fn open_pipe(path: &Path) -> io::Result<File> {
 
 /// A pipe being read.
 #[derive(Debug)]
-pub(crate) struct Tap {
+pub(crate) struct OutputPipe {
     pipe: pipe::Receiver,
     buffer: Vec<u8>,
     closed: bool,
 }
 
-impl Tap {
+impl OutputPipe {
     /// Opens the pipe at `path`, whether or not anybody writes to it.
     ///
     /// A pipe that a process is about to close for the last time must not be opened for the next
@@ -51,7 +51,7 @@ impl Tap {
     ///
     /// The only way to notice that nobody has a pipe open for writing since before it was opened
     /// here: the system tells that to a read, but wakes no one for it.
-    pub(crate) fn take_now(&mut self) -> Took {
+    pub(crate) fn take_now(&mut self) -> PipeRead {
         self.fill_buffer();
         let read = nix::unistd::read(&self.pipe, &mut self.buffer);
         self.took(read.map_err(io::Error::from))
@@ -59,7 +59,7 @@ impl Tap {
 
     /// Waits until there is something to read, and reads it. Never `Nothing`. May be dropped
     /// while it waits without losing a byte.
-    pub(crate) async fn take(&mut self) -> Took {
+    pub(crate) async fn take(&mut self) -> PipeRead {
         self.fill_buffer();
         loop {
             let read = match self.pipe.readable().await {
@@ -67,7 +67,7 @@ impl Tap {
                 Err(error) => Err(error),
             };
             let took = self.took(read);
-            if took != Took::Nothing {
+            if took != PipeRead::Nothing {
                 return took;
             }
         }
@@ -79,15 +79,15 @@ impl Tap {
         }
     }
 
-    fn took(&mut self, read: io::Result<usize>) -> Took {
+    fn took(&mut self, read: io::Result<usize>) -> PipeRead {
         let took = match read {
-            Ok(0) => Took::Closed,
-            Ok(bytes) => Took::Bytes(bytes),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Took::Nothing,
+            Ok(0) => PipeRead::Closed,
+            Ok(bytes) => PipeRead::Bytes(bytes),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => PipeRead::Nothing,
             // A pipe that cannot be read is as good as closed.
-            Err(_) => Took::Closed,
+            Err(_) => PipeRead::Closed,
         };
-        self.closed = took == Took::Closed;
+        self.closed = took == PipeRead::Closed;
         took
     }
 

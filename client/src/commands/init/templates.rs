@@ -1,7 +1,7 @@
 //! A first pipeline file, put together from what was found. Every text that can come out of here
 //! must pass our own parser without a warning.
 
-use super::found::{Found, SQL_FILES_MAX, SqlFile};
+use super::detected::{Detected, SQL_FILES_MAX, SqlFile};
 
 const HEAD: &str = "\
 # What runs, in what order, and where a person has to say yes.
@@ -67,7 +67,7 @@ impl Job {
 }
 
 /// The file for what was found.
-pub(super) fn text(found: &Found) -> String {
+pub(super) fn text(found: &Detected) -> String {
     let mut jobs = Vec::new();
     if found.sqlc {
         jobs.push(sqlc());
@@ -201,7 +201,7 @@ fn dbt(has_packages: bool) -> Vec<Job> {
     jobs
 }
 
-fn sql(found: &Found) -> Vec<Job> {
+fn sql(found: &Detected) -> Vec<Job> {
     let files = &found.sql;
     if files.is_empty() && !found.wants_sql && found.sqlite.is_none() {
         return Vec::new();
@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     /// The plan of the file for `found`; any warning is a mistake of ours.
-    fn good(found: &Found) -> Plan {
+    fn good(found: &Detected) -> Plan {
         let text = text(found);
         match parse("towpath.yml", &text) {
             Ok(Parsed { plan, warnings }) => {
@@ -354,7 +354,7 @@ mod tests {
     fn every_combination_of_tools_is_a_valid_file() {
         for bits in 0_u32..64 {
             let on = |bit: u32| bits & (1 << bit) != 0;
-            let found = Found {
+            let found = Detected {
                 alembic: on(0),
                 dbt: on(1),
                 dbt_packages: on(1),
@@ -375,12 +375,12 @@ mod tests {
 
     #[test]
     fn each_template_alone() {
-        assert_eq!(names(&good(&Found::default())), ["check-room", "migrate", "cutover"]);
-        let alembic = Found { alembic: true, ..Found::default() };
+        assert_eq!(names(&good(&Detected::default())), ["check-room", "migrate", "cutover"]);
+        let alembic = Detected { alembic: true, ..Detected::default() };
         assert_eq!(names(&good(&alembic)), ["alembic-heads", "alembic-upgrade", "alembic-check"]);
-        let dbt = Found { dbt: true, ..Found::default() };
+        let dbt = Detected { dbt: true, ..Detected::default() };
         assert_eq!(names(&good(&dbt)), ["dbt-debug", "dbt-build"]);
-        let sql = good(&Found::default().only_sql());
+        let sql = good(&Detected::default().only_sql());
         assert_eq!(names(&sql), ["connects", "0001-first"]);
         assert_eq!(sql.jobs[1].secrets, ["DATABASE_URL"]);
     }
@@ -390,7 +390,7 @@ mod tests {
         let mut pair = file("migrations/0002_orders.up.sql");
         pair.down = Some("migrations/0002_orders.down.sql".into());
         let sql = vec![file("migrations/0001_Users.sql"), pair, file("migrations/0002-orders.sql")];
-        let plan = good(&Found { sql, ..Found::default() });
+        let plan = good(&Detected { sql, ..Detected::default() });
 
         assert_eq!(names(&plan), ["connects", "0001-users", "0002-orders", "0002-orders-3"]);
         assert_eq!(plan.jobs[2].needs, ["0001-users".into()]);
@@ -406,7 +406,7 @@ mod tests {
     fn very_many_files_are_one_job() {
         let sql: Vec<SqlFile> =
             (0..=SQL_FILES_MAX).map(|n| file(&format!("sql/{n}.sql"))).collect();
-        let plan = good(&Found { sql, ..Found::default() });
+        let plan = good(&Detected { sql, ..Detected::default() });
         assert_eq!(names(&plan), ["connects", "apply-all"]);
         assert!(plan.jobs[1].script.contains("for file in sql/*.sql"), "{}", plan.jobs[1].script);
     }

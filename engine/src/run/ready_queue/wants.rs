@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Agenda, Busy, Job, Place};
+use super::{Job, LockUsage, QueueState, ReadyQueue};
 use crate::time::Timestamp;
 
 /// What a job wants of a worker. Jobs that want the same share one value, so that "who fits?" is
@@ -56,7 +56,7 @@ pub struct Wanted {
     pub first: u32,
 }
 
-impl Agenda {
+impl ReadyQueue {
     /// Whether a job that waits for a worker prefers some of them.
     pub(in crate::run) fn is_choosy(&self) -> bool {
         let waits = |class: usize| {
@@ -92,7 +92,7 @@ impl Agenda {
     }
 
     /// How many jobs hold each lock.
-    pub(in crate::run) fn busy(&self) -> &Busy {
+    pub(in crate::run) fn busy(&self) -> &LockUsage {
         &self.busy
     }
 
@@ -117,7 +117,12 @@ impl Agenda {
     }
 
     /// Whether a job may be leased at `now`, to any worker.
-    pub(in crate::run) fn may_be_leased(&self, index: u32, busy: &Busy, now: Timestamp) -> bool {
+    pub(in crate::run) fn may_be_leased(
+        &self,
+        index: u32,
+        busy: &LockUsage,
+        now: Timestamp,
+    ) -> bool {
         let want = self.want_of(index, now);
         want.is_some_and(|want| want.is_free(|name| held(busy, name)))
     }
@@ -125,11 +130,13 @@ impl Agenda {
     /// What a job wants of a worker, if it could begin at `now` but for its lock.
     pub(in crate::run) fn want_of(&self, index: u32, now: Timestamp) -> Option<&Arc<Want>> {
         let is_due = match self.place[index as usize] {
-            Place::Ready => true,
-            Place::Backoff(due) => due <= now,
-            Place::Nowhere | Place::Undecided | Place::Doomed | Place::Gate | Place::Leased => {
-                false
-            }
+            QueueState::Ready => true,
+            QueueState::Backoff(due) => due <= now,
+            QueueState::NotQueued
+            | QueueState::Unevaluated
+            | QueueState::Blocked
+            | QueueState::Gate
+            | QueueState::Leased => false,
         };
         is_due.then(|| &self.classes[self.class_of[index as usize] as usize])
     }
@@ -138,7 +145,7 @@ impl Agenda {
     pub(in crate::run) fn next_for(
         &self,
         tags: &[String],
-        busy: &Busy,
+        busy: &LockUsage,
         now: Timestamp,
     ) -> Option<u32> {
         let fitting = |class: &usize| {
@@ -163,6 +170,6 @@ impl Agenda {
     }
 }
 
-fn held(busy: &Busy, name: &str) -> u32 {
+fn held(busy: &LockUsage, name: &str) -> u32 {
     busy.get(name).copied().unwrap_or(0)
 }

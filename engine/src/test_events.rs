@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     event::{Artifact, FailureCause, ImportedResult, RunEvent, RunOutcome, SkipCause, VoidCause},
-    gate::Standing,
+    gate::Identity,
     ids::{Attempt, Blob, Digest},
     plan::{JobPlan, OnFailure, Resource, RetryOn, RetryPolicy, When},
     time::Timestamp,
@@ -15,8 +15,8 @@ use crate::{
 #[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
 pub fn one_of_each_kind() -> Vec<RunEvent> {
     let job = || "copy/orders: ü".into();
-    let (attempt, binds) = (Attempt(2), Digest::of(b"binds"));
-    let log = Some(Blob::of(b"3 o done\n"));
+    let (attempt, approval_digest) = (Attempt(2), Digest::of(b"approval_digest"));
+    let captured_output = Some(Blob::of(b"3 o done\n"));
     let text = |text: &str| text.to_owned();
     vec![
         RunEvent::RunCreated {
@@ -34,7 +34,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             folder: text("/srv/shop"),
             idempotency_key: Some(text("ci-4711")),
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         },
         RunEvent::JobsPlanned { jobs: vec![full_job()] },
@@ -45,25 +45,29 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             inputs: BTreeMap::from([(text("needs.check.outputs.rows"), text("12"))]),
             long_inputs: BTreeMap::new(),
         },
-        RunEvent::GateReached { job: job(), binds },
+        RunEvent::GateReached { job: job(), approval_digest },
         RunEvent::GateApproved {
             job: job(),
-            binds,
+            approval_digest,
             comment: text("counts read"),
-            missing: 0,
-            standing: Standing::default(),
-            until: None,
+            approvals_remaining: 0,
+            identity: Identity::default(),
+            expires_at: None,
             in_advance: false,
         },
-        RunEvent::GateVoided { job: job(), binds, because: VoidCause::JobRepeated("check".into()) },
-        RunEvent::GateRejected { job: job(), binds, comment: text("not on a Friday") },
+        RunEvent::GateVoided {
+            job: job(),
+            approval_digest,
+            cause: VoidCause::JobRepeated("check".into()),
+        },
+        RunEvent::GateRejected { job: job(), approval_digest, comment: text("not on a Friday") },
         RunEvent::JobLeased { job: job(), attempt, worker: "eu-2".into(), lease_ms: 30_000 },
         RunEvent::JobSucceeded {
             job: job(),
             attempt,
             ran_ms: 6_020,
             outputs: BTreeMap::from([(text("rows"), text("1200000"))]),
-            log,
+            captured_output,
             artifacts: vec![Artifact { path: text("report.json"), blob: Blob::of(b"{}") }],
         },
         RunEvent::JobAttemptFailed {
@@ -71,7 +75,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             attempt,
             cause: FailureCause::ExitCode(75),
             ran_ms: 40,
-            log,
+            captured_output,
             retry_due: Timestamp(1_700_000_008_000),
         },
         RunEvent::JobFailed {
@@ -79,9 +83,9 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             attempt,
             cause: FailureCause::TimedOut(60_000),
             ran_ms: 60_004,
-            log,
+            captured_output,
         },
-        RunEvent::JobCancelled { job: job(), attempt, ran_ms: 90, log },
+        RunEvent::JobCancelled { job: job(), attempt, ran_ms: 90, captured_output },
         RunEvent::JobLost {
             job: job(),
             attempt,
@@ -90,7 +94,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
         },
         RunEvent::JobSkipped {
             job: job(),
-            because: SkipCause::NeedUnmet { need: "b".into(), root: "a".into() },
+            cause: SkipCause::NeedUnmet { need: "b".into(), root: "a".into() },
         },
         RunEvent::RunAborted { root: "check".into() },
         RunEvent::RunCancelRequested { reason: text("wrong target") },
@@ -113,7 +117,7 @@ pub fn one_of_each_kind() -> Vec<RunEvent> {
             jobs: 2,
             timeout_ms: Some(3_600_000),
             source: None,
-            requester: Standing::default(),
+            requester: Identity::default(),
             authors: None,
         },
         RunEvent::JobImported {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use towpath_storage::{BackedUp, open_existing};
 
-use crate::{OpenError, house::open_store};
+use crate::{OpenError, server::open_store};
 
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct BackupSummary {
     /// How many records.
     pub records: u64,
     /// How many blobs.
@@ -20,7 +20,7 @@ pub struct Kept {
     pub hash: [u8; 32],
 }
 
-impl From<BackedUp> for Kept {
+impl From<BackedUp> for BackupSummary {
     fn from(backed_up: BackedUp) -> Self {
         let BackedUp { records, blobs, hash, bytes } = backed_up;
         Self { records, blobs, bytes, hash }
@@ -34,7 +34,7 @@ pub async fn backup(
     url: &str,
     out: &Path,
     progress: impl FnMut(u64) + Send,
-) -> Result<Kept, OpenError> {
+) -> Result<BackupSummary, OpenError> {
     let (opened, blobs) = open_store(url, open_existing).await?;
     Ok(towpath_storage::backup(opened.store.as_ref(), &blobs, out, progress).await?.into())
 }
@@ -44,7 +44,7 @@ pub async fn restore(
     file: &Path,
     url: &str,
     progress: impl FnMut(u64) + Send,
-) -> Result<Kept, OpenError> {
+) -> Result<BackupSummary, OpenError> {
     Ok(towpath_storage::restore(file, url, progress).await?.into())
 }
 

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Agenda, Job};
+use super::{Job, ReadyQueue};
 use crate::{ids::Digest, time::Timestamp};
 
-impl Agenda {
+impl ReadyQueue {
     pub(in crate::run) fn gates(&self) -> impl Iterator<Item = u32> {
         self.gates.iter().copied()
     }

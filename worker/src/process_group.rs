@@ -24,7 +24,7 @@ use crate::{attempts::AttemptsDir, execute::Script, open_files};
 /// What reads the shell around a script, and a script that asks for no other.
 const SHELL: &str = "/bin/sh";
 
-/// Around a script for `sh`: `$1` is the berth, `$2` the script.
+/// Around a script for `sh`: `$1` is the attempt directory, `$2` the script.
 ///
 /// It notes its number, runs the script in a copy of itself, notes what that ended with, keeps
 /// hold of unread output without being able to add to it, tells the worker, and waits to be
@@ -41,7 +41,7 @@ echo "$2" >&0
 read -r x <>"$1/../hold"
 "#;
 
-/// Around a script for another program: `$1` is the berth, the rest the program and its arguments.
+/// Around a script for another program: `$1` is the attempt directory, the rest the program and its arguments.
 const AROUND_OTHER: &str = r#"set +eux
 echo "pid $$" >>"$1/journal" || exit 125
 ( shift; exec "$@" ) </dev/null
@@ -65,22 +65,30 @@ fn with_own_limit(around: &'static str) -> Cow<'static, str> {
 
 /// The group of a running script.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub(crate) struct ProcessGroup {
     leader: Pid,
     /// The shell, if it is this process' own child and not buried yet.
     shell: Option<Child>,
 }
 
-impl Group {
-    /// Starts `script` in the berth at `berth`.
-    pub(crate) fn start(attempts: &AttemptsDir, script: &Script, berth: &Path) -> io::Result<Self> {
-        let pipe = |name| OpenOptions::new().read(true).write(true).open(berth.join(name));
+impl ProcessGroup {
+    /// Starts `script` in the attempt directory at `attempt directory`.
+    pub(crate) fn start(
+        attempts: &AttemptsDir,
+        script: &Script,
+        attempt_dir: &Path,
+    ) -> io::Result<Self> {
+        let pipe = |name| OpenOptions::new().read(true).write(true).open(attempt_dir.join(name));
         let mut command = Command::new(SHELL);
         command.arg("-c");
         if script.shell.is_empty() {
-            command.arg(&*with_own_limit(AROUND_SH)).arg("sh").arg(berth);
+            command.arg(&*with_own_limit(AROUND_SH)).arg("sh").arg(attempt_dir);
         } else {
-            command.arg(&*with_own_limit(AROUND_OTHER)).arg("sh").arg(berth).args(&script.shell);
+            command
+                .arg(&*with_own_limit(AROUND_OTHER))
+                .arg("sh")
+                .arg(attempt_dir)
+                .args(&script.shell);
         }
         let output = attempts.output(&script.run, &script.job, script.attempt);
         let shell = command
