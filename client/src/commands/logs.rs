@@ -64,53 +64,94 @@ struct LineJson {
 }
 
 /// Shows a job's output, and follows it if asked.
+///
+/// The process that works on a run may end while its output is followed, with the run or before it.
+/// What it recorded lies in the store, so that the rest is read from there.
 pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
-    let server = app.server().await?;
-    let shown = show(app, &server, args).await;
-    server.close().await;
-    shown
+    let LogsArgs { job, run, attempt, follow, tail, timestamps, raw } = args;
+    let (output, colour) = (app.output(), app.style.colour);
+    let printer = Printer { output, colour, timestamps, raw, inside: [false; 2] };
+    let mut shown = Shown { printer, tail: tail.map(|lines| lines as usize), attempt: 0, bytes: 0 };
+    let mut request = v1::ReadOutputRequest { run: run.run, job, attempt, follow };
+    let mut server = app.server().await?;
+    let mut is_lost = false;
+    loop {
+        let finished = show(app, &server, &mut shown, &mut request, is_lost).await;
+        let (is_ours, is_remote) = (server.is_ours(), server.is_remote());
+        server.close().await;
+        if is_ours || !follow || !finished.as_ref().is_err_and(Failure::is_unreachable) {
+            return finished;
+        }
+        is_lost = true;
+        server = if is_remote {
+            app.say("The server does not answer any more; connecting again.");
+            ServerConnection::reconnect(&app.url()).await?
+        } else {
+            ServerConnection::connect(&app.url()).await?
+        };
+    }
 }
 
-async fn show(app: &App, server: &ServerConnection, args: LogsArgs) -> CommandResult {
-    let LogsArgs { job, run, attempt, follow, tail, timestamps, raw } = args;
+async fn show(
+    app: &App,
+    server: &ServerConnection,
+    shown: &mut Shown,
+    request: &mut v1::ReadOutputRequest,
+    is_lost: bool,
+) -> CommandResult {
+    if request.follow {
+        // `@latest` may be another one by the time it is asked for again.
+        let named = v1::GetRunRequest { run: request.run.clone() };
+        request.run = server.runs().get_run(named).await?.into_inner().id;
+    }
     // Who owns the store alone would wait for a job that no process works on, and keep away the
     // one that could.
-    let works = !server.is_ours();
-    if follow && !works {
-        app.say("No process works on this run. `tow resume` goes on with it.");
+    let can_change = !server.is_ours();
+    if request.follow && !can_change && !is_lost {
+        app.say("No process works on this run. `tow resume` continues it.");
     }
-    let output = app.output();
-    let printer = Printer { output, colour: app.style.colour, timestamps, raw, inside: [false; 2] };
-    let mut shown = Shown { server, printer, tail: tail.map(|lines| lines as usize) };
-    let mut request = v1::ReadOutputRequest { run: run.run, job, attempt, follow: follow && works };
-    if !request.follow || attempt > 0 {
-        shown.show_attempt(&request).await?;
+    if request.follow && can_change && request.attempt == 0 {
+        return follow_job(app, server, shown, request.clone()).await;
+    }
+    let follow = request.follow && can_change;
+    let mut asked = v1::ReadOutputRequest { follow, ..request.clone() };
+    if !is_lost {
+        shown.show_attempt(server, &asked).await?;
         return Ok(exit::DONE);
     }
-    // `@latest` may be another one by the time it is asked for again.
-    request.run =
-        server.runs().get_run(v1::GetRunRequest { run: request.run }).await?.into_inner().id;
-    follow_job(app, &mut shown, request).await
+    let request = v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone() };
+    let job = server.runs().explain_job(request).await?.into_inner().job.unwrap_or_default();
+    let last = if asked.attempt == 0 { job.attempt } else { asked.attempt };
+    // Of the attempts before the first look only the newest is shown.
+    let first = if shown.attempt == 0 { last.max(1) } else { shown.attempt };
+    for attempt in first..=last {
+        asked.attempt = attempt;
+        shown.show_attempt(server, &asked).await?;
+    }
+    // Done would say that nothing follows.
+    if is_over(&job.state) || job.attempt > last { Ok(exit::DONE) } else { Err(server_went_away()) }
 }
 
 /// Shows one attempt of a job after the other until the job is over.
 async fn follow_job(
     app: &App,
-    shown: &mut Shown<'_>,
+    server: &ServerConnection,
+    shown: &mut Shown,
     asked: v1::ReadOutputRequest,
 ) -> CommandResult {
-    let server = shown.server;
     let mut changes = Changes::of(server, &asked.run, &asked.job).await?;
-    let (mut newest, mut waited) = (0, None);
+    // An attempt that was shown before the connection was lost may have printed more.
+    let (mut newest, mut waited) = (shown.attempt.saturating_sub(1), None);
     loop {
         let request = v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone() };
         let explained = server.runs().explain_job(request).await?.into_inner();
         let job = explained.job.unwrap_or_default();
         if job.attempt > newest {
             // Of the attempts before the first look only the newest is shown.
-            let first = if newest == 0 { job.attempt } else { newest + 1 };
+            let first = if shown.attempt == 0 { job.attempt } else { newest + 1 };
             for attempt in first..=job.attempt {
-                shown.show_attempt(&v1::ReadOutputRequest { attempt, ..asked.clone() }).await?;
+                let request = v1::ReadOutputRequest { attempt, ..asked.clone() };
+                shown.show_attempt(server, &request).await?;
             }
             newest = job.attempt;
             continue;
@@ -176,18 +217,28 @@ impl<'a> Changes<'a> {
 }
 
 /// Where output goes.
-struct Shown<'a> {
-    server: &'a ServerConnection,
+struct Shown {
     printer: Printer,
     /// How many lines of what there is are shown; afterwards everything is.
     tail: Option<usize>,
+    /// The attempt that was shown last; 0 before the first.
+    attempt: u32,
+    /// How many bytes of its whole records were shown or left out, so that a second connection
+    /// shows none twice.
+    bytes: usize,
 }
 
-impl Shown<'_> {
+impl Shown {
     /// Shows what an attempt printed, and what it prints as long as it runs, if asked to follow.
-    async fn show_attempt(&mut self, request: &v1::ReadOutputRequest) -> Result<(), Failure> {
-        let runs = || self.server.runs();
-        let mut known = 0;
+    async fn show_attempt(
+        &mut self,
+        server: &ServerConnection,
+        request: &v1::ReadOutputRequest,
+    ) -> Result<(), Failure> {
+        let runs = || server.runs();
+        if self.attempt != request.attempt {
+            (self.attempt, self.bytes) = (request.attempt, 0);
+        }
         if let Some(most) = self.tail.take() {
             let request = v1::ReadOutputRequest { follow: false, ..request.clone() };
             let mut chunks = runs().read_output(request).await?.into_inner();
@@ -196,24 +247,26 @@ impl Shown<'_> {
                 last.take(&whole.take(&chunk?.content));
             }
             self.printer.print(&last.records)?;
-            known = whole.taken;
+            self.bytes = whole.taken;
         }
         let mut chunks = runs().read_output(request.clone()).await?.into_inner();
         // What was seen is passed over: a stream begins with the first byte.
-        let (mut whole, mut again) = (WholeLines { taken: 0, open: Vec::new() }, known);
+        let (mut whole, mut again) = (WholeLines::default(), self.bytes);
         while let Some(chunk) = chunks.next().await {
             let v1::OutputChunk { content } = match chunk.map_err(Failure::from) {
                 Ok(chunk) => chunk,
                 Err(failure) if failure.is_aged() => {
                     chunks = runs().read_output(request.clone()).await?.into_inner();
-                    again = known + whole.taken + whole.open.len();
+                    (again, whole) = (self.bytes, WholeLines::default());
                     continue;
                 }
                 Err(failure) => return Err(failure),
             };
             let seen = again.min(content.len());
             again -= seen;
-            self.printer.print(&whole.take(content.get(seen..).unwrap_or_default()))?;
+            let records = whole.take(content.get(seen..).unwrap_or_default());
+            self.bytes += records.len();
+            self.printer.print(&records)?;
         }
         Ok(())
     }

@@ -3,7 +3,13 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    process::Stdio,
+    path::Path,
+    process::{Child, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 use crate::ends::{ended, err, folder_with, tow};
@@ -42,6 +48,64 @@ fn following_waits_for_the_job_and_goes_through_its_attempts() {
     assert_eq!(rest, "attempt-2\n");
     assert_eq!(logs.wait().expect("an end").code(), Some(0));
     assert_eq!(run.wait().expect("an end").code(), Some(0));
+}
+
+#[test]
+fn following_shows_the_rest_when_the_process_of_the_run_has_ended_meanwhile() {
+    let folder = folder_with(
+        "stages: [s]\njobs:\n  copy:\n    stage: s\n    command: 'echo begun; until [ -e go ]; do \
+         sleep 0.01; done; echo done'\n",
+    );
+    let mut run = tow(folder.path(), &[], &["run"]);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tow");
+    let mut logs = follows_once_it_runs(folder.path(), "copy");
+    let mut out = BufReader::new(logs.stdout.take().expect("its output"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "begun\n");
+
+    // While it is stopped, the run and with it the server that it asks come to their end.
+    let pid = Pid::from_raw(i32::try_from(logs.id()).expect("a pid"));
+    kill(pid, Signal::SIGSTOP).expect("it runs");
+    fs::write(folder.path().join("go"), "").expect("a file");
+    assert_eq!(run.wait().expect("an end").code(), Some(0));
+    kill(pid, Signal::SIGCONT).expect("it is stopped");
+
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!(rest, "done\n", "nothing is missing and nothing comes twice");
+    assert_eq!(logs.wait().expect("an end").code(), Some(0));
+}
+
+#[test]
+fn following_a_job_whose_process_is_killed_does_not_say_that_it_is_over() {
+    let folder = folder_with(
+        "stages: [s]\njobs:\n  copy: {stage: s, command: 'echo begun; until [ -e go ]; do sleep \
+         0.01; done'}\n",
+    );
+    let mut run = tow(folder.path(), &[], &["run"]);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tow");
+    let mut logs = follows_once_it_runs(folder.path(), "copy");
+    let mut out = BufReader::new(logs.stdout.take().expect("its output"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+
+    run.kill().expect("it runs");
+    run.wait().expect("an end");
+
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!((line.as_str(), rest.as_str()), ("begun\n", ""));
+    assert_eq!(logs.wait().expect("an end").code(), Some(42));
+    fs::write(folder.path().join("go"), "").expect("a file");
+}
+
+/// `tow logs --follow` of a job, begun once there is a run to follow.
+fn follows_once_it_runs(folder: &Path, job: &str) -> Child {
+    while !tow(folder, &[], &["status"]).output().expect("tow").status.success() {
+        std::thread::yield_now();
+    }
+    tow(folder, &[], &["logs", job, "--follow"]).spawn().expect("tow")
 }
 
 #[test]
