@@ -51,6 +51,7 @@ pub use session::{Hello, Message, QUEUE_BYTES_MAX, SLOTS_MAX, SessionView};
 use crate::{
     ids::{AttemptId, RunId, WorkerName},
     run::LockUsage,
+    views::WorkerSupply,
 };
 use absence::Absences;
 use demand::Demand;
@@ -254,17 +255,24 @@ impl Scheduler {
         session.is_ready().then(|| session.view(self.drained.contains(name)))
     }
 
-    /// Whether a worker is connected that takes jobs of `run`.
-    pub fn has_worker(&self, run: &RunId) -> bool {
-        let takes = |session: &Session| session.takes(run) && !session.draining;
-        self.sessions.values().any(|session| session.is_ready() && takes(session))
+    /// Which workers there are for a job of `run` that asks for `tags`.
+    pub fn worker_supply(&self, run: &RunId, tags: &[String]) -> WorkerSupply {
+        let mut supply = WorkerSupply::Absent;
+        for session in self.sessions.values().filter(|it| it.is_ready() && it.takes(run)) {
+            if session.draining || self.drained.contains(&session.hello.worker) {
+                supply = supply.max(WorkerSupply::Drained);
+            } else if tags.iter().all(|tag| session.hello.tags.contains(tag)) {
+                return WorkerSupply::Fitting;
+            } else {
+                supply = supply.max(WorkerSupply::WithoutTags);
+            }
+        }
+        supply
     }
 
-    /// Whether a worker is connected that takes jobs of `run` and offers all of `tags`.
-    pub fn offers(&self, run: &RunId, tags: &[String]) -> bool {
-        let offers = |session: &Session| tags.iter().all(|tag| session.hello.tags.contains(tag));
-        let fits = |session: &&Session| session.is_ready() && session.takes(run);
-        self.sessions.values().filter(fits).any(offers)
+    /// Whether the store takes no leases now, so that none is decided.
+    pub fn is_leasing_paused(&self) -> bool {
+        self.pause.until().is_some()
     }
 
     /// How many jobs of runs other than `run` hold each of the locks `names`.

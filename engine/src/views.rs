@@ -1,5 +1,7 @@
 //! What is shown of the events, folded one event at a time. Views decide nothing.
 
+mod explanation;
 mod run_summary;
 
+pub use explanation::{NEEDS_NAMED_MAX, Surroundings, WaitReason, WorkerSupply, explain};
 pub use run_summary::{EndCounts, RunEnd, RunSummary};

@@ -15,7 +15,7 @@ use towpath_engine::{
 use towpath_pipeline::{diagnostics::Diagnostics, file};
 use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
 
-pub(crate) use explain::{ExplainContext, explanation};
+pub(crate) use explain::explanation;
 use views::blob as blob_message;
 pub(crate) use views::{artifact_of, gate, job, run, source as source_message, summary, waits_for};
 

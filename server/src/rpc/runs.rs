@@ -10,6 +10,7 @@ use towpath_engine::{
     ids::{Actor, Digest, RunId},
     refusal::Refusal,
     trace::TraceContext,
+    views::{self, Surroundings},
 };
 use towpath_pipeline::pulsaride_jsonl;
 use towpath_proto::v1::{self, runs_server::Runs};
@@ -362,19 +363,17 @@ impl Server {
         let explained = |loaded: &Loaded| {
             let known = loaded.run.job(&job)?;
             let lock = known.plan.resource.as_ref().map(|lock| lock.name.as_str());
-            let busy = self.scheduler().locks_of_others(&id, lock);
-            let tags = &known.plan.tags;
-            let (has_worker, has_tags) =
-                self.scheduler().inspect(|all| (all.has_worker(&id), all.offers(&id, tags)));
-            let around = wire::ExplainContext {
-                id: &id,
-                short_id: &short_id,
+            let holder = known.state.lease().map(|(_, worker)| worker);
+            let locks_of_others = self.scheduler().locks_of_others(&id, lock);
+            let around = self.scheduler().inspect(|all| Surroundings {
                 now: self.runs().now(),
-                busy: &busy,
-                has_worker,
-                has_tags,
-            };
-            Some(wire::explanation(&loaded.run, known, &around))
+                locks_of_others: &locks_of_others,
+                holder_connected: holder.is_some_and(|worker| all.worker(worker).is_some()),
+                workers: all.worker_supply(&id, &known.plan.tags),
+                leasing_paused: all.is_leasing_paused(),
+            });
+            let reason = views::explain(&loaded.run, known, &around);
+            Some(wire::explanation(&loaded.run, known, &reason, (&short_id, around.now)))
         };
         let explained = self.runs().read_durable(&id, explained).await?;
         explained.ok_or(Refusal::JobUnknown { job: job.as_str().into() }.into())

@@ -1,192 +1,171 @@
-//! One answer to: why does this job stand where it stands?
+//! The reason for which a job waits, as a message: in words and with the command that helps.
 
 use towpath_engine::{
-    ids::RunId,
+    ids::WorkerName,
     job::JobState,
     plan::When,
-    run::{Job, LockUsage, Phase, Run},
+    run::{Job, Run},
     time::{Timestamp, duration_words},
+    views::WaitReason,
 };
 use towpath_proto::v1;
 
 use super::views;
 
-/// What an explanation needs to know beyond the run itself.
-pub(crate) struct ExplainContext<'a> {
-    pub(crate) id: &'a RunId,
-    pub(crate) short_id: &'a str,
-    pub(crate) now: Timestamp,
-    /// Locks held by other runs.
-    pub(crate) busy: &'a LockUsage,
-    /// Whether any worker is connected for this run.
-    pub(crate) has_worker: bool,
-    /// Whether any connected worker offers the job's tags.
-    pub(crate) has_tags: bool,
-}
-
-type Answer = (&'static str, String, String);
-
-/// Why `job` stands where it stands.
-pub(crate) fn explanation(run: &Run, job: &Job, around: &ExplainContext<'_>) -> v1::Explanation {
-    let (waits_for, sentence, next_command) = answer(run, job, around);
+/// What `job` of `run`, whose short id is `id`, waits for at `now`.
+pub(crate) fn explanation(
+    run: &Run,
+    job: &Job,
+    reason: &WaitReason,
+    (id, now): (&str, Timestamp),
+) -> v1::Explanation {
     v1::Explanation {
         job: Some(views::job(run, job)),
-        waits_for: waits_for.to_owned(),
-        sentence,
-        next_command,
+        waits_for: reason.word().to_owned(),
+        sentence: sentence(run, job, reason, now),
+        next_command: next_command(job, reason, id),
     }
 }
 
-fn answer(run: &Run, job: &Job, around: &ExplainContext<'_>) -> Answer {
-    let (name, id) = (&job.plan.name, around.short_id);
-    let took = job.ran_ms.map(duration_words).unwrap_or_default();
+fn sentence(run: &Run, job: &Job, reason: &WaitReason, now: Timestamp) -> String {
+    let name = &job.plan.name;
+    let since = |at: Timestamp| duration_words(now.ms_since(at));
+    let state = |job: &str| run.job(job).map_or("", |job| job.state.word());
+    match reason {
+        WaitReason::Ended => ended(run, job),
+        WaitReason::WorkerAbsent { worker, attempt, since: at } => format!(
+            "`{name}` was given to {} (attempt {attempt}, {} ago), which is not here. The job may \
+             still be running; what it does is not lost.",
+            shown(worker),
+            since(*at)
+        ),
+        WaitReason::Running { worker, attempt, since: at, ending } => {
+            let doing = if *ending { "is being ended" } else { "runs" };
+            format!("`{name}` {doing} on {} (attempt {attempt}, {}).", shown(worker), since(*at))
+        }
+        WaitReason::Gate { since: at, digest, .. } => format!(
+            "`{name}` waits at its gate for a person since {} ({}){}.",
+            since(*at),
+            digest.short(),
+            quorum(job),
+        ),
+        WaitReason::Backoff { until } => {
+            let (wait, why) = (duration_words(until.ms_since(now)), views::reason(run, job));
+            format!("`{name}` is tried again in {wait} (at {until}): {why}.")
+        }
+        WaitReason::Needs { open, count } => {
+            let named = open.iter().map(|need| format!("`{need}` ({})", state(need.as_str())));
+            let mut list: Vec<String> = named.collect();
+            let more = (*count as usize).saturating_sub(list.len());
+            list.extend((more > 0).then(|| format!("and {more} more")));
+            format!("`{name}` waits for {}.", list.join(", "))
+        }
+        WaitReason::EarlierStage { job: first } => {
+            let stage = run.job(first.as_str()).map(|job| job.plan.stage.to_string());
+            let (stage, state) = (stage.unwrap_or_default(), state(first.as_str()));
+            format!("`{name}` waits for stage `{stage}`: `{first}` is {state}.")
+        }
+        WaitReason::Lock { name: lock, held, limit } => {
+            format!("`{name}` waits for the lock `{lock}` ({held} of {limit} taken).")
+        }
+        WaitReason::RunNotRunning { phase } => {
+            format!("`{name}` waits, but the run is {}.", phase.word())
+        }
+        WaitReason::Parallelism { limit } => {
+            format!("`{name}` is ready; all {limit} places of the run are taken.")
+        }
+        WaitReason::NoWorker => {
+            format!("`{name}` is ready, but no worker is connected that takes jobs of its run.")
+        }
+        WaitReason::WorkersDrained => {
+            format!("`{name}` is ready, but every worker that is connected is drained.")
+        }
+        WaitReason::Tags { tags } => {
+            format!("`{name}` is ready, but no worker offers: {}.", tags.join(", "))
+        }
+        WaitReason::LeasingPaused => {
+            format!("`{name}` is ready, but the store takes no leases now.")
+        }
+        WaitReason::FreeSlot => {
+            let gate = if job.plan.when == When::Manual { " and approved" } else { "" };
+            format!("`{name}` is ready{gate} and will be given to the next free worker.")
+        }
+    }
+}
+
+/// How a job ended.
+fn ended(run: &Run, job: &Job) -> String {
+    let name = &job.plan.name;
+    let why = || views::reason(run, job);
     match &job.state {
-        JobState::Succeeded => ("ended", format!("`{name}` succeeded in {took}."), String::new()),
-        JobState::Failed | JobState::TimedOut => (
-            "ended",
-            format!("`{name}` failed: {}.", views::reason(run, job)),
-            format!("tow retry {} --run {id}", quoted(name.as_str())),
-        ),
-        JobState::Skipped => (
-            "ended",
-            format!("`{name}` was skipped: {}.", views::reason(run, job)),
-            format!("tow resume {id}"),
-        ),
-        JobState::Cancelled => {
-            ("ended", format!("`{name}` was cancelled with its run."), format!("tow resume {id}"))
+        JobState::Succeeded => {
+            format!("`{name}` succeeded in {}.", job.ran_ms.map(duration_words).unwrap_or_default())
         }
-        JobState::Rejected => (
-            "ended",
-            format!("`{name}` is behind a gate that stays shut: {}.", views::reason(run, job)),
-            format!("tow resume {id}"),
-        ),
-        JobState::Leased(attempt, worker) => {
-            let own = worker.as_str().starts_with(crate::LOCAL_WORKER_PREFIX);
-            let worker = if own { "this machine" } else { worker.as_str() };
-            let since = duration_words(around.now.ms_since(job.since));
-            if !around.has_worker {
-                let sentence = format!(
-                    "`{name}` was given to {worker} (attempt {attempt}, {since} ago), which is not \
-                     here. The job may still be running; what it does is not lost."
-                );
-                return ("paused", sentence, format!("tow resume {id}"));
-            }
-            let doing = if run.phase().is_ending() { "is being ended" } else { "runs" };
-            let sentence = format!("`{name}` {doing} on {worker} (attempt {attempt}, {since}).");
-            ("running", sentence, format!("tow logs {} --run {id} -f", quoted(name.as_str())))
-        }
-        JobState::AtGate(approval_digest) => (
-            "gate",
-            format!(
-                "`{name}` waits at its gate for a person since {} ({}){}.",
-                duration_words(around.now.ms_since(job.since)),
-                approval_digest.short(),
-                quorum(job),
-            ),
-            format!("tow approve {} --run {id}", quoted(name.as_str())),
-        ),
-        JobState::BackingOff(due) if *due > around.now => {
-            let wait = duration_words(due.ms_since(around.now));
-            let why = views::reason(run, job);
-            let sentence = format!("`{name}` is tried again in {wait} (at {due}): {why}.");
-            ("backoff", sentence, String::new())
-        }
-        JobState::Waiting
+        JobState::Failed | JobState::TimedOut => format!("`{name}` failed: {}.", why()),
+        JobState::Skipped => format!("`{name}` was skipped: {}.", why()),
+        JobState::Rejected => format!("`{name}` is behind a gate that stays shut: {}.", why()),
+        JobState::Cancelled
+        | JobState::Waiting
         | JobState::Admitted
         | JobState::Declined
+        | JobState::AtGate(_)
         | JobState::Approved
-        | JobState::Requeued
-        | JobState::BackingOff(_) => waiting(run, job, around),
+        | JobState::Leased(..)
+        | JobState::BackingOff(_)
+        | JobState::Requeued => format!("`{name}` was cancelled with its run."),
     }
 }
 
-fn waiting(run: &Run, job: &Job, around: &ExplainContext<'_>) -> Answer {
-    let (name, id) = (&job.plan.name, around.short_id);
-    let open: Vec<&Job> = job
-        .plan
-        .needs
-        .iter()
-        .filter_map(|need| run.job(need.as_str()))
-        .filter(|need| !need.state.is_over())
-        .collect();
-    if !open.is_empty() {
-        let list: Vec<String> = open
-            .iter()
-            .map(|need| format!("`{}` ({})", need.plan.name, need.state.word()))
-            .collect();
-        let next = format!("tow why {} --run {id}", quoted(open[0].plan.name.as_str()));
-        return ("needs", format!("`{name}` waits for {}.", list.join(", ")), next);
-    }
-    if let Some(first) = earlier_open(run, job) {
-        let sentence = format!(
-            "`{name}` waits for stage `{}`: `{}` is {}.",
-            first.plan.stage,
-            first.plan.name,
-            first.state.word()
-        );
-        return (
-            "stage",
-            sentence,
-            format!("tow why {} --run {id}", quoted(first.plan.name.as_str())),
-        );
-    }
-    if let Some(resource) = &job.plan.resource {
-        let held = around.busy.get(&resource.name).copied().unwrap_or(0)
-            + run.busy().get(&resource.name).copied().unwrap_or(0);
-        if held >= resource.limit {
-            let (lock, limit) = (&resource.name, resource.limit);
-            let sentence =
-                format!("`{name}` waits for the lock `{lock}` ({held} of {limit} taken).");
-            return ("lock", sentence, String::new());
+/// The command that helps, if one does.
+fn next_command(job: &Job, reason: &WaitReason, id: &str) -> String {
+    let name = quoted(job.plan.name.as_str());
+    match reason {
+        WaitReason::Ended => match job.state {
+            JobState::Failed | JobState::TimedOut => format!("tow retry {name} --run {id}"),
+            JobState::Skipped | JobState::Cancelled | JobState::Rejected => {
+                format!("tow resume {id}")
+            }
+            JobState::Succeeded
+            | JobState::Waiting
+            | JobState::Admitted
+            | JobState::Declined
+            | JobState::AtGate(_)
+            | JobState::Approved
+            | JobState::Leased(..)
+            | JobState::BackingOff(_)
+            | JobState::Requeued => String::new(),
+        },
+        WaitReason::Running { .. } => format!("tow logs {name} --run {id} -f"),
+        WaitReason::WorkerAbsent { .. } | WaitReason::NoWorker => format!("tow resume {id}"),
+        WaitReason::Gate { .. } => format!("tow approve {name} --run {id}"),
+        WaitReason::Needs { open, .. } => match open.first() {
+            Some(first) => format!("tow why {} --run {id}", quoted(first.as_str())),
+            None => String::new(),
+        },
+        WaitReason::EarlierStage { job } => {
+            format!("tow why {} --run {id}", quoted(job.as_str()))
         }
+        WaitReason::WorkersDrained => "tow workers".to_owned(),
+        WaitReason::Backoff { .. }
+        | WaitReason::Lock { .. }
+        | WaitReason::RunNotRunning { .. }
+        | WaitReason::Parallelism { .. }
+        | WaitReason::Tags { .. }
+        | WaitReason::LeasingPaused
+        | WaitReason::FreeSlot => String::new(),
     }
-    if *run.phase() != Phase::Running {
-        return (
-            "ended",
-            format!("`{name}` waits, but the run is {}.", run.phase().word()),
-            String::new(),
-        );
-    }
-    let parallelism = run.header().map_or(1, |header| header.parallelism);
-    if run.counts().running >= parallelism {
-        let sentence = format!("`{name}` is ready; all {parallelism} places of the run are taken.");
-        return ("slots", sentence, String::new());
-    }
-    if !around.has_worker {
-        let sentence = format!("`{name}` is ready, but nothing is working on run {}.", around.id);
-        return ("paused", sentence, format!("tow resume {id}"));
-    }
-    if !around.has_tags {
-        let tags = job.plan.tags.join(", ");
-        return (
-            "tags",
-            format!("`{name}` is ready, but no worker offers: {tags}."),
-            String::new(),
-        );
-    }
-    let gate = if job.plan.when == When::Manual { " and approved" } else { "" };
-    (
-        "slots",
-        format!("`{name}` is ready{gate} and will be given to the next free worker."),
-        String::new(),
-    )
+}
+
+/// A worker, as a sentence names it.
+fn shown(worker: &WorkerName) -> &str {
+    let own = worker.as_str().starts_with(crate::LOCAL_WORKER_PREFIX);
+    if own { "this machine" } else { worker.as_str() }
 }
 
 /// What a gate with a policy wants, as the end of a sentence.
 fn quorum(job: &Job) -> String {
     let words = views::waits_for(job);
     if words.is_empty() { words } else { format!(": {words}") }
-}
-
-/// The first job of an earlier stage that has not ended.
-fn earlier_open<'a>(run: &'a Run, job: &Job) -> Option<&'a Job> {
-    let stages = &run.header()?.stages;
-    let place = |job: &Job| stages.iter().position(|stage| *stage == job.plan.stage);
-    let own = place(job)?;
-    run.jobs()
-        .iter()
-        .filter(|other| !other.state.is_over() && place(other).is_some_and(|at| at < own))
-        .min_by_key(|other| place(other))
 }
 
 /// `text` as one shell word.

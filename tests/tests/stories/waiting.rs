@@ -222,5 +222,5 @@ jobs:
     server.settle().await;
 
     assert_eq!(server.states(&run).await, "a succeeded, b waiting");
-    assert_eq!(waits_for(&server, &run, "b").await, "paused");
+    assert_eq!(waits_for(&server, &run, "b").await, "drained");
 }
