@@ -15,8 +15,9 @@ use tonic_types::StatusExt as _;
 use towpath_engine::code::ErrorCode;
 use towpath_engine::trace::TraceContext;
 use towpath_proto::v1::{
-    self, blobs_client::BlobsClient, gates_client::GatesClient, log_client::LogClient,
-    runs_client::RunsClient, workers_client::WorkersClient,
+    self, blobs_service_client::BlobsServiceClient, gates_service_client::GatesServiceClient,
+    log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
+    workers_service_client::WorkersServiceClient,
 };
 use towpath_server::{
     DialTls, PemPair, Server, StoreUrl, SystemClock, dial_socket, dial_tcp, dial_tls, socket_in,
@@ -202,7 +203,7 @@ impl ServerConnection {
             let folder = store_folder(url).unwrap_or_default();
             if let Ok(channel) = dial_socket(socket_in(&folder)).await {
                 // Whoever owns the store may be stopped: it takes the call and says nothing.
-                let mut log = LogClient::new(channel.clone());
+                let mut log = LogServiceClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});
                 if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
                     let bearer = None;
@@ -225,7 +226,8 @@ impl ServerConnection {
             Failure::new(ErrorCode::Unreachable, format!("`{full}` does not answer{why}"), advice)
         };
         let bearer = bearer();
-        let mut log = LogClient::new(AuthorizedChannel::new(channel.clone(), bearer.clone()));
+        let mut log =
+            LogServiceClient::new(AuthorizedChannel::new(channel.clone(), bearer.clone()));
         let answer = tokio::time::timeout(DIAL_WITHIN, log.describe(v1::DescribeRequest {})).await;
         let described = match answer {
             Ok(Ok(described)) => described.into_inner(),
@@ -275,24 +277,24 @@ impl ServerConnection {
         }
     }
 
-    pub(crate) fn runs(&self) -> RunsClient<AuthorizedChannel> {
-        RunsClient::new(self.line()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    pub(crate) fn runs(&self) -> RunsServiceClient<AuthorizedChannel> {
+        RunsServiceClient::new(self.line()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn blobs(&self) -> BlobsClient<AuthorizedChannel> {
-        BlobsClient::new(self.line())
+    pub(crate) fn blobs(&self) -> BlobsServiceClient<AuthorizedChannel> {
+        BlobsServiceClient::new(self.line())
     }
 
-    pub(crate) fn gates(&self) -> GatesClient<AuthorizedChannel> {
-        GatesClient::new(self.line())
+    pub(crate) fn gates(&self) -> GatesServiceClient<AuthorizedChannel> {
+        GatesServiceClient::new(self.line())
     }
 
-    pub(crate) fn log(&self) -> LogClient<AuthorizedChannel> {
-        LogClient::new(self.line())
+    pub(crate) fn log(&self) -> LogServiceClient<AuthorizedChannel> {
+        LogServiceClient::new(self.line())
     }
 
-    pub(crate) fn workers(&self) -> WorkersClient<AuthorizedChannel> {
-        WorkersClient::new(self.line())
+    pub(crate) fn workers(&self) -> WorkersServiceClient<AuthorizedChannel> {
+        WorkersServiceClient::new(self.line())
     }
 
     fn line(&self) -> AuthorizedChannel {

@@ -24,7 +24,7 @@ use towpath_engine::{
         BUNDLE_BYTES_MAX, SOURCE_BYTES_MAX, SOURCE_FILE_BYTES_MAX, SOURCE_FILES_MAX, remote_problem,
     },
 };
-use towpath_proto::v1::{self, blob_part::Part, source::Origin};
+use towpath_proto::v1::{self, put_blob_request::Part, source::Origin};
 use towpath_worker::{
     checkout::{Entry, TreeProblem, survey},
     remote::git,
@@ -114,7 +114,7 @@ impl Taken {
         tokio::task::spawn_blocking(move || {
             let mut next = Some(first);
             while let Some(part) = next.take() {
-                if parts.blocking_send(v1::BlobPart { part: Some(part) }).is_err() {
+                if parts.blocking_send(v1::PutBlobRequest { part: Some(part) }).is_err() {
                     return;
                 }
                 let mut content = Vec::with_capacity(PART_BYTES);

@@ -106,7 +106,8 @@ claims!(
     RetryJobRequest,
     CancelRunRequest,
     ImportRunRequest,
-    DecideGateRequest
+    ApproveGateRequest,
+    RejectGateRequest
 );
 
 /// Who makes `request`: whoever it was proven to be, else whoever it says.

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use towpath_engine::{
     codec,
-    ids::RunId,
+    ids::{Digest, RunId},
     run::Run,
     source::{Origin, Source},
 };
@@ -24,7 +24,7 @@ use crate::{
 const REPORT_EVERY: u64 = 20_000;
 
 /// Checks everything and says what it found.
-pub(crate) async fn check(server: &Server, send: mpsc::Sender<Result<v1::CheckProgress, Status>>) {
+pub(crate) async fn check(server: &Server, send: mpsc::Sender<Result<v1::CheckResponse, Status>>) {
     match check_all(server, &send).await {
         Ok(done) => drop(send.send(Ok(done)).await),
         Err(error) => drop(send.send(Err(status::of(error))).await),
@@ -33,12 +33,12 @@ pub(crate) async fn check(server: &Server, send: mpsc::Sender<Result<v1::CheckPr
 
 async fn check_all(
     server: &Server,
-    send: &mpsc::Sender<Result<v1::CheckProgress, Status>>,
-) -> Result<v1::CheckProgress, CommandError> {
+    send: &mpsc::Sender<Result<v1::CheckResponse, Status>>,
+) -> Result<v1::CheckResponse, CommandError> {
     let store = &server.runs().store;
     let verified = verify(&**store, |position| {
         if position % REPORT_EVERY == 0 {
-            let progress = v1::CheckProgress { records: position, ..Default::default() };
+            let progress = v1::CheckResponse { records: position, ..Default::default() };
             drop(send.try_send(Ok(progress)));
         }
     })
@@ -59,12 +59,12 @@ async fn check_all(
         }
     }
     check_blobs(server, &rebuilt, &mut findings);
-    Ok(v1::CheckProgress {
+    Ok(v1::CheckResponse {
         records: verified.records,
         runs: rebuilt.len() as u64,
         done: true,
         findings,
-        hash: verified.hash.to_vec().into(),
+        log_hash: Digest(verified.hash).to_string(),
     })
 }
 

@@ -189,7 +189,11 @@ fn of_workers(workers: &[v1::Worker], metric_values: &MetricValues) -> Vec<Metri
 }
 
 fn free(worker: &v1::Worker) -> u64 {
-    if worker.draining { 0 } else { u64::from(worker.slots.saturating_sub(worker.running)) }
+    if worker.state() == v1::WorkerState::Draining {
+        0
+    } else {
+        u64::from(worker.slots.saturating_sub(worker.running))
+    }
 }
 
 fn sorted(tags: &[String]) -> Tags {

@@ -15,7 +15,7 @@ use towpath_proto::v1;
 const OUTBOX_BYTES_MAX: u32 = 256 * 1024;
 
 /// A message, and its part of the bytes that may wait.
-type Entry = (Result<v1::ServerMessage, Status>, Option<OwnedSemaphorePermit>);
+type Entry = (Result<v1::SessionResponse, Status>, Option<OwnedSemaphorePermit>);
 
 /// Where messages for one worker are put.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Outbox {
 }
 
 /// The other side of an outbox.
-pub(crate) type Outgoing = Pin<Box<dyn Stream<Item = Result<v1::ServerMessage, Status>> + Send>>;
+pub(crate) type Outgoing = Pin<Box<dyn Stream<Item = Result<v1::SessionResponse, Status>> + Send>>;
 
 /// An outbox for the worker that calls itself `worker`, and the stream that it fills.
 pub(crate) fn outbox() -> (Outbox, Outgoing) {
@@ -50,7 +50,7 @@ impl Outbox {
     }
 
     /// Puts a message in as soon as there is room; says whether anybody can still take it.
-    pub(crate) async fn send(&self, message: v1::ServerMessage) -> bool {
+    pub(crate) async fn send(&self, message: v1::SessionResponse) -> bool {
         let bytes = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
         let bytes = bytes.clamp(1, OUTBOX_BYTES_MAX);
         tokio::select! {
@@ -86,9 +86,9 @@ mod tests {
 
     use super::*;
 
-    fn message(bytes: usize) -> v1::ServerMessage {
+    fn message(bytes: usize) -> v1::SessionResponse {
         let of = v1::AttemptId { run: "r".repeat(bytes), ..v1::AttemptId::default() };
-        v1::ServerMessage { message: Some(v1::server_message::Message::Recorded(of)) }
+        v1::SessionResponse { message: Some(v1::session_response::Message::Recorded(of)) }
     }
 
     #[tokio::test]

@@ -21,8 +21,9 @@ use towpath_proto::{
     DESCRIPTORS,
     externalscaler::external_scaler_server::ExternalScalerServer,
     v1::{
-        blobs_server::BlobsServer, gates_server::GatesServer, log_server::LogServer,
-        runs_server::RunsServer, workers_server::WorkersServer,
+        blobs_service_server::BlobsServiceServer, gates_service_server::GatesServiceServer,
+        log_service_server::LogServiceServer, runs_service_server::RunsServiceServer,
+        workers_service_server::WorkersServiceServer,
     },
 };
 
@@ -210,7 +211,7 @@ impl Server {
                     bounded!($service, MESSAGE_BYTES_MAX, ANSWER_BYTES_MAX)
                 };
             }
-            let runs = RunsServer::new(server.clone());
+            let runs = RunsServiceServer::new(server.clone());
             let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
             let served = transport
                 .layer(RequestSpanLayer)
@@ -221,11 +222,11 @@ impl Server {
                 .add_service(bounded!(reflection))
                 .add_service(bounded!(reflection_alpha))
                 .add_service(runs)
-                .add_service(bounded!(BlobsServer::new(server.clone())))
-                .add_service(bounded!(GatesServer::new(server.clone())))
-                .add_service(bounded!(LogServer::new(server.clone())))
+                .add_service(bounded!(BlobsServiceServer::new(server.clone())))
+                .add_service(bounded!(GatesServiceServer::new(server.clone())))
+                .add_service(bounded!(LogServiceServer::new(server.clone())))
                 .add_service(bounded!(ExternalScalerServer::new(server.clone())))
-                .add_service(bounded!(WorkersServer::new(server)))
+                .add_service(bounded!(WorkersServiceServer::new(server)))
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {
                 served = served => if let Err(error) = served {
@@ -240,7 +241,7 @@ impl Server {
     /// Says to whoever asks after its health whether this server wants to be asked.
     pub(crate) async fn set_health(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", "towpath.v1.Runs", "towpath.v1.Workers"] {
+        for service in ["", "towpath.v1.RunsService", "towpath.v1.WorkersService"] {
             self.health().set_service_status(service, status).await;
         }
     }

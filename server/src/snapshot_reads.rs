@@ -157,13 +157,13 @@ impl Reading {
 }
 
 impl Stream for Parts {
-    type Item = Result<v1::SnapshotPart, Status>;
+    type Item = Result<v1::ReadSnapshotResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = locked(&self.reading).next(Instant::now());
         let version = self.version;
         Poll::Ready(next.map(|part| match part {
-            Ok(content) => Ok(v1::SnapshotPart { version, content }),
+            Ok(content) => Ok(v1::ReadSnapshotResponse { version, content }),
             Err(limit) => Err(status::of(limit.into())),
         }))
     }

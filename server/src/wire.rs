@@ -13,7 +13,10 @@ use towpath_engine::{
     source::{Origin, Source},
 };
 use towpath_pipeline::{diagnostics::Diagnostics, file};
-use towpath_proto::v1::{self, failed::Cause, report, server_message::Message};
+use towpath_proto::{
+    time::{duration, duration_ms},
+    v1::{self, failed::Cause, report, session_response::Message},
+};
 
 pub(crate) use explain::explanation;
 use views::blob as blob_message;
@@ -126,33 +129,36 @@ pub(crate) fn attempt_message(key: &Key) -> v1::AttemptId {
     v1::AttemptId { run: run.to_string(), job: job.to_string(), attempt: attempt.0 }
 }
 
-fn outgoing(message: Message) -> v1::ServerMessage {
-    v1::ServerMessage { message: Some(message) }
+fn outgoing(message: Message) -> v1::SessionResponse {
+    v1::SessionResponse { message: Some(message) }
 }
 
 /// Tells a worker to end an attempt.
-pub(crate) fn cancel(key: &Key) -> v1::ServerMessage {
-    outgoing(Message::Cancel(v1::Cancel { of: Some(attempt_message(key)) }))
+pub(crate) fn cancel(key: &Key) -> v1::SessionResponse {
+    outgoing(Message::Cancel(v1::Cancel { attempt: Some(attempt_message(key)) }))
 }
 
 /// Tells a worker that the report of an attempt is durable.
-pub(crate) fn recorded(key: &Key) -> v1::ServerMessage {
+pub(crate) fn recorded(key: &Key) -> v1::SessionResponse {
     outgoing(Message::Recorded(attempt_message(key)))
 }
 
 /// Tells a worker what still counts of what it said it holds.
-pub(crate) fn welcome(held: impl Iterator<Item = (Key, u64)>, lease_ms: u64) -> v1::ServerMessage {
+pub(crate) fn welcome(
+    held: impl Iterator<Item = (Key, u64)>,
+    lease_ms: u64,
+) -> v1::SessionResponse {
     let held = held
         .map(|(key, output_bytes)| v1::HeldAttempt {
-            of: Some(attempt_message(&key)),
+            attempt: Some(attempt_message(&key)),
             output_bytes,
         })
         .collect();
-    outgoing(Message::Welcome(v1::Welcome { held, lease_ms }))
+    outgoing(Message::Welcome(v1::Welcome { held, lease: Some(duration(lease_ms)) }))
 }
 
 /// What a worker is told to do under the lease of this fence, if that still stands.
-pub(crate) fn assignment(key: &Key, fence: u64, run: &Run) -> Option<v1::ServerMessage> {
+pub(crate) fn assignment(key: &Key, fence: u64, run: &Run) -> Option<v1::SessionResponse> {
     let Key { job: name, attempt, .. } = key;
     let job = run.job(name.as_str()).filter(|job| job.attempt == *attempt)?;
     let header = run.header()?;
@@ -160,15 +166,15 @@ pub(crate) fn assignment(key: &Key, fence: u64, run: &Run) -> Option<v1::ServerM
     let (files, files_left_out) =
         if header.source.is_some() { needed_files(run, job) } else { Default::default() };
     let assignment = v1::Assignment {
-        of: Some(attempt_message(key)),
+        attempt: Some(attempt_message(key)),
         fence,
         script: filled.script,
         shell: job.plan.shell.clone(),
         env: filled.env,
         secrets: job.plan.secrets.clone(),
         folder: header.folder.clone(),
-        timeout_ms: job.plan.timeout_ms,
-        grace_ms: job.plan.grace_ms,
+        timeout: job.plan.timeout_ms.map(duration),
+        grace: job.plan.grace_ms.map(duration),
         artifacts: job.plan.artifacts.clone(),
         traceparent: telemetry::of_attempt(run, name, *attempt),
         stage: job.plan.stage.to_string(),
@@ -230,9 +236,11 @@ pub(crate) fn worker(view: &SessionView<'_>) -> v1::Worker {
         tags: hello.tags.clone(),
         slots: hello.slots,
         running: u32::try_from(view.running).unwrap_or(u32::MAX),
-        since: hello.since.to_string(),
+        since: Some(views::time(hello.since)),
         version: hello.version.clone(),
-        draining: view.draining,
+        state: if view.draining { v1::WorkerState::Draining } else { v1::WorkerState::Active }
+            .into(),
+        connected: true,
         run: hello.only.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
@@ -252,7 +260,10 @@ pub(crate) fn reported(ended: Option<report::Ended>) -> Reported {
             None => return invalid_report("it names no cause of the failure"),
             Some(Cause::ExitCode(code)) => Ended::Failed(FailureCause::ExitCode(code)),
             Some(Cause::Signal(signal)) => Ended::Failed(FailureCause::Signal(signal)),
-            Some(Cause::TimedOutMs(ms)) => Ended::Failed(FailureCause::TimedOut(ms)),
+            Some(Cause::TimedOut(limit)) => match duration_ms(&limit) {
+                Some(ms) => Ended::Failed(FailureCause::TimedOut(ms)),
+                None => return invalid_report("its time limit is no duration"),
+            },
             Some(Cause::NotStarted(why)) => Ended::Failed(FailureCause::NotStarted(why).bounded()),
             Some(Cause::OutputUnusable(why)) => {
                 Ended::Failed(FailureCause::OutputUnusable(why).bounded())
@@ -265,9 +276,9 @@ pub(crate) fn reported(ended: Option<report::Ended>) -> Reported {
     })
 }
 
-fn artifact(artifact: v1::ArtifactRef) -> Option<Artifact> {
-    let v1::ArtifactRef { path, size, sha256 } = artifact;
-    Some(Artifact { path, blob: Blob { size, sha256: digest(&sha256).ok()? } })
+fn artifact(artifact: v1::Artifact) -> Option<Artifact> {
+    let v1::Artifact { path, blob: named } = artifact;
+    Some(Artifact { path, blob: blob(&named?).ok()? })
 }
 
 /// The job that a request names.

@@ -20,10 +20,12 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::transport::Channel;
+use towpath_proto::streams::Records;
+use towpath_proto::time::duration;
 use towpath_proto::v1::{
-    self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
-    server_message::Message as FromServer, worker_message::Message as ToServer,
-    workers_client::WorkersClient,
+    self, gates_service_client::GatesServiceClient, log_service_client::LogServiceClient,
+    runs_service_client::RunsServiceClient, session_request::Message as ToServer,
+    session_response::Message as FromServer, workers_service_client::WorkersServiceClient,
 };
 use towpath_server::{Server, SystemClock, dial_tcp};
 use towpath_tests::{ANA, file, program, start_request, succeeded};
@@ -111,7 +113,14 @@ async fn start(channel: Channel, yaml: &str, folder: &Path) -> String {
     let mut request = start_request(&file(&format!("stages: [s]\njobs:\n{yaml}")));
     request.file.as_mut().expect("a file").folder = folder.display().to_string();
     request.parallelism = 1_024;
-    RunsClient::new(channel).start_run(request).await.expect("a run").into_inner().id
+    RunsServiceClient::new(channel)
+        .start_run(request)
+        .await
+        .expect("a run")
+        .into_inner()
+        .run
+        .unwrap_or_default()
+        .id
 }
 
 fn no_ops(count: usize) -> String {
@@ -121,7 +130,9 @@ fn no_ops(count: usize) -> String {
 /// Waits until `runs` runs have ended; answers when each did.
 async fn ended(channel: Channel, runs: usize) -> Vec<Instant> {
     let request = v1::FollowRequest { run: String::new(), after: 0, follow: true };
-    let mut log = LogClient::new(channel).follow(request).await.expect("a log").into_inner();
+    let mut log = Records::new(
+        LogServiceClient::new(channel).follow(request).await.expect("a log").into_inner(),
+    );
     let mut ends = Vec::new();
     while ends.len() < runs {
         let record = log.next().await.expect("the log goes on").expect("a record");
@@ -141,10 +152,10 @@ async fn no_op_worker(
     given: mpsc::UnboundedSender<Instant>,
 ) -> JoinHandle<()> {
     let (send, receive) = mpsc::channel(4_096);
-    let say = |message| v1::WorkerMessage { message: Some(message) };
+    let say = |message| v1::SessionRequest { message: Some(message) };
     let hello = v1::Hello { worker: name, slots, ..Default::default() };
     send.send(say(ToServer::Hello(hello))).await.expect("room");
-    let opened = WorkersClient::new(channel).session(ReceiverStream::new(receive)).await;
+    let opened = WorkersServiceClient::new(channel).session(ReceiverStream::new(receive)).await;
     let mut incoming = opened.expect("a session").into_inner();
     incoming.next().await.expect("a welcome").expect("a welcome");
     tokio::spawn(async move {
@@ -157,8 +168,8 @@ async fn no_op_worker(
                     let Some(FromServer::Assignment(assignment)) = message.message else { continue };
                     let _ = given.send(Instant::now());
                     let report = v1::Report {
-                        of: assignment.of,
-                        ran_ms: 1,
+                        attempt: assignment.attempt,
+                        run_time: Some(duration(1)),
                         ended: Some(succeeded()),
                         output_bytes: 0,
                     };
@@ -188,7 +199,8 @@ async fn first_byte() {
         .map(|n| format!("  j{n}: {{stage: s, when: manual, command: echo >begun}}\n"))
         .collect();
     let run = start(serving.dial(), &jobs, serving.folder.path()).await;
-    let (mut runs, mut gates) = (RunsClient::new(serving.dial()), GatesClient::new(serving.dial()));
+    let (mut runs, mut gates) =
+        (RunsServiceClient::new(serving.dial()), GatesServiceClient::new(serving.dial()));
     let (mut asked, mut told, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     for after in 0..SAMPLES as u32 {
         floors.push(floor());
@@ -197,7 +209,7 @@ async fn first_byte() {
         let request = v1::ListJobsRequest { run: run.clone(), after, limit: 1 };
         let page = runs.list_jobs(request).await.expect("a page").into_inner();
         let job = page.jobs.into_iter().next().expect("a job");
-        let request = v1::DecideGateRequest {
+        let request = v1::ApproveGateRequest {
             run: run.clone(),
             job: job.name,
             approval_digest: job.approval_digest,

@@ -26,9 +26,12 @@ use towpath_engine::{
     scheduler::{Effect, Hello, Input, Leased, Message, Scheduler, SessionId},
     time::Timestamp,
 };
+use towpath_proto::streams::Records;
+use towpath_proto::time::duration;
 use towpath_proto::v1::{
-    self, log_client::LogClient, runs_client::RunsClient, server_message::Message as FromServer,
-    worker_message::Message as ToServer, workers_client::WorkersClient,
+    self, log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
+    session_request::Message as ToServer, session_response::Message as FromServer,
+    workers_service_client::WorkersServiceClient,
 };
 use towpath_server::{Server, SystemClock};
 use towpath_tests::{file, start_request, succeeded};
@@ -309,18 +312,19 @@ fn used() -> f64 {
 
 async fn session(channel: Channel, name: String, tags: &[&str], slots: u32) {
     let (send, receive) = mpsc::channel(4_096);
-    let say = |message| v1::WorkerMessage { message: Some(message) };
+    let say = |message| v1::SessionRequest { message: Some(message) };
     let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
     let hello = v1::Hello { worker: name, slots, tags, ..Default::default() };
     send.send(say(ToServer::Hello(hello))).await.expect("room");
-    let opened = WorkersClient::new(channel).session(ReceiverStream::new(receive)).await;
+    let opened = WorkersServiceClient::new(channel).session(ReceiverStream::new(receive)).await;
     let mut incoming = opened.expect("a session").into_inner();
     incoming.next().await.expect("a welcome").expect("a welcome");
     tokio::spawn(async move {
         while let Some(Ok(message)) = incoming.next().await {
             if let Some(FromServer::Assignment(assignment)) = message.message {
-                let (ended, of) = (Some(succeeded()), assignment.of);
-                let report = v1::Report { of, ran_ms: 1, ended, output_bytes: 0 };
+                let (ended, of) = (Some(succeeded()), assignment.attempt);
+                let report =
+                    v1::Report { attempt: of, run_time: Some(duration(1)), ended, output_bytes: 0 };
                 drop(send.send(say(ToServer::Report(report))).await);
             }
         }
@@ -332,7 +336,14 @@ async fn session(channel: Channel, name: String, tags: &[&str], slots: u32) {
 async fn start(channel: Channel, yaml: &str) -> String {
     let mut request = start_request(&file(&format!("stages: [s]\njobs:\n{yaml}")));
     request.parallelism = 1_024;
-    RunsClient::new(channel).start_run(request).await.expect("a run").into_inner().id
+    RunsServiceClient::new(channel)
+        .start_run(request)
+        .await
+        .expect("a run")
+        .into_inner()
+        .run
+        .unwrap_or_default()
+        .id
 }
 
 /// The processor time for 500 jobs, of server and workers together.
@@ -342,8 +353,9 @@ async fn jobs_of(server: &Server) -> f64 {
     let before = used();
     let run = start(server.connect(), &jobs).await;
     let request = v1::FollowRequest { run, after: 0, follow: true };
-    let mut log =
-        LogClient::new(server.connect()).follow(request).await.expect("a log").into_inner();
+    let mut log = Records::new(
+        LogServiceClient::new(server.connect()).follow(request).await.expect("a log").into_inner(),
+    );
     while log.next().await.expect("the log goes on").expect("a record").kind != "run_finished" {}
     used() - before
 }
@@ -381,7 +393,8 @@ async fn driven() {
         let channel = server.connect();
         for _ in 0..PER_CONNECTION {
             let request = v1::FollowRequest { run: idle.clone(), after: 0, follow: true };
-            let stream = LogClient::new(channel.clone()).follow(request).await.expect("a log");
+            let stream =
+                LogServiceClient::new(channel.clone()).follow(request).await.expect("a log");
             streams.push(tokio::spawn(async move {
                 let mut stream = stream.into_inner();
                 while stream.next().await.is_some() {}

@@ -7,9 +7,12 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming, transport::Channel};
 use towpath_engine::ids::Digest;
-use towpath_proto::v1::{
-    self, failed::Cause, report::Ended, server_message::Message as FromServer,
-    worker_message::Message as ToServer, workers_client::WorkersClient,
+use towpath_proto::{
+    time::duration,
+    v1::{
+        self, failed::Cause, report::Ended, session_request::Message as ToServer,
+        session_response::Message as FromServer, workers_service_client::WorkersServiceClient,
+    },
 };
 
 use crate::test_server::bounded;
@@ -39,8 +42,8 @@ pub fn failed(exit_code: i32) -> Ended {
 /// A session, and what came through it and nobody asked for yet.
 #[derive(Debug)]
 pub struct ScriptedWorker {
-    send: mpsc::Sender<v1::WorkerMessage>,
-    incoming: Streaming<v1::ServerMessage>,
+    send: mpsc::Sender<v1::SessionRequest>,
+    incoming: Streaming<v1::SessionResponse>,
     welcome: v1::Welcome,
     assignments: VecDeque<v1::Assignment>,
     cancels: VecDeque<v1::AttemptId>,
@@ -56,8 +59,8 @@ impl ScriptedWorker {
     /// Opens a session with any first message and waits for its welcome.
     pub async fn connect_saying(channel: Channel, first: ToServer) -> Result<Self, Status> {
         let (send, receive) = mpsc::channel(QUEUE);
-        send.send(v1::WorkerMessage { message: Some(first) }).await.expect("room for a message");
-        let mut client = WorkersClient::new(channel);
+        send.send(v1::SessionRequest { message: Some(first) }).await.expect("room for a message");
+        let mut client = WorkersServiceClient::new(channel);
         let incoming = client.session(ReceiverStream::new(receive)).await?.into_inner();
         let mut worker = Self {
             send,
@@ -80,14 +83,14 @@ impl ScriptedWorker {
     pub fn held(&self) -> Vec<(String, u64)> {
         let name = |of: &v1::AttemptId| format!("{}/{}", of.job, of.attempt);
         let held = self.welcome.held.iter();
-        held.map(|held| (held.of.as_ref().map(name).unwrap_or_default(), held.output_bytes))
+        held.map(|held| (held.attempt.as_ref().map(name).unwrap_or_default(), held.output_bytes))
             .collect()
     }
 
     /// Says anything at all.
     pub async fn say(&self, message: ToServer) {
         self.send
-            .send(v1::WorkerMessage { message: Some(message) })
+            .send(v1::SessionRequest { message: Some(message) })
             .await
             .expect("the session is open");
     }
@@ -132,7 +135,8 @@ impl ScriptedWorker {
     /// Sends part of what an attempt printed.
     pub async fn print(&self, assignment: &v1::Assignment, offset: u64, content: &[u8]) {
         let content = content.to_vec().into();
-        self.say(ToServer::Output(v1::Output { of: Some(of(assignment)), offset, content })).await;
+        self.say(ToServer::Output(v1::Output { attempt: Some(of(assignment)), offset, content }))
+            .await;
     }
 
     /// Sends a file that an attempt left behind; answers what the report says of it.
@@ -141,10 +145,10 @@ impl ScriptedWorker {
         assignment: &v1::Assignment,
         path: &str,
         content: &[u8],
-    ) -> v1::ArtifactRef {
+    ) -> v1::Artifact {
         for (part, offset) in content.chunks(PART_BYTES).zip((0..).step_by(PART_BYTES)) {
             let part = v1::ArtifactPart {
-                of: Some(of(assignment)),
+                attempt: Some(of(assignment)),
                 path: path.to_owned(),
                 content: part.to_vec().into(),
                 offset,
@@ -152,7 +156,8 @@ impl ScriptedWorker {
             self.say(ToServer::Artifact(part)).await;
         }
         let sha256 = Digest::of(content).to_string();
-        v1::ArtifactRef { path: path.to_owned(), size: content.len() as u64, sha256 }
+        let blob = v1::Blob { size: content.len() as u64, sha256 };
+        v1::Artifact { path: path.to_owned(), blob: Some(blob) }
     }
 
     /// Reports how an attempt ended and waits until that is durable.
@@ -175,7 +180,13 @@ impl ScriptedWorker {
     /// Reports the end of an attempt without waiting for an answer.
     pub async fn send_report(&self, of: &v1::AttemptId, ended: Ended, output_bytes: u64) {
         let (of, ended) = (Some(of.clone()), Some(ended));
-        self.say(ToServer::Report(v1::Report { of, ran_ms: 5, ended, output_bytes })).await;
+        self.say(ToServer::Report(v1::Report {
+            attempt: of,
+            run_time: Some(duration(5)),
+            ended,
+            output_bytes,
+        }))
+        .await;
     }
 
     /// Waits until the server says that the report of `of` is durable.
@@ -242,7 +253,7 @@ impl ScriptedWorker {
         match self.hear(awaited).await? {
             FromServer::Welcome(welcome) => panic!("a second welcome: {welcome:?}"),
             FromServer::Assignment(assignment) => self.assignments.push_back(assignment),
-            FromServer::Cancel(cancel) => self.cancels.extend(cancel.of),
+            FromServer::Cancel(cancel) => self.cancels.extend(cancel.attempt),
             FromServer::Recorded(of) => {
                 self.recorded.insert(name(&of));
             }
@@ -260,7 +271,7 @@ impl ScriptedWorker {
 
 /// The attempt that an assignment is about.
 fn of(assignment: &v1::Assignment) -> v1::AttemptId {
-    assignment.of.clone().expect("an assignment names its attempt")
+    assignment.attempt.clone().expect("an assignment names its attempt")
 }
 
 fn name(of: &v1::AttemptId) -> (String, String, u32) {

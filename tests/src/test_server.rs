@@ -10,9 +10,11 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 use towpath_engine::{code::ErrorCode, time::Timestamp};
+use towpath_proto::streams::Piece;
+use towpath_proto::streams::Records;
 use towpath_proto::v1::{
-    self, gates_client::GatesClient, log_client::LogClient, runs_client::RunsClient,
-    workers_client::WorkersClient,
+    self, gates_service_client::GatesServiceClient, log_service_client::LogServiceClient,
+    runs_service_client::RunsServiceClient, workers_service_client::WorkersServiceClient,
 };
 use towpath_server::{Access, Clock, ERROR_DOMAIN, Server, SetClock, SystemClock, dial_socket};
 
@@ -116,8 +118,8 @@ impl TestServer {
     }
 
     /// The client of workers.
-    pub fn workers(&self) -> WorkersClient<Channel> {
-        WorkersClient::new(self.channel())
+    pub fn workers(&self) -> WorkersServiceClient<Channel> {
+        WorkersServiceClient::new(self.channel())
     }
 
     async fn open(url: &str, clock: Arc<dyn Clock>) -> Self {
@@ -165,18 +167,18 @@ impl TestServer {
     }
 
     /// The client of runs.
-    pub fn runs(&self) -> RunsClient<Channel> {
-        RunsClient::new(self.channel())
+    pub fn runs(&self) -> RunsServiceClient<Channel> {
+        RunsServiceClient::new(self.channel())
     }
 
     /// The client of gates.
-    pub fn gates(&self) -> GatesClient<Channel> {
-        GatesClient::new(self.channel())
+    pub fn gates(&self) -> GatesServiceClient<Channel> {
+        GatesServiceClient::new(self.channel())
     }
 
     /// The client of the log.
-    pub fn log(&self) -> LogClient<Channel> {
-        LogClient::new(self.channel())
+    pub fn log(&self) -> LogServiceClient<Channel> {
+        LogServiceClient::new(self.channel())
     }
 
     /// Begins a run of the pipeline file `yaml`, at most four jobs at once; answers its id.
@@ -192,13 +194,19 @@ impl TestServer {
 
     /// Asks for a run.
     pub async fn try_start(&self, request: v1::StartRunRequest) -> Result<v1::Run, Status> {
-        Ok(self.runs().start_run(request).await?.into_inner())
+        Ok(self.runs().start_run(request).await?.into_inner().run.unwrap_or_default())
     }
 
     /// The run that `run` names.
     pub async fn run(&self, run: &str) -> v1::Run {
         let request = v1::GetRunRequest { run: run.to_owned() };
-        self.runs().get_run(request).await.expect("the run is there").into_inner()
+        self.runs()
+            .get_run(request)
+            .await
+            .expect("the run is there")
+            .into_inner()
+            .run
+            .unwrap_or_default()
     }
 
     /// Where the run stands, in one word.
@@ -239,7 +247,7 @@ impl TestServer {
     }
 
     /// Why a job stands where it stands.
-    pub async fn explain(&self, run: &str, job: &str) -> v1::Explanation {
+    pub async fn explain(&self, run: &str, job: &str) -> v1::ExplainJobResponse {
         let request = v1::ExplainJobRequest { run: run.to_owned(), job: job.to_owned() };
         self.runs().explain_job(request).await.expect("an explanation").into_inner()
     }
@@ -258,28 +266,24 @@ impl TestServer {
         approval_digest: &str,
         approve: bool,
     ) -> Result<String, Status> {
-        let request = v1::DecideGateRequest {
-            run: run.to_owned(),
-            job: job.to_owned(),
-            approval_digest: approval_digest.to_owned(),
-            comment: "counts read".to_owned(),
-            actor: ANA.to_owned(),
-            ..Default::default()
-        };
+        let (run, job, actor) = (run.to_owned(), job.to_owned(), ANA.to_owned());
+        let (approval_digest, comment) = (approval_digest.to_owned(), "counts read".to_owned());
         let mut gates = self.gates();
-        let reply = if approve {
-            gates.approve_gate(request).await?
-        } else {
-            gates.reject_gate(request).await?
-        };
-        Ok(reply.into_inner().phase)
+        if approve {
+            let emails = Vec::new();
+            let request =
+                v1::ApproveGateRequest { run, job, approval_digest, comment, actor, emails };
+            return Ok(gates.approve_gate(request).await?.into_inner().phase);
+        }
+        let request = v1::RejectGateRequest { run, job, approval_digest, comment, actor };
+        Ok(gates.reject_gate(request).await?.into_inner().phase)
     }
 
     /// Ends the run.
     pub async fn cancel(&self, run: &str) -> Result<v1::Run, Status> {
         let (run, reason, actor) = (run.to_owned(), "enough".to_owned(), ANA.to_owned());
         let request = v1::CancelRunRequest { run, reason, actor };
-        Ok(self.runs().cancel_run(request).await?.into_inner())
+        Ok(self.runs().cancel_run(request).await?.into_inner().run.unwrap_or_default())
     }
 
     /// Lets the run go on under its frozen plan.
@@ -290,20 +294,26 @@ impl TestServer {
     /// Lets a run go on.
     pub async fn resume_with(&self, request: v1::ResumeRunRequest) -> Result<v1::Run, Status> {
         let request = v1::ResumeRunRequest { actor: ANA.to_owned(), ..request };
-        Ok(self.runs().resume_run(request).await?.into_inner())
+        Ok(self.runs().resume_run(request).await?.into_inner().run.unwrap_or_default())
     }
 
     /// Gives one job another chance.
     pub async fn retry(&self, run: &str, job: &str) -> Result<v1::Run, Status> {
         let (run, job, actor) = (run.to_owned(), job.to_owned(), ANA.to_owned());
-        Ok(self.runs().retry_job(v1::RetryJobRequest { run, job, actor }).await?.into_inner())
+        Ok(self
+            .runs()
+            .retry_job(v1::RetryJobRequest { run, job, actor })
+            .await?
+            .into_inner()
+            .run
+            .unwrap_or_default())
     }
 
     /// Everything a stream of output or of an artifact carries.
-    pub async fn collect(mut stream: Streaming<v1::OutputChunk>) -> Result<Vec<u8>, Status> {
+    pub async fn collect(mut stream: Streaming<impl Piece>) -> Result<Vec<u8>, Status> {
         let mut all = Vec::new();
         while let Some(chunk) = stream.next().await {
-            all.extend_from_slice(&chunk?.content);
+            all.extend_from_slice(&chunk?.content());
         }
         Ok(all)
     }
@@ -319,7 +329,8 @@ impl TestServer {
     /// The records of the run's own stream (or with an empty id, of the log) after `after`.
     pub async fn records(&self, run: &str, after: u64) -> Vec<v1::Record> {
         let request = v1::FollowRequest { run: run.to_owned(), after, follow: false };
-        let mut stream = self.log().follow(request).await.expect("a log").into_inner();
+        let mut stream =
+            Records::new(self.log().follow(request).await.expect("a log").into_inner());
         let mut records = Vec::new();
         while let Some(record) = bounded("the end of the log", stream.next()).await {
             records.push(record.expect("a record"));
@@ -347,7 +358,8 @@ impl TestServer {
     /// Waits until the run has `times` events of `kind`.
     pub async fn until(&self, run: &str, kind: &str, times: usize) {
         let request = v1::FollowRequest { run: run.to_owned(), after: 0, follow: true };
-        let mut stream = self.log().follow(request).await.expect("a log").into_inner();
+        let mut stream =
+            Records::new(self.log().follow(request).await.expect("a log").into_inner());
         let what = format!("{times} × `{kind}` in run {run}");
         let seen = async {
             let mut left = times;
@@ -369,7 +381,7 @@ impl TestServer {
     pub async fn findings(&self) -> Vec<String> {
         let request = v1::CheckRequest {};
         let mut stream = self.log().check(request).await.expect("a check").into_inner();
-        let mut last = v1::CheckProgress::default();
+        let mut last = v1::CheckResponse::default();
         while let Some(progress) = bounded("the end of the check", stream.next()).await {
             last = progress.expect("the log can be read");
         }

@@ -303,7 +303,7 @@ async fn one_trace_goes_from_the_command_line_to_the_script_through_retries_and_
     assert!(run.status.success(), "{}", stderr(&run));
     let run = String::from_utf8_lossy(&run.stdout).trim().to_owned();
     let one = scene.until_there("one").await;
-    let start = collector.one("towpath.v1.Runs/StartRun").await;
+    let start = collector.one("towpath.v1.RunsService/StartRun").await;
     // Both are killed; the script goes on, and others take over.
     drop((server, worker));
     let _server = scene.serve(&address).await;
@@ -353,7 +353,7 @@ async fn one_trace_goes_from_the_command_line_to_the_script_through_retries_and_
     }
 
     // The approval is a trace of its own, and leads to the run's.
-    let approval = collector.one("towpath.v1.Gates/ApproveGate").await;
+    let approval = collector.one("towpath.v1.GatesService/ApproveGate").await;
     assert_ne!(approval.trace(), TRACE);
     let link = &approval.span.links[0];
     assert_eq!((hex(&link.trace_id), hex(&link.span_id)), (TRACE.to_owned(), whole.id()));
@@ -414,7 +414,7 @@ async fn a_run_that_goes_on_after_its_end_stays_in_its_trace() {
     let attempts = collector.named("attempt a");
     let parents: Vec<String> = attempts.iter().map(Seen::parent).collect();
     assert_eq!(parents, [first.id(), second.id()]);
-    let request = collector.one("towpath.v1.Runs/ResumeRun").await;
+    let request = collector.one("towpath.v1.RunsService/ResumeRun").await;
     assert_ne!(request.trace(), first.trace());
     assert_eq!(hex(&request.span.links[0].trace_id), first.trace());
 }

@@ -16,7 +16,7 @@ use towpath_engine::{
     event::FailureCause,
     ids::{JobName, RunId},
 };
-use towpath_proto::v1;
+use towpath_proto::{time::duration_ms, v1};
 
 use crate::{
     Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt,
@@ -32,7 +32,7 @@ use crate::{
 /// Chunks of one job that may wait for the disk.
 const CHUNKS: usize = 16;
 
-type Send = mpsc::Sender<v1::WorkerMessage>;
+type Send = mpsc::Sender<v1::SessionRequest>;
 
 /// What a worker holds, and who watches over it.
 pub(crate) struct Jobs {
@@ -117,8 +117,10 @@ impl Jobs {
     /// Goes on with what still counts, tells it to the server from where that is, and ends the
     /// rest. Answers how many count.
     pub(crate) fn take_up(&mut self, held: Vec<v1::HeldAttempt>, send: &Send) -> usize {
-        let counts: HashMap<AttemptKey, u64> =
-            held.into_iter().filter_map(|held| Some((key(held.of?), held.output_bytes))).collect();
+        let counts: HashMap<AttemptKey, u64> = held
+            .into_iter()
+            .filter_map(|held| Some((key(held.attempt?), held.output_bytes)))
+            .collect();
         for found in std::mem::take(&mut self.found) {
             let attempt = self.hold(key_of(&found));
             if let Some(output_bytes) = counts.get(&attempt.key) {
@@ -306,15 +308,15 @@ fn key_of(found: &FoundAttempt) -> AttemptKey {
 
 fn script_of(assignment: v1::Assignment) -> Option<(Script, Option<Needed>)> {
     let v1::Assignment {
-        of,
+        attempt: of,
         fence,
         script,
         shell,
         env,
         secrets,
         folder,
-        timeout_ms,
-        grace_ms,
+        timeout,
+        grace,
         artifacts,
         traceparent,
         stage: _,
@@ -335,8 +337,8 @@ fn script_of(assignment: v1::Assignment) -> Option<(Script, Option<Needed>)> {
         secrets,
         folder: folder.into(),
         root: None,
-        timeout: timeout_ms.map(Duration::from_millis),
-        grace: grace_ms.map(Duration::from_millis),
+        timeout: timeout.as_ref().and_then(duration_ms).map(Duration::from_millis),
+        grace: grace.as_ref().and_then(duration_ms).map(Duration::from_millis),
         artifacts,
         traceparent: (!traceparent.is_empty()).then_some(traceparent),
     };

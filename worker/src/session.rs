@@ -15,9 +15,12 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::Channel,
 };
-use towpath_proto::v1::{
-    self, server_message::Message as FromServer, worker_message::Message as ToServer,
-    workers_client::WorkersClient,
+use towpath_proto::{
+    time::duration_ms,
+    v1::{
+        self, session_request::Message as ToServer, session_response::Message as FromServer,
+        workers_service_client::WorkersServiceClient,
+    },
 };
 
 use crate::{
@@ -148,7 +151,7 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> WorkR
     };
     let mut worker = Worker {
         jobs: Jobs::new(attempts, workspaces, stop.kill.clone()),
-        client: WorkersClient::new(channel),
+        client: WorkersServiceClient::new(channel),
         worker_instance_id: uuid::Uuid::now_v7().to_string(),
         options,
         stop,
@@ -176,7 +179,7 @@ enum End {
 
 struct Worker {
     jobs: Jobs,
-    client: WorkersClient<Channel>,
+    client: WorkersServiceClient<Channel>,
     worker_instance_id: String,
     options: WorkerOptions,
     stop: Stop,
@@ -330,7 +333,7 @@ impl Worker {
         // Before the welcome nothing is to be done but to wait for it, whoever says stop.
         let welcome = loop {
             match incoming.next().await {
-                Some(Ok(v1::ServerMessage { message: Some(FromServer::Welcome(welcome)) })) => {
+                Some(Ok(v1::SessionResponse { message: Some(FromServer::Welcome(welcome)) })) => {
                     break welcome;
                 }
                 Some(Ok(_)) => {}
@@ -338,7 +341,8 @@ impl Worker {
                 None => return (End::Lost(Status::unavailable("the session ended")), false),
             }
         };
-        let lease = Duration::from_millis(welcome.lease_ms);
+        let lease_ms = welcome.lease.as_ref().and_then(duration_ms).unwrap_or_default();
+        let lease = Duration::from_millis(lease_ms);
         let beat = if lease.is_zero() { BEAT_EVERY_MAX } else { (lease / 3).min(BEAT_EVERY_MAX) };
         let counts = self.jobs.take_up(welcome.held, &send);
         self.options.stay.link.send_replace(ConnectionState::Open(counts));
@@ -350,8 +354,8 @@ impl Worker {
     /// Hears what the server says, until the session ends.
     async fn listen(
         &mut self,
-        incoming: &mut Streaming<v1::ServerMessage>,
-        send: &mpsc::Sender<v1::WorkerMessage>,
+        incoming: &mut Streaming<v1::SessionResponse>,
+        send: &mpsc::Sender<v1::SessionRequest>,
         beat: Duration,
     ) -> End {
         let mut beats = tokio::time::interval(beat);
@@ -388,15 +392,15 @@ impl Worker {
                 }
                 () = tokio::time::sleep(bored), if self.jobs.is_empty() && idle < Duration::MAX => {}
                 // A full queue is a sign of life itself.
-                _ = beats.tick() => drop(send.try_send(v1::WorkerMessage {
+                _ = beats.tick() => drop(send.try_send(v1::SessionRequest {
                     message: Some(ToServer::Heartbeat(v1::Heartbeat {})),
                 })),
                 () = self.jobs.watched() => {}
                 message = incoming.next() => match message {
-                    Some(Ok(v1::ServerMessage { message: Some(message) })) => {
+                    Some(Ok(v1::SessionResponse { message: Some(message) })) => {
                         self.hear(message, send);
                     }
-                    Some(Ok(v1::ServerMessage { message: None })) => {}
+                    Some(Ok(v1::SessionResponse { message: None })) => {}
                     Some(Err(status)) => return End::Lost(status),
                     None => return End::Lost(Status::unavailable("the session ended")),
                 },
@@ -404,11 +408,11 @@ impl Worker {
         }
     }
 
-    fn hear(&mut self, message: FromServer, send: &mpsc::Sender<v1::WorkerMessage>) {
+    fn hear(&mut self, message: FromServer, send: &mpsc::Sender<v1::SessionRequest>) {
         match message {
             FromServer::Welcome(v1::Welcome { .. }) => {}
             FromServer::Assignment(assignment) => self.jobs.begin(assignment, send),
-            FromServer::Cancel(v1::Cancel { of }) => self.jobs.cancel(of),
+            FromServer::Cancel(v1::Cancel { attempt: of }) => self.jobs.cancel(of),
             FromServer::Recorded(of) => self.jobs.forget(of),
         }
     }

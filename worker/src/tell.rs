@@ -10,7 +10,10 @@ use std::{
 
 use tokio::sync::mpsc;
 use towpath_engine::event::FailureCause;
-use towpath_proto::v1::{self, failed::Cause, report, worker_message::Message as ToServer};
+use towpath_proto::{
+    time::duration,
+    v1::{self, failed::Cause, report, session_request::Message as ToServer},
+};
 
 use crate::{
     Adopted, Ended,
@@ -23,15 +26,15 @@ const PART_BYTES: usize = 64 * 1024;
 const EXPLANATION_BYTES_MAX: usize = 2 * 1024;
 
 /// Sends a message. Without a session nobody hears it; the session's end is noticed elsewhere.
-pub(crate) async fn say(send: &mpsc::Sender<v1::WorkerMessage>, message: ToServer) {
-    drop(send.send(v1::WorkerMessage { message: Some(message) }).await);
+pub(crate) async fn say(send: &mpsc::Sender<v1::SessionRequest>, message: ToServer) {
+    drop(send.send(v1::SessionRequest { message: Some(message) }).await);
 }
 
 /// Tells everything about `attempt`, of whose output the server has `offset` bytes.
 pub(crate) async fn tell(
     attempt: Arc<HeldAttempt>,
     mut offset: u64,
-    send: mpsc::Sender<v1::WorkerMessage>,
+    send: mpsc::Sender<v1::SessionRequest>,
 ) {
     let of = attempt_message(&attempt.key);
     let mut progress = attempt.progress();
@@ -43,7 +46,7 @@ pub(crate) async fn tell(
             match attempt.read(offset, length) {
                 Ok(content) => {
                     let content = content.into();
-                    let output = v1::Output { of: Some(of.clone()), offset, content };
+                    let output = v1::Output { attempt: Some(of.clone()), offset, content };
                     say(&send, ToServer::Output(output)).await;
                     offset += length;
                 }
@@ -70,7 +73,7 @@ async fn report(
     adopted: Adopted,
     incomplete: Option<String>,
     output_bytes: u64,
-    send: &mpsc::Sender<v1::WorkerMessage>,
+    send: &mpsc::Sender<v1::SessionRequest>,
 ) {
     let (ran_ms, ended) = match (adopted, incomplete) {
         (Adopted::Ended(Ended::Succeeded { ran_ms, .. }), Some(why)) => {
@@ -86,7 +89,8 @@ async fn report(
                     break;
                 }
                 let (size, sha256) = (file.size, file.sha256.to_string());
-                references.push(v1::ArtifactRef { path: file.path, size, sha256 });
+                references
+                    .push(v1::Artifact { path: file.path, blob: Some(v1::Blob { size, sha256 }) });
             }
             let ended = match unusable {
                 Some(why) => failed(FailureCause::OutputUnusable(why)),
@@ -106,7 +110,12 @@ async fn report(
             (0, report::Ended::Lost(v1::Lost { reason }))
         }
     };
-    let report = v1::Report { of: Some(of), ran_ms, ended: Some(ended), output_bytes };
+    let report = v1::Report {
+        attempt: Some(of),
+        run_time: Some(duration(ran_ms)),
+        ended: Some(ended),
+        output_bytes,
+    };
     say(send, ToServer::Report(report)).await;
 }
 
@@ -116,7 +125,7 @@ fn failed(cause: FailureCause) -> report::Ended {
     let cause = match cause {
         FailureCause::ExitCode(code) => Cause::ExitCode(code),
         FailureCause::Signal(signal) => Cause::Signal(signal),
-        FailureCause::TimedOut(ms) => Cause::TimedOutMs(ms),
+        FailureCause::TimedOut(ms) => Cause::TimedOut(duration(ms)),
         FailureCause::NotStarted(why) => Cause::NotStarted(explanation(&why)),
         // Servers alone find reports invalid.
         FailureCause::OutputUnusable(why) | FailureCause::ReportInvalid(why) => {
@@ -149,7 +158,7 @@ async fn upload(
     of: &v1::AttemptId,
     path: &str,
     absolute: &Path,
-    send: &mpsc::Sender<v1::WorkerMessage>,
+    send: &mpsc::Sender<v1::SessionRequest>,
 ) -> io::Result<()> {
     let mut file = File::open(absolute)?;
     let mut offset = 0;
@@ -157,7 +166,7 @@ async fn upload(
         let mut part = Vec::with_capacity(PART_BYTES);
         let read = (&mut file).take(PART_BYTES as u64).read_to_end(&mut part)?;
         let part = v1::ArtifactPart {
-            of: Some(of.clone()),
+            attempt: Some(of.clone()),
             path: path.to_owned(),
             content: part.into(),
             offset,

@@ -23,7 +23,7 @@ use towpath_engine::{
     ids::{Blob, Digest},
     source::{Origin, Source},
 };
-use towpath_proto::v1::{self, blobs_client::BlobsClient};
+use towpath_proto::v1::{self, blobs_service_client::BlobsServiceClient};
 
 use crate::{
     checkout::{self, TreeProblem},
@@ -235,11 +235,11 @@ impl Workspaces {
     async fn fetch_once(&self, of: &AttemptKey, blob: &Blob) -> Result<NamedTempFile, Unfetched> {
         let (worker, sha256) = (self.worker.clone(), blob.sha256.to_string());
         let of = Some(attempt_message(of));
-        let mut request = Request::new(v1::FetchBlobRequest { of, worker, sha256 });
+        let mut request = Request::new(v1::FetchBlobRequest { attempt: of, worker, sha256 });
         if let Some(bearer) = &self.bearer {
             request.metadata_mut().insert("authorization", bearer.clone());
         }
-        let mut client = BlobsClient::new(self.channel.clone());
+        let mut client = BlobsServiceClient::new(self.channel.clone());
         let opened = in_time(client.fetch_blob(request)).await?;
         let file = self.sources.scratch_file().map_err(unwritable)?;
         receive(opened.into_inner(), blob, file).await
@@ -248,7 +248,7 @@ impl Workspaces {
 
 /// Writes what comes into `file`, if it is `blob` and nothing else.
 async fn receive(
-    mut chunks: impl Stream<Item = Result<v1::OutputChunk, Status>> + Unpin,
+    mut chunks: impl Stream<Item = Result<v1::FetchBlobResponse, Status>> + Unpin,
     blob: &Blob,
     mut file: NamedTempFile,
 ) -> Result<NamedTempFile, Unfetched> {
@@ -424,7 +424,8 @@ mod tests {
     async fn what_does_not_have_the_bytes_of_its_digest_is_not_taken() {
         let blob = Blob::of(b"the right bytes");
         let receive = async |pieces: &[&'static [u8]]| {
-            let chunk = |piece: &&'static [u8]| Ok(v1::OutputChunk { content: (*piece).into() });
+            let chunk =
+                |piece: &&'static [u8]| Ok(v1::FetchBlobResponse { content: (*piece).into() });
             let chunks: Vec<_> = pieces.iter().map(chunk).collect();
             let file = NamedTempFile::new().unwrap();
             receive(tokio_stream::iter(chunks), &blob, file).await

@@ -35,7 +35,7 @@ pub(crate) async fn approve(app: &App, args: ApproveArgs) -> CommandResult {
     if let Some(policy) = &gate.policy {
         app.say(&format!("The gate of `{job}` wants {}.", safe(&policy.words)));
     }
-    let request = v1::DecideGateRequest {
+    let request = v1::ApproveGateRequest {
         emails: emails(&gate),
         run: gate.run.clone(),
         job: gate.job.clone(),
@@ -89,7 +89,13 @@ pub(crate) async fn waiting_gate(
         return Ok(gate);
     }
     // Nothing waits under that name: let the server say why, with its own code.
-    let run = server.runs().get_run(v1::GetRunRequest { run: run.to_owned() }).await?.into_inner();
+    let run = server
+        .runs()
+        .get_run(v1::GetRunRequest { run: run.to_owned() })
+        .await?
+        .into_inner()
+        .run
+        .unwrap_or_default();
     let (job, approval_digest) = (job.to_owned(), "0".repeat(64));
     Ok(v1::Gate { run: run.id, job, approval_digest, ..v1::Gate::default() })
 }

@@ -184,7 +184,7 @@ impl<'a> Fleet<'a> {
     async fn demand(
         &self,
         server: &ServerConnection,
-    ) -> Result<tonic::Streaming<v1::Demand>, Failure> {
+    ) -> Result<tonic::Streaming<v1::WatchDemandResponse>, Failure> {
         let request = v1::WatchDemandRequest { tags: self.args.tags.clone(), all: false };
         Ok(server.workers().watch_demand(request).await?.into_inner())
     }
@@ -196,7 +196,7 @@ impl<'a> Fleet<'a> {
         let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await?;
         self.count_the_living(&listed.into_inner().workers);
         let first = self.demand(server).await?.next().await.ok_or_else(gone)??;
-        let pending = first.sets.iter().map(|set| set.pending).sum();
+        let pending = first.demand.unwrap_or_default().sets.iter().map(|set| set.pending).sum();
         if Instant::now() < self.not_before {
             return Ok(());
         }

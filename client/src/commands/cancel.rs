@@ -26,7 +26,7 @@ pub(crate) async fn cancel(app: &App, args: CancelArgs) -> CommandResult {
     let server = app.server().await?;
     let request =
         v1::CancelRunRequest { run: args.run.run, reason: args.reason, actor: app.actor() };
-    let run = server.runs().cancel_run(request).await?.into_inner();
+    let run = server.runs().cancel_run(request).await?.into_inner().run.unwrap_or_default();
     let mut phase = run.phase;
     if phase == "cancelling" && server.is_ours() {
         let following = Follow {

@@ -12,11 +12,11 @@ use serde::Serialize;
 use tokio_stream::StreamExt as _;
 use towpath_engine::code::ErrorCode;
 use towpath_engine::{log_clock::JUMP_MS_MIN, time::duration_words};
-use towpath_proto::v1;
+use towpath_proto::{time::duration_ms, v1};
 
 use super::{
     App, CommandResult,
-    backup::{Progress, hex_of, size_words},
+    backup::{Progress, size_words},
     validate::counted,
 };
 use crate::{
@@ -82,7 +82,7 @@ pub(crate) async fn doctor(app: &App, _: DoctorArgs) -> CommandResult {
             records: found.records,
             runs: found.runs,
             findings: &found.findings,
-            hash: hex_of(&found.hash),
+            hash: found.log_hash,
         })?;
     }
     Ok(if found.findings.is_empty() { exit::DONE } else { exit::DAMAGED })
@@ -92,7 +92,7 @@ async fn examine(
     app: &App,
     server: &ServerConnection,
     looks: &mut Vec<Look>,
-) -> Result<v1::CheckProgress, Failure> {
+) -> Result<v1::CheckResponse, Failure> {
     let is_text = app.output() == Output::Text;
     for look in owner(server).await? {
         if is_text {
@@ -113,13 +113,13 @@ async fn examine(
         for finding in &found.findings {
             app.print(&format!("  {}\n", safe(finding)))?;
         }
-        app.print(&format!("  hash {}\n", hex_of(&found.hash)))?;
+        app.print(&format!("  hash {}\n", found.log_hash))?;
     }
     Ok(found)
 }
 
 /// The server's own check, to its end.
-async fn check(app: &App, server: &ServerConnection) -> Result<v1::CheckProgress, Failure> {
+async fn check(app: &App, server: &ServerConnection) -> Result<v1::CheckResponse, Failure> {
     let mut reports = server.log().check(v1::CheckRequest {}).await?.into_inner();
     let mut progress = Progress::new(&app.style);
     let mut last = None;
@@ -195,11 +195,11 @@ fn room(folder: &Path) -> Look {
 /// Who has the store open, and whether its clock agrees with the log.
 async fn owner(server: &ServerConnection) -> Result<[Look; 2], Failure> {
     let description = server.log().describe(v1::DescribeRequest {}).await?.into_inner();
-    let v1::Description { version, pid, position, clock_ahead_ms, .. } = description;
+    let v1::DescribeResponse { version, pid, position, clock_ahead, .. } = description;
     let who = if server.is_ours() { "this process" } else { "another process" };
     let about = format!("{who}, pid {pid}, version {version}, at position {position}");
     let server = Look { name: "server", ok: version == env!("CARGO_PKG_VERSION"), about };
-    Ok([server, clock(clock_ahead_ms)])
+    Ok([server, clock(clock_ahead.as_ref().and_then(duration_ms).unwrap_or_default())])
 }
 
 /// A clock that was ahead leaves its time in the log for good.

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_stream::StreamExt as _;
-use towpath_proto::v1;
+use towpath_proto::{streams::Records, v1};
 
 use super::{App, CommandResult, follow::server_went_away};
 use crate::{exit, failure::Failure};
@@ -39,7 +39,7 @@ pub(crate) async fn events(app: &App, args: EventsArgs) -> CommandResult {
     let server = app.server().await?;
     let run = args.run.unwrap_or_default();
     let mut request = v1::FollowRequest { run, after: args.after, follow: args.follow };
-    let mut records = server.log().follow(request.clone()).await?.into_inner();
+    let mut records = Records::new(server.log().follow(request.clone()).await?.into_inner());
     loop {
         tokio::select! {
             record = records.next() => match record.map(|record| record.map_err(Failure::from)) {
@@ -54,7 +54,7 @@ pub(crate) async fn events(app: &App, args: EventsArgs) -> CommandResult {
                     }
                 }
                 Some(Err(failure)) if failure.is_aged() => {
-                    records = server.log().follow(request.clone()).await?.into_inner();
+                    records = Records::new(server.log().follow(request.clone()).await?.into_inner());
                 }
                 Some(Err(failure)) => return Err(failure),
                 // Without an end of its own: the log goes on elsewhere, or it is not known how.

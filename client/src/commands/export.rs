@@ -31,7 +31,7 @@ pub(crate) async fn export(app: &App, args: ExportArgs) -> CommandResult {
     let server = app.server().await?;
     let found = server.runs().get_run(v1::GetRunRequest { run: args.run.run }).await;
     let read = match found {
-        Ok(found) => snapshot(&server, &found.into_inner().id).await,
+        Ok(found) => snapshot(&server, &found.into_inner().run.unwrap_or_default().id).await,
         Err(status) => Err(status.into()),
     };
     server.close().await;

@@ -14,9 +14,8 @@ use screen::Show;
 use stream::{heard, why_stopped};
 pub(crate) use stream::{server_went_away, snapshot};
 use tokio_stream::StreamExt as _;
-use tonic::Streaming;
 use towpath_engine::{code::ErrorCode, ids::RunId, run::Run, time::Timestamp};
-use towpath_proto::v1;
+use towpath_proto::{streams::Records, v1};
 use towpath_server::{Clock as _, SystemClock};
 use towpath_worker::{AttemptsError, WorkerError};
 
@@ -78,7 +77,8 @@ pub(crate) async fn work_on(
             ServerConnection::connect(&app.url()).await?
         };
         let request = v1::GetRunRequest { run: what.run.to_string() };
-        what.known = server.runs().get_run(request).await?.into_inner().version;
+        what.known =
+            server.runs().get_run(request).await?.into_inner().run.unwrap_or_default().version;
     }
 }
 
@@ -94,7 +94,7 @@ pub(crate) async fn follow(app: &App, server: &ServerConnection, follow: &Follow
         snapshot(server, follow.run.as_str()).await?
     };
     let request = v1::FollowRequest { run: follow.run.to_string(), after: known, follow: true };
-    let mut records = server.log().follow(request).await?.into_inner();
+    let mut records = Records::new(server.log().follow(request).await?.into_inner());
     let mut show = Show::new(app, server, run, follow);
     show.begin();
     let finished = until_rest(server, follow, &mut host, &mut show, &mut records).await;
@@ -124,7 +124,7 @@ async fn until_rest(
     follow: &Follow,
     host: &mut Host,
     show: &mut Show<'_>,
-    records: &mut Streaming<v1::Record>,
+    records: &mut Records,
 ) -> CommandResult {
     let mut signals = Signals::new()?;
     let mut ticks = tokio::time::interval(DRAW_EVERY);

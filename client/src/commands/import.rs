@@ -70,7 +70,7 @@ pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
     let server = ServerConnection::connect(&app.url()).await?;
     let imported = server.runs().import_run(request).await;
     server.close().await;
-    let run = imported?.into_inner();
+    let run = imported?.into_inner().run.unwrap_or_default();
     report(app, &run, &record, pipeline.plan.jobs.len())?;
     Ok(exit::DONE)
 }

@@ -25,7 +25,7 @@ pub(crate) struct ListArgs {
 /// Lists the runs of the store.
 pub(crate) async fn list(app: &App, args: ListArgs) -> CommandResult {
     let nothing = store_folder(&app.url()).is_some_and(|folder| !folder.exists());
-    let mut reply = v1::ListRunsReply::default();
+    let mut reply = v1::ListRunsResponse::default();
     if !nothing {
         let server = app.server().await?;
         let request =

@@ -4,13 +4,12 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 use tokio_stream::StreamExt as _;
-use tonic::Streaming;
 use towpath_engine::{
     captured_output::{OutputLine, OutputSource, lines, printable},
     code::ErrorCode,
     codec,
 };
-use towpath_proto::v1;
+use towpath_proto::{streams::Records, v1};
 
 use super::{App, CommandResult, follow::server_went_away};
 use crate::{
@@ -102,7 +101,7 @@ async fn show(
     if request.follow {
         // `@latest` may be another one by the time it is asked for again.
         let named = v1::GetRunRequest { run: request.run.clone() };
-        request.run = server.runs().get_run(named).await?.into_inner().id;
+        request.run = server.runs().get_run(named).await?.into_inner().run.unwrap_or_default().id;
     }
     // Who owns the store alone would wait for a job that no process works on, and keep away the
     // one that could.
@@ -177,16 +176,17 @@ struct Changes<'a> {
     server: &'a ServerConnection,
     job: String,
     request: v1::FollowRequest,
-    records: Streaming<v1::Record>,
+    records: Records,
 }
 
 impl<'a> Changes<'a> {
     /// What is recorded of `job` from now on.
     async fn of(server: &'a ServerConnection, run: &str, job: &str) -> Result<Self, Failure> {
         let request = v1::GetRunRequest { run: run.to_owned() };
-        let after = server.runs().get_run(request).await?.into_inner().version;
+        let after =
+            server.runs().get_run(request).await?.into_inner().run.unwrap_or_default().version;
         let request = v1::FollowRequest { run: run.to_owned(), after, follow: true };
-        let records = server.log().follow(request.clone()).await?.into_inner();
+        let records = Records::new(server.log().follow(request.clone()).await?.into_inner());
         Ok(Self { server, job: job.to_owned(), request, records })
     }
 
@@ -197,8 +197,9 @@ impl<'a> Changes<'a> {
             {
                 Some(Ok(record)) => record,
                 Some(Err(failure)) if failure.is_aged() => {
-                    self.records =
-                        self.server.log().follow(self.request.clone()).await?.into_inner();
+                    self.records = Records::new(
+                        self.server.log().follow(self.request.clone()).await?.into_inner(),
+                    );
                     continue;
                 }
                 Some(Err(failure)) => return Err(failure),
@@ -253,7 +254,7 @@ impl Shown {
         // What was seen is passed over: a stream begins with the first byte.
         let (mut whole, mut again) = (WholeLines::default(), self.bytes);
         while let Some(chunk) = chunks.next().await {
-            let v1::OutputChunk { content } = match chunk.map_err(Failure::from) {
+            let v1::ReadOutputResponse { content } = match chunk.map_err(Failure::from) {
                 Ok(chunk) => chunk,
                 Err(failure) if failure.is_aged() => {
                     chunks = runs().read_output(request.clone()).await?.into_inner();

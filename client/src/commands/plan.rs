@@ -142,7 +142,7 @@ async fn resumed(app: &App, run: &str, file: Option<&Path>) -> Result<PlanReport
 
 async fn read_run(server: &ServerConnection, run: &str) -> Result<(v1::Run, Run), Failure> {
     let request = v1::GetRunRequest { run: run.to_owned() };
-    let view = server.runs().get_run(request).await?.into_inner();
+    let view = server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
     let (run, _) = snapshot(server, &view.id).await?;
     Ok((view, run))
 }

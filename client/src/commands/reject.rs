@@ -23,13 +23,12 @@ pub(crate) struct RejectArgs {
 pub(crate) async fn reject(app: &App, args: RejectArgs) -> CommandResult {
     let server = app.server().await?;
     let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
-    let request = v1::DecideGateRequest {
+    let request = v1::RejectGateRequest {
         run: gate.run,
         job: gate.job.clone(),
         approval_digest: String::new(),
         comment: args.comment,
         actor: app.actor(),
-        emails: Vec::new(),
     };
     let phase = server.gates().reject_gate(request).await?.into_inner().phase;
     let phase = phase.replace('_', " ");

@@ -55,7 +55,13 @@ pub(crate) async fn resume(app: &App, args: ResumeArgs) -> CommandResult {
 
 async fn ask(app: &App, server: &ServerConnection, args: ResumeArgs) -> Result<Follow, Failure> {
     let ResumeArgs { run, from, accept_changes, allow_dirty, wait, tags } = args;
-    let run = server.runs().get_run(v1::GetRunRequest { run: run.run }).await?.into_inner();
+    let run = server
+        .runs()
+        .get_run(v1::GetRunRequest { run: run.run })
+        .await?
+        .into_inner()
+        .run
+        .unwrap_or_default();
     let pipeline = pipeline_now(app, &run)?;
     let mut file = pipeline.as_ref().map(Pipeline::message);
     if let (true, Some(pipeline), Some(file)) = (accept_changes, &pipeline, &mut file) {
@@ -76,7 +82,7 @@ async fn ask(app: &App, server: &ServerConnection, args: ResumeArgs) -> Result<F
         accept_changes,
         actor: app.actor(),
     };
-    let resumed = server.runs().resume_run(request).await?.into_inner();
+    let resumed = server.runs().resume_run(request).await?.into_inner().run.unwrap_or_default();
     Ok(Follow {
         run: resumed.id.as_str().into(),
         short_id: resumed.short_id,

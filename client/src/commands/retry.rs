@@ -29,7 +29,7 @@ pub(crate) struct RetryArgs {
 pub(crate) async fn retry(app: &App, args: RetryArgs) -> CommandResult {
     let server = app.server().await?;
     let request = v1::RetryJobRequest { run: args.run.run, job: args.job, actor: app.actor() };
-    let run = server.runs().retry_job(request).await?.into_inner();
+    let run = server.runs().retry_job(request).await?.into_inner().run.unwrap_or_default();
     let following = Follow {
         run: run.id.as_str().into(),
         short_id: run.short_id,

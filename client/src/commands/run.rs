@@ -102,7 +102,7 @@ async fn begin(
                 taken.send(app, server).await?;
             }
             let run = server.runs().start_run(request.clone()).await?;
-            Ok::<_, Failure>(run.into_inner())
+            Ok::<_, Failure>(run.into_inner().run.unwrap_or_default())
         };
         let failure = match asked.await {
             Ok(run) => return Ok(run),

@@ -37,7 +37,7 @@ pub(crate) async fn status(app: &App, args: StatusArgs) -> CommandResult {
 
 async fn show(app: &App, server: &ServerConnection, args: StatusArgs) -> CommandResult {
     let request = v1::GetRunRequest { run: args.run.run };
-    let run = server.runs().get_run(request).await?.into_inner();
+    let run = server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
     let counts = run.counts.unwrap_or_default();
     let waits = counts.at_gate > 0 && !run.can_move;
     let code = exit::of_word(&run.phase, waits);

@@ -77,7 +77,7 @@ pub(crate) async fn version(app: &App, _: VersionArgs) -> CommandResult {
 }
 
 /// What the server says of itself, and whether it lives in this process.
-async fn described(app: &App) -> Result<(v1::Description, bool), Failure> {
+async fn described(app: &App) -> Result<(v1::DescribeResponse, bool), Failure> {
     let server = ServerConnection::connect_existing(&app.url()).await?;
     let description = server.log().describe(v1::DescribeRequest {}).await;
     let own = server.is_ours();

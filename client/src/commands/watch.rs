@@ -24,7 +24,7 @@ pub(crate) struct WatchArgs {
 pub(crate) async fn watch(app: &App, args: WatchArgs) -> CommandResult {
     let server = app.server().await?;
     let request = v1::GetRunRequest { run: args.run.run };
-    let run = server.runs().get_run(request).await?.into_inner();
+    let run = server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
     if server.is_ours() {
         // Nobody has the store open, so nobody works on the run.
         let (state, _) = snapshot(&server, &run.id).await?;

@@ -36,7 +36,7 @@ pub(crate) async fn why(app: &App, args: WhyArgs) -> CommandResult {
     let server = app.server().await?;
     let request = v1::ExplainJobRequest { run: args.run.run, job: args.job };
     let explained = server.runs().explain_job(request).await?.into_inner();
-    let v1::Explanation { job, waits_for, sentence, next_command } = explained;
+    let v1::ExplainJobResponse { job, waits_for, sentence, next_command } = explained;
     if app.output() == Output::Text {
         app.print(&format!("{}\n", safe(&sentence)))?;
         if !next_command.is_empty() {

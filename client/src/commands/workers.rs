@@ -2,7 +2,8 @@
 
 use clap::Subcommand;
 use serde::Serialize;
-use towpath_proto::v1;
+use towpath_engine::time::Timestamp;
+use towpath_proto::{time::timestamp_ms, v1};
 
 use super::{App, CommandResult};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
@@ -46,7 +47,8 @@ struct WorkerJson {
 
 impl From<v1::Worker> for WorkerJson {
     fn from(worker: v1::Worker) -> Self {
-        let v1::Worker { name, tags, slots, running, since, version, draining, run } = worker;
+        let (draining, since) = (is_draining(&worker), since(&worker));
+        let v1::Worker { name, tags, slots, running, version, run, .. } = worker;
         Self { name, slots, running, draining, since, version, tags, run }
     }
 }
@@ -60,14 +62,14 @@ pub(crate) async fn workers(app: &App, args: WorkersArgs) -> CommandResult {
             list(app, reply.into_inner().workers)
         }
         What::Drain { name } => {
-            let request = v1::DrainWorkerRequest { name, drain: true };
-            let worker = server.workers().drain_worker(request).await?.into_inner();
-            one(app, worker)
+            let request = v1::DrainWorkerRequest { name, drain: true, actor: app.actor() };
+            let worker = server.workers().drain_worker(request).await?.into_inner().worker;
+            one(app, worker.unwrap_or_default())
         }
         What::Resume { name } => {
-            let request = v1::DrainWorkerRequest { name, drain: false };
-            let worker = server.workers().drain_worker(request).await?.into_inner();
-            one(app, worker)
+            let request = v1::DrainWorkerRequest { name, drain: false, actor: app.actor() };
+            let worker = server.workers().drain_worker(request).await?.into_inner().worker;
+            one(app, worker.unwrap_or_default())
         }
     };
     server.close().await;
@@ -101,13 +103,23 @@ fn one(app: &App, worker: v1::Worker) -> Result<(), Failure> {
     }
 }
 
+fn is_draining(worker: &v1::Worker) -> bool {
+    worker.state() == v1::WorkerState::Draining
+}
+
+/// When its session began.
+fn since(worker: &v1::Worker) -> String {
+    let since = worker.since.as_ref().and_then(timestamp_ms);
+    since.map(|ms| Timestamp(ms).to_string()).unwrap_or_default()
+}
+
 fn line(app: &App, worker: &v1::Worker) -> String {
-    let state = if worker.draining { "draining" } else { "ready" };
+    let state = if is_draining(worker) { "draining" } else { "ready" };
     let text = format!(
         "{} {:>9}  {state:<8}  since {}  {:<7}  {}",
         app.style.pad(&safe(&worker.name), 24),
         format!("{}/{} jobs", worker.running, worker.slots),
-        worker.since,
+        since(worker),
         safe(&worker.version),
         safe(&worker.tags.join(",")),
     );

@@ -44,7 +44,7 @@ const CHECK_AGAIN_EVERY: Duration = Duration::from_secs(2);
 
 /// Methods that take a stream and answer at its end. How long that lasts depends on the size of what
 /// is sent and on the network, so one time for all of it would refuse slow networks.
-const UPLOADS: [&str; 1] = ["/towpath.v1.Blobs/PutBlob"];
+const UPLOADS: [&str; 1] = ["/towpath.v1.BlobsService/PutBlob"];
 
 /// How long the sender of an upload may take for each part of it, beside the request.
 #[derive(Clone, Copy, Debug)]

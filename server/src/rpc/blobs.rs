@@ -1,4 +1,4 @@
-//! `towpath.v1.Blobs`: bundles come in before their runs, and go out to those who hold an attempt
+//! `towpath.v1.BlobsService`: bundles come in before their runs, and go out to those who hold an attempt
 //! that needs them.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use towpath_engine::{
     run::Run,
     source::{BUNDLE_BYTES_MAX, Origin, Source},
 };
-use towpath_proto::v1::{self, blob_part::Part, blobs_server::Blobs};
+use towpath_proto::v1::{self, blobs_service_server::BlobsService, put_blob_request::Part};
 use towpath_storage::{BlobRef, StoreError};
 
 use super::{CHUNK_QUEUE, Streamed, channel};
@@ -28,24 +28,25 @@ use crate::{
 const GATHERED_BYTES: usize = 1024 * 1024;
 
 #[tonic::async_trait]
-impl Blobs for Server {
-    type FetchBlobStream = Streamed<v1::OutputChunk>;
+impl BlobsService for Server {
+    type FetchBlobStream = Streamed<v1::FetchBlobResponse>;
 
     async fn find_blob(
         &self,
         request: Request<v1::FindBlobRequest>,
-    ) -> Result<Response<v1::FindBlobReply>, Status> {
+    ) -> Result<Response<v1::FindBlobResponse>, Status> {
         let blob = named(request.into_inner().blob).map_err(status::of)?;
         let found = self.has_blob(blob).await.map_err(status::of)?;
-        Ok(Response::new(v1::FindBlobReply { found }))
+        Ok(Response::new(v1::FindBlobResponse { found }))
     }
 
     async fn put_blob(
         &self,
-        request: Request<Streaming<v1::BlobPart>>,
-    ) -> Result<Response<v1::Blob>, Status> {
+        request: Request<Streaming<v1::PutBlobRequest>>,
+    ) -> Result<Response<v1::PutBlobResponse>, Status> {
         let within = request.extensions().get().map(|PartWithin(within)| *within);
-        self.put(request.into_inner(), within).await.map(Response::new)
+        let blob = self.put(request.into_inner(), within).await?;
+        Ok(Response::new(v1::PutBlobResponse { blob: Some(blob) }))
     }
 
     async fn fetch_blob(
@@ -82,7 +83,7 @@ impl Server {
     /// Takes in a bundle. Whatever ends this early leaves nothing behind.
     async fn put(
         &self,
-        mut parts: Streaming<v1::BlobPart>,
+        mut parts: Streaming<v1::PutBlobRequest>,
         within: Option<Duration>,
     ) -> Result<v1::Blob, Status> {
         let first = next(&mut parts, within).await?.and_then(|part| part.part);
@@ -135,7 +136,7 @@ impl Server {
         extensions: &Extensions,
         request: v1::FetchBlobRequest,
     ) -> Result<Digest, CommandError> {
-        let v1::FetchBlobRequest { of, worker, sha256 } = request;
+        let v1::FetchBlobRequest { attempt: of, worker, sha256 } = request;
         auth::is_worker(extensions, &worker)?;
         let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
         let key = wire::key(of.ok_or_else(missing)?);
@@ -162,9 +163,9 @@ impl Server {
 /// The next part, which must come `within` some time, if there is a bound. Without one a sender that
 /// stands still would keep what has arrived on disk, and its place among the requests.
 async fn next(
-    parts: &mut Streaming<v1::BlobPart>,
+    parts: &mut Streaming<v1::PutBlobRequest>,
     within: Option<Duration>,
-) -> Result<Option<v1::BlobPart>, Status> {
+) -> Result<Option<v1::PutBlobRequest>, Status> {
     let Some(within) = within else { return parts.next().await.transpose() };
     match tokio::time::timeout(within, parts.next()).await {
         Ok(part) => part.transpose(),

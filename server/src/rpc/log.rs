@@ -1,9 +1,12 @@
-//! `towpath.v1.Log`.
+//! `towpath.v1.LogService`.
 
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status};
-use towpath_engine::ids::RunId;
-use towpath_proto::v1::{self, log_server::Log};
+use towpath_engine::ids::{Digest, RunId};
+use towpath_proto::{
+    time::duration,
+    v1::{self, log_service_server::LogService},
+};
 use towpath_storage::{Position, Record, StoreError};
 
 use super::{STREAM_QUEUE, Streamed, channel};
@@ -18,11 +21,14 @@ use crate::{
 
 /// Records read from the store at a time.
 const PAGE: usize = 512;
+/// Payload in one message. One message for each record would cost more than the records; one for a
+/// page could be larger than clients take.
+const GROUP_BYTES: usize = 256 * 1024;
 
 #[tonic::async_trait]
-impl Log for Server {
-    type FollowStream = Streamed<v1::Record>;
-    type CheckStream = Streamed<v1::CheckProgress>;
+impl LogService for Server {
+    type FollowStream = Streamed<v1::FollowResponse>;
+    type CheckStream = Streamed<v1::CheckResponse>;
 
     async fn follow(
         &self,
@@ -52,7 +58,7 @@ impl Log for Server {
     async fn describe(
         &self,
         request: Request<v1::DescribeRequest>,
-    ) -> Result<Response<v1::Description>, Status> {
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
         // Where the store lies, and with what it is reached, is for those who look after it.
         // Everybody else learns only its kind.
         let url = self.url();
@@ -60,12 +66,12 @@ impl Log for Server {
             Ok(()) => url.to_string(),
             Err(_) => url.scheme().to_owned(),
         };
-        Ok(Response::new(v1::Description {
+        Ok(Response::new(v1::DescribeResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             position: *self.runs().store.watch().borrow(),
             store,
-            clock_ahead_ms: self.runs().clock_ahead_ms(),
+            clock_ahead: Some(duration(self.runs().clock_ahead_ms())),
         }))
     }
 }
@@ -78,7 +84,7 @@ impl Server {
         run: Option<RunId>,
         mut after: u64,
         follow: bool,
-        send: mpsc::Sender<Result<v1::Record, Status>>,
+        send: mpsc::Sender<Result<v1::FollowResponse, Status>>,
     ) {
         let store = &self.runs().store;
         let mut tail = match &run {
@@ -102,8 +108,8 @@ impl Server {
                 };
                 let Some(last) = page.last() else { break };
                 after = if run.is_some() { last.version } else { last.position };
-                for record in page {
-                    if send.send(Ok(message(record))).await.is_err() {
+                for records in groups(page) {
+                    if send.send(Ok(v1::FollowResponse { records })).await.is_err() {
                         return;
                     }
                 }
@@ -160,6 +166,23 @@ impl Tail {
     }
 }
 
+/// `page` in messages: each holds at most [`GROUP_BYTES`] of payload, or one record.
+fn groups(page: Vec<Record>) -> Vec<Vec<v1::Record>> {
+    let (mut groups, mut bytes) = (vec![Vec::new()], 0);
+    for record in page {
+        bytes += record.bytes.len();
+        if bytes > GROUP_BYTES {
+            groups.push(Vec::new());
+            bytes = record.bytes.len();
+        }
+        if let Some(group) = groups.last_mut() {
+            group.push(message(record));
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
+}
+
 fn message(record: Record) -> v1::Record {
     v1::Record {
         position: record.position,
@@ -167,6 +190,6 @@ fn message(record: Record) -> v1::Record {
         version: record.version,
         kind: record.kind.to_string(),
         payload: record.bytes,
-        hash: record.hash.to_vec().into(),
+        log_hash: Digest(record.hash).to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! `towpath.v1.Runs`.
+//! `towpath.v1.RunsService`.
 
 mod output;
 
@@ -13,7 +13,7 @@ use towpath_engine::{
     views::{self, Surroundings},
 };
 use towpath_pipeline::pulsaride_jsonl;
-use towpath_proto::v1::{self, runs_server::Runs};
+use towpath_proto::v1::{self, runs_service_server::RunsService};
 
 use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
@@ -33,86 +33,92 @@ const PAGE_MAX: u32 = 1_000;
 const PAGE_DEFAULT: u32 = 50;
 
 #[tonic::async_trait]
-impl Runs for Server {
-    type ReadOutputStream = Streamed<v1::OutputChunk>;
-    type ReadArtifactStream = Streamed<v1::OutputChunk>;
-    type ReadSnapshotStream = Streamed<v1::SnapshotPart>;
+impl RunsService for Server {
+    type ReadOutputStream = Streamed<v1::ReadOutputResponse>;
+    type ReadArtifactStream = Streamed<v1::ReadArtifactResponse>;
+    type ReadSnapshotStream = Streamed<v1::ReadSnapshotResponse>;
 
     async fn start_run(
         &self,
         request: Request<v1::StartRunRequest>,
-    ) -> Result<Response<v1::Run>, Status> {
-        self.start(request).await.map(Response::new).map_err(status::of)
+    ) -> Result<Response<v1::StartRunResponse>, Status> {
+        let run = Some(self.start(request).await.map_err(status::of)?);
+        Ok(Response::new(v1::StartRunResponse { run }))
     }
 
     async fn get_run(
         &self,
         request: Request<v1::GetRunRequest>,
-    ) -> Result<Response<v1::Run>, Status> {
+    ) -> Result<Response<v1::GetRunResponse>, Status> {
         let id = self.find(&request.into_inner().run).map_err(status::of)?;
-        self.view(&id).await.map(Response::new).map_err(status::of)
+        let run = Some(self.view(&id).await.map_err(status::of)?);
+        Ok(Response::new(v1::GetRunResponse { run }))
     }
 
     async fn list_runs(
         &self,
         request: Request<v1::ListRunsRequest>,
-    ) -> Result<Response<v1::ListRunsReply>, Status> {
+    ) -> Result<Response<v1::ListRunsResponse>, Status> {
         self.list(request.into_inner()).await.map(Response::new).map_err(status::of)
     }
 
     async fn list_jobs(
         &self,
         request: Request<v1::ListJobsRequest>,
-    ) -> Result<Response<v1::ListJobsReply>, Status> {
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
         self.jobs(request.into_inner()).await.map(Response::new).map_err(status::of)
     }
 
     async fn explain_job(
         &self,
         request: Request<v1::ExplainJobRequest>,
-    ) -> Result<Response<v1::Explanation>, Status> {
+    ) -> Result<Response<v1::ExplainJobResponse>, Status> {
         self.explain(request.into_inner()).await.map(Response::new).map_err(status::of)
     }
 
     async fn resume_run(
         &self,
         request: Request<v1::ResumeRunRequest>,
-    ) -> Result<Response<v1::Run>, Status> {
-        self.resume(request).await.map(Response::new).map_err(status::of)
+    ) -> Result<Response<v1::ResumeRunResponse>, Status> {
+        let run = Some(self.resume(request).await.map_err(status::of)?);
+        Ok(Response::new(v1::ResumeRunResponse { run }))
     }
 
     async fn retry_job(
         &self,
         request: Request<v1::RetryJobRequest>,
-    ) -> Result<Response<v1::Run>, Status> {
+    ) -> Result<Response<v1::RetryJobResponse>, Status> {
         let by = auth::actor(&request).map_err(status::of)?;
         let about = RequestRun::of(request.extensions());
         let v1::RetryJobRequest { run, job, actor: _ } = request.into_inner();
         let command = Command::Retry(wire::job_name(&job));
-        self.command(&run, command, (&by, about)).await.map(Response::new).map_err(status::of)
+        let run = self.command(&run, command, (&by, about)).await.map_err(status::of)?;
+        Ok(Response::new(v1::RetryJobResponse { run: Some(run) }))
     }
 
     async fn cancel_run(
         &self,
         request: Request<v1::CancelRunRequest>,
-    ) -> Result<Response<v1::Run>, Status> {
+    ) -> Result<Response<v1::CancelRunResponse>, Status> {
         let by = auth::actor(&request).map_err(status::of)?;
         let about = RequestRun::of(request.extensions());
         let v1::CancelRunRequest { run, reason, actor: _ } = request.into_inner();
         let command = Command::Cancel(reason);
-        self.command(&run, command, (&by, about)).await.map(Response::new).map_err(status::of)
+        let run = self.command(&run, command, (&by, about)).await.map_err(status::of)?;
+        Ok(Response::new(v1::CancelRunResponse { run: Some(run) }))
     }
 
     async fn import_run(
         &self,
         request: Request<v1::ImportRunRequest>,
-    ) -> Result<Response<v1::Run>, Status> {
-        self.import(request).await.map(Response::new).map_err(status::of)
+    ) -> Result<Response<v1::ImportRunResponse>, Status> {
+        let run = Some(self.import(request).await.map_err(status::of)?);
+        Ok(Response::new(v1::ImportRunResponse { run }))
     }
 
     async fn read_snapshot(
         &self,
-        request: Request<v1::GetRunRequest>,
+        request: Request<v1::ReadSnapshotRequest>,
     ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
         let id = self.find(&request.into_inner().run).map_err(status::of)?;
         let parts = self.snapshot_reads().read(self.runs(), &id).await.map_err(status::of)?;
@@ -268,7 +274,10 @@ impl Server {
         self.view(&id).await
     }
 
-    async fn list(&self, request: v1::ListRunsRequest) -> Result<v1::ListRunsReply, CommandError> {
+    async fn list(
+        &self,
+        request: v1::ListRunsRequest,
+    ) -> Result<v1::ListRunsResponse, CommandError> {
         let v1::ListRunsRequest { before, limit, phases } = request;
         let limit = page(limit, PAGE_DEFAULT);
         let before = match before.as_str() {
@@ -293,7 +302,7 @@ impl Server {
             };
             rest.into_iter().filter(may_fit).map(|listed| listed.summary.run.clone()).collect()
         };
-        let mut reply = v1::ListRunsReply::default();
+        let mut reply = v1::ListRunsResponse::default();
         for id in ids {
             // A run that has ended is not replayed for a list: it may have 200,000 jobs.
             let run = match self.ended(&id) {
@@ -342,13 +351,16 @@ impl Server {
         }
     }
 
-    async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsReply, CommandError> {
+    async fn jobs(
+        &self,
+        request: v1::ListJobsRequest,
+    ) -> Result<v1::ListJobsResponse, CommandError> {
         let v1::ListJobsRequest { run, after, limit } = request;
         let (id, limit) = (self.find(&run)?, page(limit, PAGE_MAX));
         let jobs = |loaded: &Loaded| {
             let rest = loaded.run.jobs().get(after as usize..).unwrap_or_default();
             let jobs = rest.iter().take(limit).map(|job| wire::job(&loaded.run, job)).collect();
-            v1::ListJobsReply { jobs, more: rest.len() > limit }
+            v1::ListJobsResponse { jobs, more: rest.len() > limit }
         };
         self.runs().read_durable(&id, jobs).await
     }
@@ -356,7 +368,7 @@ impl Server {
     async fn explain(
         &self,
         request: v1::ExplainJobRequest,
-    ) -> Result<v1::Explanation, CommandError> {
+    ) -> Result<v1::ExplainJobResponse, CommandError> {
         let v1::ExplainJobRequest { run, job } = request;
         let id = self.find(&run)?;
         let short_id = locked(&self.runs().list).short(&id).to_owned();
@@ -466,9 +478,10 @@ mod tests {
             actor: actor.clone(),
             ..Default::default()
         };
-        let run = server.start_run(Request::new(start)).await.unwrap().into_inner().id;
+        let run = server.start_run(Request::new(start)).await.unwrap().into_inner().run.unwrap().id;
         let cancel = v1::CancelRunRequest { run: run.clone(), reason: "enough".to_owned(), actor };
-        let ended = server.cancel_run(Request::new(cancel)).await.unwrap().into_inner();
+        let ended =
+            server.cancel_run(Request::new(cancel)).await.unwrap().into_inner().run.unwrap();
         assert_eq!(
             list(&server).await,
             std::slice::from_ref(&ended),

@@ -1,4 +1,4 @@
-//! `towpath.v1.Workers`: one session for each worker.
+//! `towpath.v1.WorkersService`: one session for each worker.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,7 +11,10 @@ use towpath_engine::{
     results,
     scheduler::{Input, Message as Outbound, SessionId},
 };
-use towpath_proto::v1::{self, worker_message::Message, workers_server::Workers};
+use towpath_proto::{
+    time::duration_ms,
+    v1::{self, session_request::Message, workers_service_server::WorkersService},
+};
 
 use towpath_storage::{DiskFull, StoreError};
 
@@ -33,20 +36,20 @@ use crate::{
 const DEMAND_EVERY: Duration = Duration::from_millis(200);
 
 #[tonic::async_trait]
-impl Workers for Server {
+impl WorkersService for Server {
     type SessionStream = Outgoing;
-    type WatchDemandStream = Streamed<v1::Demand>;
+    type WatchDemandStream = Streamed<v1::WatchDemandResponse>;
 
     async fn session(
         &self,
-        request: Request<Streaming<v1::WorkerMessage>>,
+        request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (outbox, outgoing) = outbox();
         let server = self.clone();
         let (_, extensions, mut incoming) = request.into_parts();
         tokio::spawn(async move {
             let hello = match incoming.next().await {
-                Some(Ok(v1::WorkerMessage { message: Some(Message::Hello(hello)) })) => hello,
+                Some(Ok(v1::SessionRequest { message: Some(Message::Hello(hello)) })) => hello,
                 first => {
                     let unread = first.and_then(Result::err).and_then(|why| status::misread(&why));
                     let what = "a session begins with a hello".to_owned();
@@ -76,16 +79,17 @@ impl Workers for Server {
     async fn list_workers(
         &self,
         _: Request<v1::ListWorkersRequest>,
-    ) -> Result<Response<v1::ListWorkersReply>, Status> {
-        Ok(Response::new(v1::ListWorkersReply { workers: self.workers() }))
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        Ok(Response::new(v1::ListWorkersResponse { workers: self.workers() }))
     }
 
     async fn drain_worker(
         &self,
         request: Request<v1::DrainWorkerRequest>,
-    ) -> Result<Response<v1::Worker>, Status> {
-        let v1::DrainWorkerRequest { name, drain } = request.into_inner();
-        self.driver().drain_worker(&name, drain).map(Response::new).map_err(status::of)
+    ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        let v1::DrainWorkerRequest { name, drain, actor: _ } = request.into_inner();
+        let worker = self.driver().drain_worker(&name, drain).map_err(status::of)?;
+        Ok(Response::new(v1::DrainWorkerResponse { worker: Some(worker) }))
     }
 
     async fn watch_demand(
@@ -94,7 +98,10 @@ impl Workers for Server {
     ) -> Result<Response<Self::WatchDemandStream>, Status> {
         let (send, stream) = channel(STREAM_QUEUE);
         let (server, asked) = (self.clone(), request.into_inner());
-        let demand = move |demand: &Demand| demand_of(demand, &asked);
+        let demand = move |demand: &Demand| {
+            let demand = Some(demand_of(demand, &asked));
+            v1::WatchDemandResponse { demand }
+        };
         tokio::spawn(async move { server.tell(demand, send).await });
         Ok(Response::new(stream))
     }
@@ -162,7 +169,7 @@ impl Server {
     }
 
     /// A message as the worker reads it. `None`: the attempt that it is about has ended meanwhile.
-    async fn worded(&self, message: Outbound) -> Result<Option<v1::ServerMessage>, CommandError> {
+    async fn worded(&self, message: Outbound) -> Result<Option<v1::SessionResponse>, CommandError> {
         Ok(Some(match message {
             Outbound::Welcome { held } => {
                 let held: Vec<Key> = held.into_iter().collect();
@@ -183,7 +190,7 @@ impl Server {
         &self,
         session: SessionId,
         delivery: &Delivery,
-        mut incoming: Streaming<v1::WorkerMessage>,
+        mut incoming: Streaming<v1::SessionRequest>,
         outbox: &Outbox,
     ) -> Result<(), CommandError> {
         let mut refused = RefusedParts::new();
@@ -201,7 +208,7 @@ impl Server {
                 message = read => message,
             };
             let message = match message {
-                Some(Ok(v1::WorkerMessage { message })) => message,
+                Some(Ok(v1::SessionRequest { message })) => message,
                 // A worker that is gone is told nothing.
                 Some(Err(gone)) => return status::misread(&gone).map_or(Ok(()), Err),
                 None => return Ok(()),
@@ -228,13 +235,13 @@ impl Server {
         refused: &mut RefusedParts,
     ) -> Result<(), CommandError> {
         match message {
-            Some(Message::Output(v1::Output { of, offset, content })) => {
+            Some(Message::Output(v1::Output { attempt: of, offset, content })) => {
                 let Some(key) = self.own(session, of)? else { return Ok(()) };
                 let taken = fits(&content)
                     .and_then(|()| part(self.outputs().write(&key, offset, &content)));
                 note_part(key, taken, refused)
             }
-            Some(Message::Artifact(v1::ArtifactPart { of, path, content, offset })) => {
+            Some(Message::Artifact(v1::ArtifactPart { attempt: of, path, content, offset })) => {
                 let Some(key) = self.own(session, of)? else { return Ok(()) };
                 let taken = fits(&content).and_then(|()| artifact_path(&path)).and_then(|()| {
                     part(self.outputs().write_artifact(&key, &path, offset, &content))
@@ -270,7 +277,9 @@ impl Server {
         report: v1::Report,
         refused: &mut RefusedParts,
     ) -> Result<(), CommandError> {
-        let v1::Report { of, ran_ms, ended, output_bytes } = report;
+        let v1::Report { attempt: of, run_time, ended, output_bytes } = report;
+        // A time that is none is not worth a job: it is recorded as none.
+        let ran_ms = run_time.as_ref().and_then(duration_ms).unwrap_or_default();
         let key = named(of)?;
         if !self.scheduler().inspect(|all| all.holds(session, &key)) {
             return self.driver().answer_unheld(session, &key).await;

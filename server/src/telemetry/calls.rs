@@ -21,7 +21,7 @@ use crate::auth::roles;
 /// How the trace context of a request is called.
 const TRACEPARENT: &str = "traceparent";
 /// Sessions last for days: their spans would say nothing.
-const SESSION: &str = "/towpath.v1.Workers/Session";
+const SESSION: &str = "/towpath.v1.WorkersService/Session";
 
 /// The span of the request, beside its message.
 #[derive(Clone, Debug)]

@@ -18,8 +18,8 @@ pub(crate) fn explanation(
     job: &Job,
     reason: &WaitReason,
     (id, now): (&str, Timestamp),
-) -> v1::Explanation {
-    v1::Explanation {
+) -> v1::ExplainJobResponse {
+    v1::ExplainJobResponse {
         job: Some(views::job(run, job)),
         waits_for: reason.word().to_owned(),
         sentence: sentence(run, job, reason, now),

@@ -8,13 +8,19 @@ use towpath_engine::{
     plan::When,
     run::{Job, Run},
     source::{Origin, Source},
+    time::Timestamp,
     trace::TraceContext,
     views::EndCounts,
 };
-use towpath_proto::v1;
+use towpath_proto::{prost_types::Timestamp as WireTimestamp, time::timestamp, v1};
 use towpath_storage::{Position, Version};
 
 use crate::run_list::RunListEntry;
+
+/// A moment of the log as a message has it.
+pub(crate) fn time(at: Timestamp) -> WireTimestamp {
+    timestamp(at.0)
+}
 
 /// A run, without its jobs.
 pub(crate) fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v1::Run {

@@ -7,7 +7,8 @@ use tokio_stream::iter;
 use tonic::Status;
 use towpath_engine::{ids::Digest, source::BUNDLE_BYTES_MAX};
 use towpath_proto::v1::{
-    self, blob_part::Part, blobs_client::BlobsClient, report::Ended, source::Origin,
+    self, blobs_service_client::BlobsServiceClient, put_blob_request::Part, report::Ended,
+    source::Origin,
 };
 use towpath_server::{
     Access, Clock as _, SystemClock,
@@ -67,18 +68,18 @@ fn blob(bytes: &[u8]) -> v1::Blob {
     v1::Blob { size: bytes.len() as u64, sha256: Digest::of(bytes).to_string() }
 }
 
-fn blobs(server: &TestServer) -> BlobsClient<tonic::transport::Channel> {
-    BlobsClient::new(server.channel())
+fn blobs(server: &TestServer) -> BlobsServiceClient<tonic::transport::Channel> {
+    BlobsServiceClient::new(server.channel())
 }
 
 /// Sends `bytes` under the name `named`.
 async fn put(server: &TestServer, named: v1::Blob, bytes: &[u8]) -> Result<v1::Blob, Status> {
     let content = bytes.chunks(60_000).map(|piece| Part::Content(piece.to_vec().into()));
-    let parts: Vec<v1::BlobPart> = std::iter::once(Part::Blob(named))
+    let parts: Vec<v1::PutBlobRequest> = std::iter::once(Part::Blob(named))
         .chain(content)
-        .map(|part| v1::BlobPart { part: Some(part) })
+        .map(|part| v1::PutBlobRequest { part: Some(part) })
         .collect();
-    Ok(blobs(server).put_blob(iter(parts)).await?.into_inner())
+    Ok(blobs(server).put_blob(iter(parts)).await?.into_inner().blob.unwrap_or_default())
 }
 
 async fn has(server: &TestServer, bytes: &[u8]) -> bool {
@@ -190,7 +191,7 @@ async fn a_bundle_is_kept_whole_or_not_at_all() {
     let name = [Part::Blob(blob(&bytes))];
     let pieces = bytes[..2_000_000].chunks(64 * 1024);
     for part in name.into_iter().chain(pieces.map(|piece| Part::Content(piece.to_vec().into()))) {
-        parts.send(v1::BlobPart { part: Some(part) }).await.expect("the server listens");
+        parts.send(v1::PutBlobRequest { part: Some(part) }).await.expect("the server listens");
     }
     eventually("half a blob", || !names(&folder.path().join("blobs")).is_empty()).await;
     sending.abort();
@@ -271,7 +272,7 @@ jobs:
     };
     let fetch = async |of: &v1::Assignment, worker: &str, sha256: &str| {
         let (worker, sha256) = (worker.to_owned(), sha256.to_owned());
-        let request = v1::FetchBlobRequest { of: of.of.clone(), worker, sha256 };
+        let request = v1::FetchBlobRequest { attempt: of.attempt.clone(), worker, sha256 };
         let stream = blobs(&server).fetch_blob(request).await?.into_inner();
         TestServer::collect(stream).await
     };
@@ -282,7 +283,7 @@ jobs:
     let pack = fetch(&a, "w", &bundle).await.expect("its own bundle");
     assert_eq!(Digest::of(&pack).to_string(), bundle);
     let left = worker.leave(&a, "left.txt", b"left").await;
-    let left_by_a = left.sha256.clone();
+    let left_by_a = left.blob.clone().expect("a digest").sha256;
     assert!(fetch(&a, "w", &left_by_a).await.is_err(), "it is not there yet");
     let ended = v1::Succeeded { artifacts: vec![left], ..Default::default() };
     worker.report(&a, Ended::Succeeded(ended)).await;

@@ -1,7 +1,7 @@
 //! A wall clock that is set while a server runs: the time of the log goes on, in one direction.
 
 use towpath_engine::time::Timestamp;
-use towpath_proto::v1::{self, runs_client::RunsClient};
+use towpath_proto::v1::{self, runs_service_client::RunsServiceClient};
 use towpath_server::{
     Access,
     auth::{
@@ -114,7 +114,7 @@ async fn tokens_expire_by_the_wall_clock() {
         let mut request = tonic::Request::new(v1::ListRunsRequest::default());
         let header = format!("Bearer {}", issued.reveal()).parse().expect("a header");
         request.metadata_mut().insert("authorization", header);
-        RunsClient::new(channel.clone()).list_runs(request).await
+        RunsServiceClient::new(channel.clone()).list_runs(request).await
     };
     one_event_a_year_ahead(&server).await;
 

@@ -21,8 +21,8 @@ use tokio::{
 use tokio_stream::StreamExt as _;
 use towpath_engine::time::Timestamp;
 use towpath_proto::v1::{
-    self, report::Ended, runs_client::RunsClient, worker_message::Message as ToServer,
-    workers_client::WorkersClient,
+    self, report::Ended, runs_service_client::RunsServiceClient,
+    session_request::Message as ToServer, workers_service_client::WorkersServiceClient,
 };
 use towpath_server::{Clock as _, SystemClock, dial_tcp};
 use towpath_tests::{
@@ -128,11 +128,14 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
         let way = Way::to(server.serve(ANYWHERE).await).await;
         let channel = dial_tcp(&way.address).expect("an address");
         let list = v1::ListWorkersRequest {};
-        WorkersClient::new(channel.clone()).list_workers(list).await.expect("the way is open");
+        WorkersServiceClient::new(channel.clone())
+            .list_workers(list)
+            .await
+            .expect("the way is open");
 
         way.swallow();
         let asked =
-            tokio::spawn(async move { RunsClient::new(channel).start_run(request()).await });
+            tokio::spawn(async move { RunsServiceClient::new(channel).start_run(request()).await });
         while server.records("", 0).await.is_empty() {
             tokio::task::yield_now().await;
         }
@@ -148,7 +151,7 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
         let hello = v1::Hello { worker: "w".to_owned(), slots: 1, ..Default::default() };
         let channel = dial_tcp(&way.address).expect("an address");
         let mut worker = ScriptedWorker::connect(channel, hello).await.expect("it is welcome");
-        let of = worker.take_job("a").await.of.expect("an attempt");
+        let of = worker.take_job("a").await.attempt.expect("an attempt");
 
         way.swallow();
         worker.send_report(&of, succeeded(), 0).await;
@@ -202,7 +205,7 @@ async fn after_its_end_a_job_is_changed_by_no_report_and_no_beat() {
     let run = server.start(&file(ONE)).await;
     let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
-    let of = a.of.clone().expect("an attempt");
+    let of = a.attempt.clone().expect("an attempt");
     server.cancel(&run).await.expect("the run is ending");
     worker.cancelled_job().await;
     // Two reports are on their way when the first of them counts.
@@ -367,8 +370,8 @@ async fn readers_that_do_not_read_cost_the_server_no_memory() {
         serde_json::from_slice(&fs::read(&said).expect("a file")).expect("JSON");
     let channel = || dial_tcp(told["address"].as_str().expect("an address")).expect("an address");
     // A job that prints 16 MiB.
-    let run = RunsClient::new(channel()).start_run(start_request(&file(ONE))).await;
-    let run = run.expect("the run begins").into_inner().id;
+    let run = RunsServiceClient::new(channel()).start_run(start_request(&file(ONE))).await;
+    let run = run.expect("the run begins").into_inner().run.expect("a run").id;
     let hello = v1::Hello { worker: "w".to_owned(), slots: 1, ..Default::default() };
     let mut worker = ScriptedWorker::connect(channel(), hello).await.expect("it is welcome");
     let a = worker.take_job("a").await;
@@ -384,7 +387,7 @@ async fn readers_that_do_not_read_cost_the_server_no_memory() {
     for _ in 0..READERS {
         let (run, job) = (run.clone(), "a".to_owned());
         let request = v1::ReadOutputRequest { run, job, attempt: 0, follow: false };
-        let mut runs = RunsClient::new(channel());
+        let mut runs = RunsServiceClient::new(channel());
         let mut stream = runs.read_output(request).await.expect("output").into_inner();
         stream.next().await.expect("the output goes on").expect("a chunk");
         slow.push(stream);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use tokio_stream::StreamExt as _;
+use towpath_proto::streams::Records;
 use towpath_proto::v1;
 use towpath_tests::{TestServer, code, file};
 
@@ -19,7 +20,7 @@ async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice()
     let mut worker = server.worker("w", 1).await;
     let follow = |after| v1::FollowRequest { run: String::new(), after, follow: true };
 
-    let mut first = server.log().follow(follow(0)).await.expect("a log").into_inner();
+    let mut first = Records::new(server.log().follow(follow(0)).await.expect("a log").into_inner());
     let mut seen = Vec::new();
     while seen.len() < 4 {
         seen.push(first.next().await.expect("the log goes on").expect("a record"));
@@ -28,7 +29,8 @@ async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice()
     worker.succeed("a").await;
     worker.succeed("b").await;
     let stopped_at = seen.last().expect("a record").position;
-    let mut second = server.log().follow(follow(stopped_at)).await.expect("a log").into_inner();
+    let mut second =
+        Records::new(server.log().follow(follow(stopped_at)).await.expect("a log").into_inner());
     while seen.last().is_some_and(|record| record.kind != "run_finished") {
         seen.push(second.next().await.expect("the log goes on").expect("a record"));
     }
@@ -61,7 +63,7 @@ async fn the_log_of_one_run_is_followed_by_its_own_versions() {
     server.start(&file(TWO)).await;
     let second = server.start(&file(TWO)).await;
     let request = v1::FollowRequest { run: second.clone(), after: 0, follow: true };
-    let mut stream = server.log().follow(request).await.expect("a log").into_inner();
+    let mut stream = Records::new(server.log().follow(request).await.expect("a log").into_inner());
     for _ in 0..3 {
         stream.next().await.expect("the log goes on").expect("a record");
     }
@@ -108,7 +110,7 @@ async fn a_reader_that_never_reads_holds_nobody_up() {
     let mut asleep = Vec::new();
     for _ in 0..3 {
         let follow = v1::FollowRequest { run: String::new(), after: 0, follow: true };
-        asleep.push(server.log().follow(follow).await.expect("a log").into_inner());
+        asleep.push(Records::new(server.log().follow(follow).await.expect("a log").into_inner()));
     }
 
     let mut worker = server.worker("w", 4).await;

@@ -7,7 +7,9 @@ use tonic::{
     transport::Channel,
 };
 use towpath_engine::time::Timestamp;
-use towpath_proto::v1::{self, gates_client::GatesClient, runs_client::RunsClient};
+use towpath_proto::v1::{
+    self, gates_service_client::GatesServiceClient, runs_service_client::RunsServiceClient,
+};
 use towpath_server::{
     Access, Clock as _, SystemClock,
     auth::{
@@ -66,8 +68,9 @@ impl Town {
 
     async fn try_start(&self, name: &str, request: v1::StartRunRequest) -> Result<String, Status> {
         let request = v1::StartRunRequest { actor: String::new(), ..request };
-        let run = RunsClient::new(self.channel.clone()).start_run(self.of(name, request)).await?;
-        Ok(run.into_inner().id)
+        let run =
+            RunsServiceClient::new(self.channel.clone()).start_run(self.of(name, request)).await?;
+        Ok(run.into_inner().run.unwrap_or_default().id)
     }
 
     /// A run that `name` asked for, whose only job is a gate with this policy.
@@ -82,16 +85,16 @@ impl Town {
     }
 
     /// `name` approves what `gate` shows, and claims everything that helps.
-    async fn decide(&self, name: &str, gate: &v1::Gate) -> Result<v1::DecideGateReply, Status> {
+    async fn decide(&self, name: &str, gate: &v1::Gate) -> Result<v1::ApproveGateResponse, Status> {
         let v1::Gate { run, job, approval_digest, .. } = gate.clone();
         let emails = vec!["nobody@example.org".to_owned()];
         let message =
-            v1::DecideGateRequest { run, job, approval_digest, emails, ..Default::default() };
-        let mut gates = GatesClient::new(self.channel.clone());
+            v1::ApproveGateRequest { run, job, approval_digest, emails, ..Default::default() };
+        let mut gates = GatesServiceClient::new(self.channel.clone());
         Ok(gates.approve_gate(self.of(name, message)).await?.into_inner())
     }
 
-    async fn approves(&self, name: &str, run: &str) -> v1::DecideGateReply {
+    async fn approves(&self, name: &str, run: &str) -> v1::ApproveGateResponse {
         self.decide(name, &self.gate(run).await).await.expect("they may")
     }
 
@@ -228,8 +231,8 @@ async fn an_approval_after_a_rejection_is_refused() {
     town.approves("bob", &run).await;
     let gate = town.gate(&run).await;
     let v1::Gate { run: of, job, .. } = gate.clone();
-    let message = v1::DecideGateRequest { run: of, job, ..Default::default() };
-    let mut gates = GatesClient::new(town.channel.clone());
+    let message = v1::RejectGateRequest { run: of, job, ..Default::default() };
+    let mut gates = GatesServiceClient::new(town.channel.clone());
 
     gates.reject_gate(town.of("cleo", message)).await.expect("the gate is shut");
 
@@ -287,7 +290,7 @@ async fn an_edit_of_the_file_voids_approvals_and_the_log_says_so() {
         accept_changes: true,
         ..Default::default()
     };
-    RunsClient::new(town.channel.clone())
+    RunsServiceClient::new(town.channel.clone())
         .resume_run(town.of("ana", edit))
         .await
         .expect("the edit is accepted");

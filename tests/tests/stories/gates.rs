@@ -1,6 +1,6 @@
 //! Gates: stops that only a person opens.
 
-use towpath_proto::v1::{self, gates_client::GatesClient};
+use towpath_proto::v1::{self, gates_service_client::GatesServiceClient};
 use towpath_tests::{TestServer, code, file, on_a_runtime, succeeded_with};
 
 const CUTOVER: &str = "stages: [copy, cutover]
@@ -146,7 +146,7 @@ fn a_gate_waits_through_a_restart_and_is_opened_by_another_connection() {
     on_a_runtime(async {
         let server = TestServer::in_folder(folder.path()).await;
         let outside = server.dial().await.expect("the socket answers");
-        let mut gates = GatesClient::new(outside);
+        let mut gates = GatesServiceClient::new(outside);
         let waiting = gates.list_gates(v1::ListGatesRequest::default()).await.expect("a list");
         let gate = waiting.into_inner().gates.pop().expect("a gate waits");
         assert_eq!((gate.job.as_str(), gate.irreversible), ("switch", true));
@@ -157,7 +157,7 @@ fn a_gate_waits_through_a_restart_and_is_opened_by_another_connection() {
         let v1::Gate { run: of, job, approval_digest, .. } = gate;
         let actor = "human:dana".to_owned();
         let request =
-            v1::DecideGateRequest { run: of, job, approval_digest, actor, ..Default::default() };
+            v1::ApproveGateRequest { run: of, job, approval_digest, actor, ..Default::default() };
         gates.approve_gate(request).await.expect("the gate opens");
 
         let mut worker = server.worker("w", 1).await;

@@ -10,16 +10,18 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status, transport::Channel};
+use towpath_proto::streams::Records;
 use towpath_proto::v1::{
-    self, log_client::LogClient, runs_client::RunsClient, worker_message::Message as ToServer,
+    self, log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
+    session_request::Message as ToServer,
 };
 use towpath_server::{Access, Limits, dial_tcp};
 use towpath_tests::{ScriptedWorker, TestServer, WAIT_MAX, code, file};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const MIB: usize = 1024 * 1024;
-const LIST: &str = "/towpath.v1.Runs/ListRuns";
-const GATES: &str = "/towpath.v1.Gates/ListGates";
+const LIST: &str = "/towpath.v1.RunsService/ListRuns";
+const GATES: &str = "/towpath.v1.GatesService/ListGates";
 
 /// A server with one run, and a port of it.
 struct Besieged {
@@ -54,7 +56,8 @@ impl Besieged {
 
     /// Whoever asks properly is answered, and the log is as it was after the run began.
     async fn stands(self) {
-        let asked = RunsClient::new(self.channel()).list_runs(v1::ListRunsRequest::default()).await;
+        let asked =
+            RunsServiceClient::new(self.channel()).list_runs(v1::ListRunsRequest::default()).await;
         assert_eq!(asked.expect("an answer").into_inner().runs.len(), 1);
         assert_eq!(
             self.server.records("", 0).await.len(),
@@ -145,7 +148,7 @@ async fn a_message_of_one_byte_too_many_is_refused_by_name() {
     let refused = answered(&besieged, GATES, &most(MIB + 1)).await;
     assert_eq!((refused.code(), &*code(&refused)), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     // Of `Runs` more is read, because pipeline files may be large.
-    let (run, fits) = ("/towpath.v1.Runs/GetRun", most(2 * MIB));
+    let (run, fits) = ("/towpath.v1.RunsService/GetRun", most(2 * MIB));
     assert_eq!(code(&answered(&besieged, run, &fits).await), "RUN_UNKNOWN");
     besieged.stands().await;
 }
@@ -153,7 +156,8 @@ async fn a_message_of_one_byte_too_many_is_refused_by_name() {
 #[tokio::test]
 async fn an_announced_gigabyte_is_refused_before_it_comes() {
     let besieged = Besieged::new().await;
-    for path in [LIST, GATES, "/towpath.v1.Log/Follow", "/towpath.v1.Workers/Session"] {
+    for path in [LIST, GATES, "/towpath.v1.LogService/Follow", "/towpath.v1.WorkersService/Session"]
+    {
         let mut raw = besieged.raw().await;
         let refused = status(send(&mut raw, request(path), frame(0, 1 << 30, b""), false)).await;
         assert_eq!(code(&refused), "MESSAGE_TOO_LARGE", "{path}");
@@ -205,7 +209,7 @@ async fn packed_messages_are_not_unpacked() {
 #[tokio::test]
 async fn what_is_no_message_is_refused_by_name() {
     let besieged = Besieged::new().await;
-    let run = "/towpath.v1.Runs/GetRun";
+    let run = "/towpath.v1.RunsService/GetRun";
     let not_text = field(1, &[0xff, 0xfe, 0x80]);
     for message in [&not_text[..], &[0x0a, 0x7f, b'x'], &[0x0b], &[0xff; 12]] {
         let refused = answered(&besieged, run, message).await;
@@ -218,7 +222,7 @@ async fn what_is_no_message_is_refused_by_name() {
     let none = status(send(&mut raw, request(run), Bytes::new(), true)).await;
     assert_eq!(code(&none), "MESSAGE_INVALID");
     // Nothing of a request that begins a run: no file, and nobody who asks.
-    let empty = answered(&besieged, "/towpath.v1.Runs/StartRun", b"").await;
+    let empty = answered(&besieged, "/towpath.v1.RunsService/StartRun", b"").await;
     assert!(["MESSAGE_INVALID", "ARGUMENT_OUT_OF_BOUNDS"].contains(&&*code(&empty)), "{empty:?}");
     besieged.stands().await;
 }
@@ -240,13 +244,13 @@ async fn a_report_that_names_no_attempt_is_refused() {
 #[tokio::test]
 async fn the_largest_numbers_are_answered_like_any_other() {
     let besieged = Besieged::new().await;
-    let mut log = LogClient::new(besieged.channel());
+    let mut log = LogServiceClient::new(besieged.channel());
     for run in ["", &besieged.run] {
         let request = v1::FollowRequest { run: run.to_owned(), after: u64::MAX, follow: false };
-        let mut records = log.follow(request).await.expect("a stream").into_inner();
+        let mut records = Records::new(log.follow(request).await.expect("a stream").into_inner());
         assert!(records.next().await.is_none_or(|last| last.is_err()), "there is nothing there");
     }
-    let mut runs = RunsClient::new(besieged.channel());
+    let mut runs = RunsServiceClient::new(besieged.channel());
     let request =
         v1::ListJobsRequest { run: besieged.run.clone(), after: u32::MAX, limit: u32::MAX };
     assert_eq!(runs.list_jobs(request).await.expect("a page").into_inner().jobs.len(), 0);

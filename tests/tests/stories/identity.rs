@@ -10,9 +10,10 @@ use tonic::{
     transport::Channel,
 };
 use towpath_engine::time::Timestamp;
+use towpath_proto::streams::Records;
 use towpath_proto::v1::{
-    self, blobs_client::BlobsClient, gates_client::GatesClient, log_client::LogClient,
-    runs_client::RunsClient,
+    self, blobs_service_client::BlobsServiceClient, gates_service_client::GatesServiceClient,
+    log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
 };
 use towpath_server::{
     Access, Clock as _, DialTls, PemPair, ServeTls, SystemClock,
@@ -63,20 +64,20 @@ fn with<T>(message: T, secret: &str) -> Request<T> {
 
 async fn runs_of(channel: &Channel, secret: &str) -> Result<usize, Status> {
     let request = with(v1::ListRunsRequest::default(), secret);
-    let reply = RunsClient::new(channel.clone()).list_runs(request).await?;
+    let reply = RunsServiceClient::new(channel.clone()).list_runs(request).await?;
     Ok(reply.into_inner().runs.len())
 }
 
 async fn start(channel: &Channel, secret: &str, actor: &str) -> Result<v1::Run, Status> {
     let message = v1::StartRunRequest { actor: actor.to_owned(), ..start_request(&file(GATED)) };
-    let started = RunsClient::new(channel.clone()).start_run(with(message, secret)).await?;
-    Ok(started.into_inner())
+    let started = RunsServiceClient::new(channel.clone()).start_run(with(message, secret)).await?;
+    Ok(started.into_inner().run.unwrap_or_default())
 }
 
 async fn approve(channel: &Channel, secret: &str, gate: &v1::Gate) -> Result<(), Status> {
     let v1::Gate { run, job, approval_digest, .. } = gate.clone();
-    let message = v1::DecideGateRequest { run, job, approval_digest, ..Default::default() };
-    GatesClient::new(channel.clone()).approve_gate(with(message, secret)).await?;
+    let message = v1::ApproveGateRequest { run, job, approval_digest, ..Default::default() };
+    GatesServiceClient::new(channel.clone()).approve_gate(with(message, secret)).await?;
     Ok(())
 }
 
@@ -119,8 +120,9 @@ async fn a_revoked_token_ends_what_it_opened() {
     let secret = issue(&server, "ana", &[Role::Viewer]);
     let run = server.start(&file(ONE)).await;
     let request = v1::FollowRequest { run, after: 0, follow: true };
-    let mut log = LogClient::new(channel.clone());
-    let mut stream = log.follow(with(request, &secret)).await.expect("she may").into_inner();
+    let mut log = LogServiceClient::new(channel.clone());
+    let mut stream =
+        Records::new(log.follow(with(request, &secret)).await.expect("she may").into_inner());
     stream.next().await.expect("a record").expect("a record");
 
     tokens::revoke(&server.server().folder(), "ana").expect("there is one");
@@ -172,11 +174,11 @@ async fn everybody_does_what_their_roles_say_and_nothing_else() {
         actor: String::new(),
         ..start_request(&file(GATED))
     };
-    let refused = RunsClient::new(channel.clone()).start_run(with(message, &operator)).await;
+    let refused = RunsServiceClient::new(channel.clone()).start_run(with(message, &operator)).await;
     assert_eq!(code(&refused.expect_err("that is an approval")), "FORBIDDEN");
     assert_eq!(runs_of(&channel, &auditor).await.expect("he reads"), 1);
     for (secret, store) in [(&auditor, "memory:"), (&operator, "memory"), (&worker, "memory")] {
-        let mut log = LogClient::new(channel.clone());
+        let mut log = LogServiceClient::new(channel.clone());
         let described = log.describe(with(v1::DescribeRequest {}, secret)).await.expect("allowed");
         assert_eq!(described.into_inner().store, store, "the URL is for those who look after it");
     }
@@ -210,7 +212,7 @@ async fn a_token_does_not_speak_for_somebody_else() {
     assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
     // Nor does it fetch in another worker's name.
     let fetch = v1::FetchBlobRequest { worker: "eu-2".to_owned(), ..Default::default() };
-    let mut blobs = BlobsClient::new(channel.clone());
+    let mut blobs = BlobsServiceClient::new(channel.clone());
     let refused = blobs.fetch_blob(with(fetch, &worker)).await.expect_err("not eu-2");
     assert_eq!(code(&refused), "WORKER_IDENTITY_MISMATCH");
     server.close().await;
@@ -350,7 +352,7 @@ async fn a_revoked_certificate_ends_its_session_and_opens_none() {
     assert_eq!(server.count(&run, "job_succeeded").await, 0);
     // Others are not disturbed, and a list that is damaged makes nobody good again.
     let of = other.take().await;
-    assert_ne!(of.of, held.of);
+    assert_ne!(of.attempt, held.attempt);
     fs::write(folder.path().join(pki::CRL_FILE), "nothing").expect("a file");
     other.report(&of, towpath_tests::succeeded()).await;
     for gone in ["worker-eu-1.pem", "worker-eu-1.key"] {
@@ -416,8 +418,9 @@ async fn an_issuer_vouches_for_people_and_its_groups_say_what_they_may() {
 
     // A stream that is open ends when the issuer withdraws the key.
     let request = v1::FollowRequest { run: run.id.clone(), after: 0, follow: true };
-    let mut log = LogClient::new(channel.clone());
-    let mut stream = log.follow(with(request, token)).await.expect("she may").into_inner();
+    let mut log = LogServiceClient::new(channel.clone());
+    let mut stream =
+        Records::new(log.follow(with(request, token)).await.expect("she may").into_inner());
     stream.next().await.expect("a record").expect("a record");
     fs::write(&keys, listed.replace("\"rsa\"", "\"next\"")).expect("a file");
     let ended = async {

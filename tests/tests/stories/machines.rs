@@ -5,6 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use futures_util::future::join_all;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
+use towpath_proto::streams::Records;
 use towpath_proto::v1::{self, report::Ended};
 use towpath_server::dial_tcp;
 use towpath_tests::{
@@ -150,13 +151,13 @@ async fn a_lease_lapses_when_its_worker_stays_away_and_its_late_report_changes_n
     let server = TestServer::with_lease("memory:", 1_000).await;
     let run = server.start(&file(ONE)).await;
     let mut first = server.worker_like(hello("first", "1", Vec::new())).await;
-    let of = first.take_job("a").await.of.expect("an attempt");
+    let of = first.take_job("a").await.attempt.expect("an attempt");
     drop(first);
 
     server.until(&run, "job_lost", 1).await;
     let mut second = server.worker("second", 1).await;
     let again = second.take_job("a").await;
-    assert_eq!(again.of.as_ref().map(|of| of.attempt), Some(2));
+    assert_eq!(again.attempt.as_ref().map(|of| of.attempt), Some(2));
 
     let kinds = server.kinds(&run).await;
     let mut late = server.worker_like(hello("first", "1", vec![of.clone()])).await;
@@ -174,7 +175,7 @@ async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
     let server = TestServer::with_lease("memory:", 200).await;
     let run = server.start(&file(ONE)).await;
     let mut sleeper = server.worker("sleeper", 1).await;
-    let of = sleeper.take_job("a").await.of.expect("an attempt");
+    let of = sleeper.take_job("a").await.attempt.expect("an attempt");
 
     // It says nothing, and yet its connection stands.
     server.until(&run, "job_lost", 1).await;
@@ -257,7 +258,7 @@ async fn a_report_after_a_cancel_ends_the_job_and_the_run_once() {
     server.cancel(&run).await.expect("the run is ending");
     assert_eq!(worker.cancelled_job().await.job, "a");
     worker.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
-    worker.say(v1::worker_message::Message::Heartbeat(v1::Heartbeat {})).await;
+    worker.say(v1::session_request::Message::Heartbeat(v1::Heartbeat {})).await;
 
     assert_eq!(server.ended(&run).await, "cancelled");
     assert_eq!(server.count(&run, "job_cancelled").await, 1);
@@ -281,7 +282,7 @@ async fn a_long_run_does_not_keep_a_short_one_waiting() {
     let mut left = 5;
     while left > 0 {
         let next = worker.take().await;
-        let is_short = next.of.as_ref().is_some_and(|of| of.run == short);
+        let is_short = next.attempt.as_ref().is_some_and(|of| of.run == short);
         left -= usize::from(is_short);
         others += usize::from(!is_short);
         worker.report(&next, succeeded()).await;
@@ -366,11 +367,16 @@ async fn a_worker_that_is_drained_finishes_and_is_given_nothing_new() {
     let run = server.start(&file(yaml)).await;
     let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
-    let drain = |name: &str, drain| v1::DrainWorkerRequest { name: name.to_owned(), drain };
+    let drain = |name: &str, drain| v1::DrainWorkerRequest {
+        name: name.to_owned(),
+        drain,
+        actor: towpath_tests::ANA.to_owned(),
+    };
 
     let view =
         server.workers().drain_worker(drain("w", true)).await.expect("a worker").into_inner();
-    assert_eq!((view.running, view.slots, view.draining), (1, 1, true));
+    let view = view.worker.expect("a worker");
+    assert_eq!((view.running, view.slots, view.state()), (1, 1, v1::WorkerState::Draining));
     worker.report(&a, succeeded()).await;
     server.settle().await;
     assert_eq!(server.states(&run).await, "a succeeded, b waiting");
@@ -423,7 +429,8 @@ fn a_reader_that_does_not_read_holds_nobody_up() {
     on_a_runtime(async {
         let server = TestServer::in_memory().await;
         let request = v1::FollowRequest { run: String::new(), after: 0, follow: true };
-        let mut slow = server.log().follow(request).await.expect("a log").into_inner();
+        let mut slow =
+            Records::new(server.log().follow(request).await.expect("a log").into_inner());
         let jobs: String =
             (0..2_000).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
         let run = server.start_with(&file(&format!("stages: [s]\njobs:\n{jobs}")), 64).await;

@@ -108,7 +108,7 @@ async fn an_attempt_that_does_not_exist_has_no_output() {
     assert_eq!(refused.code(), tonic::Code::NotFound);
 }
 
-fn report(outputs_bytes: u64, artifacts: Vec<v1::ArtifactRef>) -> (v1::report::Ended, u64) {
+fn report(outputs_bytes: u64, artifacts: Vec<v1::Artifact>) -> (v1::report::Ended, u64) {
     let ended = v1::Succeeded { artifacts, ..Default::default() };
     (v1::report::Ended::Succeeded(ended), outputs_bytes)
 }
@@ -136,7 +136,7 @@ async fn a_file_that_a_job_left_comes_back_byte_for_byte() {
 
     let kept = server.job(&run, "a").await.artifacts;
     let named = kept[0].blob.clone().expect("a digest");
-    assert_eq!((named.size, named.sha256), (200_001, left.sha256));
+    assert_eq!((named.size, named.sha256), (200_001, left.blob.expect("a digest").sha256));
     assert_eq!(artifact(&server, &run, "report.bin").await.expect("it is kept"), content);
     assert_eq!(artifact(&server, &run, "empty.txt").await.expect("it is kept"), b"");
     let unknown = artifact(&server, &run, "other").await.expect_err("no such file");

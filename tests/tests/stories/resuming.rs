@@ -161,7 +161,7 @@ async fn import(server: &TestServer, yaml: &str, record: &str) -> Result<v1::Run
         record: record.as_bytes().to_vec().into(),
         actor: ANA.to_owned(),
     };
-    Ok(server.runs().import_run(request).await?.into_inner())
+    Ok(server.runs().import_run(request).await?.into_inner().run.unwrap_or_default())
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Second chances and limits of time, under a clock that moves when told.
 
+use towpath_proto::time::duration;
 use towpath_proto::v1::{Failed, failed::Cause, report::Ended};
 use towpath_tests::{TestServer, code, failed, file, succeeded};
 
@@ -26,7 +27,7 @@ async fn a_failed_job_is_tried_again_when_its_time_has_come() {
     assert_eq!(server.states(&run).await, "flaky backing_off", "the second wait is longer");
     server.pass(1).await;
     let third = worker.take_job("flaky").await;
-    assert_eq!(third.of.as_ref().map(|of| of.attempt), Some(3));
+    assert_eq!(third.attempt.as_ref().map(|of| of.attempt), Some(3));
     worker.report(&third, succeeded()).await;
 
     assert_eq!(server.ended(&run).await, "succeeded");
@@ -61,7 +62,7 @@ jobs:
     worker.fail("a", 75).await;
     server.settle().await;
     let second = worker.take_job("a").await;
-    let timed_out = Ended::Failed(Failed { cause: Some(Cause::TimedOutMs(50)) });
+    let timed_out = Ended::Failed(Failed { cause: Some(Cause::TimedOut(duration(50))) });
     worker.report(&second, timed_out).await;
     server.settle().await;
     worker.fail("a", 1).await;

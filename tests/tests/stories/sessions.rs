@@ -1,7 +1,8 @@
 //! Workers: what they may say, what is refused, and what happens to what they held.
 
 use towpath_engine::ids::Digest;
-use towpath_proto::v1::{self, failed::Cause, report::Ended, worker_message::Message as ToServer};
+use towpath_proto::time::duration;
+use towpath_proto::v1::{self, failed::Cause, report::Ended, session_request::Message as ToServer};
 use towpath_tests::{
     ScriptedWorker, TestServer, code, failed, file, on_a_runtime, succeeded, succeeded_with,
 };
@@ -54,7 +55,7 @@ async fn what_a_worker_says_of_attempts_that_it_does_not_hold_changes_nothing() 
     let run = server.start(&file(ONE)).await;
     let mut holder = server.worker("holder", 1).await;
     let a = holder.take_job("a").await;
-    let of = a.of.clone().expect("an attempt");
+    let of = a.attempt.clone().expect("an attempt");
 
     // One session says all of it: none of it ends the session.
     let mut thief = server.worker("thief", 1).await;
@@ -81,9 +82,14 @@ async fn what_a_worker_says_of_attempts_that_it_does_not_hold_changes_nothing() 
 fn invalid_reports() -> Vec<(Option<Ended>, u64, &'static str)> {
     let artifact = |path: &str| {
         let sha256 = Digest::of(b"").to_string();
-        v1::ArtifactRef { path: path.to_owned(), size: 0, sha256 }
+        v1::Artifact { path: path.to_owned(), blob: Some(v1::Blob { size: 0, sha256 }) }
     };
-    let left = |artifacts: Vec<v1::ArtifactRef>| {
+    let named = |size: u64, sha256: &str| {
+        let blob = v1::Blob { size, sha256: sha256.to_owned() };
+        v1::Artifact { blob: Some(blob), ..artifact("a") }
+    };
+    let empty = Digest::of(b"").to_string();
+    let left = |artifacts: Vec<v1::Artifact>| {
         Some(Ended::Succeeded(v1::Succeeded { artifacts, ..Default::default() }))
     };
     let failed_by = |cause| Some(Ended::Failed(v1::Failed { cause }));
@@ -101,8 +107,8 @@ fn invalid_reports() -> Vec<(Option<Ended>, u64, &'static str)> {
         (left(vec![artifact("out/a\tb")]), 0, "holds control characters"),
         (left(vec![artifact("../a")]), 0, "leads out of the folder"),
         (left(vec![artifact("a"), artifact("a")]), 0, "is listed twice"),
-        (left(vec![v1::ArtifactRef { size: 1, ..artifact("a") }]), 0, "did not arrive"),
-        (left(vec![v1::ArtifactRef { sha256: "x".to_owned(), ..artifact("a") }]), 0, "digest"),
+        (left(vec![named(1, &empty)]), 0, "did not arrive"),
+        (left(vec![named(0, "x")]), 0, "digest"),
         (left((0..11_000).map(|n| artifact(&n.to_string())).collect()), 0, "more than 1000"),
         (Some(succeeded_with(&[("a", &large)])), 0, "the output `a` is too long"),
         (Some(Ended::Succeeded(both)), 0, "bytes in an event that holds"),
@@ -118,9 +124,14 @@ async fn what_is_wrong_with_a_report_fails_its_job_and_nothing_else() {
     for (ended, output_bytes, why) in invalid_reports() {
         let run = server.start(&file(ONE)).await;
         let a = worker.take_job("a").await;
-        let of = a.of.expect("an attempt");
+        let of = a.attempt.expect("an attempt");
 
-        let report = v1::Report { of: Some(of.clone()), ran_ms: 5, ended, output_bytes };
+        let report = v1::Report {
+            attempt: Some(of.clone()),
+            run_time: Some(duration(5)),
+            ended,
+            output_bytes,
+        };
         worker.say(ToServer::Report(report)).await;
         worker.until_recorded(&of).await;
 
@@ -144,13 +155,13 @@ async fn what_is_wrong_with_a_part_fails_its_job_and_nothing_else() {
     for (path, bytes, offset, why) in parts {
         let run = server.start(&file(ONE)).await;
         let a = worker.take_job("a").await;
-        let (of, content) = (a.of.clone(), vec![b'x'; bytes].into());
+        let (of, content) = (a.attempt.clone(), vec![b'x'; bytes].into());
         let path = path.to_owned();
         worker
             .say(if path.is_empty() {
-                ToServer::Output(v1::Output { of, offset, content })
+                ToServer::Output(v1::Output { attempt: of, offset, content })
             } else {
-                ToServer::Artifact(v1::ArtifactPart { of, path, content, offset })
+                ToServer::Artifact(v1::ArtifactPart { attempt: of, path, content, offset })
             })
             .await;
         worker.report(&a, succeeded()).await;
@@ -170,7 +181,7 @@ async fn a_run_with_a_part_that_was_refused_can_be_cancelled() {
     worker.print(&a, 9, b"late\n").await;
 
     server.cancel(&run).await.expect("it is running");
-    assert_eq!(Some(worker.cancelled_job().await), a.of);
+    assert_eq!(Some(worker.cancelled_job().await), a.attempt);
     worker.report(&a, Ended::Cancelled(v1::Cancelled {})).await;
 
     assert_eq!(server.ended(&run).await, "cancelled");
@@ -181,7 +192,7 @@ async fn a_report_that_is_heard_twice_counts_once() {
     let server = TestServer::in_memory().await;
     let run = server.start(&file(ONE)).await;
     let mut worker = server.worker("w", 1).await;
-    let of = worker.take_job("a").await.of.expect("an attempt");
+    let of = worker.take_job("a").await.attempt.expect("an attempt");
 
     worker.send_report(&of, succeeded(), 0).await;
     worker.send_report(&of, failed(1), 0).await;
@@ -198,12 +209,12 @@ async fn a_late_report_of_an_attempt_that_went_to_another_worker_changes_nothing
     let server = TestServer::in_memory().await;
     let run = server.start(&file(ONE)).await;
     let mut first = server.worker("w", 1).await;
-    let of = first.take_job("a").await.of.expect("an attempt");
+    let of = first.take_job("a").await.attempt.expect("an attempt");
 
     // The worker comes back and knows nothing of what it held.
     let mut second = server.worker_like(hello("w", Vec::new())).await;
     let again = second.take_job("a").await;
-    assert_eq!(again.of.as_ref().map(|of| of.attempt), Some(2));
+    assert_eq!(again.attempt.as_ref().map(|of| of.attempt), Some(2));
     let kinds = server.kinds(&run).await;
     first.send_report(&of, failed(9), 0).await;
     // The old session is told to forget it; the run does not hear of it.
@@ -265,8 +276,8 @@ fn a_worker_keeps_its_job_through_a_restart_of_the_server() {
 
     on_a_runtime(async {
         let server = TestServer::in_folder(folder.path()).await;
-        let void = v1::AttemptId { attempt: 9, ..a.of.clone().expect("an attempt") };
-        let held = vec![a.of.clone().expect("an attempt"), void];
+        let void = v1::AttemptId { attempt: 9, ..a.attempt.clone().expect("an attempt") };
+        let held = vec![a.attempt.clone().expect("an attempt"), void];
         let mut worker = server.worker_like(hello("w", held)).await;
         assert_eq!(worker.held(), [("a/1".to_owned(), 8)], "and how much of its output is there");
         worker.print(&a, 8, b"2 o two\n").await;
@@ -288,7 +299,7 @@ async fn a_worker_that_comes_back_to_an_ending_run_is_told_to_end_its_job() {
     drop(first);
     server.cancel(&run).await.expect("the run is ending");
 
-    let held = vec![a.of.clone().expect("an attempt")];
+    let held = vec![a.attempt.clone().expect("an attempt")];
     let mut second = server.worker_like(hello("w", held)).await;
     assert_eq!(second.cancelled_job().await.job, "a");
     second.report(&a, Ended::Cancelled(v1::Cancelled {})).await;

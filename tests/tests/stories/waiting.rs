@@ -100,7 +100,7 @@ async fn a_lock_is_held_by_one_run_at_a_time() {
     let mut worker = server.worker("w", 2).await;
 
     let held = worker.take_job("a").await;
-    let holder = held.of.clone().expect("an attempt").run;
+    let holder = held.attempt.clone().expect("an attempt").run;
     let other = if holder == first { &second } else { &first };
     server.settle().await;
     assert_eq!(server.states(other).await, "a waiting");
@@ -217,7 +217,7 @@ jobs:
     let mut worker = server.worker("w", 1).await;
     let a = worker.take_job("a").await;
 
-    worker.say(v1::worker_message::Message::Drain(v1::Drain {})).await;
+    worker.say(v1::session_request::Message::Drain(v1::Drain {})).await;
     worker.report(&a, succeeded()).await;
     server.settle().await;
 

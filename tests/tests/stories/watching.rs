@@ -12,7 +12,7 @@ use towpath_proto::{
     externalscaler::{
         GetMetricsRequest, ScaledObjectRef, external_scaler_client::ExternalScalerClient,
     },
-    v1::{self, workers_client::WorkersClient},
+    v1::{self, workers_service_client::WorkersServiceClient},
 };
 use towpath_server::dial_tcp;
 use towpath_tests::{TestServer, file, on_a_runtime, succeeded};
@@ -109,7 +109,7 @@ async fn one_port_speaks_grpc_and_plain_http() {
     let address = server.serve(ANYWHERE).await;
 
     let (head, _) = get(&address, "/nothing").await;
-    let mut workers = WorkersClient::new(dial_tcp(&address).expect("an address"));
+    let mut workers = WorkersServiceClient::new(dial_tcp(&address).expect("an address"));
     let listed = workers.list_workers(v1::ListWorkersRequest {}).await.expect("an answer");
 
     assert!(!head.contains("openmetrics"), "{head}");
@@ -146,8 +146,9 @@ fn what_is_counted_in_the_log_survives_a_restart() {
 }
 
 /// What is wanted and what is held, each in all.
-async fn next(demand: &mut Streaming<v1::Demand>) -> (u64, u64) {
+async fn next(demand: &mut Streaming<v1::WatchDemandResponse>) -> (u64, u64) {
     let told = demand.next().await.expect("the stream goes on").expect("demand");
+    let told = told.demand.expect("demand");
     let pending = told.sets.iter().map(|set| set.pending).sum();
     (pending, told.sets.iter().map(|set| set.leased).sum())
 }

@@ -119,24 +119,23 @@ impl Show<'_> {
     ) -> Result<AtGate, Failure> {
         let known = self.run.job(card.job.as_str());
         let asks = known.is_some_and(|job| job.plan.gate.is_some());
-        let request = v1::DecideGateRequest {
-            run: self.short_id.clone(),
-            job: card.job.to_string(),
-            // What was shown, and not what waits by now: the server refuses an approval of
-            // anything else.
-            approval_digest: card.approval_digest.to_string(),
-            comment: String::new(),
-            actor: self.app.actor(),
-            emails: if asks { authors::own_emails() } else { Vec::new() },
-        };
+        let (run, job) = (self.short_id.clone(), card.job.to_string());
+        // What was shown, and not what waits by now: the server refuses a decision about anything
+        // else.
+        let approval_digest = card.approval_digest.to_string();
+        let (comment, actor) = (String::new(), self.app.actor());
         let mut gates = self.server.gates();
         if !approve {
+            let request = v1::RejectGateRequest { run, job, approval_digest, comment, actor };
             gates.reject_gate(request).await?;
             return Ok(AtGate::Decided);
         }
+        let emails = if asks { authors::own_emails() } else { Vec::new() };
+        let request = v1::ApproveGateRequest { run, job, approval_digest, comment, actor, emails };
         match gates.approve_gate(request).await.map_err(Failure::from) {
             Ok(reply) => {
-                let v1::DecideGateReply { approvals_remaining, waits_for, .. } = reply.into_inner();
+                let v1::ApproveGateResponse { approvals_remaining, waits_for, .. } =
+                    reply.into_inner();
                 if approvals_remaining > 0 {
                     self.app.say(&format!("  Approved: {}.", safe(&waits_for)));
                 }

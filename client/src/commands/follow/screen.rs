@@ -7,7 +7,6 @@ use std::{
 };
 
 use tokio_stream::StreamExt as _;
-use tonic::Streaming;
 use towpath_engine::code::ErrorCode;
 use towpath_engine::{
     captured_output, codec,
@@ -16,7 +15,7 @@ use towpath_engine::{
     job::JobState,
     run::{Phase, Run},
 };
-use towpath_proto::v1;
+use towpath_proto::{streams::Records, v1};
 
 use super::{Follow, LAST_WORD_WITHIN, now};
 use crate::{
@@ -138,10 +137,19 @@ impl<'a> Show<'a> {
 
     /// Takes in what was recorded while the worker came to its end, so that the last picture is
     /// not an old one.
-    pub(super) async fn catch_up(&mut self, records: &mut Streaming<v1::Record>) {
+    pub(super) async fn catch_up(&mut self, records: &mut Records) {
         let newest = async {
             let request = v1::GetRunRequest { run: self.server_run() };
-            let newest = self.server.runs().get_run(request).await.ok()?.into_inner().version;
+            let newest = self
+                .server
+                .runs()
+                .get_run(request)
+                .await
+                .ok()?
+                .into_inner()
+                .run
+                .unwrap_or_default()
+                .version;
             while self.version < newest {
                 let record = records.next().await?.ok()?;
                 self.take(&record).ok()?;
@@ -233,7 +241,7 @@ impl<'a> Show<'a> {
         tokio::spawn(async move {
             let Ok(chunks) = runs.read_output(request).await else { return };
             let mut chunks = chunks.into_inner();
-            while let Some(Ok(v1::OutputChunk { content })) = chunks.next().await {
+            while let Some(Ok(v1::ReadOutputResponse { content })) = chunks.next().await {
                 let newest = captured_output::lines(&content).filter_map(Result::ok).last();
                 if let Some(line) = newest {
                     let text = captured_output::printable(line.bytes, false);
@@ -269,7 +277,8 @@ impl<'a> Show<'a> {
     pub(super) async fn end(&mut self) -> Result<(), Failure> {
         if self.app.output() == Output::Json {
             let request = v1::GetRunRequest { run: self.short_id.clone() };
-            let run = self.server.runs().get_run(request).await?.into_inner();
+            let run =
+                self.server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
             self.write(|show| show.app.json(&RunJson::from(run)));
             return Ok(());
         }

@@ -1,21 +1,20 @@
 //! What a server says of a run: its state, and its events as they come.
 
 use tokio_stream::StreamExt as _;
-use tonic::Streaming;
 use towpath_engine::code::ErrorCode;
 use towpath_engine::run::Run;
-use towpath_proto::v1;
+use towpath_proto::{streams::Records, v1};
 
 use super::LAST_WORD_WITHIN;
 use crate::{connect::ServerConnection, failure::Failure};
 
 /// The state of run `id` and its version.
 pub(crate) async fn snapshot(server: &ServerConnection, id: &str) -> Result<(Run, u64), Failure> {
-    let request = v1::GetRunRequest { run: id.to_owned() };
+    let request = v1::ReadSnapshotRequest { run: id.to_owned() };
     let mut parts = server.runs().read_snapshot(request).await?.into_inner();
     let (mut version, mut bytes) = (0, Vec::new());
     while let Some(part) = parts.next().await {
-        let v1::SnapshotPart { version: shown, content } = part?;
+        let v1::ReadSnapshotResponse { version: shown, content } = part?;
         version = shown;
         bytes.extend_from_slice(&content);
     }
@@ -43,7 +42,7 @@ pub(crate) fn server_went_away() -> Failure {
 }
 
 /// Why the store takes nothing more: the stream's last word, if that comes.
-pub(super) async fn why_stopped(records: &mut Streaming<v1::Record>) -> Failure {
+pub(super) async fn why_stopped(records: &mut Records) -> Failure {
     let last_word = async {
         loop {
             match records.next().await {

@@ -7,7 +7,7 @@ use towpath_engine::{
     job::JobState,
     refusal::Refusal,
 };
-use towpath_proto::v1;
+use towpath_proto::{streams::Piece, v1};
 use towpath_storage::Record;
 
 use crate::{Server, outputs::Key, runs::CommandError, status, wire};
@@ -84,11 +84,11 @@ impl Server {
     }
 
     /// Sends what a blob holds from `offset` on.
-    pub(in crate::rpc) async fn send_blob(
+    pub(in crate::rpc) async fn send_blob<P: Piece>(
         &self,
         sha256: &Digest,
         mut offset: u64,
-        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
+        send: &mpsc::Sender<Result<P, Status>>,
     ) {
         loop {
             let range = offset..offset + CHUNK_BYTES;
@@ -97,7 +97,7 @@ impl Server {
                 Ok(piece) if piece.is_empty() => return,
                 Ok(piece) => {
                     offset += piece.len() as u64;
-                    Ok(v1::OutputChunk { content: piece.into() })
+                    Ok(P::of(piece.into()))
                 }
                 Err(error) => Err(status::of(error.into())),
             };
@@ -113,7 +113,7 @@ impl Server {
         &self,
         key: &Key,
         follow: bool,
-        send: &mpsc::Sender<Result<v1::OutputChunk, Status>>,
+        send: &mpsc::Sender<Result<v1::ReadOutputResponse, Status>>,
     ) {
         let mut growing = self.outputs().watch(key);
         let mut offset = 0;
@@ -125,7 +125,7 @@ impl Server {
                     break;
                 }
                 offset += piece.len() as u64;
-                let chunk = v1::OutputChunk { content: piece.into() };
+                let chunk = v1::ReadOutputResponse { content: piece.into() };
                 if send.send(Ok(chunk)).await.is_err() {
                     return;
                 }

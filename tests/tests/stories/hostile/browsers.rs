@@ -20,7 +20,7 @@ use towpath_tests::{WAIT_MAX, code, file, start_request};
 
 use super::{Besieged, LIST, ONE, frame, request, send, status, told};
 
-const START: &str = "/towpath.v1.Runs/StartRun";
+const START: &str = "/towpath.v1.RunsService/StartRun";
 /// A start of Chromium on a busy machine takes some of it.
 const BROWSER_WITHIN: Duration = Duration::from_secs(60);
 

@@ -12,9 +12,11 @@ use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 use towpath_engine::ids::Digest;
+use towpath_proto::streams::Records;
 use towpath_proto::v1::{
-    self, blob_part::Part, blobs_client::BlobsClient, log_client::LogClient,
-    runs_client::RunsClient, worker_message::Message as ToServer,
+    self, blobs_service_client::BlobsServiceClient, log_service_client::LogServiceClient,
+    put_blob_request::Part, runs_service_client::RunsServiceClient,
+    session_request::Message as ToServer,
 };
 use towpath_server::{Access, Limits, dial_tcp};
 use towpath_tests::{
@@ -110,7 +112,7 @@ async fn a_connection_that_asks_nothing_is_closed_and_one_that_asked_stays() {
     let short = Duration::from_millis(300);
     let besieged =
         Besieged::with(Limits { first_request_within: short, ..Limits::default() }).await;
-    let mut runs = RunsClient::new(besieged.channel());
+    let mut runs = RunsServiceClient::new(besieged.channel());
     runs.list_runs(v1::ListRunsRequest::default()).await.expect("an answer");
     let beginnings: [&[u8]; 5] = [
         b"",
@@ -157,10 +159,10 @@ async fn frames_that_no_request_needs_are_not_read_for_ever_before_a_request() {
 }
 
 /// The parts of an upload of `content`, its name first.
-fn parts(content: &[u8], length: usize) -> Vec<v1::BlobPart> {
+fn parts(content: &[u8], length: usize) -> Vec<v1::PutBlobRequest> {
     let sha256 = Digest::of(content).to_string();
     let name = v1::Blob { size: content.len() as u64, sha256 };
-    let part = |part| v1::BlobPart { part: Some(part) };
+    let part = |part| v1::PutBlobRequest { part: Some(part) };
     let content = content.chunks(length).map(|piece| Part::Content(piece.to_vec().into()));
     std::iter::once(Part::Blob(name)).chain(content).map(part).collect()
 }
@@ -169,7 +171,7 @@ fn parts(content: &[u8], length: usize) -> Vec<v1::BlobPart> {
 async fn an_upload_may_last_as_long_as_its_parts_come() {
     let within = Duration::from_secs(2);
     let besieged = Besieged::with(Limits { request_within: within, ..Limits::default() }).await;
-    let mut blobs = BlobsClient::new(besieged.channel());
+    let mut blobs = BlobsServiceClient::new(besieged.channel());
 
     let slow = tokio_stream::iter(parts(b"0123456789", 2)).then(move |part| async move {
         tokio::time::sleep(within / 4).await;
@@ -212,7 +214,7 @@ async fn reflection_answers_in_both_versions_and_lists_health() {
         let said = String::from_utf8_lossy(&said).into_owned();
         assert_eq!(head.status, http::StatusCode::OK, "{version}");
         assert!(said.contains("grpc.health.v1.Health"), "{version}: {said}");
-        assert!(said.contains("towpath.v1.Runs"), "{version}: {said}");
+        assert!(said.contains("towpath.v1.RunsService"), "{version}: {said}");
     }
     besieged.stands().await;
 }
@@ -257,8 +259,8 @@ async fn a_request_that_does_not_come_to_its_end_is_ended() {
 
     // A stream has no end.
     let follow = v1::FollowRequest { run: besieged.run.clone(), after: 0, follow: true };
-    let mut log = LogClient::new(besieged.channel());
-    let mut records = log.follow(follow).await.expect("a stream").into_inner();
+    let mut log = LogServiceClient::new(besieged.channel());
+    let mut records = Records::new(log.follow(follow).await.expect("a stream").into_inner());
     let more = async { while records.next().await.is_some_and(|record| record.is_ok()) {} };
     assert!(tokio::time::timeout(4 * short, more).await.is_err(), "it goes on");
     drop(records);
@@ -280,7 +282,7 @@ async fn the_time_that_a_client_gives_is_kept() {
 async fn who_asks_too_often_is_told_when_to_ask_again() {
     let limits = Limits { rate: 2, burst: 3, ..Limits::default() };
     let besieged = Besieged::with(limits).await;
-    let mut runs = RunsClient::new(besieged.channel());
+    let mut runs = RunsServiceClient::new(besieged.channel());
     let refused = loop {
         if let Err(refused) = runs.list_runs(v1::ListRunsRequest::default()).await {
             break refused;
@@ -329,7 +331,7 @@ async fn connections_beyond_the_bound_are_told_so_and_make_room() {
     tokio::time::timeout(WAIT_MAX, room).await.expect("there is room again");
     drop(first);
     tokio::time::timeout(WAIT_MAX, async {
-        let asked = || RunsClient::new(besieged.channel());
+        let asked = || RunsServiceClient::new(besieged.channel());
         while asked().list_runs(v1::ListRunsRequest::default()).await.is_err() {}
     })
     .await
@@ -341,7 +343,7 @@ async fn connections_beyond_the_bound_are_told_so_and_make_room() {
 async fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
     let besieged = Besieged::new().await;
     let whole = start_request(&file(ONE)).file.expect("a file").content;
-    for path in ["/towpath.v1.Runs/StartRun", "/towpath.v1.Runs/ImportRun"] {
+    for path in ["/towpath.v1.RunsService/StartRun", "/towpath.v1.RunsService/ImportRun"] {
         let mut stream = TcpStream::connect(&besieged.address).await.expect("a connection");
         stream.set_zero_linger().expect("a socket");
         let (mut raw, connection) = h2::client::handshake(&mut stream).await.expect("a handshake");
@@ -369,12 +371,13 @@ async fn sessions_and_streams_outlive_the_age_of_their_connection() {
     let run = server.try_start(begin).await.expect("the run begins").id;
 
     // The same channel all the time: it connects anew, and the stream goes on where it was.
-    let (mut log, mut after, mut aged) = (LogClient::new(dial()), 0, 0);
+    let (mut log, mut after, mut aged) = (LogServiceClient::new(dial()), 0, 0);
     let mut kinds = Vec::new();
     let following = async {
         while kinds.last().is_none_or(|kind| kind != "run_finished") {
             let follow = v1::FollowRequest { run: run.clone(), after, follow: true };
-            let mut records = log.follow(follow).await.expect("a stream").into_inner();
+            let mut records =
+                Records::new(log.follow(follow).await.expect("a stream").into_inner());
             while let Some(record) = records.next().await {
                 match record {
                     Ok(record) => {
