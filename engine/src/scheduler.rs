@@ -167,8 +167,10 @@ impl Scheduler {
         self.now = self.now.max(now);
         match input {
             Input::RunLoaded { run, state, at } => self.run_loaded(run, state, at),
-            Input::RunDecided { run, state, facts, at } => self.run_decided(run, state, facts, at),
-            Input::RunDurable { run, facts, locks } => self.run_durable(run, facts, locks),
+            Input::RunDecided { run, state, version, facts, at } => {
+                self.run_decided(run, (state, version), facts, at);
+            }
+            Input::RunDurable { run, version, facts } => self.run_durable(run, facts, version),
             Input::RunSetAside { run } => self.run_set_aside(run),
             Input::Hello { session, hello } => self.hello(session, hello),
             Input::Reconciled { session, leased } => self.reconciled(session, leased),

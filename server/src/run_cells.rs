@@ -117,15 +117,15 @@ impl RunCells {
     }
 }
 
-/// Whether nothing happens by itself after `event`. `None`: that is as before.
-pub(crate) fn idle_after(event: &RunEvent) -> Option<bool> {
+/// Whether `event` may change whether anything of the run happens by itself.
+pub(crate) fn changes_idle(event: &RunEvent) -> bool {
     match event {
-        RunEvent::RunFinished { .. } => Some(true),
-        RunEvent::RunStarted {}
+        RunEvent::RunFinished { .. }
+        | RunEvent::RunStarted {}
         | RunEvent::RunResumed {}
         | RunEvent::JobsInvalidated { .. }
         | RunEvent::JobRetried { .. }
-        | RunEvent::PlanReplaced { .. } => Some(false),
+        | RunEvent::PlanReplaced { .. } => true,
         RunEvent::RunCreated { .. }
         | RunEvent::JobsPlanned { .. }
         | RunEvent::ConditionEvaluated { .. }
@@ -143,7 +143,7 @@ pub(crate) fn idle_after(event: &RunEvent) -> Option<bool> {
         | RunEvent::RunAborted { .. }
         | RunEvent::RunCancelRequested { .. }
         | RunEvent::RunTimedOut {}
-        | RunEvent::JobImported { .. } => None,
+        | RunEvent::JobImported { .. } => false,
     }
 }
 

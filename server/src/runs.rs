@@ -18,7 +18,7 @@ use towpath_engine::{
     event::Fact,
     ids::{Actor, RunId},
     log_clock::{Jump, LogClock},
-    run::{LockUsage, Run},
+    run::Run,
     scheduler::{DueTimes, Input},
     time::Timestamp,
 };
@@ -33,7 +33,7 @@ use crate::{
     followers::Followers,
     load::{self, LoadedRun},
     metric_values::EventCounters,
-    run_cells::{RunCells, idle_after},
+    run_cells::{RunCells, changes_idle},
     run_list::RunList,
     shared_scheduler::SharedScheduler,
     telemetry::spans::Ended,
@@ -310,13 +310,12 @@ impl Runs {
             }
         };
         let (facts, records) = split(written);
-        // Before `leasing` is let go: the next lease, of another run, must see these locks taken.
-        let busy = loaded.run.busy().clone();
-        self.note(id, &loaded.run, &facts);
-        drop(leasing);
         let expected = loaded.version;
         loaded.version += records.len() as Version;
         let version = loaded.version;
+        // Before `leasing` is let go: the next lease, of another run, must see these locks taken.
+        self.note(id, &loaded, &facts);
+        drop(leasing);
         let (mut durable, id) = (loaded.durable.subscribe(), id.clone());
         // Queued under the lock, so appends of one run stand in the order they were decided in.
         let append =
@@ -328,9 +327,7 @@ impl Runs {
             let runs = Arc::clone(self);
             let id = id.clone();
             // A task of its own: what is queued is finished even if the caller goes away.
-            tokio::spawn(async move {
-                runs.finish(&id, &cell, (facts, spans, busy), append.await).await
-            })
+            tokio::spawn(async move { runs.finish(&id, &cell, (facts, spans), append.await).await })
         });
         let done = async move {
             match finished {
@@ -349,7 +346,7 @@ impl Runs {
         self: &Arc<Self>,
         id: &RunId,
         cell: &Cell,
-        (facts, spans, busy): (Vec<Fact>, Vec<Ended>, LockUsage),
+        (facts, spans): (Vec<Fact>, Vec<Ended>),
         appended: Result<towpath_storage::Appended, AppendError>,
     ) -> Result<Recorded, AppendError> {
         let mut loaded = cell.lock().await;
@@ -367,7 +364,9 @@ impl Runs {
         for fact in &facts {
             tracing::debug!(run = %id, kind = fact.event.kind(), by = %fact.by, "recorded");
         }
-        if let Some(idle) = facts.iter().rev().find_map(|fact| idle_after(&fact.event)) {
+        if facts.iter().any(|fact| changes_idle(&fact.event)) {
+            // By its state, not by these facts: those of a newer append may have been told already.
+            let idle = !loaded.run.phase().is_live();
             locked(&self.cells).weigh(id, loaded.run.memory_bytes(), idle);
         }
         spans.into_iter().for_each(Ended::export);
@@ -380,7 +379,8 @@ impl Runs {
             *durable = appended.version.max(*durable);
             newer
         });
-        self.scheduler.on(Input::RunDurable { run: id, facts: &facts, locks: &busy });
+        let version = appended.version;
+        self.scheduler.on(Input::RunDurable { run: id, version, facts: &facts });
         self.followers.recorded(id);
         if loaded.broken {
             self.give_up(id, &mut loaded).await;
@@ -421,10 +421,10 @@ impl Runs {
     }
 
     /// Keeps what the scheduler and the timer know in step with a run.
-    fn note(&self, id: &RunId, run: &Run, facts: &[Fact]) {
-        let at = self.now();
-        self.scheduler.on(Input::RunDecided { run: id, state: run, facts, at });
-        self.note_due(id, run, at);
+    fn note(&self, id: &RunId, loaded: &Loaded, facts: &[Fact]) {
+        let (at, state, version) = (self.now(), &loaded.run, loaded.version);
+        self.scheduler.on(Input::RunDecided { run: id, state, version, facts, at });
+        self.note_due(id, state, at);
     }
 
     fn note_due(&self, id: &RunId, run: &Run, now: Timestamp) {
@@ -608,6 +608,25 @@ mod tests {
         fixture.store.go_on();
         report.done.await.unwrap();
         assert_eq!(others(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_was_released_stays_so_in_whatever_order_appends_are_told() {
+        let fixture = Fixture::new();
+        let mut locking = job("a", &[]);
+        locking.resource = Some(Resource { name: "target".into(), limit: 1 });
+        let run = fixture.begins("r", vec![locking, job("b", &[])]).await;
+        fixture.store.stand_still(8);
+        let of_b = fixture.queues(&run, success("b")).await;
+        let of_a = fixture.queues(&run, success("a")).await;
+
+        // The newest append is answered first, as two threads of the server may do it.
+        fixture.store.go_on();
+        of_b.done.await.unwrap();
+        of_a.done.await.unwrap();
+
+        let others = fixture.runs.scheduler.locks_of_others(&"other".into(), ["target"]);
+        assert!(others.is_empty(), "{others:?} for a run that has ended");
     }
 
     #[tokio::test]

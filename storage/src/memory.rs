@@ -91,12 +91,21 @@ impl MemoryStore {
         log.waiting.get_or_insert_default();
     }
 
-    /// Decides what waits, in order, and goes on.
+    /// Appends what waits, in order, and goes on.
+    ///
+    /// The newest append is answered first: one commit answers many appends at once, and which of
+    /// their callers goes on first is not said. A caller that counts on an order fails its tests.
     pub fn go_on(&self) {
         let waiting = self.log().waiting.take().unwrap_or_default();
-        for StalledAppend { stream, expected, records, reply } in waiting {
+        let appended: Vec<_> = waiting
+            .into_iter()
+            .map(|StalledAppend { stream, expected, records, reply }| {
+                (reply, self.append_now(&stream, expected, records))
+            })
+            .collect();
+        for (reply, appended) in appended.into_iter().rev() {
             // Who no longer waits does not need the answer.
-            let _ = reply.send(self.append_now(&stream, expected, records));
+            let _ = reply.send(appended);
         }
     }
 

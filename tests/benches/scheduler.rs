@@ -75,6 +75,7 @@ struct Bench {
     effects: VecDeque<Effect>,
     given: VecDeque<(SessionId, AttemptId)>,
     sessions: u64,
+    version: u64,
     now: Duration,
 }
 
@@ -86,6 +87,7 @@ impl Bench {
             effects: VecDeque::new(),
             given: VecDeque::new(),
             sessions: 0,
+            version: 0,
             now: Duration::ZERO,
         }
     }
@@ -107,10 +109,11 @@ impl Bench {
             let written = carry_out(&mut state, &command, &Actor::timer(), AT);
             facts.extend(written.expect("it is decided").into_iter().map(|(fact, _)| fact));
         }
-        self.on(Input::RunDecided { run, state: &state, facts: &facts, at: AT });
-        let locks = state.busy().clone();
+        self.version += 1;
+        let version = self.version;
+        self.on(Input::RunDecided { run, state: &state, version, facts: &facts, at: AT });
         self.runs.insert(run.clone(), state);
-        self.on(Input::RunDurable { run, facts: &facts, locks: &locks });
+        self.on(Input::RunDurable { run, version, facts: &facts });
         let mut all = Vec::new();
         for fact in &facts {
             if let RunEvent::JobLeased { job, attempt, .. } = &fact.event {

@@ -4,7 +4,7 @@ use super::{Hello, SessionId};
 use crate::{
     event::Fact,
     ids::{AttemptId, RunId, WorkerName},
-    run::{LockUsage, Run},
+    run::Run,
     time::Timestamp,
 };
 
@@ -35,19 +35,22 @@ pub enum Input<'a> {
         run: &'a RunId,
         /// How it stands now.
         state: &'a Run,
+        /// Its version once that is recorded. Of two decisions the later one has the greater.
+        version: u64,
         /// What was recorded.
         facts: &'a [Fact],
         /// The moment by the log's clock.
         at: Timestamp,
     },
-    /// What was decided on a run is durable.
+    /// What was decided on a run is durable. May be fed in any order: the answers to two appends
+    /// that one commit made durable are two tasks.
     RunDurable {
         /// Which run.
         run: &'a RunId,
+        /// Its version after the append.
+        version: u64,
         /// What was recorded.
         facts: &'a [Fact],
-        /// The locks that the run held after it.
-        locks: &'a LockUsage,
     },
     /// The records of a run cannot be replayed: nothing of it is leased, lost or waited for.
     RunSetAside {

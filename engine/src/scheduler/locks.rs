@@ -1,6 +1,6 @@
 //! Which run holds which named locks, and how many places of each lock are taken over all runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{ids::RunId, run::LockUsage};
 
@@ -17,35 +17,62 @@ pub(super) struct Locks {
 
 #[derive(Debug, Default)]
 struct Held {
-    /// After what was decided.
-    decided: LockUsage,
     /// After what is durable.
     durable: LockUsage,
+    /// After each decision that is not known to be durable and that changed what is held, by the
+    /// version of the run after it, oldest first. Bounded by the appends of a run that are queued.
+    pending: VecDeque<(u64, LockUsage)>,
 }
 
 impl Held {
     /// The places that no other run may take: what was let go in memory alone may turn out to be
     /// held, and what was taken in memory alone will be.
     fn most(&self) -> LockUsage {
-        let mut most = self.decided.clone();
-        for (name, count) in &self.durable {
+        let mut most = self.durable.clone();
+        for (name, count) in self.pending.iter().flat_map(|(_, busy)| busy) {
             let place = most.entry(name.clone()).or_default();
             *place = (*place).max(*count);
         }
         most
     }
+
+    /// What is held after everything that was decided.
+    fn newest(&self) -> &LockUsage {
+        self.pending.back().map_or(&self.durable, |(_, busy)| busy)
+    }
 }
 
 impl Locks {
-    /// What `run` holds after everything that was decided. Answers the locks of which more or
-    /// fewer places are taken now.
-    pub(super) fn decided(&mut self, run: &RunId, busy: &LockUsage) -> Vec<String> {
-        self.change(run, |held| held.decided.clone_from(busy))
+    /// What `run` holds after a decision that brings it to `version`. Answers the locks of which
+    /// more or fewer places are taken now.
+    pub(super) fn decided(&mut self, run: &RunId, version: u64, busy: &LockUsage) -> Vec<String> {
+        self.change(run, |held| {
+            if held.newest() != busy {
+                held.pending.push_back((version, busy.clone()));
+            }
+        })
     }
 
-    /// What `run` holds after everything that is durable.
-    pub(super) fn durable(&mut self, run: &RunId, busy: &LockUsage) -> Vec<String> {
-        self.change(run, |held| held.durable.clone_from(busy))
+    /// All that `run` recorded up to `version` is durable.
+    ///
+    /// Appends of one run are answered by tasks of their own, so that an older version may be heard
+    /// of after a newer one. It changes nothing then: were what the run held after each version
+    /// handed over with the answer, the older one would take a lock again for a run that has
+    /// released it, for as long as the server lives.
+    pub(super) fn durable(&mut self, run: &RunId, version: u64) -> Vec<String> {
+        self.change(run, |held| {
+            while let Some((_, busy)) = held.pending.pop_front_if(|(at, _)| *at <= version) {
+                held.durable = busy;
+            }
+        })
+    }
+
+    /// What `run` holds by the log, whatever was known of it.
+    pub(super) fn replaced(&mut self, run: &RunId, busy: &LockUsage) -> Vec<String> {
+        self.change(run, |held| {
+            held.pending.clear();
+            held.durable.clone_from(busy);
+        })
     }
 
     fn change(&mut self, run: &RunId, change: impl FnOnce(&mut Held)) -> Vec<String> {
@@ -53,6 +80,8 @@ impl Locks {
         let before = held.most();
         change(&mut held);
         let after = held.most();
+        // Nothing is pending then, or it would be part of `after`: a decision that releases
+        // everything is pending only while something older holds a place.
         if !after.is_empty() {
             self.runs.insert(run.clone(), held);
         }
@@ -128,16 +157,45 @@ mod tests {
     fn a_place_is_free_for_others_once_that_is_durable() {
         let mut locks = Locks::default();
         let (run, other) = ("r".into(), "other".into());
-        locks.decided(&run, &held(1));
+        locks.decided(&run, 1, &held(1));
         assert_eq!(locks.of_others(&other, ["db"]), held(1), "taken as soon as it is decided");
-        locks.durable(&run, &held(1));
+        locks.durable(&run, 1);
 
-        assert_eq!(locks.decided(&run, &LockUsage::new()), [""; 0], "let go in memory alone");
+        assert_eq!(locks.decided(&run, 2, &LockUsage::new()), [""; 0], "let go in memory alone");
         assert_eq!(locks.taken("db"), 1);
-        assert_eq!(locks.durable(&run, &LockUsage::new()), ["db"]);
+        assert_eq!(locks.durable(&run, 2), ["db"]);
 
         assert_eq!((locks.taken("db"), locks.of_others(&other, ["db"])), (0, LockUsage::new()));
         assert!(locks.runs.is_empty() && locks.taken.is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_takes_no_lock_again() {
+        let mut locks = Locks::default();
+        let (run, other) = ("r".into(), "other".into());
+        locks.decided(&run, 1, &held(1));
+        locks.decided(&run, 2, &held(1));
+        locks.decided(&run, 3, &LockUsage::new());
+
+        assert_eq!(locks.durable(&run, 3), ["db"]);
+        assert_eq!(locks.durable(&run, 1), [""; 0]);
+        assert_eq!(locks.durable(&run, 2), [""; 0]);
+
+        assert_eq!(locks.of_others(&other, ["db"]), LockUsage::new());
+        assert!(locks.runs.is_empty() && locks.taken.is_empty());
+    }
+
+    #[test]
+    fn a_place_that_was_taken_in_between_is_taken_until_the_log_says_otherwise() {
+        let mut locks = Locks::default();
+        let (run, other) = ("r".into(), "other".into());
+        locks.decided(&run, 1, &held(2));
+        locks.decided(&run, 2, &LockUsage::new());
+        assert_eq!(locks.of_others(&other, ["db"]), held(2), "the log may end between the two");
+
+        assert_eq!(locks.replaced(&run, &held(1)), ["db"]);
+        assert_eq!(locks.durable(&run, 2), [""; 0], "that was given up");
+        assert_eq!(locks.of_others(&other, ["db"]), held(1));
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub(super) struct LeaseRecord {
 impl Scheduler {
     pub(super) fn run_loaded(&mut self, run: &RunId, state: &Run, at: Timestamp) {
         self.sync_leases(run, state);
-        let mut changed = self.locks.decided(run, state.busy());
-        changed.extend(self.locks.durable(run, state.busy()));
+        let changed = self.locks.replaced(run, state.busy());
         self.release_run(run);
         self.note_run(run, state, at);
         if let Some(record) = self.runs.get_mut(run) {
@@ -76,16 +75,21 @@ impl Scheduler {
         }
         self.forget_run(run);
         // Whatever it held, nothing can tell that it still does.
-        let mut changed = self.locks.decided(run, &LockUsage::new());
-        changed.extend(self.locks.durable(run, &LockUsage::new()));
+        let changed = self.locks.replaced(run, &LockUsage::new());
         self.match_locks(&changed);
     }
 
-    pub(super) fn run_decided(&mut self, run: &RunId, state: &Run, facts: &[Fact], at: Timestamp) {
+    pub(super) fn run_decided(
+        &mut self,
+        run: &RunId,
+        (state, version): (&Run, u64),
+        facts: &[Fact],
+        at: Timestamp,
+    ) {
         for fact in facts {
             self.take_fact(run, state, &fact.event);
         }
-        let changed = self.locks.decided(run, state.busy());
+        let changed = self.locks.decided(run, version, state.busy());
         if !facts.is_empty() {
             self.release_run(run);
         }
@@ -93,8 +97,8 @@ impl Scheduler {
         self.match_changed(run, &changed);
     }
 
-    pub(super) fn run_durable(&mut self, run: &RunId, facts: &[Fact], locks: &LockUsage) {
-        let changed = self.locks.durable(run, locks);
+    pub(super) fn run_durable(&mut self, run: &RunId, facts: &[Fact], version: u64) {
+        let changed = self.locks.durable(run, version);
         let ending = facts.iter().any(|fact| begins_the_end(&fact.event));
         let record = self.runs.get_mut(run);
         // A run that was cancelled and resumed since must not have its new attempts cancelled.

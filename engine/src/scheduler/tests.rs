@@ -31,6 +31,7 @@ struct World {
     now: Duration,
     runs: BTreeMap<RunId, Run>,
     position: u64,
+    version: u64,
     newest: u64,
     /// What was to be done and has not been: while the store stands still, all that needs it.
     waiting: VecDeque<Effect>,
@@ -56,6 +57,7 @@ impl World {
             now: Duration::ZERO,
             runs: BTreeMap::new(),
             position: 0,
+            version: 0,
             newest: 0,
             waiting: VecDeque::new(),
             stands_still: false,
@@ -209,13 +211,14 @@ impl World {
             facts.extend(written.into_iter().map(|(fact, _)| fact));
         }
         self.runs.insert(run.clone(), state.clone());
-        self.on(Input::RunDecided { run, state: &state, facts: &facts, at: AT });
+        self.version += 1;
+        let version = self.version;
+        self.on(Input::RunDecided { run, state: &state, version, facts: &facts, at: AT });
         facts
     }
 
     fn settle(&mut self, run: &RunId, facts: &[Fact]) -> Vec<Leased> {
-        let locks = self.runs[run].busy().clone();
-        self.on(Input::RunDurable { run, facts, locks: &locks });
+        self.on(Input::RunDurable { run, version: self.version, facts });
         let mut leased = Vec::new();
         for fact in facts {
             self.position += 1;

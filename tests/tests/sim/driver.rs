@@ -47,7 +47,8 @@ impl World {
         let Server { scheduler, cells, .. } = &mut self.server;
         let Some(cell) = cells.get(run) else { return };
         let mut effects = Vec::new();
-        let decided = Input::RunDecided { run, state: &cell.run, facts, at };
+        let version = cell.version + facts.len() as u64;
+        let decided = Input::RunDecided { run, state: &cell.run, version, facts, at };
         scheduler.on(decided, now, &mut effects);
         self.route(effects);
     }

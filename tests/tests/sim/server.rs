@@ -54,8 +54,8 @@ pub(crate) enum Then {
     },
     Durable {
         run: RunId,
+        version: u64,
         facts: Vec<Fact>,
-        locks: LockUsage,
     },
     LeaseDurable {
         session: SessionId,
@@ -256,7 +256,7 @@ impl World {
         let Some(cell) = self.server.cells.get_mut(run) else { return Err(No::Later) };
         let expected = cell.version;
         cell.version += facts.len() as u64;
-        let locks = cell.run.busy().clone();
+        let version = cell.version;
         let full = self.now < self.server.full_until && self.rng.chance(50);
         let last = if full { None } else { self.server.disk.append(run, expected, bytes) };
         let Some(last) = last else {
@@ -283,7 +283,7 @@ impl World {
         if !same {
             self.fail(format!("the state of {run} is not what its records say"));
         }
-        self.once_safe(last, Then::Durable { run: run.clone(), facts: facts.clone(), locks });
+        self.once_safe(last, Then::Durable { run: run.clone(), version, facts: facts.clone() });
         self.begin_commit();
         Ok(Queued { first, facts, rests_on: last })
     }
@@ -346,14 +346,21 @@ impl World {
     pub(crate) fn release(&mut self) {
         let durable = self.server.disk.durable;
         let waiting = std::mem::take(&mut self.server.waiting);
-        let (ready, rest): (Vec<_>, Vec<_>) =
+        let (mut ready, rest): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|(position, _)| *position <= durable);
         self.server.waiting = rest;
+        // Each append is answered by a task of its own, and one commit wakes many: which of them
+        // comes first is not said. What one task does stays in its order.
+        let mut turns: BTreeMap<usize, u64> = BTreeMap::new();
+        for (position, _) in &ready {
+            turns.entry(*position).or_insert_with(|| self.rng.below(u64::MAX));
+        }
+        ready.sort_by_key(|(position, _)| turns[position]);
         for (_, then) in ready {
             match then {
                 Then::Answer { ask, records } => self.answer(&ask, records),
-                Then::Durable { run, facts, locks } => {
-                    self.tell(Input::RunDurable { run: &run, facts: &facts, locks: &locks });
+                Then::Durable { run, version, facts } => {
+                    self.tell(Input::RunDurable { run: &run, version, facts: &facts });
                     if facts.iter().any(|fact| begins_the_end(&fact.event)) {
                         self.expect_cancels(&run);
                     }

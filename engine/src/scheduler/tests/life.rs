@@ -200,11 +200,11 @@ fn cancels_wait_for_a_worker_that_reads_slowly_and_go_nowhere_else() {
         let cancel = Command::Cancel(String::new());
         let written = carry_out(&mut state, &cancel, &Actor::human("ana"), AT);
         let facts: Vec<Fact> = written.unwrap().into_iter().map(|(fact, _)| fact).collect();
-        let locks = state.busy().clone();
         let (now, scheduler) = (world.now, &mut world.scheduler);
-        let decided = Input::RunDecided { run, state: &state, facts: &facts, at: AT };
+        let version = 100;
+        let decided = Input::RunDecided { run, state: &state, version, facts: &facts, at: AT };
         scheduler.on(decided, now, &mut effects);
-        scheduler.on(Input::RunDurable { run, facts: &facts, locks: &locks }, now, &mut effects);
+        scheduler.on(Input::RunDurable { run, version, facts: &facts }, now, &mut effects);
     }
     assert_eq!(effects.len(), 1, "one delivery for all of them");
     world.deliver(one);
