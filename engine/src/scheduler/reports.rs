@@ -15,7 +15,7 @@ impl Scheduler {
         let worker = session.hello.worker.clone();
         let lease = self.takes_turn(id, &attempt.run).then(|| self.reserve(id)).flatten();
         if lease.is_some() {
-            self.turn = attempt.run.clone();
+            self.take_turn(id, &attempt.run);
         }
         self.out.push(Effect::Record { worker, lease });
         self.index_session(id);

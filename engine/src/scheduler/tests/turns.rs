@@ -109,6 +109,31 @@ fn a_worker_for_one_job_waits_for_it_and_is_sent_away_when_it_ends_without_it() 
 }
 
 #[test]
+fn a_worker_of_one_run_takes_no_turn() {
+    let mut world = World::new();
+    for run in ["a", "b", "c"] {
+        world.run(run, jobs(&["1", "2", "3", "4"]));
+    }
+    let own = world.hello("own", |hello| hello.only = Some("a".into()));
+    world.said();
+
+    let mut given = Vec::new();
+    for job in ["1", "2", "3"] {
+        let any = world.hello(&format!("w{job}"), |hello| hello.jobs_max = Some(1));
+        given.extend(world.said().into_iter().filter(|said| said.contains("assign")));
+        let held = world.scheduler.sessions[&own].held.keys().next().cloned().unwrap();
+        world.report(own, &"a".into(), held.job.as_str());
+        world.said();
+        let _ = any;
+    }
+
+    assert_eq!(given.len(), 3);
+    for run in ["a", "b", "c"] {
+        assert!(given.iter().any(|said| said.contains(&format!("assign {run}/"))), "{given:?}");
+    }
+}
+
+#[test]
 fn a_worker_takes_no_more_than_it_said() {
     let mut world = World::new();
     let run = world.run("r", jobs(&["a", "b", "c"]));
