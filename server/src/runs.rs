@@ -231,10 +231,8 @@ impl Runs {
             // What memory shows may still be refused by the disk. It is answered only once it is
             // durable: a power cut must not take back what a client was told.
             let loaded = self.lock_latest(id).await?;
-            let (seen, version) = (look(&loaded), loaded.version);
-            let mut durable = loaded.durable.subscribe();
-            drop(loaded);
-            if durable.wait_for(|durable| *durable >= version).await.is_ok() {
+            let seen = look(&loaded);
+            if wait_until_durable(loaded).await {
                 return Ok(seen);
             }
         }
@@ -282,7 +280,7 @@ impl Runs {
         commands: &[Command],
         by: &Actor,
     ) -> Result<Queued, CommandError> {
-        let mut commands = commands;
+        let (mut commands, mut tries) = (commands, 0);
         let (mut loaded, leasing, (written, spans)) = loop {
             let mut loaded = self.lock_latest(id).await?;
             let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
@@ -297,6 +295,16 @@ impl Runs {
                 Err(NotDecided { nth, error, spoiled }) => {
                     if spoiled {
                         self.give_up(id, &mut loaded).await;
+                    } else if nth == 0 && !leases && matches!(error, CommandError::Refused(_)) {
+                        tries += 1;
+                        // What it was decided on may still be refused by the disk, and a refusal
+                        // that a client is told is believed. A lease is asked for again anyway, and
+                        // must not hold up those of other runs.
+                        let is_durable = wait_until_durable(loaded).await;
+                        if !is_durable && tries < TRIES_MAX {
+                            continue;
+                        }
+                        return Err(if is_durable { error } else { CommandError::Contended });
                     }
                     if nth == 0 {
                         return Err(error);
@@ -434,6 +442,14 @@ impl Runs {
     }
 }
 
+/// Waits until all that `loaded` shows is durable. Answers whether it is: `false` if it was given
+/// up, because the disk did not take it.
+async fn wait_until_durable(loaded: OwnedMutexGuard<Loaded>) -> bool {
+    let (version, mut durable) = (loaded.version, loaded.durable.subscribe());
+    drop(loaded);
+    durable.wait_for(|durable| *durable >= version).await.is_ok()
+}
+
 fn split(written: Vec<Written>) -> (Vec<Fact>, Vec<NewRecord>) {
     written
         .into_iter()
@@ -507,6 +523,42 @@ mod tests {
         assert!(matches!(fixture.state(&run, "c").await, JobState::Leased(..)));
         assert_eq!(fixture.wanted(), 1, "b can be leased");
         assert_eq!(fixture.queues(&run, success("c")).await.done.await.unwrap().facts.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_once_what_it_rests_on_is_durable() {
+        let fixture = Fixture::new();
+        let run = fixture.begins("r", vec![job("a", &[])]).await;
+        fixture.store.stand_still(8);
+        let (cancel, ana) = ([Command::Cancel(String::new())], Actor::human("ana"));
+
+        let report = fixture.queues(&run, success("a")).await;
+        let mut refused = Box::pin(fixture.runs.queue(&run, &cancel, &ana));
+        assert!(refused.as_mut().now_or_never().is_none(), "the disk may refuse the success");
+
+        fixture.store.go_on();
+        report.done.await.unwrap();
+        assert!(matches!(refused.await, Err(CommandError::Refused(_))));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_rests_on_a_refused_append_is_decided_again() {
+        let fixture = Fixture::new();
+        let run = RunId::from("twice");
+        fixture.store.stand_still(0);
+        let create = || [fixture.creation("twice", vec![job("a", &[])])];
+        let ana = Actor::human("ana");
+
+        let (first, second) = (create(), create());
+        let refused = fixture.runs.queue(&run, &first, &ana).await.unwrap();
+        let again = async {
+            let again = fixture.runs.queue(&run, &second, &ana).await;
+            again.map(|queued| queued.facts)
+        };
+        let (refused, again) = tokio::join!(refused.done, again);
+
+        assert!(matches!(refused, Err(AppendError::Busy { .. })));
+        assert!(again.unwrap() > 0, "there is no such run yet");
     }
 
     #[tokio::test]

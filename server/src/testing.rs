@@ -75,11 +75,18 @@ impl Fixture {
 
     /// A run of these jobs; as many as may run are leased.
     pub(crate) async fn begins(&self, id: &str, jobs: Vec<JobPlan>) -> RunId {
-        let run = RunId::from(id);
+        let (run, ana) = (RunId::from(id), Actor::human("ana"));
+        self.runs.execute(&run, self.creation(id, jobs), &ana).await.unwrap();
+        while self.queues(&run, lease()).await.done.await.unwrap().first > 0 {}
+        run
+    }
+
+    /// The command that creates such a run.
+    pub(crate) fn creation(&self, id: &str, jobs: Vec<JobPlan>) -> Command {
         let plan =
             Plan { pipeline: "p".to_owned(), stages: vec!["s".into()], jobs, timeout_ms: None };
-        let create = CreateRun {
-            run: run.clone(),
+        Command::Create(CreateRun {
+            run: id.into(),
             file: "towpath.yml".to_owned(),
             folder: String::new(),
             file_sha256: Digest([1; 32]),
@@ -91,11 +98,7 @@ impl Fixture {
             source: None,
             requester: towpath_engine::gate::Identity::default(),
             authors: None,
-        };
-        let ana = Actor::human("ana");
-        self.runs.execute(&run, Command::Create(create), &ana).await.unwrap();
-        while self.queues(&run, lease()).await.done.await.unwrap().first > 0 {}
-        run
+        })
     }
 
     pub(crate) async fn queues(&self, run: &RunId, command: Command) -> Queued {

@@ -10,7 +10,12 @@ use towpath_engine::{
 use towpath_proto::{streams::Piece, v1};
 use towpath_storage::Record;
 
-use crate::{Server, outputs::Key, runs::CommandError, status, wire};
+use crate::{
+    Server,
+    outputs::Key,
+    runs::{CommandError, Loaded},
+    status, wire,
+};
 
 /// The kinds of the events that end an attempt by a report, and so may name its output.
 const REPORT_KINDS: [&str; 4] =
@@ -27,21 +32,21 @@ impl Server {
         attempt: u32,
     ) -> Result<(Key, Option<Digest>), CommandError> {
         let id = self.find(run)?;
-        let loaded = self.runs().lock_latest(&id).await?;
-        let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
-        let attempt = if attempt == 0 { known.attempt } else { Attempt(attempt) };
-        if attempt > known.attempt {
-            let (job, newest) = (known.plan.name.clone(), known.attempt);
+        let newest = |loaded: &Loaded| {
+            let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
+            let running = matches!(&known.state, JobState::Leased(..));
+            let kept = known.captured_output.filter(|_| !running).map(|blob| blob.sha256);
+            Ok::<_, Refusal>((known.attempt, kept))
+        };
+        // What is shown of an attempt that succeeded must not turn out to be of one that did not.
+        let (newest, kept) = self.runs().read_durable(&id, newest).await??;
+        let attempt = if attempt == 0 { newest } else { Attempt(attempt) };
+        let job = towpath_engine::ids::JobName::from(job);
+        if attempt > newest {
             return Err(CommandError::AttemptUnknown { job, attempt, newest });
         }
-        let key = Key { run: id.clone(), job: job.into(), attempt };
-        let running = matches!(&known.state, JobState::Leased(held, _) if *held == attempt);
-        if attempt == known.attempt {
-            let kept = known.captured_output.filter(|_| !running).map(|blob| blob.sha256);
-            return Ok((key, kept));
-        }
-        drop(loaded);
-        let kept = self.older_output(&key).await?;
+        let key = Key { run: id, job, attempt };
+        let kept = if attempt == newest { kept } else { self.older_output(&key).await? };
         Ok((key, kept))
     }
 
@@ -75,12 +80,13 @@ impl Server {
     ) -> Result<Digest, CommandError> {
         let v1::ReadArtifactRequest { run, job, path } = request;
         let id = self.find(&run)?;
-        let loaded = self.runs().lock_latest(&id).await?;
-        let name = job.as_str();
-        let known = loaded.run.job(name).ok_or(Refusal::JobUnknown { job: name.into() })?;
-        let blob =
-            wire::artifact_of(known, &path).ok_or(CommandError::ArtifactUnknown { job, path })?;
-        Ok(blob.sha256)
+        let of_job = |loaded: &Loaded| {
+            let known = loaded.run.job(job.as_str());
+            let known = known.ok_or_else(|| Refusal::JobUnknown { job: job.as_str().into() })?;
+            Ok::<_, Refusal>(wire::artifact_of(known, &path).map(|blob| blob.sha256))
+        };
+        let blob = self.runs().read_durable(&id, of_job).await??;
+        blob.ok_or(CommandError::ArtifactUnknown { job, path })
     }
 
     /// Sends what a blob holds from `offset` on.
@@ -155,11 +161,14 @@ impl Server {
     }
 
     async fn is_running(&self, key: &Key) -> bool {
-        let Ok(loaded) = self.runs().lock_latest(&key.run).await else { return false };
-        let job = loaded.run.job(key.job.as_str());
-        job.is_some_and(
-            |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
-        )
+        let leased = |loaded: &Loaded| {
+            let job = loaded.run.job(key.job.as_str());
+            job.is_some_and(
+                |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
+            )
+        };
+        // An end that is told and not durable may never have been.
+        self.runs().read_durable(&key.run, leased).await.unwrap_or(false)
     }
 }
 
