@@ -218,9 +218,11 @@ impl Scheduler {
     }
 
     /// Whether `session` was given `attempt` and has not reported it. No session may report about
-    /// what another one holds.
+    /// what another one holds, and a session that its worker has replaced holds nothing: the newer
+    /// one sends the same output and the same report, and the two would write into one file.
     pub fn holds(&self, session: SessionId, attempt: &AttemptId) -> bool {
-        self.sessions.get(&session).is_some_and(|session| session.held.contains_key(attempt))
+        let known = self.sessions.get(&session).filter(|session| !session.replaced);
+        known.is_some_and(|session| session.held.contains_key(attempt))
     }
 
     /// Whether so much waits to be delivered to `session` that nothing more is to be read from it:

@@ -67,6 +67,8 @@ type Followed = HashMap<Key, watch::Sender<u64>>;
 pub(crate) struct OutputGrowth {
     key: Key,
     length: watch::Receiver<u64>,
+    /// It is kept, and [`OutputGrowth::changed`] has said so.
+    kept: bool,
     followed: Arc<SyncMutex<Followed>>,
 }
 
@@ -76,10 +78,14 @@ impl OutputGrowth {
         self.length.borrow_and_update();
     }
 
-    /// Comes back when the output has grown, or is kept.
+    /// Comes back when the output has grown, and once when it is kept: after that nothing changes
+    /// any more, and whoever waits in a loop would never sleep.
     pub(crate) async fn changed(&mut self) {
-        // An error means that nobody will write any more: it is kept.
-        drop(self.length.changed().await);
+        if self.kept {
+            return std::future::pending().await;
+        }
+        // An error means that nobody will write any more.
+        self.kept = self.length.changed().await.is_err();
     }
 }
 
@@ -240,7 +246,7 @@ impl Outputs {
         let length = self.length(key);
         let sender = growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(length));
         let followed = Arc::clone(&self.growing);
-        OutputGrowth { key: key.clone(), length: sender.subscribe(), followed }
+        OutputGrowth { key: key.clone(), length: sender.subscribe(), kept: false, followed }
     }
 }
 
@@ -279,6 +285,12 @@ mod tests {
         assert_eq!(locked(&outputs.growing).len(), 1, "the second follows on");
 
         outputs.forget(&key);
+        let mut second = second;
+        // It grew; then it is kept.
+        second.changed().await;
+        second.changed().await;
+        let again = futures_util::FutureExt::now_or_never(second.changed());
+        assert_eq!(again, None, "it is kept once");
         let later = outputs.watch(&key);
         drop(second);
         assert_eq!(locked(&outputs.growing).len(), 1, "that was of the one before");

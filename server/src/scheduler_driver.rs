@@ -32,6 +32,18 @@ pub(crate) struct SchedulerDriver {
     pub(crate) scheduler: Arc<SharedScheduler>,
 }
 
+/// What became of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is in the log.
+    Recorded,
+    /// The attempt counts no more, by the durable log.
+    Void,
+    /// Nothing: the session has ended, or another report of the attempt is being recorded. The
+    /// attempt may still count, so that what it left behind is not to be touched.
+    Unanswered,
+}
+
 /// How an attempt ended, as its worker reports it; what it left is kept already.
 #[derive(Clone, Debug)]
 pub(crate) enum End {
@@ -249,7 +261,7 @@ impl SchedulerDriver {
         session: SessionId,
         attempt: &AttemptId,
         end: End,
-    ) -> Result<(), CommandError> {
+    ) -> Result<Answer, CommandError> {
         let Some(record) = self.scheduler.on(Input::Report { session, attempt }) else {
             // Another report of the same attempt came first, or the session has ended.
             return self.answer_unheld(session, attempt).await;
@@ -273,7 +285,7 @@ impl SchedulerDriver {
                 let leased = self.leased(&attempt.run, &recorded);
                 let attempt = attempt.clone();
                 self.scheduler.on(Input::Recorded { session, attempt, with_lease, leased });
-                Ok(())
+                Ok(Answer::Recorded)
             }
             Err(error) => {
                 self.scheduler.on(Input::RecordFailed { session, with_lease });
@@ -282,11 +294,10 @@ impl SchedulerDriver {
                 }
                 // It does not count any more: it may be forgotten once that is durable, and not
                 // before. If it counts again because that was not written, it is reported again.
-                if self.is_void(session, attempt).await? {
-                    self.scheduler.on(Input::ReportVoid { session, attempt: attempt.clone() });
-                    return Ok(());
+                match self.answer_unheld(session, attempt).await? {
+                    Answer::Void => Ok(Answer::Void),
+                    Answer::Recorded | Answer::Unanswered => Err(error),
                 }
-                Err(error)
             }
         }
     }
@@ -300,11 +311,12 @@ impl SchedulerDriver {
         &self,
         session: SessionId,
         attempt: &AttemptId,
-    ) -> Result<(), CommandError> {
-        if self.is_void(session, attempt).await? {
-            self.scheduler.on(Input::ReportVoid { session, attempt: attempt.clone() });
+    ) -> Result<Answer, CommandError> {
+        if !self.is_void(session, attempt).await? {
+            return Ok(Answer::Unanswered);
         }
-        Ok(())
+        self.scheduler.on(Input::ReportVoid { session, attempt: attempt.clone() });
+        Ok(Answer::Void)
     }
 
     /// Whether the worker of `session` does not hold `attempt`, by the durable log.
@@ -457,6 +469,43 @@ mod tests {
             let session = opened.unwrap().0;
             assert_eq!(driver.scheduler.inspect(|all| all.holds(session, &id)), kept);
         }
+    }
+
+    /// A fixture whose worker holds an attempt in a session.
+    async fn holding() -> (Fixture, Arc<SchedulerDriver>, AttemptId, SessionId) {
+        let (fixture, driver) = Fixture::driven(Duration::from_secs(30));
+        let run = fixture.begins("r", vec![job("a", &[])]).await;
+        let id = AttemptId { run, job: "a".into(), attempt: Attempt(1) };
+        let (outbox, _outgoing) = outbox();
+        let (session, _) = driver.open(hello(&[&id]), &outbox).await.unwrap();
+        (fixture, driver, id, session)
+    }
+
+    fn end() -> End {
+        End::Lost("the machine stopped".to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_report_of_a_session_that_has_ended_is_not_answered() {
+        let (fixture, driver, id, session) = holding().await;
+        driver.scheduler.disconnect(session, None);
+
+        let answer = driver.record(session, &id, end()).await.unwrap();
+
+        assert_eq!(answer, Answer::Unanswered, "what the attempt printed is still wanted");
+        assert!(matches!(fixture.state(&id.run, "a").await, JobState::Leased(..)));
+    }
+
+    #[tokio::test]
+    async fn a_report_of_a_session_that_is_replaced_is_left_to_the_newer_one() {
+        let (fixture, driver, id, old) = holding().await;
+        let (outbox, _outgoing) = outbox();
+        let (newer, _) = driver.open(hello(&[&id]), &outbox).await.unwrap();
+
+        assert_eq!(driver.record(old, &id, end()).await.unwrap(), Answer::Unanswered);
+        assert!(matches!(fixture.state(&id.run, "a").await, JobState::Leased(..)));
+        assert_eq!(driver.record(newer, &id, end()).await.unwrap(), Answer::Recorded);
+        assert_eq!(driver.record(newer, &id, end()).await.unwrap(), Answer::Void);
     }
 
     #[tokio::test]

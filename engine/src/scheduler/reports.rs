@@ -7,11 +7,12 @@ impl Scheduler {
     /// The report of an attempt is about to be recorded: its slot is free, and is used in the same
     /// append unless it is another run's turn.
     pub(super) fn report(&mut self, id: SessionId, attempt: &AttemptId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
         // Nothing is recorded for an attempt that the session does not hold: it may be another's.
-        if session.held.remove(attempt).is_none() {
+        if !self.holds(id, attempt) {
             return;
         }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.held.remove(attempt);
         let worker = session.hello.worker.clone();
         let lease = self.takes_turn(id, &attempt.run).then(|| self.reserve(id)).flatten();
         if lease.is_some() {

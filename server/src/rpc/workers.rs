@@ -1,6 +1,10 @@
 //! `towpath.v1.WorkersService`: one session for each worker.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex as SyncMutex},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -25,8 +29,8 @@ use crate::{
     metric_values::{Demand, demand_of},
     outbox::{Outbox, Outgoing, outbox},
     outputs::Key,
-    runs::CommandError,
-    scheduler_driver::End,
+    runs::{CommandError, locked},
+    scheduler_driver::{Answer, End},
     shared_scheduler::Delivery,
     status,
     wire::{self, Reported},
@@ -193,7 +197,7 @@ impl Server {
         mut incoming: Streaming<v1::SessionRequest>,
         outbox: &Outbox,
     ) -> Result<(), CommandError> {
-        let mut refused = RefusedParts::new();
+        let mut reports = Reports::default();
         loop {
             let read = async {
                 while self.scheduler().inspect(|all| all.is_backed_up(session)) {
@@ -220,7 +224,7 @@ impl Server {
                 delivery.closed.cancelled().await;
                 return Ok(());
             }
-            self.worker_says(session, message, &mut refused).await?;
+            self.worker_says(session, message, &mut reports).await?;
         }
     }
 
@@ -232,23 +236,23 @@ impl Server {
         &self,
         session: SessionId,
         message: Option<Message>,
-        refused: &mut RefusedParts,
+        reports: &mut Reports,
     ) -> Result<(), CommandError> {
         match message {
             Some(Message::Output(v1::Output { attempt: of, offset, content })) => {
                 let Some(key) = self.own(session, of)? else { return Ok(()) };
                 let taken = fits(&content)
                     .and_then(|()| part(self.outputs().write(&key, offset, &content)));
-                note_part(key, taken, refused)
+                note_part(key, taken, &mut reports.refused)
             }
             Some(Message::Artifact(v1::ArtifactPart { attempt: of, path, content, offset })) => {
                 let Some(key) = self.own(session, of)? else { return Ok(()) };
                 let taken = fits(&content).and_then(|()| artifact_path(&path)).and_then(|()| {
                     part(self.outputs().write_artifact(&key, &path, offset, &content))
                 });
-                note_part(key, taken, refused)
+                note_part(key, taken, &mut reports.refused)
             }
-            Some(Message::Report(report)) => self.take_report(session, report, refused).await,
+            Some(Message::Report(report)) => self.take_report(session, report, reports).await,
             Some(Message::Drain(v1::Drain {})) => {
                 self.scheduler().on(Input::DrainRequested { session });
                 Ok(())
@@ -275,28 +279,33 @@ impl Server {
         &self,
         session: SessionId,
         report: v1::Report,
-        refused: &mut RefusedParts,
+        reports: &mut Reports,
     ) -> Result<(), CommandError> {
         let v1::Report { attempt: of, run_time, ended, output_bytes } = report;
         // A time that is none is not worth a job: it is recorded as none.
         let ran_ms = run_time.as_ref().and_then(duration_ms).unwrap_or_default();
         let key = named(of)?;
         if !self.scheduler().inspect(|all| all.holds(session, &key)) {
-            return self.driver().answer_unheld(session, &key).await;
+            return self.driver().answer_unheld(session, &key).await.map(drop);
         }
+        // The first is answered. To keep a copy of everything for each of many would let a worker
+        // fill the disk by saying one thing often.
+        let Some(under_way) = UnderWay::begin(&reports.under_way, &key) else { return Ok(()) };
         let arrived = self.outputs().length(&key);
         let missing = (output_bytes > arrived).then(|| {
             format!("it counts {output_bytes} bytes of output, of which {arrived} have arrived")
         });
         let reported = wire::reported(ended);
-        let reported = match refused.remove(&key).or(missing) {
+        let reported = match reports.refused.remove(&key).or(missing) {
             Some(why) => reported.unless_invalid(why),
             None => reported,
         };
         let server = self.clone();
         // Beside the session: the disk of one job does not hold up the messages of another.
         tokio::spawn(async move {
-            if let Err(error) = server.record(session, &key, ran_ms, reported, arrived).await {
+            let recorded = server.record(session, &key, ran_ms, reported, arrived).await;
+            drop(under_way);
+            if let Err(error) = recorded {
                 // The store could not take it now. The worker keeps the report and repeats it in
                 // its next session.
                 server.scheduler().disconnect(session, Some(error));
@@ -317,9 +326,7 @@ impl Server {
         let ended = match reported {
             Reported::Ended(ended) => ended,
             Reported::Lost(reason) => {
-                self.driver().record(session, key, End::Lost(reason)).await?;
-                self.outputs().forget(key);
-                return Ok(());
+                return self.record_end(session, key, End::Lost(reason)).await;
             }
         };
         let captured_output =
@@ -328,8 +335,22 @@ impl Server {
             Some(why) => Ended::Failed(FailureCause::ReportInvalid(why)),
             None => ended,
         };
-        self.driver().record(session, key, End::Ended { ended, ran_ms, captured_output }).await?;
-        self.outputs().forget(key);
+        self.record_end(session, key, End::Ended { ended, ran_ms, captured_output }).await
+    }
+
+    /// Has it recorded how an attempt ended, and forgets what it left behind only once the attempt
+    /// counts no more. A session may end while a report is being kept: its worker then goes on from
+    /// what is there in its next session, and to remove that would lose the output for good.
+    async fn record_end(
+        &self,
+        session: SessionId,
+        key: &Key,
+        end: End,
+    ) -> Result<(), CommandError> {
+        match self.driver().record(session, key, end).await? {
+            Answer::Recorded | Answer::Void => self.outputs().forget(key),
+            Answer::Unanswered => {}
+        }
         Ok(())
     }
 
@@ -354,7 +375,7 @@ impl Server {
 
     fn recover_output(&self, key: &Key) -> Result<u64, CommandError> {
         self.outputs().recover(key).map_err(|error| {
-            let (doing, cause) = ("reading what a job printed", std::sync::Arc::new(error));
+            let (doing, cause) = ("reading what a job printed", Arc::new(error));
             StoreError::Unavailable { doing, cause }.into()
         })
     }
@@ -395,8 +416,35 @@ impl Server {
     }
 }
 
-/// What is wrong with parts that attempts sent, until their reports come. Only attempts that the
-/// session holds are in it, so it is no longer than a worker's slots.
+/// What a session knows of attempts that it holds, so that neither is longer than a worker's slots.
+#[derive(Default)]
+struct Reports {
+    refused: RefusedParts,
+    /// The attempts whose reports are being kept and recorded.
+    under_way: Arc<SyncMutex<HashSet<Key>>>,
+}
+
+/// The report of an attempt is being kept and recorded, as long as this lives.
+struct UnderWay {
+    all: Arc<SyncMutex<HashSet<Key>>>,
+    key: Key,
+}
+
+impl UnderWay {
+    /// `None`: it is already.
+    fn begin(all: &Arc<SyncMutex<HashSet<Key>>>, key: &Key) -> Option<Self> {
+        let begun = locked(all).insert(key.clone());
+        begun.then(|| Self { all: Arc::clone(all), key: key.clone() })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        locked(&self.all).remove(&self.key);
+    }
+}
+
+/// What is wrong with parts that attempts sent, until their reports come.
 type RefusedParts = HashMap<Key, String>;
 
 /// Why a part was not taken.
@@ -456,6 +504,6 @@ fn part(written: std::io::Result<()>) -> Result<(), PartError> {
     if let Some(full) = error.get_ref().and_then(|cause| cause.downcast_ref::<DiskFull>()) {
         return Err(PartError::Store(StoreError::Full(*full).into()));
     }
-    let (doing, cause) = ("keeping what a job printed", std::sync::Arc::new(error));
+    let (doing, cause) = ("keeping what a job printed", Arc::new(error));
     Err(PartError::Store(StoreError::Unavailable { doing, cause }.into()))
 }
