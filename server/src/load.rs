@@ -1,7 +1,10 @@
 //! Reading a run, and the list of runs, back from the log. Snapshots shorten the way; whatever is
 //! wrong with one, the log alone is enough.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use towpath_engine::{
@@ -74,7 +77,7 @@ fn evolve(run: &mut Run, id: &RunId, record: &Record) -> Result<(), CommandError
 }
 
 async fn from_snapshot(store: &dyn EventStore, snapshots: &Path, id: &RunId) -> Option<LoadedRun> {
-    let (cover, body) = read_covered(&snapshots.join(format!("{id}.json")))?;
+    let (cover, body) = read_covered(&snapshot_path(snapshots, id)?)?;
     let page = store.read(&stream(id), cover.upto.checked_sub(1)?, 1).await.ok()?;
     let record = page.first()?;
     if record.version != cover.upto || record.hash != cover.hash.0 {
@@ -93,7 +96,15 @@ pub(crate) fn write_snapshot(
     hash: &RunningHash,
     run: &Run,
 ) -> io::Result<()> {
-    write_covered(&snapshots.join(format!("{id}.json")), version, hash, &run.to_snapshot())
+    let Some(path) = snapshot_path(snapshots, id) else { return Ok(()) };
+    write_covered(&path, version, hash, &run.to_snapshot())
+}
+
+/// Where the snapshot of run `id` is. `None`: the id is none that this server makes, and might lead
+/// out of the folder.
+fn snapshot_path(snapshots: &Path, id: &RunId) -> Option<PathBuf> {
+    let is_name = !id.as_str().is_empty() && id.as_str().bytes().all(|b| b.is_ascii_alphanumeric());
+    is_name.then(|| snapshots.join(format!("{id}.json")))
 }
 
 /// The list of runs, from its snapshot if there is a good one.

@@ -324,6 +324,11 @@ impl SchedulerDriver {
         let worker = self.scheduler.inspect(|scheduler| scheduler.worker_of(session).cloned());
         // A session that has ended is not answered.
         let Some(worker) = worker else { return Ok(false) };
+        // Only the worker says that there is such a run. One that nobody created is not looked for:
+        // each made-up name would be read from disk and kept in memory.
+        if !self.runs.is_known(&attempt.run) {
+            return Ok(true);
+        }
         let counts = |loaded: &Loaded| {
             let job = loaded.run.job(attempt.job.as_str());
             job.is_some_and(|job| job.state.lease() == Some((attempt.attempt, &worker)))
@@ -506,6 +511,21 @@ mod tests {
         assert!(matches!(fixture.state(&id.run, "a").await, JobState::Leased(..)));
         assert_eq!(driver.record(newer, &id, end()).await.unwrap(), Answer::Recorded);
         assert_eq!(driver.record(newer, &id, end()).await.unwrap(), Answer::Void);
+    }
+
+    #[tokio::test]
+    async fn runs_that_a_worker_makes_up_are_not_looked_for() {
+        let (fixture, driver, id, session) = holding().await;
+        let before = locked(&fixture.runs.cells).all().len();
+
+        for n in 0..1_000 {
+            let run = RunId::from(format!("made-up-{n}"));
+            let made_up = AttemptId { run, ..id.clone() };
+            let answer = driver.answer_unheld(session, &made_up).await.unwrap();
+            assert_eq!(answer, Answer::Void);
+        }
+
+        assert_eq!(locked(&fixture.runs.cells).all().len(), before);
     }
 
     #[tokio::test]

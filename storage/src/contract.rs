@@ -285,6 +285,10 @@ pub async fn odd_names_are_kept_apart(store: Store) {
     let longer = "l".repeat(STREAM_BYTES_MAX + 1);
     let error = store.append(&longer, 0, facts(1)).await.expect_err("too long");
     assert!(matches!(error, AppendError::TooLarge { .. }), "{error}");
+    for bytes in [STREAM_BYTES_MAX + 1, 70_000] {
+        let read = store.read(&"l".repeat(bytes), 0, 100).await.expect("a name like any other");
+        assert_eq!(read, [], "{bytes}");
+    }
 }
 
 /// An append without records is refused: it would be acknowledged for nothing.

@@ -16,6 +16,11 @@ impl Runs {
         locked(&self.due).set(id, None);
     }
 
+    /// Whether there is such a run: it is in the log, or is just being created.
+    pub(crate) fn is_known(&self, run: &RunId) -> bool {
+        locked(&self.list).get(run).is_some() || locked(&self.cells).get(run).is_some()
+    }
+
     /// Whether `run` has not ended and can be worked on.
     pub(crate) fn is_live(&self, run: &RunId) -> bool {
         !locked(&self.set_aside).contains_key(run) && locked(&self.list).is_live(run)

@@ -11,7 +11,7 @@ use super::{
     record::{Position, Record, Version},
 };
 use crate::{
-    READ_BYTES_MAX,
+    READ_BYTES_MAX, STREAM_BYTES_MAX,
     error::{Damage, StoreError},
     kv::KvBackend,
     recent::Recent,
@@ -264,7 +264,8 @@ impl Reader {
         // begins at or before it, or in no entry at all.
         let mut extents = self.last_entry(stream, next)?;
         extents.retain(|extent| extent.last() >= next);
-        if !extents.is_empty() {
+        // A name that no append takes has no key either.
+        if !extents.is_empty() || stream.len() > STREAM_BYTES_MAX {
             return Ok(extents);
         }
         let keys = (stream_key(stream, next), stream_key(stream, Version::MAX));
@@ -278,6 +279,9 @@ impl Reader {
 
     /// The extents of the last index entry that begins at `version` or before.
     fn last_entry(&self, stream: &str, version: Version) -> Result<Vec<Extent>, StoreError> {
+        if stream.len() > STREAM_BYTES_MAX {
+            return Ok(Vec::new());
+        }
         let keys = (stream_key(stream, 0), stream_key(stream, version));
         let found = self.kv.last_in(&keys.0..=&keys.1);
         let found = found.map_err(|error| error.at(0, "reading the index"))?;
