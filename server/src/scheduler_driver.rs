@@ -125,7 +125,11 @@ impl SchedulerDriver {
             Effect::CheckJob { session, run, job } => {
                 let driver = Arc::clone(self);
                 tokio::spawn(async move {
-                    if let Err(error) = driver.still_open(&run, &job).await {
+                    let open = async {
+                        driver.still_open(&run, &job).await?;
+                        driver.runs.note_again(&run).await
+                    };
+                    if let Err(error) = open.await {
                         driver.scheduler.disconnect(session, Some(error));
                     }
                 });
@@ -526,6 +530,26 @@ mod tests {
         }
 
         assert_eq!(locked(&fixture.runs.cells).all().len(), before);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_comes_for_a_job_that_is_ready_is_given_it() {
+        let (fixture, driver) = Fixture::driven(Duration::from_secs(30));
+        let mut special = job("a", &[]);
+        special.tags = vec!["special".to_owned()];
+        let run = fixture.begins("r", vec![special]).await;
+        assert_eq!(fixture.state(&run, "a").await, JobState::Waiting);
+
+        let (outbox, _outgoing) = outbox();
+        let only = v1::Hello { run: "r".into(), job: "a".into(), ..hello(&[]) };
+        drop(driver.open(only, &outbox).await.unwrap());
+
+        let leased = async {
+            while !matches!(fixture.state(&run, "a").await, JobState::Leased(..)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), leased).await.expect("it waits for that job");
     }
 
     #[tokio::test]

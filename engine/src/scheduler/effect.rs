@@ -54,8 +54,10 @@ pub enum Effect {
         /// The session.
         session: SessionId,
     },
-    /// The session waits for this one job, which seems to have ended without it: ask the durable
-    /// log, and if it is so say [`super::Input::Disconnected`] and end the connection.
+    /// The session waits for this one job. Ask the durable log whether it has ended without the
+    /// session: then say [`super::Input::Disconnected`] and end the connection. Else feed the run
+    /// again ([`super::Input::RunDecided`] without facts): whether the job is ready is kept only of
+    /// jobs that a session waits for, and was not when this one was not there.
     CheckJob {
         /// The session.
         session: SessionId,

@@ -157,6 +157,8 @@ impl World {
                 if self.runs[&run].job(job.as_str()).unwrap().state.is_over() {
                     self.said.push(format!("{}: job ended", session.0));
                     self.on(Input::Disconnected { session });
+                } else {
+                    self.decide(&run, &[]);
                 }
             }
             Effect::Close { session, reason } => {

@@ -16,6 +16,13 @@ impl Runs {
         locked(&self.due).set(id, None);
     }
 
+    /// Has the scheduler look at `run` again, although nothing was decided on it.
+    pub(crate) async fn note_again(&self, run: &RunId) -> Result<(), CommandError> {
+        let loaded = self.lock_latest(run).await?;
+        self.note(run, &loaded, &[]);
+        Ok(())
+    }
+
     /// Whether there is such a run: it is in the log, or is just being created.
     pub(crate) fn is_known(&self, run: &RunId) -> bool {
         locked(&self.list).get(run).is_some() || locked(&self.cells).get(run).is_some()

@@ -109,6 +109,15 @@ fn a_worker_for_one_job_waits_for_it_and_is_sent_away_when_it_ends_without_it() 
 }
 
 #[test]
+fn a_worker_that_comes_for_a_job_that_is_ready_is_given_it() {
+    let mut world = World::new();
+    world.run("r", vec![tagged("a", &["special"])]);
+    world.hello("w", |hello| (hello.only, hello.job) = (Some("r".into()), Some("a".into())));
+
+    assert_eq!(world.said(), ["1: welcome []", "1: assign r/a/1"]);
+}
+
+#[test]
 fn a_worker_of_one_run_takes_no_turn() {
     let mut world = World::new();
     for run in ["a", "b", "c"] {
