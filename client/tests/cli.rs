@@ -344,12 +344,12 @@ fn an_imported_run_goes_on_and_is_planned() {
 fn a_record_that_is_damaged_is_refused_whole() {
     let app = App::with(&[("towpath.yml", TWO), ("odd.jsonl", &RECORD.replace("DONE", "OK"))]);
     app.write("other.jsonl", &RECORD.replace("\"orders\"", "\"elsewhere\""));
-
     let odd = app.ends(5, &["import", "odd.jsonl"]);
     assert!(odd.err.starts_with("error[IMPORT_INVALID]: "), "{}", odd.err);
     let other = app.ends(5, &["import", "other.jsonl"]);
     assert!(other.err.starts_with("error[IMPORT_MISMATCH]: "), "{}", other.err);
     assert_eq!(app.ends(3, &["import", "none.jsonl"]).out, "");
+    assert!(!app.path().join(".towpath").exists(), "a refused record leaves no store");
     assert_eq!(app.json(0, &["list", "--output", "json"]), Value::Array(Vec::new()));
 }
 

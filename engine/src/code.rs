@@ -196,7 +196,7 @@ codes! {
     MessageInvalid = "MESSAGE_INVALID", MessageInvalid;
     /// A message has more bytes than are read.
     MessageTooLarge = "MESSAGE_TOO_LARGE", TooLarge;
-    /// The run has ended and every job has succeeded, so nothing is left to do.
+    /// The run has succeeded, so nothing is left to do.
     NothingToResume = "NOTHING_TO_RESUME", NothingToDo;
     /// A web page sent the request.
     OriginRefused = "ORIGIN_REFUSED", Forbidden;

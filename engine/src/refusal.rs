@@ -135,7 +135,7 @@ pub enum Refusal {
         phase: Phase,
     },
     /// Nothing is left to resume.
-    #[error("nothing is left to do: every job has succeeded")]
+    #[error("nothing is left to do: the run has succeeded")]
     NothingToResume,
     /// The file is not the one the run began with.
     #[error("the pipeline file has changed since the run began")]

@@ -2,7 +2,7 @@
 
 use super::create::{concerned, plan_chunks};
 use crate::{
-    event::{RunEvent, VoidCause},
+    event::{RunEvent, RunOutcome, VoidCause},
     gate::{Authors, Identity},
     ids::{Digest, StageName},
     plan::Plan,
@@ -85,6 +85,11 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         void = void.or(Some(VoidCause::StageRepeated(from.clone())));
         events.push(RunEvent::JobsInvalidated { from: from.clone() });
     }
+    if events.is_empty() && matches!(run.phase(), Phase::Finished(RunOutcome::Succeeded)) {
+        // Only jobs whose own `if` did not hold are left, and it reads what is frozen: to resume the
+        // run would record that they are skipped again, and nothing else.
+        return Err(Refusal::NothingToResume);
+    }
     let lost = run.jobs().iter().find(|job| job.state.is_over_badly());
     // Whoever goes on after an approval means what was approved: without a word to the contrary
     // nothing runs again that would make it void.
@@ -117,10 +122,25 @@ mod tests {
     use super::*;
     use crate::{
         decide::{Command, Ended, testing::*},
-        event::RunOutcome,
         ids::Attempt,
         plan::JobPlan,
     };
+
+    #[test]
+    fn a_run_that_succeeded_without_a_job_that_its_condition_left_out_is_not_resumed() {
+        let mut optional = needing(job("b"), "a");
+        optional.condition = Some("needs.a.outputs.rows == 'many'".to_owned());
+        let mut fixture = Fixture::begin(vec![job("a"), optional]);
+        fixture.leases();
+        fixture.succeeds_with("a", &[("rows", "few")]);
+        assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Succeeded));
+
+        assert_eq!(fixture.refused(&resume()), Refusal::NothingToResume);
+        assert!(matches!(
+            fixture.refused(&Command::Retry("b".into())),
+            Refusal::JobNotRetryable { .. }
+        ));
+    }
 
     fn resume() -> Command {
         Command::Resume(ResumeRun::default())

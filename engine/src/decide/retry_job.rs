@@ -1,7 +1,7 @@
 //! `tow retry`: one job, and what was skipped because of it, gets another chance.
 
 use crate::{
-    event::{RunEvent, VoidCause},
+    event::{RunEvent, SkipCause, VoidCause},
     ids::JobName,
     refusal::Refusal,
     run::Run,
@@ -12,7 +12,8 @@ pub(super) fn decide(run: &Run, name: &JobName) -> Result<Vec<RunEvent>, Refusal
     if run.phase().is_ending() {
         return Err(Refusal::RunEnding { phase: run.phase().clone() });
     }
-    if !job.state.is_over_badly() {
+    // A condition reads what is frozen, and would leave the job out again.
+    if !job.state.is_over_badly() || job.skipped == Some(SkipCause::ConditionFalse) {
         let state = job.state.word();
         return Err(Refusal::JobNotRetryable { job: name.clone(), state });
     }

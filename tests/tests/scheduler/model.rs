@@ -285,6 +285,9 @@ impl Model {
         if ending || (from.is_some() && self.count(State::Running) > 0) {
             return false;
         }
+        if from.is_none() && self.phase == Phase::Finished("succeeded") {
+            return false;
+        }
         let lost = self.jobs.iter().any(Job::is_over_badly);
         if !lost && from.is_none() {
             return self.phase == Phase::Running;
@@ -303,7 +306,9 @@ impl Model {
 
     pub(crate) fn retry(&mut self, chosen: usize, now: Timestamp) -> bool {
         let ending = !matches!(self.phase, Phase::Running | Phase::Finished(_));
-        if ending || !self.jobs[chosen].is_over_badly() {
+        let job = &self.jobs[chosen];
+        let left_out = job.state == State::Skipped && job.holds == Some(false);
+        if ending || left_out || !job.is_over_badly() {
             return false;
         }
         let aborted = self.abort_root == Some(chosen);
