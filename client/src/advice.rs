@@ -4,95 +4,97 @@
 
 use towpath_engine::code::{ErrorClass, ErrorCode};
 
-const NOTHING_GUESSED: &str = "Nothing was skipped or guessed; `docs/errors/` says how to go on.";
+const NOTHING_GUESSED: &str = "Nothing was skipped or guessed; `docs/errors/` says what to do.";
 const SAME_VERSION: &str = "Use the same version of `tow` on both sides; `tow version` shows both.";
-const TRY_AGAIN: &str = "Try again; if it stays, report it.";
+const TRY_AGAIN: &str = "Try again; if it happens again, report it.";
 
 /// What to do about `code`, in a sentence. A command that knows more says that instead.
 #[expect(clippy::too_many_lines, reason = "one table")]
 pub(crate) fn of(code: ErrorCode) -> &'static str {
     use ErrorCode as E;
     match code {
-        E::ActorMismatch => "Leave `--actor` and `TOW_ACTOR` away; the token says it.",
-        E::AddressUnusable => "Choose another address, or end what listens there.",
+        E::ActorMismatch => "Omit `--actor` and `TOW_ACTOR`: the token names the actor.",
+        E::AddressUnusable => "Choose another address, or end the program that listens there.",
         E::AppendTooLarge => "Split the pipeline.",
-        E::ApprovalExpired => "The gate asks again: read it with `tow status`, then approve.",
+        E::ApprovalExpired => "The gate waits again: read it with `tow status`, then approve.",
         E::ApprovalStale => "Read what waits now with `tow status`, then approve that.",
         E::ApproverEmailUnknown => {
             "Issue a token with `--email`, or set `user.email` of git on the store's machine."
         }
-        E::ApproverIsAuthor | E::ApproverIsRequester => "Ask somebody else to approve.",
-        E::ApproverNotAllowed => "Ask somebody whom the gate names; `tow why` says whom.",
+        E::ApproverIsAuthor | E::ApproverIsRequester => "Ask another person to approve.",
+        E::ApproverNotAllowed => "Ask a person or role that the gate names; `tow why` lists them.",
         E::ApproverNotHuman => "Ask a person to approve, in their own name.",
         E::ArgumentOutOfBounds => "Give a value within the bounds.",
         E::ArtifactUnknown => "See `tow status --output json` for the files it left.",
-        E::AttemptStale => "Nothing: a newer try of the job is what counts.",
-        E::AttemptUnknown => "`tow status` shows how often the job was tried.",
+        E::AttemptStale => "No action is needed: a newer attempt of the job is valid.",
+        E::AttemptUnknown => "`tow status` shows the newest attempt of the job.",
         E::AttemptsInUse => "Give every worker of one machine a folder of its own.",
         E::AuthorsUnknown => {
-            "Commit the pipeline file to git and begin from a whole clone, or take `author` out."
+            "Commit the pipeline file to git and run from a full clone, or remove `author` from the gate."
         }
         E::BackupDamaged => "Use another backup. Nothing was restored.",
         E::BackupExists => "Name another file; a backup overwrites nothing.",
         E::BlobDamaged | E::LogDamaged | E::LogRollback => NOTHING_GUESSED,
         E::BlobMissing => "`tow doctor` lists every blob that is missing.",
         E::CertificateUnknown => "`tow pki list` shows what was issued.",
-        E::CompressionRefused => "Send messages as they are.",
+        E::CompressionRefused => "Send messages without compression.",
         E::ConfigInvalid | E::TokensInvalid => "Correct the file.",
-        E::ConnectionAged => "Connect again and go on from where you are.",
+        E::ConnectionAged => "Connect again and continue from the last position.",
         E::ConnectionsTooMany => {
             "Try again later, or let the owner of the server raise `limits.connections`."
         }
         E::ContextExists => "Name another context, or remove that one first.",
         E::ContextToken => "Check the token file and its permissions.",
-        E::ContextUnknown => "`tow context list` shows those that there are.",
-        E::EngineBug => "This is a bug of ours; please report it.",
-        E::EventTooLong => "Shorten it, or keep the bulk in a file.",
+        E::ContextUnknown => "`tow context list` shows the existing contexts.",
+        E::EngineBug => "This is a bug; please report it.",
+        E::EventTooLong => "Shorten it, or put the long part into a file.",
         E::FileExists => "Name another file, or edit that one.",
         E::FileInvalid => "Correct the file; `tow validate` shows every problem.",
         E::FileUnreadable => "Check the path and its permissions.",
-        E::Forbidden => "Ask whoever issues tokens for the role that it needs.",
-        E::GateDecided => "See `tow status`; a decision cannot be taken back.",
+        E::Forbidden => "Ask the administrator for a token with the role that the request needs.",
+        E::GateDecided => "See `tow status`; a decision cannot be reversed.",
         E::GateNotWaiting => "See `tow why` for what the job waits for.",
         E::HostRefused => "Name the server `localhost` or `127.0.0.1`, or as its `--listen` does.",
         E::IdempotencyKeyReused => "Give every request a key of its own.",
         E::ImportInvalid => "Correct the record; nothing was imported.",
-        E::ImportMismatch => "Import with the pipeline file that the record was made with.",
+        E::ImportMismatch => "Import with the pipeline file that made the record.",
         E::ImportPassesGate => {
-            "Take the line out of the record; the gate then waits in the imported run."
+            "Remove the line from the record; the gate then waits in the imported run."
         }
         E::InsecureListen => "Give a certificate and a key, or listen on loopback.",
         E::Interrupted => "",
-        E::JobEnded => "Nothing: the job needs no worker; `tow retry` gives it another try.",
+        E::JobEnded => "No worker is needed; `tow retry` runs the job again.",
         E::JobNotRetryable => "Use `tow resume --from STAGE` to run succeeded jobs again.",
         E::JobUnknown | E::StageUnknown => "See `tow status` for the names in this run.",
         E::JobsRunning => "Wait for them, or cancel the run first.",
-        E::LaunchFailed => "See what the command printed.",
+        E::LaunchFailed => "Read the output of the command.",
         E::MessageInvalid => "This is a bug of the client; please report it.",
-        E::MessageTooLarge => "Send less at once; docs/operations.md has the bounds.",
+        E::MessageTooLarge => "Send less at once; docs/reference/settings.md has the bounds.",
         E::NothingToResume => "Use `--from STAGE` to run a stage again although it succeeded.",
-        E::OriginRefused => "Send the request from a program that is no web page.",
+        E::OriginRefused => "Send the request from a program other than a web page.",
         E::PlanChanged => "Restore the file, or accept the edit with `--accept-changes`.",
         E::ProtocolUnsupported => "Use a gRPC client; `tow` is one.",
-        E::RateExceeded => "Ask less often, or let the owner of the server raise `limits.rate`.",
-        E::ReaderStalled => "Read an answer as it comes, or ask again.",
-        E::RequestTimedOut => {
-            "It may have been carried out: look with `tow status` before you repeat it."
+        E::RateExceeded => {
+            "Send fewer requests, or let the owner of the server raise `limits.rate`."
         }
-        E::RequestsTooMany => "Wait for some answers before you ask on.",
+        E::ReaderStalled => "Read the response while it arrives, or send the request again.",
+        E::RequestTimedOut => {
+            "It may have been carried out: check with `tow status` before you repeat it."
+        }
+        E::RequestsTooMany => "Wait for responses before you send more requests.",
         E::RestoreTargetNotEmpty => "Restore to a folder that does not exist yet.",
         E::RunAmbiguous => "Give more characters of the id.",
         E::RunContended | E::StoreBusy => "Try again.",
-        E::RunEnded => "Use `tow resume` to let it go on.",
+        E::RunEnded => "Use `tow resume` to continue the run.",
         E::RunEnding => "Follow it with `tow watch` until it has ended.",
         E::RunExists => "Follow the run that exists with `tow watch`.",
         E::RunUnknown => "See `tow list` for the runs of this store.",
-        E::SnapshotsTooMany => "Try again when others have read theirs.",
+        E::SnapshotsTooMany => "Try again when other clients have finished reading.",
         E::SourceDirty => "Commit the files, or allow it with `--allow-dirty`.",
         E::SourceLink | E::SourceUnusable => "Correct the files of the run.",
         E::SourceMissing => "Send the bundle first; `tow run` does.",
         E::SourceTooLarge => "Leave large files out with `.gitignore`, or use `--source remote`.",
-        E::StoreBackendDiffers => "Ask for the backend that wrote the store.",
+        E::StoreBackendDiffers => "Name the backend that wrote the store.",
         E::StoreExposed => {
             "Run `chmod go=` on the store's folder, or `tow` as the user who owns it."
         }
@@ -101,8 +103,7 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
              and `tow export` of 0.1, then `tow import` here into a new store."
         }
         E::StoreFull => {
-            "Nothing is lost. Make room on the disk of the store: a server then goes on by itself, \
-             and a run without a server with `tow resume`."
+            "Nothing is lost. Free space on the disk of the store: a server then continues by itself; continue a run without a server with `tow resume`."
         }
         E::StoreMissing => "Name a store with `--store`.",
         E::StoreOwned => "Wait until that process has ended.",
@@ -110,18 +111,18 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::StoreUrlInvalid => "Correct `--store` or `TOW_STORE`; `tow --help` lists the forms.",
         E::TlsUnusable => "Correct the certificate or the key.",
         E::TokenExists => "Name another token, or revoke that one first.",
-        E::TokenUnknown => "`tow token list` shows those that there are.",
+        E::TokenUnknown => "`tow token list` shows the existing tokens.",
         E::Unauthenticated => {
             "Put a token of `tow token issue` into `TOW_TOKEN`; workers may present a certificate."
         }
         E::Unexpected => TRY_AGAIN,
-        E::Unreachable => "Nothing that was acknowledged is lost; `tow resume` goes on.",
+        E::Unreachable => "Nothing that was acknowledged is lost; `tow resume` continues.",
         E::Usage => "`tow help` shows every command and option.",
         E::VersionMismatch => SAME_VERSION,
         E::WorkerIdentityMismatch => {
             "Start the worker under the name that its certificate or token was issued for."
         }
-        E::WorkerNameReserved => "Give the worker a name that begins otherwise.",
+        E::WorkerNameReserved => "Give the worker a name that does not begin with `local/`.",
         E::WorkerNameTaken => {
             "Give every worker a name of its own; `tow workers list` shows who is connected."
         }
@@ -151,7 +152,9 @@ pub(crate) fn of_class(class: ErrorClass) -> &'static str {
             "Try again when the server answers."
         }
         ErrorClass::Unauthenticated => "Put a token of `tow token issue` into `TOW_TOKEN`.",
-        ErrorClass::Forbidden => "Ask whoever issues tokens for the role that it needs.",
+        ErrorClass::Forbidden => {
+            "Ask the administrator for a token with the role that the request needs."
+        }
         ErrorClass::Interrupted => "",
     }
 }

@@ -30,7 +30,7 @@ pub(crate) enum Unknown {
     Shallow,
     #[error("it was never committed")]
     Uncommitted,
-    #[error("`{0}` is no e-mail address that can be compared")]
+    #[error("`{0}` is not a valid e-mail address")]
     Address(String),
     #[error("it has more than {AUTHORS_MAX} authors")]
     TooMany,

@@ -15,7 +15,7 @@ use crate::commands;
 #[command(name = "tow", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 done · 2 usage · 3 not found · 4 nothing to do · 5 invalid \
                         file · 6 conflict · 7 damaged\n10 failed · 11 partial · 12 at a gate · 13 \
-                        rejected · 14 cancelled · 15 timed out · 40 unauthenticated · 41 forbidden · 42 unreachable · 44 no room · 130 interrupted")]
+                        rejected · 14 cancelled · 15 timed out · 40 unauthenticated · 41 forbidden · 42 unreachable · 44 limit reached · 130 interrupted")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -69,7 +69,7 @@ pub(crate) struct Global {
     /// The context was named on the command line.
     #[arg(skip)]
     pub(crate) context_spelt: bool,
-    /// The certificate of the authority that the server's was issued by; makes connections use TLS
+    /// The certificate authority of the server; connections then use TLS
     #[arg(long, global = true, env = "TOW_TLS_CA", hide_env_values = true, value_name = "FILE")]
     pub(crate) tls_ca: Option<PathBuf>,
     /// Who you are, as `human:NAME`, `agent:NAME` or `service:NAME` [default: human:$USER]
@@ -107,60 +107,60 @@ pub(crate) enum Command {
     Graph(commands::graph::GraphArgs),
     /// Run a pipeline file to its end
     Run(commands::run::RunArgs),
-    /// Let a run go on where it stopped
+    /// Continue a run where it stopped
     Resume(commands::resume::ResumeArgs),
     /// Show a run and its jobs
     Status(commands::status::StatusArgs),
-    /// Follow a run until it comes to rest
+    /// Follow a run until it ends or waits
     Watch(commands::watch::WatchArgs),
-    /// Say why a job stands where it stands
+    /// Explain why a job is in its state
     Why(commands::why::WhyArgs),
     /// Show what a job printed
     Logs(commands::logs::LogsArgs),
     /// List runs, newest first
     #[command(visible_alias = "ls")]
     List(commands::list::ListArgs),
-    /// Approve at a gate
+    /// Approve the gate of a job
     Approve(commands::approve::ApproveArgs),
-    /// Keep a gate shut
+    /// Reject the gate of a job
     Reject(commands::reject::RejectArgs),
-    /// Give one job another chance
+    /// Run a failed or skipped job again
     Retry(commands::retry::RetryArgs),
     /// End a run
     Cancel(commands::cancel::CancelArgs),
-    /// Show the log as it is stored, one JSON object a line
+    /// Show the stored log, one JSON object a line
     Events(commands::events::EventsArgs),
-    /// Keep a store and serve it to other machines
+    /// Serve a store to other machines
     Serve(commands::serve::ServeArgs),
     /// Run jobs for a server
     Worker(commands::worker::WorkerArgs),
-    /// Show who runs jobs, and let workers finish
+    /// List, drain and resume workers
     Workers(commands::workers::WorkersArgs),
-    /// Say who may ask a server, and for what
+    /// Issue, list and revoke access tokens
     Token(commands::token::TokenArgs),
-    /// Give servers names
+    /// Manage named servers
     Context(commands::context::ContextArgs),
-    /// Make the certificates of servers and workers
+    /// Issue and revoke certificates of servers and workers
     Pki(commands::pki::PkiArgs),
     /// Start a worker for every job that waits for one
     Autoscale(commands::autoscale::AutoscaleArgs),
-    /// Take over the JSONL run file of another tool
+    /// Import the JSONL run file of another tool
     Import(commands::import::ImportArgs),
     /// Write a run as a JSONL run file
     Export(commands::export::ExportArgs),
     /// Print the JSON Schema of the pipeline file
     Schema(commands::schema::SchemaArgs),
-    /// Run a small migration in a temporary folder, kill it, and see it go on
+    /// Run a small migration in a temporary folder, kill it, and resume it
     Demo(commands::demo::DemoArgs),
-    /// Check the store: walk the log, rebuild every view, compare
+    /// Check the store: read the log, rebuild every view, compare
     Doctor(commands::doctor::DoctorArgs),
     /// Write the whole store to one file
     Backup(commands::backup::BackupArgs),
-    /// Make a store out of a backup
+    /// Create a store from a backup
     Restore(commands::restore::RestoreArgs),
     /// Print shell completions
     Completions(commands::completions::CompletionsArgs),
-    /// Say which version this is, and which the server is
+    /// Show the version of this program and of the server
     Version(commands::version::VersionArgs),
 }
 

@@ -143,7 +143,7 @@ pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
     let bare = address.strip_prefix(scheme).unwrap_or(address).trim_end_matches('/');
     let full = with_port(bare);
     let unusable = || {
-        let message = format!("`{address}` is no address of a server");
+        let message = format!("`{address}` is not a valid server address");
         Failure::new(ErrorCode::Usage, message, "Write it as HOST:PORT; `--tls-ca` is for TLS.")
     };
     if bare.is_empty() || bare.contains("://") || bare.contains('/') {
@@ -251,7 +251,8 @@ impl ServerConnection {
         Ok(Self { channel, bearer, embedded: None, folder: PathBuf::new(), remote: true })
     }
 
-    /// As [`ServerConnection::connect`], for a server that was there before and may need a while to return.
+    /// As [`ServerConnection::connect`], for a server that was there before and may need a while to
+    /// return.
     pub(crate) async fn reconnect(url: &str) -> Result<Self, Failure> {
         let until = Instant::now() + RETURN_WITHIN;
         let mut pause = TRY_EVERY;
@@ -330,7 +331,8 @@ impl ServerConnection {
         }
     }
 
-    /// Whether it was named as a server: then it has workers of its own, and its files are not ours.
+    /// Whether it was named as a server: then it has workers of its own, and its files are not
+    /// ours.
     pub(crate) fn is_remote(&self) -> bool {
         self.remote
     }

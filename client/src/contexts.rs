@@ -158,7 +158,7 @@ impl Contexts {
     /// Changes the file as a whole, and leaves everything else in it as its owner wrote it.
     fn change(&mut self, change: impl FnOnce(&mut DocumentMut)) -> Result<(), Failure> {
         let mut file: DocumentMut =
-            self.text.parse().map_err(|_| invalid(&self.path, "it is no TOML"))?;
+            self.text.parse().map_err(|_| invalid(&self.path, "it is not valid TOML"))?;
         change(&mut file);
         let text = file.to_string();
         self.said = parsed(&self.path, &text)?;
@@ -227,7 +227,7 @@ fn of_command(command: &str) -> Result<String, Failure> {
     match String::from_utf8(said.stdout) {
         Ok(text) if text.trim().is_empty() => Err(failed("it printed nothing".to_owned())),
         Ok(text) if text.len() <= TOKEN_BYTES_MAX => Ok(text),
-        Ok(_) | Err(_) => Err(failed("what it printed is no token".to_owned())),
+        Ok(_) | Err(_) => Err(failed("its output is not a valid token".to_owned())),
     }
 }
 

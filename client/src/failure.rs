@@ -109,7 +109,7 @@ impl Failure {
         self.code == Code::BrokenPipe
     }
 
-    /// Whether the server went away.
+    /// Whether the connection to the server was lost.
     pub(crate) fn is_unreachable(&self) -> bool {
         self.is(ErrorCode::Unreachable) || self.is_aged()
     }
@@ -186,13 +186,13 @@ impl From<Status> for Failure {
         }
         let odd = [tonic::Code::Internal, tonic::Code::OutOfRange, tonic::Code::ResourceExhausted];
         if odd.contains(&code) {
-            let advice = "Try again; if it stays, report it.";
+            let advice = "Try again; if it happens again, report it.";
             return Self::new(ErrorCode::Unexpected, status.message(), advice);
         }
         Self::new(
             ErrorCode::Unreachable,
-            format!("the server went away: {}", status.message()),
-            "Nothing that was acknowledged is lost; `tow resume` goes on.",
+            format!("the connection to the server was lost: {}", status.message()),
+            "Nothing that was acknowledged is lost; `tow resume` continues.",
         )
     }
 }
@@ -221,9 +221,13 @@ impl From<OpenError> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self::of(Code::BrokenPipe, "nobody reads the output", "");
+            return Self::of(Code::BrokenPipe, "the reader of the output has closed it", "");
         }
-        Self::new(ErrorCode::Unexpected, error.to_string(), "Try again; if it stays, report it.")
+        Self::new(
+            ErrorCode::Unexpected,
+            error.to_string(),
+            "Try again; if it happens again, report it.",
+        )
     }
 }
 

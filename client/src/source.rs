@@ -175,7 +175,7 @@ impl Draft {
         };
         let root = match origin.as_ref().map(Repository::workdir) {
             Some(Some(root)) => root.canonicalize()?,
-            Some(None) => return Err(refused("the pipeline lies in a repository without files")),
+            Some(None) => return Err(refused("the repository of the pipeline has no files")),
             None => pipeline.folder.clone(),
         };
         let folder = pipeline.folder.strip_prefix(&root).ok().and_then(Path::to_str);
@@ -278,7 +278,7 @@ impl Draft {
 
     async fn remote(self, app: &App) -> Result<Taken, Failure> {
         let Some(origin) = &self.origin else {
-            return Err(refused("the pipeline lies in no git repository, so it has no remote"));
+            return Err(refused("the pipeline is not in a git repository, so it has no remote"));
         };
         self.entries(&self.own()?)?;
         let address = address_of(origin)?;

@@ -260,8 +260,7 @@ impl Complaint {
         if let Err(why) = exported
             && self.is_new(exported)
         {
-            let text = "Traces and figures are not exported for now, and what is lost of them stays \
-                        lost; nothing else suffers.";
+            let text = "Failed to export traces and metrics: they are dropped until the collector answers. Nothing else is affected.";
             drop(writeln!(anstream::stderr(), "{text} The exporter says: {why}"));
         }
     }

@@ -293,7 +293,7 @@ fn a_record_comes_in_and_goes_out_again() {
     app.write("torn.jsonl", &format!("{RECORD}{{\"pipeline_run_id\":\"abc"));
 
     let torn = app.ends(0, &["import", "torn.jsonl"]);
-    assert!(torn.err.contains("line 6 of the record is cut off"), "{}", torn.err);
+    assert!(torn.err.contains("line 6 of the record is truncated"), "{}", torn.err);
     let imported = app.json(0, &["import", "old.jsonl", "--output", "json"]);
     assert_eq!((&imported["succeeded"], &imported["failed"]), (&1.into(), &1.into()));
     assert_eq!(imported["recorded_run"], "abc123");

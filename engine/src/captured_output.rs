@@ -194,7 +194,7 @@ mod tests {
             line(0, OutputSource::Out, true, b"hello"),
             line(7, OutputSource::Err, false, b"\xff\x00 n 3 o "),
             line(7, OutputSource::Err, true, b""),
-            line(u64::MAX, OutputSource::Note, true, b"9 bytes left out"),
+            line(u64::MAX, OutputSource::Note, true, b"9 bytes omitted"),
         ];
         let mut captured = Vec::new();
         for line in &written {

@@ -92,25 +92,25 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The request is made in the name of somebody else.
+    /// The request names another actor than its token.
     ActorMismatch = "ACTOR_MISMATCH", Forbidden;
     /// The server cannot listen on that address.
     AddressUnusable = "ADDRESS_UNUSABLE", Conflict;
-    /// A command means more than one append may hold.
+    /// The events of a command exceed the size of one append.
     AppendTooLarge = "APPEND_TOO_LARGE", Usage;
-    /// Approvals that were given before this one count no more.
+    /// Earlier approvals at this gate have expired.
     ApprovalExpired = "APPROVAL_EXPIRED", Conflict;
-    /// The decision speaks about something else than what waits at the gate.
+    /// The decision is for another digest than the one that waits at the gate.
     ApprovalStale = "APPROVAL_STALE", Conflict;
-    /// Nobody can tell whether the one who approves wrote the pipeline file.
+    /// The e-mail address of the approver is unknown, and the gate excludes authors.
     ApproverEmailUnknown = "APPROVER_EMAIL_UNKNOWN", Forbidden;
-    /// The gate wants somebody else than who wrote the pipeline file.
+    /// The gate excludes the authors of the pipeline file.
     ApproverIsAuthor = "APPROVER_IS_AUTHOR", Forbidden;
-    /// The gate wants somebody else than who asked for the run.
+    /// The gate excludes the requester of the run.
     ApproverIsRequester = "APPROVER_IS_REQUESTER", Forbidden;
-    /// The gate is for others.
+    /// The approver is not among the people and roles that the gate accepts.
     ApproverNotAllowed = "APPROVER_NOT_ALLOWED", Forbidden;
-    /// A program wanted to open a gate.
+    /// A program tried to approve a gate.
     ApproverNotHuman = "APPROVER_NOT_HUMAN", Forbidden;
     /// A number or a text of the command is out of its bounds.
     ArgumentOutOfBounds = "ARGUMENT_OUT_OF_BOUNDS", Usage;
@@ -118,15 +118,15 @@ codes! {
     ArtifactUnknown = "ARTIFACT_UNKNOWN", NotFound;
     /// Another worker of this machine uses the same folder.
     AttemptsInUse = "ATTEMPTS_IN_USE", Conflict;
-    /// A report is about a try that no longer counts.
+    /// A report is for an attempt that is no longer valid.
     AttemptStale = "ATTEMPT_STALE", Conflict;
     /// The job has no attempt of this number.
     AttemptUnknown = "ATTEMPT_UNKNOWN", NotFound;
-    /// A gate excludes the authors of the pipeline file, and nobody knows who they are.
+    /// A gate excludes the authors of the pipeline file, and the authors are unknown.
     AuthorsUnknown = "AUTHORS_UNKNOWN", Conflict;
-    /// The backup is not what was written.
+    /// The content of the backup is not what was written.
     BackupDamaged = "BACKUP_DAMAGED", Damaged;
-    /// The file that a backup was to be written to is there already.
+    /// The backup file exists already.
     BackupExists = "BACKUP_EXISTS", AlreadyExists;
     /// The bytes of a blob are not those of its digest.
     BlobDamaged = "BLOB_DAMAGED", Damaged;
@@ -134,23 +134,24 @@ codes! {
     BlobMissing = "BLOB_MISSING", NotFound;
     /// The authority has issued no certificate of that name or number.
     CertificateUnknown = "CERTIFICATE_UNKNOWN", NotFound;
-    /// A message is packed, and the server does not unpack.
+    /// The message is compressed, and the server does not support compression.
     CompressionRefused = "COMPRESSION_REFUSED", Unsupported;
-    /// The configuration file of `tow serve`, or that of your contexts, cannot be meant.
+    /// The configuration file of `tow serve`, or the file of contexts, is not valid.
     ConfigInvalid = "CONFIG_INVALID", InputInvalid;
-    /// The server has as many connections as it takes.
+    /// The server has reached its maximum number of connections.
     ConnectionsTooMany = "CONNECTIONS_TOO_MANY", NoRoom;
-    /// A stream ended because its connection has reached its age.
+    /// A stream ended because its connection has reached its maximum age.
     ConnectionAged = "CONNECTION_AGED", Unreachable;
-    /// There is a context of that name already.
+    /// A context of that name exists already.
     ContextExists = "CONTEXT_EXISTS", AlreadyExists;
-    /// The token of a context cannot be had.
+    /// The token of a context cannot be read.
     ContextToken = "CONTEXT_TOKEN", InputInvalid;
     /// There is no context of that name.
     ContextUnknown = "CONTEXT_UNKNOWN", NotFound;
-    /// The engine decided on something that could not be replayed, and stopped before it was written.
+    /// The engine decided on something that could not be replayed, and stopped before it was
+    /// written.
     EngineBug = "ENGINE_BUG", Bug;
-    /// What is to be recorded is larger than an event may be.
+    /// The event is larger than an event may be.
     EventTooLong = "EVENT_TOO_LONG", Usage;
     /// `tow init` found a pipeline file in this folder and left it as it is.
     FileExists = "FILE_EXISTS", AlreadyExists;
@@ -158,85 +159,85 @@ codes! {
     FileInvalid = "FILE_INVALID", InputInvalid;
     /// A file that was named cannot be read or written.
     FileUnreadable = "FILE_UNREADABLE", NotFound;
-    /// Whoever asks may not ask for that.
+    /// The role of the client does not allow the request.
     Forbidden = "FORBIDDEN", Forbidden;
     /// The gate was decided the other way.
     GateDecided = "GATE_DECIDED", Conflict;
-    /// No gate of that job waits for a decision.
+    /// The job has no gate that waits for a decision.
     GateNotWaiting = "GATE_NOT_WAITING", Conflict;
     /// A request to a server on loopback names another host.
     HostRefused = "HOST_REFUSED", Forbidden;
-    /// A request of this key began a run with other arguments.
+    /// A request with this idempotency key began a run with other arguments.
     IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", Conflict;
     /// The record of another tool cannot be read.
     ImportInvalid = "IMPORT_INVALID", InputInvalid;
     /// The record names a job, or a stage of a job, that the pipeline file does not have.
     ImportMismatch = "IMPORT_MISMATCH", InputInvalid;
-    /// The record of another tool says that a job succeeded which only a gate could have let through.
+    /// An imported record says that a job behind a gate succeeded.
     ImportPassesGate = "IMPORT_PASSES_GATE", Forbidden;
-    /// The address can be heard by other machines, and nothing would be encrypted.
+    /// The address is reachable from other machines, and nothing would be encrypted.
     InsecureListen = "INSECURE_LISTEN", Usage;
     /// You interrupted the command.
     Interrupted = "INTERRUPTED", Interrupted;
-    /// Jobs of the run are running, and the command needs the run to be at rest.
+    /// Jobs of the run are running, and the command needs a run without running jobs.
     JobsRunning = "JOBS_RUNNING", Conflict;
-    /// The job that a worker was started for has ended already.
+    /// The job that the worker was started for has ended already.
     JobEnded = "JOB_ENDED", Conflict;
-    /// The job has not ended badly, so there is nothing to retry.
+    /// The job has not failed, so there is nothing to retry.
     JobNotRetryable = "JOB_NOT_RETRYABLE", Conflict;
     /// The run has no job of that name.
     JobUnknown = "JOB_UNKNOWN", NotFound;
-    /// A command that `tow autoscale --once` launched ended with a failure.
+    /// A command that `tow autoscale --once` launched failed.
     LaunchFailed = "LAUNCH_FAILED", Unexpected;
     /// The log is not what was written.
     LogDamaged = "LOG_DAMAGED", Damaged;
     /// The log ends before records that were acknowledged.
     LogRollback = "LOG_ROLLBACK", Damaged;
-    /// A message arrived that no client of ours sends.
+    /// The message is malformed.
     MessageInvalid = "MESSAGE_INVALID", MessageInvalid;
-    /// A message has more bytes than are read.
+    /// The message is too large.
     MessageTooLarge = "MESSAGE_TOO_LARGE", TooLarge;
-    /// The run has succeeded, so nothing is left to do.
+    /// The run has succeeded, so nothing is left to resume.
     NothingToResume = "NOTHING_TO_RESUME", NothingToDo;
     /// A web page sent the request.
     OriginRefused = "ORIGIN_REFUSED", Forbidden;
-    /// The pipeline file does not mean what it meant when the run began.
+    /// The pipeline file has changed since the run began.
     PlanChanged = "PLAN_CHANGED", Conflict;
-    /// A gRPC method was called by another protocol.
+    /// A gRPC method was called with another protocol.
     ProtocolUnsupported = "PROTOCOL_UNSUPPORTED", Unsupported;
-    /// Somebody asks more often than they may.
+    /// The client exceeds its request rate.
     RateExceeded = "RATE_EXCEEDED", NoRoom;
-    /// A client did not read the answer that it asked for.
+    /// The client did not read the response.
     ReaderStalled = "READER_STALLED", TimedOut;
-    /// One connection has more requests under way than it may.
+    /// One connection has too many requests in progress.
     RequestsTooMany = "REQUESTS_TOO_MANY", NoRoom;
-    /// A request took longer than it may.
+    /// The request timed out.
     RequestTimedOut = "REQUEST_TIMED_OUT", TimedOut;
     /// The folder that a backup was to be restored into is not empty.
     RestoreTargetNotEmpty = "RESTORE_TARGET_NOT_EMPTY", Conflict;
-    /// The beginning of an id fits more than one run.
+    /// The beginning of the id matches more than one run.
     RunAmbiguous = "RUN_AMBIGUOUS", Usage;
-    /// Somebody else changed the run again and again while the command was being decided.
+    /// Other writers changed the run while the command was decided.
     RunContended = "RUN_CONTENDED", Contended;
     /// The run has ended, and the command is for runs that have not.
     RunEnded = "RUN_ENDED", Conflict;
-    /// The run is being aborted, cancelled or timed out, and what runs has not come to its end yet.
+    /// The run is being aborted, cancelled or timed out, and some jobs have not ended yet.
     RunEnding = "RUN_ENDING", Conflict;
     /// A run of that id exists already.
     RunExists = "RUN_EXISTS", AlreadyExists;
     /// No run of this store has that id.
     RunUnknown = "RUN_UNKNOWN", NotFound;
-    /// Clients read as much of the states of runs at once as may be.
+    /// Too many bytes of run states are being read at once.
     SnapshotsTooMany = "SNAPSHOTS_TOO_MANY", NoRoom;
-    /// Not everything that the run would need is committed.
+    /// Files that the run needs are not committed.
     SourceDirty = "SOURCE_DIRTY", Conflict;
-    /// A symbolic link leads out of the files that would travel.
+    /// A symbolic link points out of the files of the run.
     SourceLink = "SOURCE_LINK", InputInvalid;
     /// The bundle that a run names is not on the server.
     SourceMissing = "SOURCE_MISSING", Conflict;
-    /// There is more than a bundle may hold.
+    /// The files of the run exceed the size of a bundle.
     SourceTooLarge = "SOURCE_TOO_LARGE", InputInvalid;
-    /// The files of the run cannot be sent as they are.
+    /// The files of the run cannot be sent.
     SourceUnusable = "SOURCE_UNUSABLE", InputInvalid;
     /// There is no stage of that name.
     StageUnknown = "STAGE_UNKNOWN", NotFound;
@@ -248,39 +249,40 @@ codes! {
     StoreExposed = "STORE_EXPOSED", Forbidden;
     /// The store's folder was written in a format that this version does not know.
     StoreFormatUnknown = "STORE_FORMAT_UNKNOWN", VersionMismatch;
-    /// The disk of the store has too little room left.
+    /// The disk of the store has too little free space.
     StoreFull = "STORE_FULL", StoreFull;
-    /// There is no store where one was asked for.
+    /// The store does not exist.
     StoreMissing = "STORE_MISSING", NotFound;
     /// Another process has the store open and does not answer.
     StoreOwned = "STORE_OWNED", Conflict;
-    /// The store cannot do its part: the disk or the system refused, or the store has stopped.
+    /// The store is unavailable: the disk or the system refused, or the store has stopped.
     StoreUnavailable = "STORE_UNAVAILABLE", StoreUnavailable;
-    /// What was given as a store names none.
+    /// The store URL is not valid.
     StoreUrlInvalid = "STORE_URL_INVALID", Usage;
     /// A certificate or key cannot be used.
     TlsUnusable = "TLS_UNUSABLE", InputInvalid;
-    /// The file of tokens cannot be read as one.
+    /// The token file is not valid.
     TokensInvalid = "TOKENS_INVALID", InputInvalid;
     /// The store has a token of that name.
     TokenExists = "TOKEN_EXISTS", AlreadyExists;
     /// The store has no token of that name.
     TokenUnknown = "TOKEN_UNKNOWN", NotFound;
-    /// Nobody has proven who asks.
+    /// The client is not authenticated.
     Unauthenticated = "UNAUTHENTICATED", Unauthenticated;
-    /// Something happened that nobody foresaw.
+    /// An unexpected error occurred.
     Unexpected = "UNEXPECTED", Unexpected;
-    /// The server, or the process that owns the store, cannot be reached, or went away in the middle.
+    /// The server, or the process that owns the store, cannot be reached, or the connection was
+    /// lost.
     Unreachable = "UNREACHABLE", Unreachable;
-    /// The command line cannot be meant.
+    /// Invalid usage: the command line is not valid.
     Usage = "USAGE", Usage;
-    /// The two ends speak different versions.
+    /// Client and server, or worker and server, have different versions.
     VersionMismatch = "VERSION_MISMATCH", VersionMismatch;
-    /// The worker goes by the name of another.
+    /// The worker has the identity of another worker.
     WorkerIdentityMismatch = "WORKER_IDENTITY_MISMATCH", Forbidden;
-    /// A worker at a port goes by a name of the workers of `tow run`.
+    /// The worker's name is reserved for the workers of `tow run`.
     WorkerNameReserved = "WORKER_NAME_RESERVED", Usage;
-    /// Another worker goes by this name and is connected.
+    /// A worker of this name is connected already.
     WorkerNameTaken = "WORKER_NAME_TAKEN", AlreadyExists;
     /// No worker of that name is connected.
     WorkerUnknown = "WORKER_UNKNOWN", NotFound;

@@ -62,13 +62,13 @@ pub enum Command {
     Lose(LoseJob),
     /// Open a gate.
     Approve(ApproveGate),
-    /// Keep a gate shut.
+    /// Reject the gate of a job.
     Reject(RejectGate),
     /// End the run, for this reason.
     Cancel(String),
     /// Let the run go on.
     Resume(ResumeRun),
-    /// Give one job another chance.
+    /// Run a failed or skipped job again.
     Retry(JobName),
     /// Take over another tool's record.
     Import(ImportRun),

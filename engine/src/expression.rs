@@ -389,7 +389,7 @@ fn compile(flat: &str) -> Result<minijinja::Expression<'static, 'static>, ExprEr
     LANGUAGE.compile_expression_owned(flat.to_owned()).map_err(|error| {
         let whole = 0..flat.len();
         let range = error.range().filter(|range| range.end <= flat.len()).unwrap_or(whole);
-        let why = error.detail().unwrap_or("this is no expression");
+        let why = error.detail().unwrap_or("this is not a valid expression");
         ExprError::syntax(range, format!("cannot read the expression: {why}"))
     })
 }

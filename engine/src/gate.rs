@@ -79,7 +79,7 @@ pub enum Approver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Excluded {
-    /// Whoever asked for the run, or replaced its plan.
+    /// Whoever requested the run or replaced its plan.
     Requester,
     /// Whoever wrote the pipeline file, or committed it.
     Author,
@@ -164,11 +164,11 @@ fn why_requester(requester: (&Actor, &Identity), asking: (&Actor, &Identity)) ->
     match shared.filter(|_| person(requester.0) != person(asking.0)) {
         Some(email) => {
             format!(
-                "has the e-mail address {email} of `{}`, who asked for the run, or replaced its plan,",
+                "has the e-mail address {email} of `{}`, who requested the run or replaced its plan,",
                 requester.0
             )
         }
-        None => "asked for the run, or replaced its plan,".to_owned(),
+        None => "requested the run or replaced its plan,".to_owned(),
     }
 }
 
@@ -194,11 +194,11 @@ impl GatePolicy {
     pub(crate) fn admits(&self, asking: &Asking<'_>) -> Result<(), Refusal> {
         let (job, by) = (asking.job.clone(), asking.by.0.to_string());
         if *self != Self::default() && !asking.by.0.name.is_ascii() {
-            let why = "a name with letters beyond ASCII can look like another one".to_owned();
+            let why = "a name with non-ASCII letters can look like another name".to_owned();
             return Err(Refusal::ApproverNotAllowed { job, by, why });
         }
         if !self.approvers.is_empty() && !self.approvers.iter().any(|one| one.fits(asking.by)) {
-            let why = format!("it is for {}", self.whom());
+            let why = format!("the gate accepts {}", self.whom());
             return Err(Refusal::ApproverNotAllowed { job, by, why });
         }
         if self.excludes(Excluded::Requester)
@@ -228,7 +228,7 @@ impl GatePolicy {
         }
         words.push_str(&self.exclusion());
         if let Some(ms) = self.expires_ms {
-            words.push_str(&format!("; an approval counts for {}", duration_words(ms)));
+            words.push_str(&format!("; an approval is valid for {}", duration_words(ms)));
         }
         words
     }
@@ -344,12 +344,11 @@ mod tests {
         };
         assert_eq!(
             said((&bob, &of_bob), (&ana, &of_ana)),
-            "`human:bob` has the e-mail address team@example.org of `human:ana`, who asked for the \
-             run, or replaced its plan, and may not approve at `cutover`"
+            "`human:bob` has the e-mail address team@example.org of `human:ana`, who requested the run or replaced its plan, and may not approve at `cutover`"
         );
         assert_eq!(
             said((&ana, &of_ana), (&ana, &of_ana)),
-            "`human:ana` asked for the run, or replaced its plan, and may not approve at `cutover`"
+            "`human:ana` requested the run or replaced its plan, and may not approve at `cutover`"
         );
     }
 
@@ -384,7 +383,7 @@ mod tests {
         assert_eq!(
             policy.words(),
             "2 people of role:approver or human:a, neither the requester nor an author of the \
-             file; an approval counts for 4h00m"
+             file; an approval is valid for 4h00m"
         );
     }
 }

@@ -150,7 +150,7 @@ pub struct JobPlan {
     /// Whether and how it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
-    /// Longest time one try may take, in milliseconds.
+    /// Longest time one attempt may take, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// From SIGTERM to SIGKILL, in milliseconds. `None`: the worker's default.
@@ -183,7 +183,7 @@ pub struct JobPlan {
     /// The shell text that takes the job's effect back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<String>,
-    /// After this job there is no way back.
+    /// The effect of this job cannot be undone.
     #[serde(default, skip_serializing_if = "is_default")]
     pub irreversible: bool,
 }

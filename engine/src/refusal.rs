@@ -39,7 +39,7 @@ pub enum Refusal {
         bounds: String,
     },
     /// The job waits at no gate.
-    #[error("job `{job}` is {state}; no gate of it waits for a decision")]
+    #[error("job `{job}` is {state} and has no gate that waits for a decision")]
     GateNotWaiting {
         /// The job.
         job: JobName,
@@ -47,7 +47,9 @@ pub enum Refusal {
         state: &'static str,
     },
     /// The approval speaks about something else than what waits.
-    #[error("the approval covers {given}, but what waits at `{job}` is {waiting}")]
+    #[error(
+        "the approval covers {given}, but the gate of `{job}` now needs an approval of {waiting}"
+    )]
     ApprovalStale {
         /// The job.
         job: JobName,
@@ -73,7 +75,7 @@ pub enum Refusal {
         job: JobName,
     },
     /// Agents, services and workers open no gates.
-    #[error("`{by}` is no person, and the gate of `{job}` is opened by people")]
+    #[error("`{by}` is not a person, and only people can approve the gate of `{job}`")]
     ApproverNotHuman {
         /// The job.
         job: JobName,
@@ -109,7 +111,7 @@ pub enum Refusal {
         by: String,
     },
     /// Nobody can tell whether they wrote the pipeline file.
-    #[error("no e-mail address of `{by}` is known, so they could be an author of the file")]
+    #[error("the e-mail address of `{by}` is unknown, so `{by}` could be an author of the file")]
     ApproverEmailUnknown {
         /// The job.
         job: JobName,
@@ -117,7 +119,7 @@ pub enum Refusal {
         by: String,
     },
     /// A gate excludes the authors of the file, and nobody knows them.
-    #[error("the gate of `{job}` excludes the authors of the file, and nobody knows who they are")]
+    #[error("the gate of `{job}` excludes the authors of the file, and the authors are unknown")]
     AuthorsUnknown {
         /// The job.
         job: JobName,
@@ -135,7 +137,7 @@ pub enum Refusal {
         phase: Phase,
     },
     /// Nothing is left to resume.
-    #[error("nothing is left to do: the run has succeeded")]
+    #[error("nothing to resume: the run has succeeded")]
     NothingToResume,
     /// The file is not the one the run began with.
     #[error("the pipeline file has changed since the run began")]
@@ -152,7 +154,7 @@ pub enum Refusal {
         running: u32,
     },
     /// The job has not ended badly.
-    #[error("job `{job}` is {state}; only what failed, or was skipped, can be retried")]
+    #[error("job `{job}` is {state}; only a failed or skipped job can be retried")]
     JobNotRetryable {
         /// The job.
         job: JobName,
@@ -160,7 +162,7 @@ pub enum Refusal {
         state: &'static str,
     },
     /// The report is about a try that no longer counts.
-    #[error("attempt {attempt} of `{job}` by {worker} no longer counts")]
+    #[error("attempt {attempt} of `{job}` by {worker} is no longer valid")]
     AttemptStale {
         /// The job.
         job: JobName,
@@ -180,9 +182,7 @@ pub enum Refusal {
         stage: StageName,
     },
     /// The record of another tool says that a job succeeded which stands behind a gate.
-    #[error(
-        "the record says that `{job}` succeeded, which the gate of `{gate}` would have to allow"
-    )]
+    #[error("the record says that `{job}` succeeded, but the gate of `{gate}` was not approved")]
     ImportPassesGate {
         /// The job that the record names.
         job: JobName,

@@ -226,7 +226,7 @@ fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Er
         None | Some("") => Ok(None),
         Some(text) => match Timestamp::parse(text) {
             Some(moment) => Ok(Some(moment)),
-            None => Err(serde::de::Error::custom(format!("`{}` is no moment", shown(text)))),
+            None => Err(serde::de::Error::custom(format!("`{}` is not a valid time", shown(text)))),
         },
     }
 }
@@ -311,7 +311,7 @@ mod tests {
             assert_eq!(parse(&format!("{bad}\n")).problems.len(), 1, "{bad}");
         }
         let moment = line("r", "a", "DONE").replace("\"s\"", "\"s\",\"started_at\":\"noon\"");
-        assert!(parse(&moment).problems[0].1.contains("`noon` is no moment"));
+        assert!(parse(&moment).problems[0].1.contains("`noon` is not a valid time"));
     }
 
     #[test]

@@ -93,9 +93,9 @@ pub(crate) const FILE_KEYS: [Key; 7] = [
 
 const SHELL_DOC: &str = "The program that reads the script: `bash`, or a list to which the script is appended. Default: `sh -c`.";
 const TAGS_DOC: &str = "What a worker must offer to be given the job.";
-const TIMEOUT_DOC: &str = "Longest time one try may take, such as `500ms`, `10s`, `5m`, `1h30m`, `2d`. A bare number is seconds.";
+const TIMEOUT_DOC: &str = "Longest time one attempt may take, such as `500ms`, `10s`, `5m`, `1h30m`, `2d`. A bare number is seconds.";
 const RETRY_DOC: &str =
-    "How often a failed job is tried again: a number, or a map for waits and reasons.";
+    "How often a failed job is retried: a number, or a map with waits and reasons.";
 const ON_FAILURE_DOC: &str =
     "What the job's failure means. `continue`: what needs it is skipped. `abort`: the run ends.";
 
@@ -156,7 +156,7 @@ pub(crate) const JOB_KEYS: [Key; 21] = [
     key(
         "if",
         Shape::Text,
-        "The job is left out unless this expression holds, such as `needs.check.outputs.drift == \"yes\"`.",
+        "The job runs only if this expression is true, such as `needs.check.outputs.drift == \"yes\"`.",
     ),
     key("matrix", Shape::Matrix, "Makes one job for every combination of the values."),
     key(
@@ -170,12 +170,16 @@ pub(crate) const JOB_KEYS: [Key; 21] = [
         "Paths and globs below the working folder that are kept when the job succeeds.",
     ),
     key("undo", Shape::Script, "The script that takes the job's effect back."),
-    key("irreversible", Shape::Flag, "After this job there is no way back."),
+    key("irreversible", Shape::Flag, "The effect of this job cannot be undone."),
 ];
 
 /// The keys of a `retry` map.
 pub(crate) const RETRY_KEYS: [Key; 6] = [
-    required("max", Shape::Count { min: 0, max: RETRIES_MAX }, "Most tries after the first."),
+    required(
+        "max",
+        Shape::Count { min: 0, max: RETRIES_MAX },
+        "Largest number of attempts after the first.",
+    ),
     key("backoff", Shape::Duration, "Wait before the first retry. Default: none."),
     key("factor", Shape::Factor, "Every further wait is longer by this factor. Default: 2."),
     key("backoff_max", Shape::Duration, "No wait is longer. Default: 1h."),
@@ -204,7 +208,7 @@ pub(crate) const GATE_KEYS: [Key; 4] = [
         Shape::Excluded,
         "Who may not, although they fit: `requester`, `author` (of the pipeline file, by git).",
     ),
-    key("expires", Shape::Duration, "How long an approval counts while the job has not begun."),
+    key("expires", Shape::Duration, "How long an approval is valid before the job begins."),
 ];
 
 /// The keys of a `resource` map.

@@ -115,7 +115,7 @@ pub(crate) fn actor<T: Claims>(request: &Request<T>) -> Result<Actor, CommandErr
     let claimed = request.get_ref().claimed();
     let Some(principal) = request.extensions().get::<Principal>() else {
         if claimed.is_empty() && request.metadata().contains_key("authorization") {
-            let why = "this server knows no tokens, and the request names nobody";
+            let why = "this server has no tokens, and the request names no actor";
             return Err(CommandError::Unauthenticated { why });
         }
         return wire::actor(claimed);

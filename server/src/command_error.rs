@@ -25,7 +25,7 @@ pub enum CommandError {
         problems: String,
     },
     /// More than one run answers to the prefix.
-    #[error("`{prefix}` fits {count} runs")]
+    #[error("`{prefix}` matches {count} runs")]
     RunAmbiguous {
         /// What was asked for.
         prefix: String,
@@ -42,7 +42,7 @@ pub enum CommandError {
         what: String,
     },
     /// Another process wrote first, again and again.
-    #[error("the run is being changed by somebody else")]
+    #[error("other writers changed the run while the command was decided")]
     Contended,
     /// The store could not do its part.
     #[error(transparent)]
@@ -88,7 +88,7 @@ pub enum CommandError {
         newest: Attempt,
     },
     /// The request of another run went by this name.
-    #[error("a request of this idempotency key began a run with other arguments")]
+    #[error("a request with this idempotency key already began a run with other arguments")]
     KeyReused,
     /// Another worker goes by this name, and is there.
     #[error("a worker named `{name}` is connected already")]
@@ -133,7 +133,7 @@ pub enum CommandError {
         why: &'static str,
     },
     /// Whoever asks may not.
-    #[error("`{who}` may not ask for {what}")]
+    #[error("`{who}` is not allowed to call {what}")]
     Forbidden {
         /// Who asks.
         who: String,

@@ -77,19 +77,19 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Limit {
     /// A message with more bytes than are read.
-    #[error("a message is larger than is read: {found}")]
+    #[error("the message is too large: {found}")]
     MessageTooLarge {
         /// What was found, and what the bound is.
         found: String,
     },
     /// A message that would have to be unpacked first.
-    #[error("messages packed as `{encoding}` are not read")]
+    #[error("compression `{encoding}` is not supported")]
     CompressionRefused {
         /// How it is packed.
         encoding: String,
     },
     /// Too many requests of one identity.
-    #[error("`{who}` asks more often than it may")]
+    #[error("`{who}` exceeds its request rate")]
     RateExceeded {
         /// Who asks.
         who: String,
@@ -124,7 +124,7 @@ pub enum Limit {
         within: Duration,
     },
     /// The connection has lasted long enough.
-    #[error("the connection has reached its age")]
+    #[error("the connection has reached its maximum age")]
     ConnectionAged,
 }
 
@@ -144,7 +144,8 @@ impl Limit {
         }
     }
 
-    /// After which time it is worth trying again. `None`: it is not, or nothing has to be waited for.
+    /// After which time it is worth trying again. `None`: it is not, or nothing has to be waited
+    /// for.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateExceeded { wait, .. } => Some(*wait),

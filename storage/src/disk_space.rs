@@ -18,7 +18,7 @@ pub(crate) const OPEN_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// The disk is too full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{free} bytes are left on the disk of the store, and {needed} are to stay free")]
+#[error("{free} bytes are free on the disk of the store; {needed} must stay free")]
 pub struct DiskFull {
     /// Bytes that are left.
     pub free: u64,

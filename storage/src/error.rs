@@ -40,7 +40,7 @@ pub enum AppendError {
         bytes_max: usize,
     },
     /// An append without records says nothing.
-    #[error("an append without records")]
+    #[error("an append needs at least one record")]
     Empty,
     /// The write queue is full; try again.
     #[error("the write queue is full: {bytes} of {bytes_max} bytes")]
@@ -308,13 +308,13 @@ pub enum BackupDamage {
     #[error("this version does not know its format")]
     Header,
     /// It ends too early.
-    #[error("it is cut short")]
+    #[error("the file is truncated")]
     Cut,
     /// Its bytes are not those of its digest.
-    #[error("its digest differs")]
+    #[error("the digest does not match")]
     Digest,
     /// Its parts do not follow each other as they must.
-    #[error("its parts do not fit together")]
+    #[error("the content is inconsistent")]
     Malformed,
 }
 

@@ -44,7 +44,7 @@ pub enum ArtifactsUnusable {
         path: String,
     },
     /// A path leads out of the folder, by a symbolic link.
-    #[error("the artifact `{path}` lies outside the folder")]
+    #[error("the artifact `{path}` is outside the folder")]
     Outside {
         /// Below the folder.
         path: String,

@@ -22,15 +22,16 @@ pub const CHUNK_AGE_MAX: Duration = Duration::from_millis(100);
 pub const LOG_HEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How many bytes of records are kept from the end, once the head is full.
 pub const LOG_TAIL_BYTES_MAX: usize = 1024 * 1024;
-/// The most one attempt's log can have. OutputSource: the head may be passed by one read of 64 KiB of
-/// empty lines, each of which becomes a record.
+/// The most one attempt's log can have. Source: the head may be passed by one read of 64 KiB
+/// of empty lines, each of which becomes a record.
 pub const LOG_BYTES_MAX: usize = LOG_HEAD_BYTES_MAX + LOG_TAIL_BYTES_MAX + 2 * 1024 * 1024;
 /// Most pieces that wait in the tail, so that output in drops cannot fill memory.
 const TAIL_PIECES_MAX: usize = 16 * 1024;
 /// After a gap, the beginning of a line is looked for in so many bytes.
 const CUT_BYTES: usize = 4 * 1024;
 
-/// Some records of an attempt's output, in order, in the format of `towpath_engine::captured_output`.
+/// Some records of an attempt's output, in order, in the format of
+/// `towpath_engine::captured_output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputChunk {
     /// Whole records, [`CHUNK_BYTES_MAX`] at most.
@@ -245,7 +246,7 @@ impl Capture {
         newest.chunks.iter().for_each(|chunk| records.extend_from_slice(chunk));
         let first = first_kept(&records, &mut left_out);
         if left_out > 0 {
-            let note = format!("{left_out} bytes of output were left out here");
+            let note = format!("{left_out} bytes of output omitted");
             self.record(OutputLine {
                 at_ms,
                 source: OutputSource::Note,
@@ -304,7 +305,8 @@ impl Tail {
 
 /// Finds where a stream with a gap may be shown again: where a line begins, or after so many bytes
 /// that the rest of a secret whose beginning was left out must have passed. Such a rest would not
-/// be recognised. What is skipped has gone through the mask, or a secret would be cut a second time.
+/// be recognised. What is skipped has gone through the mask, or a secret would be cut a second
+/// time.
 struct Cut {
     fed: usize,
     enough: usize,
@@ -460,7 +462,7 @@ mod tests {
             }
             let all = finished(capture, 400);
             let text = String::from_utf8(all).unwrap();
-            assert!(text.contains("left out"));
+            assert!(text.contains("omitted"));
             for part in ["correct", "horse", "battery", "attery "] {
                 assert!(!text.contains(part), "{shift}: {part}");
             }

@@ -35,7 +35,7 @@ pub enum TreeProblem {
         target: String,
     },
     /// A repository within.
-    #[error("`{}` is a repository of its own (a submodule)", .path.escape_debug())]
+    #[error("`{}` is a submodule", .path.escape_debug())]
     Submodule {
         /// Where it is.
         path: String,
@@ -66,7 +66,7 @@ pub enum TreeProblem {
         source: io::Error,
     },
     /// Somebody ended it.
-    #[error("it was ended")]
+    #[error("it was cancelled")]
     Stopped,
 }
 

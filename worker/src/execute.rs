@@ -329,7 +329,7 @@ async fn judge(end: ScriptEnd, mask: &Arc<Mask>, withheld: Option<String>) -> Ad
             }
         }
         (None, None, None) => {
-            Adopted::Lost("its shell ended without a word while nobody watched".to_owned())
+            Adopted::Lost("its shell ended without a record while no worker was running".to_owned())
         }
     }
 }
@@ -905,7 +905,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         assert!(done.log.len() > LOG_HEAD_BYTES_MAX && done.log.len() <= LOG_BYTES_MAX);
         assert!(done.out().ends_with("\nthe end"));
         let note = &done.lines(OutputSource::Note)[0];
-        assert!(note.ends_with("bytes of output were left out here"), "{note}");
+        assert!(note.ends_with("bytes of output omitted"), "{note}");
         if let Ok(status) = fs::read_to_string("/proc/self/status") {
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
             let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
@@ -1070,7 +1070,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         assert_eq!(outputs["rows"], "5");
         assert!(ran_ms >= 150, "{ran_ms}");
         assert_eq!(lines_of(&log, OutputSource::Out), ["unread"]);
-        assert!(dies(&pid.unwrap().to_string()).await, "the shell around it is gone");
+        assert!(dies(&pid.unwrap().to_string()).await, "the shell around it has disappeared");
     }
 
     #[tokio::test]

@@ -120,7 +120,7 @@ pub enum WorkerError {
     #[error("the server ended the session: {}", .0.message())]
     Session(#[from] Box<Status>),
     /// It was to go, and no server took the last of its reports.
-    #[error("no server took the reports of {attempts} ended attempts within {} s: {}", .within.as_secs(), .status.message())]
+    #[error("no server accepted the reports of {attempts} ended attempts within {} s: {}", .within.as_secs(), .status.message())]
     Unreported {
         /// How many attempts it still holds.
         attempts: usize,
@@ -259,8 +259,8 @@ impl Worker {
         self.is_leaving() || self.jobs.disk().trouble().is_some()
     }
 
-    /// Whether a worker that is to end by itself has waited long enough, at `now`, for a server that
-    /// is away: how many attempts it leaves unreported. They stay on its disk.
+    /// Whether a worker that is to end by itself has waited long enough, at `now`, for a server
+    /// that is away: how many attempts it leaves unreported. They stay on its disk.
     fn gives_up(&mut self, now: Instant) -> Option<usize> {
         let ends_by_itself = self.is_leaving() || self.options.stay.idle.is_some();
         let unreported = self.jobs.unreported().filter(|_| ends_by_itself);

@@ -269,7 +269,7 @@ async fn receive(
 
 /// The answer, unless the server falls silent.
 async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    let silent = |_| Status::unavailable("the server fell silent");
+    let silent = |_| Status::unavailable("the server stopped sending");
     tokio::time::timeout(SILENCE_MAX, answer).await.map_err(silent)?
 }
 

@@ -8,21 +8,21 @@ use crate::{
     authors, cli::RunArg, connect::ServerConnection, exit, failure::Failure, render::safe,
 };
 
-/// Approve at a gate
+/// Approve the gate of a job
 ///
 /// The approval is recorded with your name and covers exactly what waits now: the plan, the job and
-/// the results before it. The last of those that the gate wants opens it. An approval cannot be
-/// taken back; `tow reject` shuts a gate that is not open yet, `tow cancel` ends the run.
+/// the results before it. The last approval that the gate needs opens it. An approval cannot be
+/// revoked; `tow reject` rejects a gate that is not open yet, `tow cancel` ends the run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApproveArgs {
     /// The job behind the gate [default: the only gate that waits]
     job: Option<String>,
     #[command(flatten)]
     run: RunArg,
-    /// What the record should say
+    /// A comment for the log
     #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
     comment: String,
-    /// Only if exactly this waits: the `approval_digest` of `tow status --output json`
+    /// Approve only this digest: the `approval_digest` of `tow status --output json`
     #[arg(long, alias = "binds", value_name = "SHA256")]
     digest: Option<String>,
 }

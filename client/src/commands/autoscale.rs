@@ -25,18 +25,19 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Start a worker for every job that waits for one
 ///
 /// Follows what waits at the server of `--server`, and for each job that a worker with `--tags`
-/// could take runs the command of `--launch` once, with `sh`. It finds TOW_SERVER, TOW_WORKER_NAME
-/// and TOW_TAGS set, as `tow worker --once --idle-timeout 1m` wants them. A worker counts as long
-/// as its command runs or it is connected. What was started goes on when this program ends.
+/// could take runs the command of `--launch` once, with `sh`. The command gets TOW_SERVER,
+/// TOW_WORKER_NAME and TOW_TAGS in its environment, which `tow worker --once --idle-timeout 1m`
+/// reads. A worker is counted while its command runs or while it is connected. Started workers
+/// continue when this program ends.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AutoscaleArgs {
-    /// Workers that are there even when nothing waits
+    /// Workers that run even when no job waits
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4096), value_name = "N")]
     min: u32,
     /// Most workers at once
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "N")]
     max: u32,
-    /// What starts one worker
+    /// The command that starts one worker
     #[arg(long, value_name = "CMD")]
     launch: String,
     /// What the workers offer to jobs with `tags`
@@ -48,11 +49,11 @@ pub(crate) struct AutoscaleArgs {
         value_name = "TAG"
     )]
     tags: Vec<String>,
-    /// For a command that only asks for a worker and ends: how long that may take to connect, such
+    /// For a command that submits a worker and ends: how long the worker may take to connect, such
     /// as `5m`
     #[arg(long, value_name = "DURATION")]
     start_within: Option<String>,
-    /// Look once, start what is missing, wait until the commands have ended
+    /// Check once, start the missing workers, wait until the commands have ended
     #[arg(long)]
     once: bool,
 }

@@ -10,13 +10,13 @@ use crate::{cli::WhichRun, exit};
 
 /// End a run
 ///
-/// What runs is ended (SIGTERM, then SIGKILL), and what has not begun never will, unless the run is
-/// resumed.
+/// Running jobs are ended (SIGTERM, then SIGKILL). Jobs that have not begun do not run, unless the
+/// run is resumed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CancelArgs {
     #[command(flatten)]
     run: WhichRun,
-    /// What the record should say
+    /// A comment for the log
     #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
     reason: String,
 }

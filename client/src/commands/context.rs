@@ -15,10 +15,11 @@ use crate::{
 };
 use towpath_engine::code::ErrorCode;
 
-/// Give servers names
+/// Manage named servers
 ///
-/// Kept in `~/.config/towpath/config.toml`, or where `TOW_CONTEXTS` says. What is spelt out counts
-/// more than the environment, that more than a context, and without one it is the nearest store.
+/// Contexts are stored in `~/.config/towpath/config.toml`, or in the file that `TOW_CONTEXTS`
+/// names. Options take precedence over the environment, and the environment over a context. Without
+/// any of them the nearest store is used.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ContextArgs {
     #[command(subcommand)]
@@ -31,10 +32,10 @@ enum What {
     List,
     /// Show one context
     Show {
-        /// Which [default: the one that is used]
+        /// The context [default: the current one]
         name: Option<String>,
     },
-    /// Use a context whenever nothing else is named
+    /// Use a context whenever no server or store is named
     Use {
         /// Which
         #[arg(required_unless_present = "none")]
@@ -45,7 +46,7 @@ enum What {
     },
     /// Add a context for the server of `--server`, with the authority of `--tls-ca`
     Add {
-        /// What it is called
+        /// Its name
         name: String,
         /// The file that holds the token, with mode 0600
         #[arg(long, value_name = "FILE", conflicts_with = "token_command")]

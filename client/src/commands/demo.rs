@@ -35,14 +35,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// The jobs that are at it have really begun by then. Shorter than any of them.
 const INTO_THE_WORK: Duration = Duration::from_millis(200);
 
-/// Run a small migration in a temporary folder, kill it, and see it go on
+/// Run a small migration in a temporary folder, kill it, and resume it
 ///
 /// Five tables move to another layout in eleven jobs. In the middle `tow` is killed with SIGKILL
 /// and started again; in the end the work that was done is counted. Takes a few seconds, needs sh
 /// and awk, and leaves nothing behind.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Keep the folder, to look around in it
+    /// Keep the folder
     #[arg(long)]
     keep: bool,
     /// Stop at the gate
@@ -90,12 +90,12 @@ impl Demo<'_> {
         self.step("tow run")?;
         self.run_and_kill().await?;
 
-        self.step("tow resume   (a new process: it takes over what is running, and goes on)")?;
+        self.step("tow resume   (a new process: it adopts the running jobs and continues)")?;
         self.expect(&["resume"], exit::AT_GATE).await?;
         self.step("tow status")?;
         self.expect(&["status"], exit::AT_GATE).await?;
         if stays_at_gate || !self.asks()? {
-            self.step("The gate stays shut.")?;
+            self.step("The gate is not approved.")?;
             return self.conclude(&jobs, &[GATE]);
         }
         self.expect(&["approve", GATE, "--comment", "tow demo"], exit::DONE).await?;
@@ -195,7 +195,7 @@ impl Demo<'_> {
     fn asks(&self) -> Result<bool, Failure> {
         if !io::stdin().is_terminal() || !self.app.style.live {
             self.step(&format!(
-                "tow approve {GATE}   (nobody is here to ask, so the demo approves)"
+                "tow approve {GATE}   (no terminal to ask at, so the demo approves)"
             ))?;
             return Ok(true);
         }
@@ -280,7 +280,7 @@ fn deviations(jobs: &[String], left_out: &[&str], done: &BTreeMap<String, usize>
         }
     }
     let unknown = done.keys().filter(|job| !jobs.contains(job));
-    wrong.extend(unknown.map(|job| format!("`{job}` is no job of the demo")));
+    wrong.extend(unknown.map(|job| format!("`{job}` is not a job of the demo")));
     wrong
 }
 

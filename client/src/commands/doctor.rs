@@ -32,11 +32,11 @@ const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// Others may not even look: records and output may hold what a script printed.
 const OTHERS_MODE: u32 = 0o077;
 
-/// Check the store: walk the log, rebuild every view, compare
+/// Check the store: read the log, rebuild every view, compare
 ///
 /// Every record is read and its hash checked, every run is replayed and compared with what the
 /// server believes, every blob is read. Nothing is changed. Exit code 7 if anything differs; a
-/// remark about the machine is only said.
+/// remark about the machine does not change the exit code.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {}
 

@@ -10,7 +10,7 @@ use towpath_proto::{streams::Records, v1};
 use super::{App, CommandResult, follow::server_went_away};
 use crate::{exit, failure::Failure};
 
-/// Show the log as it is stored, one JSON object a line
+/// Show the stored log, one JSON object a line
 ///
 /// `fact` is the record's payload, byte for byte.
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub(crate) struct EventsArgs {
     /// Those after this position (of a run: after this version)
     #[arg(long, default_value_t = 0, value_name = "N")]
     after: u64,
-    /// Go on with what is recorded later
+    /// Continue with later records
     #[arg(short, long)]
     follow: bool,
 }

@@ -46,7 +46,7 @@ pub(crate) async fn export(app: &App, args: ExportArgs) -> CommandResult {
     let open = run.jobs().len() - lines.len();
     let mut said = format!("Wrote {} to `{}`.", counted(lines.len(), "job"), path.display());
     if open > 0 {
-        said = format!("{said} {} not ended yet and left out.", have(open));
+        said = format!("{said} {} not ended yet and omitted.", have(open));
     }
     app.say(&said);
     Ok(exit::DONE)

@@ -69,11 +69,11 @@ pub(crate) async fn work_on(
         }
         server = if server_is_remote {
             if !aged {
-                app.say("The server went away; the run goes on when it is back.");
+                app.say("Disconnected from the server; waiting for it to come back. The run continues then.");
             }
             ServerConnection::reconnect(&app.url()).await?
         } else {
-            app.say("The process that kept the store has ended; this one goes on.");
+            app.say("The process that had the store open has ended; this one continues.");
             ServerConnection::connect(&app.url()).await?
         };
         let request = v1::GetRunRequest { run: what.run.to_string() };
@@ -110,9 +110,9 @@ pub(crate) async fn follow(app: &App, server: &ServerConnection, follow: &Follow
     if code == exit::INTERRUPTED {
         let id = &follow.short_id;
         app.say(&if host.is_of_others(server) {
-            format!("The run goes on. `tow watch {id}` follows it.")
+            format!("The run continues. `tow watch {id}` follows it.")
         } else {
-            format!("Stopped. `tow resume {id}` goes on.")
+            format!("Stopped. `tow resume {id}` continues the run.")
         });
     }
     Ok(code)
@@ -186,8 +186,6 @@ fn resumable(failure: Failure, short_id: &str) -> Failure {
         return failure;
     }
     failure.with_advice(format!(
-        "Nothing after what was shown is recorded, and jobs that run are left running. Mend what \
-         the message names (room on the disk, a device with errors); then `tow resume {short_id}` \
-         takes them up."
+        "No later event is recorded. Running jobs keep running. Fix the cause that the message names (a full disk, a failing device); then `tow resume {short_id}` adopts them."
     ))
 }

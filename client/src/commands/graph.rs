@@ -11,8 +11,8 @@ use crate::{
 
 /// Draw a pipeline's jobs and needs
 ///
-/// In text, a job hangs below the last of its needs in the same stage; its other needs stand behind
-/// an arrow.
+/// In text, a job is shown below the last of its needs in the same stage; its other needs follow an
+/// arrow.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GraphArgs {
     #[command(flatten)]

@@ -26,11 +26,11 @@ const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Problems that are shown of a record that cannot be used.
 const PROBLEMS_SHOWN_MAX: usize = 10;
 
-/// Take over the JSONL run file of another tool
+/// Import the JSONL run file of another tool
 ///
-/// The record becomes a run of the pipeline file: what is `DONE` counts as succeeded and does not
-/// run again, `tow resume` runs the rest. Of several lines about a job the last one counts. A last
-/// line that was cut off is left out, and said; any other damage refuses the whole record.
+/// The record becomes a run of the pipeline file: a `DONE` job is recorded as succeeded and does
+/// not run again, `tow resume` runs the rest. Of several lines about a job the last one is used. A
+/// truncated last line is ignored with a warning; for any other damage the whole record is refused.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImportArgs {
     /// The record, one JSON object after the other; `-` is standard input
@@ -60,7 +60,7 @@ pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
     let record = understood(&args.record, &bytes)?;
     let pipeline = pipeline::read(app, &path)?;
     if let Some(line) = record.torn_tail {
-        app.say(&format!("warning: line {line} of the record is cut off and was left out."));
+        app.say(&format!("warning: line {line} of the record is truncated and was ignored."));
     }
     let request = v1::ImportRunRequest {
         file: Some(pipeline.message()),

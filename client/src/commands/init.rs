@@ -29,7 +29,7 @@ const FILE_NAME: &str = "towpath.yml";
 /// databases) and writes jobs that fit, with comments. An existing pipeline file is never touched.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InitArgs {
-    /// Write this, whatever is in the folder
+    /// Write this template, whatever is in the folder
     #[arg(short, long, value_enum)]
     template: Option<Template>,
     /// Print the file instead of writing it
@@ -40,7 +40,7 @@ pub(crate) struct InitArgs {
 /// What to begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Template {
-    /// Three jobs and a gate that run as they stand
+    /// Three jobs and a gate that run without a change
     Empty,
     /// SQL files, one job for each
     Sql,
@@ -106,7 +106,7 @@ fn exists(there: &Path) -> Failure {
     Failure::new(
         ErrorCode::FileExists,
         message,
-        "`tow plan` shows what it does; move it away to begin anew.",
+        "`tow plan` shows what it does; move it away to write a new one.",
     )
 }
 

@@ -29,28 +29,28 @@ const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Show what a job printed
 ///
 /// Standard output of the job goes to standard output, its standard error to standard error.
-/// Where a part of a long output was left out, a line in brackets says so on standard output.
-/// Secrets were masked before anything was kept, and whatever could steer a terminal is shown as
-/// signs.
+/// Where a part of a long output is omitted, a line in brackets on standard output says so. Secrets
+/// were masked before the output was stored, and control characters are shown as symbols.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsArgs {
     /// The job
     job: String,
     #[command(flatten)]
     run: RunArg,
-    /// Which try [default: the newest]
+    /// Which attempt [default: the newest]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     attempt: u32,
-    /// Go on until the job is over, through all its attempts; with `--attempt`, until that one is
+    /// Follow until the job has ended, through all its attempts; with `--attempt`, until that one
+    /// has
     #[arg(short, long)]
     follow: bool,
-    /// Show only the last lines of what there is
+    /// Show only the last lines of the existing output
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=TAIL_LINES_MAX))]
     tail: Option<u32>,
     /// Put the time since the start before each line
     #[arg(short, long)]
     timestamps: bool,
-    /// Print the kept bytes as they are, with nothing made harmless
+    /// Print the stored bytes without escaping control characters
     #[arg(long)]
     raw: bool,
 }
@@ -435,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_gap_is_marked_where_it_is() {
-        let note = b"9 bytes of output were left out here";
+        let note = b"9 bytes of output omitted";
         let records = [
             record(OutputSource::Out, false, b"before"),
             record(OutputSource::Note, true, note),
@@ -443,7 +443,7 @@ mod tests {
             record(OutputSource::Out, true, b"after"),
         ];
         let (out, err) = shown(Output::Text, false, &records);
-        assert_eq!(out, "before\n[9 bytes of output were left out here]\nafter\n");
+        assert_eq!(out, "before\n[9 bytes of output omitted]\nafter\n");
         assert_eq!(err, "error\n");
 
         let (out, _) = shown(Output::Text, true, &records);

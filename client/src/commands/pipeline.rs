@@ -56,7 +56,7 @@ pub(crate) fn locate(asked: Option<&Path>) -> Result<PathBuf, Failure> {
     found.ok_or_else(|| {
         Failure::new(
             ErrorCode::FileUnreadable,
-            format!("there is no {} here", DEFAULT_NAMES[0]),
+            format!("no {} was found here", DEFAULT_NAMES[0]),
             "Name a pipeline file, or write a first one with `tow init`.",
         )
     })
@@ -105,7 +105,7 @@ fn authors_of(app: &App, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::A
 pub(crate) fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
     let found = fs::metadata(path).map_err(|error| Failure::file(path, &error))?;
     if !found.is_file() {
-        let error = io::Error::other("this is no file");
+        let error = io::Error::other("this is not a file");
         return Err(Failure::file(path, &error));
     }
     // One byte more than may be: the parser then says what is wrong, and where.

@@ -14,7 +14,7 @@ use towpath_server::{
 use super::{App, CommandResult};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 
-/// Make the certificates of servers and workers
+/// Issue and revoke certificates of servers and workers
 ///
 /// One authority for each installation. Its folder holds its key: keep it on a machine of its own,
 /// and give servers and workers their own certificate and key, and `ca.pem`.
@@ -31,7 +31,7 @@ enum What {
         /// Its folder
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
-        /// What the installation is called
+        /// The name of the installation
         #[arg(long, default_value = "towpath", value_name = "NAME")]
         install: String,
     },
@@ -52,25 +52,25 @@ enum What {
         /// For a worker: its name
         #[arg(long, value_name = "NAME")]
         worker: Option<String>,
-        /// How many days it is good
+        /// How many days it is valid
         #[arg(long, default_value_t = CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650), value_name = "N")]
         days: u32,
     },
-    /// Show which certificates were issued, and what has become of them
+    /// List the issued certificates and their state
     List {
         /// The authority's folder
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Take certificates back
+    /// Revoke certificates
     ///
-    /// Signs the list of all that were taken back. Give it to the server, in the place of the file
-    /// of `--client-crl`: connections of these workers end within a second.
+    /// Signs the list of all revoked certificates. Copy it over the server's `--client-crl` file:
+    /// connections of these workers end within a second.
     Revoke {
         /// The authority's folder
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
-        /// The name that they were issued for, or the number of one
+        /// The name that they were issued for, or one serial number
         #[arg(value_name = "NAME|SERIAL")]
         which: String,
     },

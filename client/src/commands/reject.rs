@@ -5,16 +5,16 @@ use towpath_proto::v1;
 use super::{App, CommandResult, approve::waiting_gate};
 use crate::{cli::RunArg, exit, render::safe};
 
-/// Keep a gate shut
+/// Reject the gate of a job
 ///
-/// What needs the job is skipped, and the run ends as rejected.
+/// Jobs that need this job are skipped, and the run ends as rejected.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RejectArgs {
     /// The job behind the gate [default: the only gate that waits]
     job: Option<String>,
     #[command(flatten)]
     run: RunArg,
-    /// What the record should say
+    /// A comment for the log
     #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
     comment: String,
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{exit, failure::Failure};
 
-/// Make a store out of a backup
+/// Create a store from a backup
 ///
 /// The whole file is verified first. The new store appears only when it is complete and its log
 /// has the hash of the backup; a store that is there already is never touched.

@@ -16,10 +16,10 @@ use crate::{
     source::{self, SourceKind},
 };
 
-/// Let a run go on where it stopped
+/// Continue a run where it stopped
 ///
-/// Jobs that succeeded are not run again; everything else gets another chance. A pipeline file that
-/// was edited meanwhile is refused unless the edit is accepted.
+/// Jobs that succeeded are not run again; all other jobs are. A pipeline file that was edited
+/// meanwhile is refused unless the edit is accepted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ResumeArgs {
     #[command(flatten)]
@@ -27,13 +27,13 @@ pub(crate) struct ResumeArgs {
     /// Run this stage and everything after it again, although it succeeded
     #[arg(long, value_name = "STAGE")]
     from: Option<String>,
-    /// Take over what was edited in the pipeline file since the run began
+    /// Accept the edits of the pipeline file since the run began
     #[arg(long)]
     accept_changes: bool,
     /// With it, bundle the files as they are, with changes that are not committed
     #[arg(long, requires = "accept_changes")]
     allow_dirty: bool,
-    /// Stay at a gate until somebody decides it elsewhere
+    /// Wait at a gate until it is decided elsewhere
     #[arg(long)]
     wait: bool,
     /// What this machine offers to jobs with `tags`
@@ -99,7 +99,7 @@ fn pipeline_now(app: &App, run: &v1::Run) -> Result<Option<Pipeline>, Failure> {
     let path = Path::new(&run.folder).join(name);
     if !path.is_file() {
         let gone = path.display();
-        app.say(&format!("`{gone}` is gone; the plan that the run began with is used."));
+        app.say(&format!("`{gone}` was deleted; the plan that the run began with is used."));
         return Ok(None);
     }
     pipeline::read(app, &path).map(Some)

@@ -8,16 +8,16 @@ use super::{
 };
 use crate::cli::RunArg;
 
-/// Give one job another chance
+/// Run a failed or skipped job again
 ///
-/// What was skipped because of it is taken along. The run goes on in this process.
+/// Jobs that were skipped because of it run again, too. The run continues in this process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RetryArgs {
     /// The job
     job: String,
     #[command(flatten)]
     run: RunArg,
-    /// Stay at a gate until somebody decides it elsewhere
+    /// Wait at a gate until it is decided elsewhere
     #[arg(long)]
     wait: bool,
     /// What this machine offers to jobs with `tags`

@@ -23,8 +23,8 @@ pub(crate) const PARALLELISM: u32 = 4;
 /// Run a pipeline file to its end
 ///
 /// The jobs run in this process. It stops at a gate (exit code 12) unless a person at the terminal
-/// opens it, `--yes` was given, or `--wait` lets it stay. Ctrl-C lets running jobs finish, twice
-/// ends them; `tow resume` goes on where it stopped.
+/// opens it, `--yes` was given, or `--wait` was given. Ctrl-C lets running jobs finish, a second
+/// one ends them; `tow resume` continues where it stopped.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -35,7 +35,7 @@ pub(crate) struct RunArgs {
     /// Approve every gate in advance, in your name, as far as it lets you
     #[arg(short, long)]
     yes: bool,
-    /// Stay at a gate until somebody decides it elsewhere
+    /// Wait at a gate until it is decided elsewhere
     #[arg(long)]
     wait: bool,
     /// What this machine offers to jobs with `tags`
@@ -44,7 +44,7 @@ pub(crate) struct RunArgs {
     /// Print the run's id once it has begun, and leave it to the workers of the server
     #[arg(long, conflicts_with = "wait")]
     detach: bool,
-    /// A name for this request: asked again under it, the same run is meant [default: a new one]
+    /// An idempotency key: the same key again begins no second run [default: a new one]
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten)]
@@ -111,7 +111,7 @@ async fn begin(
         if !failure.is_unreachable() || !server.is_remote() {
             return Err(failure);
         }
-        app.say("The server went away; asking again.");
+        app.say("Disconnected from the server; sending the request again.");
         *server = ServerConnection::reconnect(&app.url()).await?;
     }
 }

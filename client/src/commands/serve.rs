@@ -31,34 +31,33 @@ use crate::{
 
 /// How long streams may take to end when nobody says otherwise, in milliseconds.
 const DRAIN_MS: u64 = 10_000;
-/// What `--lease` may say, in milliseconds. Shorter, and a busy machine loses what runs; longer, and
-/// the jobs of a dead machine wait.
+/// What `--lease` may say, in milliseconds. Shorter, and a busy machine loses what runs; longer,
+/// and the jobs of a dead machine wait.
 const LEASES_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
-/// Keep a store and serve it to other machines
+/// Serve a store to other machines
 ///
-/// Runs go on with whatever `tow worker` connects, and with every `tow` that names this server with
-/// `--server`. A server that is stopped or killed is started again with the same store: runs,
-/// leases and workers go on where they were. Settings come from flags, else from the environment,
-/// else from the file of `--config`.
+/// Jobs run on workers that connect with `tow worker`; clients name this server with `--server`. A
+/// server that was stopped or killed is started again with the same store: runs, leases and workers
+/// continue. Settings come from flags, else from the environment, else from the file of `--config`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
     /// Where to listen, as HOST:PORT [default: 127.0.0.1:7433]
     #[arg(long, env = "TOW_LISTEN", hide_env_values = true, value_name = "ADDR")]
     listen: Option<String>,
-    /// Listen in the clear where other machines can hear it
+    /// Listen without encryption on an address that other machines can reach
     #[arg(long, env = "TOW_INSECURE", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
     insecure: bool,
     /// How long streams may take to end when the server stops, such as `10s` [default: 10s]
     #[arg(long, env = "TOW_DRAIN_TIMEOUT", hide_env_values = true, value_name = "DURATION")]
     drain_timeout: Option<String>,
-    /// How long a worker may be silent before what it holds is given to others, 1s to 1h [default: 30s]
+    /// How long a worker may send no heartbeat before its leases expire, 1s to 1h [default: 30s]
     #[arg(long, env = "TOW_LEASE", hide_env_values = true, value_name = "DURATION")]
     lease: Option<String>,
-    /// Let nobody in who does not prove who it is [default: as soon as the store has tokens]
+    /// Require a token or a certificate of every client [default: as soon as the store has tokens]
     #[arg(long, env = "TOW_AUTH", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
     auth: bool,
-    /// The server's certificate; connections then use TLS, and everybody proves who it is
+    /// The server's certificate; connections then use TLS, and every client authenticates
     #[arg(long, env = "TOW_TLS_CERT", hide_env_values = true, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The key of the certificate
@@ -67,7 +66,7 @@ pub(crate) struct ServeArgs {
     /// The authority that certificates of workers must come from
     #[arg(long, env = "TOW_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
     client_ca: Option<PathBuf>,
-    /// The authority's list of certificates that it has taken back; see `tow pki revoke`
+    /// The authority's list of revoked certificates; see `tow pki revoke`
     #[arg(long, env = "TOW_CLIENT_CRL", hide_env_values = true, value_name = "FILE")]
     client_crl: Option<PathBuf>,
     /// A TOML file with `listen`, `store`, `insecure`, `drain_timeout`, `lease`, `auth`,
@@ -166,14 +165,14 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
     if telemetry.wants_figures()
         && let Err(error) = server.export_figures().await
     {
-        tracing::warn!(%error, "the figures are not exported");
+        tracing::warn!(%error, "failed to start the export of metrics");
     }
     ready(app, &config, &server, address)?;
     tokio::select! {
         () = signals.next() => {}
         () = server.stopped().cancelled() => {
             let message = "the store stopped because a commit failed";
-            let advice = "The log of this program says why; started again, it goes on where it was.";
+            let advice = "The log of this program says why. Start it again to continue.";
             return Err(Failure::new(ErrorCode::StoreUnavailable, message, advice));
         }
     }
@@ -282,7 +281,7 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, &error))?;
     toml::from_str(&text).map_err(|error| {
         let message = format!("`{}`: {}", path.display(), error.to_string().trim_end());
-        Failure::new(ErrorCode::ConfigInvalid, message, "docs/operations.md lists the settings.")
+        Failure::new(ErrorCode::ConfigInvalid, message, "docs/reference/settings.md lists the settings.")
     })
 }
 
@@ -290,7 +289,7 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
 pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
     towpath_pipeline::file::duration_ms(text).map_err(|why| {
         let advice = "Write it as `500ms`, `30s`, `5m` or `1h`.";
-        Failure::new(ErrorCode::Usage, format!("`{text}` is no length of time: {why}"), advice)
+        Failure::new(ErrorCode::Usage, format!("`{text}` is not a valid duration: {why}"), advice)
     })
 }
 
@@ -319,7 +318,7 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     if let Some(address) = open.filter(|_| !config.insecure && config.tls_cert.is_none()) {
         return Err(Failure::new(
             ErrorCode::InsecureListen,
-            format!("`{address}` can be heard by other machines, and nothing would be encrypted"),
+            format!("`{address}` is reachable from other machines, and nothing would be encrypted"),
             "Use `--tls-cert` and `--tls-key`, or say `--insecure` if the network is trusted.",
         ));
     }

@@ -16,11 +16,10 @@ use towpath_server::{
 use super::{App, CommandResult, serve::duration};
 use crate::{cli::Output, connect::store_folder, exit, failure::Failure, render::safe};
 
-/// Say who may ask a server, and for what
+/// Issue, list and revoke access tokens
 ///
-/// Works on the store itself, whether or not a server has it open; a server knows at once. A store
-/// that has tokens lets nobody in at its port without one. Whoever was issued a token puts it into
-/// `TOW_TOKEN`.
+/// Works on the store itself, whether or not a server has it open; a server knows at once. A server
+/// whose store has tokens requires one at its port. A client sends the token in `TOW_TOKEN`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TokenArgs {
     #[command(subcommand)]
@@ -31,27 +30,27 @@ pub(crate) struct TokenArgs {
 enum What {
     /// Issue a token and show its secret, once
     Issue {
-        /// Whom it stands for; no two of one store
+        /// The actor's name; unique in the store
         #[arg(long, value_name = "NAME")]
         name: String,
-        /// What goes by the name
+        /// What kind of actor it is
         #[arg(long, value_enum, default_value = "human", value_name = "KIND")]
         kind: Kind,
         /// What it may do: viewer, operator, approver, worker, auditor, admin
         #[arg(long = "role", required = true, value_delimiter = ',', value_name = "ROLE")]
         roles: Vec<Role>,
-        /// How long it counts, such as `30d` [default: until it is revoked]
+        /// How long it is valid, such as `30d` [default: until it is revoked]
         #[arg(long, value_name = "DURATION")]
         expires: Option<String>,
-        /// An address under which they commit; gates that exclude authors want to know
+        /// An address under which the person commits; needed at gates that exclude authors
         #[arg(long = "email", value_name = "EMAIL")]
         emails: Vec<String>,
     },
     /// List the tokens; secrets are not kept
     List,
-    /// Make a token count no more, from now on
+    /// Revoke a token, effective at once
     Revoke {
-        /// Whom it stands for
+        /// The actor's name
         name: String,
     },
 }
@@ -60,9 +59,9 @@ enum What {
 enum Kind {
     /// A person
     Human,
-    /// A program that decides by itself
+    /// An agent: a program that decides by itself
     Agent,
-    /// A program that does what it was set up to do
+    /// A service: a program with a fixed task
     Service,
 }
 
@@ -111,13 +110,13 @@ pub(crate) fn token(app: &App, args: TokenArgs) -> CommandResult {
             let kind = kind.into();
             let new = NewToken { name: name.clone(), kind, roles, expires_at, emails };
             let secret = tokens::issue(&folder, new, now).map_err(failure)?;
-            app.say(&format!("The token of {}; nobody can be shown it again.", safe(&name)));
+            app.say(&format!("The token of {}; it cannot be shown again.", safe(&name)));
             app.print(&format!("{}\n", secret.reveal()))?;
         }
         What::List => list(app, tokens::list(&folder).map_err(failure)?)?,
         What::Revoke { name } => {
             tokens::revoke(&folder, &name).map_err(failure)?;
-            app.say(&format!("The token of {} counts no more.", safe(&name)));
+            app.say(&format!("The token of {} is revoked.", safe(&name)));
         }
     }
     Ok(exit::DONE)
@@ -184,7 +183,8 @@ fn failure(error: TokensError) -> Failure {
             Failure::new(ErrorCode::Usage, message, advice)
         }
         TokensError::Invalid { .. } => {
-            let advice = "Until it is put right, or removed and written anew, nobody is let in.";
+            let advice =
+                "The server refuses every token until the file is corrected or written again.";
             Failure::new(ErrorCode::TokensInvalid, message, advice)
         }
         TokensError::Unusable { path, source } => Failure::file(&path, &source),

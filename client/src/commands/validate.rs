@@ -21,8 +21,8 @@ const STDIN_NAME: &str = "<stdin>";
 
 /// Check a pipeline file and show every problem
 ///
-/// Nothing is run and no store is opened. Exit code 5 if any file has errors; warnings are shown
-/// and let it pass.
+/// Nothing is run and no store is opened. Exit code 5 if any file has errors; warnings do not
+/// change the exit code.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ValidateArgs {
     /// The pipeline files; `-` is standard input [default: towpath.yml, towpath.yaml or

@@ -12,9 +12,9 @@ use crate::{
     render::safe,
 };
 
-/// Show which version this is, and which the server is
+/// Show the version of this program and of the server
 ///
-/// Without a store there is no server, and only this program speaks for itself.
+/// Without a store or a server only the version of this program is shown.
 #[derive(Debug, clap::Args)]
 pub(crate) struct VersionArgs {}
 

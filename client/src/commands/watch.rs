@@ -8,14 +8,14 @@ use super::{
 };
 use crate::{cli::WhichRun, exit, render::board};
 
-/// Follow a run until it comes to rest
+/// Follow a run until it ends or waits
 ///
 /// The exit code is the run's.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WatchArgs {
     #[command(flatten)]
     run: WhichRun,
-    /// Stay at a gate until somebody decides it
+    /// Wait at a gate until it is decided
     #[arg(long)]
     wait: bool,
 }

@@ -10,7 +10,7 @@ use crate::{
     render::safe,
 };
 
-/// Say why a job stands where it stands
+/// Explain why a job is in its state
 ///
 /// One answer: it waits for needs, a stage, a gate, a lock, a back-off, a worker, or it has ended
 /// and why.

@@ -23,14 +23,14 @@ const TIMED_OUT: u8 = 124;
 /// Run jobs for a server
 ///
 /// Takes jobs of any run from the server of `--server` and runs them on this machine: in a folder
-/// of their own with the files that the run brought along, or in the folder that the run names. When the server cannot be reached the jobs go on, and what they print and
-/// how they end is told later. SIGTERM and Ctrl-C let running jobs finish first, a second one ends
-/// them; if this process is killed, its jobs go on and the next worker of the same name takes them
-/// up.
+/// of their own with the files that the run brought along, or in the folder that the run names.
+/// When the server cannot be reached the jobs continue, and their output and results are sent
+/// later. SIGTERM and Ctrl-C let running jobs finish first, a second one ends them; if this process
+/// is killed, its jobs continue and the next worker of the same name adopts them.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("single").args(["once", "acquire"]))]
 pub(crate) struct WorkerArgs {
-    /// What the worker is called; no two of one server at once
+    /// The worker's name; unique among the connected workers
     #[arg(long, env = "TOW_WORKER_NAME", hide_env_values = true, value_name = "NAME")]
     name: String,
     /// Most jobs at once
@@ -63,10 +63,10 @@ pub(crate) struct WorkerArgs {
         value_name = "FILE"
     )]
     tls_key: Option<PathBuf>,
-    /// Where running jobs are written down [default: ~/.local/state/towpath/attempts/NAME]
+    /// The folder of running attempts [default: ~/.local/state/towpath/attempts/NAME]
     #[arg(long, value_name = "DIR")]
     attempts: Option<PathBuf>,
-    /// Take the files of a run from a repository on this machine too, if it names one by `file://`
+    /// Allow `file://` sources: repositories on this machine
     #[arg(long)]
     allow_file_remotes: bool,
     /// Keep the folders of failed attempts, below `kept/` of the folder of `--attempts`
@@ -82,14 +82,14 @@ pub(crate) struct WorkerArgs {
     /// End with the exit code of the job: 128 and the number of a signal, 124 if it took too long
     #[arg(long, requires = "single")]
     reflect_exit: bool,
-    /// Take so many jobs, and end when they are recorded
+    /// Take this many jobs, and end when they are recorded
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     max_jobs: Option<u32>,
-    /// End when there was nothing to do for so long, such as `5m`
+    /// End after this time without work, such as `5m`
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<String>,
-    /// How long a worker that is to end waits for a server that is away, once nothing runs any
-    /// more; what it could not report stays on its disk
+    /// How long a worker that is stopping waits for an unreachable server once no job runs; results
+    /// that it could not report stay on its disk
     #[arg(long, default_value = "15m", value_name = "DURATION")]
     report_timeout: String,
 }
@@ -225,14 +225,14 @@ impl News<'_> {
             ConnectionState::Open(0) => self.app.say(&format!("{name} is connected to {address}.")),
             ConnectionState::Open(held) => self
                 .app
-                .say(&format!("{name} is connected to {address} and goes on with {held} jobs.")),
+                .say(&format!("{name} is connected to {address} and continues {held} jobs.")),
             ConnectionState::Paused(why) => self.app.say(&format!(
                 "{name} takes no jobs until it can write its own files: {}.",
                 safe(why)
             )),
             ConnectionState::Lost(_) if known => {}
             ConnectionState::Lost(why) => self.app.say(&format!(
-                "No session with {address}: {}. Trying again; what runs goes on.",
+                "No session with {address}: {}. Connecting again; running jobs continue.",
                 safe(why)
             )),
         }

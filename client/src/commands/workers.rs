@@ -8,7 +8,7 @@ use towpath_proto::{time::timestamp_ms, v1};
 use super::{App, CommandResult};
 use crate::{cli::Output, exit, failure::Failure, render::safe};
 
-/// Show who runs jobs, and let workers finish
+/// List, drain and resume workers
 #[derive(Debug, clap::Args)]
 pub(crate) struct WorkersArgs {
     #[command(subcommand)]
@@ -19,12 +19,12 @@ pub(crate) struct WorkersArgs {
 enum What {
     /// List the workers that are connected
     List,
-    /// Give a worker nothing new; what it runs it finishes
+    /// Assign no new jobs to a worker; its running jobs finish
     Drain {
         /// The worker
         name: String,
     },
-    /// Give a worker jobs again
+    /// Assign jobs to a worker again
     Resume {
         /// The worker
         name: String,

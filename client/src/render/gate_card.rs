@@ -154,7 +154,7 @@ impl GateCard {
             bold: false,
         });
         if job.plan.irreversible {
-            let text = "IRREVERSIBLE: there is no way back after this job.".to_owned();
+            let text = "IRREVERSIBLE: the effect of this job cannot be undone.".to_owned();
             self.push(CardLine { bold: true, ..indented(2, text) });
         }
         if let Some(policy) = &job.plan.gate {
@@ -184,7 +184,7 @@ impl GateCard {
         let needs = job.plan.needs.iter().filter_map(|need| run.job(need.as_str()));
         let mut needs = needs.peekable();
         if needs.peek().is_some() {
-            self.push(indented(2, "It stands on:".to_owned()));
+            self.push(indented(2, "Based on:".to_owned()));
         }
         for need in needs {
             self.push_job(need, &need.state.word().replace('_', " "));

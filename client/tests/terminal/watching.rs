@@ -118,7 +118,7 @@ fn a_terminal_that_only_watches_can_be_left() {
         watches.signals(signal);
 
         assert_eq!(watches.ends(), 130, "{}", watches.written);
-        assert!(watches.written.contains("The run goes on. `tow watch "), "{}", watches.written);
+        assert!(watches.written.contains("The run continues. `tow watch "), "{}", watches.written);
     }
     go(folder.path(), "one");
     assert_eq!(works.0.wait().expect("an end").code(), Some(0), "the run was left alone");
@@ -140,7 +140,7 @@ fn who_watches_goes_on_with_the_run_when_its_process_dies_and_the_store_lives() 
 
     drop(works);
 
-    watches.expect("The process that worked on this run has ended; this one goes on.");
+    watches.expect("The process that worked on this run has ended; this one continues.");
     go(folder.path(), "two");
     assert_eq!(watches.ends(), 0, "{}", watches.written);
     go(folder.path(), "one");

@@ -8,7 +8,7 @@ use crate::{
     run::Run,
 };
 
-/// Keep a gate shut.
+/// Reject the gate of a job.
 #[derive(Clone, Debug)]
 pub struct RejectGate {
     /// The job behind it.

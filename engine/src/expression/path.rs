@@ -287,7 +287,7 @@ impl<'t> Cursor<'t> {
                     self.bump();
                     self.space();
                     if !matches!(self.peek(), Some('"' | '\'')) {
-                        let message = "only a quoted name can stand in these brackets";
+                        let message = "only a quoted name is allowed in these brackets";
                         return Err(ExprError::syntax(start..self.at, message));
                     }
                     steps.push(self.string()?);

@@ -97,25 +97,25 @@ impl<'t> Reader<'t> {
     /// Why no word can stand here, and whether quotes are all that is wrong.
     fn objection(&self) -> Option<(&'static str, bool)> {
         let words = match self.script[..self.at].chars().next_back() {
-            Some('\\') => return Some(("stands after a backslash", false)),
-            Some('$') => return Some(("stands after a dollar sign", false)),
-            Some(_) | None => "stands where only a shell could tell whether it is quoted",
+            Some('\\') => return Some(("comes after a backslash", false)),
+            Some('$') => return Some(("comes after a dollar sign", false)),
+            Some(_) | None => "is in a place where only a shell can determine whether it is quoted",
         };
         if self.lost {
             return Some((words, false));
         }
         if self.within.last() == Some(&Within::Brace) && self.is_in_name() {
-            return Some(("stands in the name of a variable", false));
+            return Some(("is in the name of a variable", false));
         }
         self.within.iter().find_map(|within| match within {
-            Within::Single | Within::Ansi => Some(("stands within single quotes", true)),
-            Within::Double => Some(("stands within double quotes", true)),
-            Within::Backtick => Some(("stands within backticks", false)),
-            Within::Comment => Some(("stands in a comment", false)),
-            Within::Arithmetic(_) => Some(("stands in an arithmetic expression", false)),
-            Within::Heredoc => Some(("stands in a here-document", false)),
-            Within::Test => Some(("stands within `[[ ]]`, which may evaluate it", false)),
-            Within::Evaluated => Some(("stands where it is evaluated once more", false)),
+            Within::Single | Within::Ansi => Some(("is within single quotes", true)),
+            Within::Double => Some(("is within double quotes", true)),
+            Within::Backtick => Some(("is within backticks", false)),
+            Within::Comment => Some(("is in a comment", false)),
+            Within::Arithmetic(_) => Some(("is in an arithmetic expression", false)),
+            Within::Heredoc => Some(("is in a here-document", false)),
+            Within::Test => Some(("is within `[[ ]]`, which may evaluate it", false)),
+            Within::Evaluated => Some(("is in a place where it is evaluated a second time", false)),
             Within::Paren | Within::Brace => None,
         })
     }
@@ -145,9 +145,10 @@ impl<'t> Reader<'t> {
         match self.within.last().copied() {
             Some(Within::Single) if c == '\'' => self.leave(),
             Some(Within::Ansi) if c == '\'' => self.leave(),
-            // Only some shells know `$'…'`. To a dash, which is the `/bin/sh` of many machines, it is
-            // a plain quote after a dollar sign, and `\'` ends it. From there on the two disagree
-            // about what is quoted, and a value in quotes of its own would stand outside of them.
+            // Only some shells know `$'…'`. To a dash, which is the `/bin/sh` of many machines, it
+            // is a plain quote after a dollar sign, and `\'` ends it. From there on the two
+            // disagree about what is quoted, and a value in quotes of its own would stand outside
+            // of them.
             Some(Within::Ansi) if c == '\\' => {
                 self.lost |= self.rest().starts_with("\\'");
                 self.at += 2;

@@ -61,8 +61,8 @@ pub(super) fn refusal(c: char, span: &Range<usize>) -> Diagnostic {
         '\u{61c}' | '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
             ("a character that reorders text", "such text reads differently from what it does")
         }
-        '\u{feff}' => ("a byte order mark within the text", "take it away"),
-        _ => ("a control character", "take it away; a script can make it with `printf`"),
+        '\u{feff}' => ("a byte order mark within the text", "remove it"),
+        _ => ("a control character", "remove it; a script can write it with `printf`"),
     };
     let message = format!("{what}, U+{:04X}, is not accepted", u32::from(c));
     Diagnostic::error("CHARACTER_REFUSED", span, message).help(help)

@@ -162,7 +162,7 @@ fn understand_needs(
         if total > NEEDS_MAX {
             let place = &templates[job.template].name.span;
             let message = format!("the plan has more than {NEEDS_MAX} needs");
-            let help = "let one job stand between the two matrices";
+            let help = "add one job between the two matrices";
             reader.found.push(Diagnostic::error("NEEDS_TOO_MANY", place, message).help(help));
             return;
         }
@@ -252,7 +252,7 @@ fn check_cycles(
             let next = name(cycle[(at + 1) % cycle.len()]);
             problem = problem.also(&place(at), format!("`{}` needs `{next}`", name(cycle[at])));
         }
-        reader.found.push(problem.help("take one of these needs away"));
+        reader.found.push(problem.help("remove one of these needs"));
     }
 }
 
@@ -373,7 +373,7 @@ fn check_sizes(reader: &mut Reader<'_>, templates: &[Template], origins: &[usize
             let message = format!("job `{name}` has {bytes} bytes; at most {JOB_BYTES_MAX} fit");
             let problem =
                 Diagnostic::error("JOB_TOO_LARGE", &templates[*origin].name.span, message);
-            let help = "put scripts into files, or let one job stand between two matrices";
+            let help = "put scripts into files, or add one job between two matrices";
             reader.found.push(problem.help(help));
         }
     }

@@ -64,7 +64,7 @@ fn approver(reader: &mut Reader<'_>, word: &Placed<String>) -> Option<Approver> 
         if ROLES.contains(&role) {
             return Some(Approver::Role(role.to_owned()));
         }
-        let message = format!("there is no role `{}`", shown(role));
+        let message = format!("unknown role `{}`", shown(role));
         let near = reader.did_you_mean(role, ROLES);
         let help = near.unwrap_or_else(|| format!("the roles are `{}`", ROLES.join("`, `")));
         reader.found.push(Diagnostic::error("VALUE_UNKNOWN", &word.span, message).help(help));
@@ -75,11 +75,12 @@ fn approver(reader: &mut Reader<'_>, word: &Placed<String>) -> Option<Approver> 
         Ok(actor) if actor.kind == ActorKind::Human && plain => {
             return Some(Approver::Person(actor));
         }
-        Ok(actor) if plain => {
-            (format!("`{}` is no person", shown(&actor.to_string())), "a gate is opened by people")
-        }
+        Ok(actor) if plain => (
+            format!("`{}` is not a valid person", shown(&actor.to_string())),
+            "a gate is opened by people",
+        ),
         Ok(_) | Err(_) => (
-            format!("`{}` names nobody who approves", shown(&word.value)),
+            format!("`{}` does not name a person or a role", shown(&word.value)),
             "write `role:approver` or `human:ana`, in ASCII and with nothing to fill in",
         ),
     };

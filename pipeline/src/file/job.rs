@@ -273,7 +273,7 @@ fn script(reader: &mut Reader<'_>, text: &str, span: &Range<usize>, what: &str, 
         let message = format!("this value {}, where it would not stay one word", misplaced.place);
         let problem = Diagnostic::error("EXPRESSION_QUOTED", &place, message);
         let problem = if misplaced.in_quotes {
-            problem.help("take the quotes around it away: the value is quoted when it is filled in")
+            problem.help("remove the quotes around it: the value is quoted when it is filled in")
         } else {
             problem
         };

@@ -33,15 +33,15 @@ pub(super) fn warnings(
 /// A stage begins when the one before has *ended*; only a need asks for success.
 fn needs_nothing(template: &Template, is_first: bool) -> Option<Diagnostic> {
     let (what, place) = match (template.plan.irreversible, template.plan.when) {
-        (true, _) => ("there is no way back from", &template.places.irreversible),
-        (false, When::Manual) => ("a person has to approve", &template.places.when),
+        (true, _) => ("is irreversible", &template.places.irreversible),
+        (false, When::Manual) => ("waits for an approval", &template.places.when),
         (false, When::OnSuccess | When::Always) => return None,
     };
     if is_first || !template.needs.is_empty() {
         return None;
     }
     let name = shown(&template.name.value);
-    let message = format!("{what} `{name}`, but it runs even if every job before it fails");
+    let message = format!("`{name}` {what}, but it runs even if every job before it fails");
     let problem = Diagnostic::warning("NEEDS_NOTHING", place, message);
     Some(
         problem

@@ -134,7 +134,7 @@ impl<'t> Reader<'t> {
         let problem = Diagnostic::error("VALUE_TYPE", &node.span, format!("{expected}, not {is}"));
         let is_number = matches!(&node.shape, Shape::Scalar { text, is_plain: false }
             if text.parse::<f64>().is_ok());
-        let help = is_number.then(|| "take the quotes away: a quoted number is text".to_owned());
+        let help = is_number.then(|| "remove the quotes: a quoted number is text".to_owned());
         self.found.push(problem.help_if(help));
     }
 
@@ -234,7 +234,7 @@ impl<'t> Reader<'t> {
                 None
             }
             Err(why) => {
-                let message = format!("{what} is no length of time: `{}`", shown(text));
+                let message = format!("{what} is not a valid duration: `{}`", shown(text));
                 self.found.push(Diagnostic::error("VALUE_RANGE", &node.span, message).help(why));
                 None
             }

@@ -201,7 +201,7 @@ impl<'t> Builder<'t, '_> {
             return;
         }
         let message = format!("the tag `{}` is not accepted", shown(&tag.original()));
-        let help = "take it away; nothing here needs a tag";
+        let help = "remove it; no key needs a tag";
         self.found.push(Diagnostic::error("TAG_REFUSED", span, message).help(help));
     }
 
@@ -246,7 +246,7 @@ impl<'t> Builder<'t, '_> {
 
     fn alias(&mut self, anchor: usize, span: Range<usize>) -> Result<(), Box<Diagnostic>> {
         let Some(node) = self.anchors.remove(&anchor) else {
-            let message = "an alias cannot stand within what it stands for";
+            let message = "an alias cannot refer to a value that contains it";
             return Err(Diagnostic::error("YAML_SYNTAX", &span, message).into());
         };
         self.copied(&node, &span)?;

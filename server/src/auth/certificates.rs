@@ -45,7 +45,7 @@ struct Known {
 #[derive(Debug, thiserror::Error)]
 pub enum CertificatesError {
     /// The authority's own certificate.
-    #[error("the authority of the workers is no certificate: {0}")]
+    #[error("the authority of the workers is not a valid certificate: {0}")]
     Authority(String),
     /// Its list cannot be read.
     #[error("`{}`: {source}", path.display())]
@@ -66,7 +66,7 @@ pub enum CertificatesError {
         authority: String,
     },
     /// Its list is none.
-    #[error("`{}` is no list of revoked certificates: {why}", path.display())]
+    #[error("`{}` is not a valid list of revoked certificates: {why}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -191,7 +191,7 @@ fn why(error: Error) -> &'static str {
     match error {
         Error::CertRevoked => "the certificate was revoked",
         Error::CertExpired { .. } => "the certificate has expired",
-        Error::CertNotValidYet { .. } => "the certificate does not count yet",
+        Error::CertNotValidYet { .. } => "the certificate is not valid yet",
         _ => "the certificate is not one of the authority of the workers",
     }
 }

@@ -68,7 +68,7 @@ pub enum OidcError {
         source: io::Error,
     },
     /// The file holds no keys.
-    #[error("`{}` holds no keys of an issuer: {why}", path.display())]
+    #[error("`{}` is not a valid key set: {why}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -167,7 +167,7 @@ impl Oidc {
             return Err("the ID token is of another issuer");
         }
         if !aud.holds(&self.settings.audience) {
-            return Err("the ID token is meant for another audience");
+            return Err("the ID token is for another audience");
         }
         // What does not fit ends at the bounds of the type, which are far enough.
         let at = |seconds: f64| Timestamp((seconds * 1_000.0) as i64);
@@ -176,7 +176,7 @@ impl Oidc {
             return Err("the ID token has expired");
         }
         if nbf.is_some_and(|nbf| now.0.saturating_add(LEEWAY_MS) < at(nbf).0) {
-            return Err("the ID token does not count yet");
+            return Err("the ID token is not valid yet");
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-@+|".contains(c);
         let name = match rest.get(&self.settings.name_claim) {
@@ -185,7 +185,7 @@ impl Oidc {
             {
                 name.clone()
             }
-            Some(_) | None => return Err("the ID token does not say who asks"),
+            Some(_) | None => return Err("the ID token has no identity"),
         };
         // At many issuers people write any address into their own account: until the issuer has
         // verified it, it would let them sign in as somebody else.

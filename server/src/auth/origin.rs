@@ -37,7 +37,7 @@ pub enum RequestRefused {
         found: String,
     },
     /// A web page sent the request.
-    #[error("`{path}` takes no requests of web pages, and this one has the header `{header}`")]
+    #[error("`{path}` refuses requests of web pages, and this request has the header `{header}`")]
     OriginRefused {
         /// The method.
         path: String,
@@ -45,7 +45,7 @@ pub enum RequestRefused {
         header: &'static str,
     },
     /// The request names another host than the one that it has reached.
-    #[error("this server listens on loopback only, and `{host}` is no name of loopback")]
+    #[error("this server listens on loopback only, and `{host}` is not a loopback name")]
     HostRefused {
         /// The name.
         host: String,

@@ -59,7 +59,7 @@ pub struct Issued {
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// A name that cannot be one.
-    #[error("`{name}` cannot stand in a certificate")]
+    #[error("`{name}` is not a valid name for a certificate")]
     NameMalformed {
         /// The name.
         name: String,
@@ -79,13 +79,13 @@ pub enum PkiError {
         source: io::Error,
     },
     /// The authority has issued no such certificate.
-    #[error("no certificate is called `{which}`")]
+    #[error("there is no certificate `{which}`")]
     CertificateUnknown {
         /// What was asked for.
         which: String,
     },
     /// The certificate cannot be made.
-    #[error("no certificate: {0}")]
+    #[error("the certificate cannot be made: {0}")]
     Unmade(#[from] rcgen::Error),
 }
 

@@ -112,19 +112,19 @@ pub enum TokensError {
         name: String,
     },
     /// A name that cannot be one.
-    #[error("`{name}` cannot be the name of a token")]
+    #[error("`{name}` is not a valid token name")]
     NameMalformed {
         /// The name.
         name: String,
     },
     /// An e-mail address that cannot be compared with others.
-    #[error("`{email}` cannot be the e-mail address of a token")]
+    #[error("`{email}` is not a valid e-mail address")]
     EmailMalformed {
         /// The address.
         email: String,
     },
     /// The file says something else than tokens.
-    #[error("`{}` holds no tokens: {why}", path.display())]
+    #[error("`{}` is not a valid token file: {why}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,

@@ -65,7 +65,7 @@ fn attempt_end(event: &RunEvent) -> Option<(&JobName, Attempt, &'static str, Opt
             (*attempt, outcome, Some(wrong))
         }
         RunEvent::JobCancelled { attempt, .. } => (*attempt, "cancelled", None),
-        RunEvent::JobLost { attempt, .. } => (*attempt, "lost", Some("its worker is gone".into())),
+        RunEvent::JobLost { attempt, .. } => (*attempt, "lost", Some("the worker was lost".into())),
         RunEvent::RunCreated { .. }
         | RunEvent::JobsPlanned { .. }
         | RunEvent::RunStarted {}

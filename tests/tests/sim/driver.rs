@@ -369,7 +369,7 @@ impl World {
             Outcome::Cancelled => Ended::Cancelled,
             Outcome::Lost => {
                 let (job, attempt) = (key.1.clone(), Attempt(key.2));
-                let reason = "its process is gone".to_owned();
+                let reason = "the process has disappeared".to_owned();
                 return Command::Lose(LoseJob { job, attempt, reason });
             }
         };

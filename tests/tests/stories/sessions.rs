@@ -234,7 +234,7 @@ async fn a_lost_job_is_given_out_again_until_it_has_been_lost_too_often() {
 
     for _ in 0..towpath_engine::retry::LOSSES_MAX {
         let a = worker.take_job("a").await;
-        let lost = Ended::Lost(v1::Lost { reason: "its process is gone".to_owned() });
+        let lost = Ended::Lost(v1::Lost { reason: "the process has disappeared".to_owned() });
         worker.report(&a, lost).await;
     }
 

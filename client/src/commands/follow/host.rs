@@ -23,7 +23,8 @@ const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Host {
     task: Option<JoinHandle<WorkResult>>,
     stop: Stop,
-    /// It was told to stop: by a signal, or because nobody reads the output any more.
+    /// It was told to stop: by a signal, or because the reader of the output has closed it any
+    /// more.
     pub(super) interrupted: bool,
     /// The run is worked on elsewhere on this machine.
     others_work: bool,
@@ -62,7 +63,7 @@ impl Host {
         show: &mut Show<'_>,
     ) {
         let Some(slots) = follow.slots else { return };
-        show.say("The process that worked on this run has ended; this one goes on.");
+        show.say("The process that worked on this run has ended; this one continues.");
         self.others_work = false;
         self.task = Some(begin_work(server, follow, slots, self.stop.clone()));
     }
@@ -172,7 +173,7 @@ pub(super) fn worker_failure(error: &WorkerError) -> Failure {
         WorkerError::Attempts(error) => Failure::new(
             ErrorCode::StoreUnavailable,
             error.to_string(),
-            "The folder of the store must be writable, and on a disk with room.",
+            "The store's folder must be writable, and its disk needs free space.",
         ),
     }
 }

@@ -180,7 +180,7 @@ impl<'a> Show<'a> {
     pub(super) fn take(&mut self, record: &v1::Record) -> Result<(), Failure> {
         let unreadable = |what: String| {
             let what = format!("record {}: {what}", record.position);
-            Failure::new(ErrorCode::LogDamaged, what, "docs/errors/ says how to go on.")
+            Failure::new(ErrorCode::LogDamaged, what, "docs/errors/ says what to do.")
         };
         let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
         self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;

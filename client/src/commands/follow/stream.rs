@@ -37,8 +37,8 @@ pub(super) fn heard(
 
 /// A stream that has no end of its own ended without a word: its server is being stopped.
 pub(crate) fn server_went_away() -> Failure {
-    let advice = "Nothing that was acknowledged is lost; `tow resume` goes on.";
-    Failure::new(ErrorCode::Unreachable, "the server went away", advice)
+    let advice = "Nothing that was acknowledged is lost; `tow resume` continues.";
+    Failure::new(ErrorCode::Unreachable, "the connection to the server was lost", advice)
 }
 
 /// Why the store takes nothing more: the stream's last word, if that comes.

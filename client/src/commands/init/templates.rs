@@ -228,9 +228,9 @@ fn sql(found: &Detected) -> Vec<Job> {
     }
     if found.sql_left_out > 0 {
         let count = found.sql_left_out;
-        jobs[1]
-            .comment
-            .push(format!("Left out, for characters that a shell reads otherwise: {count}."));
+        jobs[1].comment.push(format!(
+            "Not included, because the name has characters with a meaning for the shell: {count}."
+        ));
     }
     if let Some(database) = &found.sqlite {
         let last = jobs[jobs.len() - 1].name.clone();

@@ -132,7 +132,7 @@ impl LatestAttempt<'_> {
         let frozen = short(&resume.plan_sha256_frozen);
         self.names("done, kept", &resume.kept);
         let plan = match &resume.plan_sha256_now {
-            None => "the file is gone; the plan of the run is used".to_owned(),
+            None => "the file was deleted; the plan of the run is used".to_owned(),
             Some(_) if !resume.plan_changed => "unchanged since the run began".to_owned(),
             Some(now) => format!(
                 "CHANGED since the run began ({frozen}, now {}); resume needs --accept-changes",
@@ -276,8 +276,7 @@ mod tests {
             "\
 ▲ shop  nothing to resume in run 7f3ca1
   done, kept      switch
-  plan            the file is gone; the plan of the run is
-                  used
+  plan            the file was deleted; the plan of the run is used
 "
         );
     }

@@ -31,7 +31,7 @@ impl LimitsTable {
             Some(said) => match duration(&said)? {
                 0 => Err(Failure::new(
                     ErrorCode::ConfigInvalid,
-                    format!("`limits`: `{said}` is no time at all"),
+                    format!("`limits`: `{said}` must be longer than zero"),
                     "Give it a length, such as `30s`.",
                 )),
                 ms => Ok(Duration::from_millis(ms)),
@@ -101,7 +101,8 @@ impl OidcTable {
             Err(Failure::new(ErrorCode::ConfigInvalid, format!("`oidc`: {why}"), advice))
         };
         if keys.to_string_lossy().contains("://") {
-            let why = format!("`{}` is no file, and the server fetches nothing", keys.display());
+            let why =
+                format!("`{}` is not a file, and the server does not fetch keys", keys.display());
             let advice =
                 "Fetch the keys with a timer of your own, and put the file in place with `mv`.";
             return invalid(&why, advice);
@@ -113,7 +114,7 @@ impl OidcTable {
             );
         }
         if roles.values().flatten().any(|role| *role == Role::Worker) {
-            let why = "people are no workers: a group cannot have the role `worker`";
+            let why = "the role `worker` is for workers: a group of people cannot have it";
             return invalid(why, "Workers have certificates or tokens of the store.");
         }
         Ok(OidcSettings { issuer, audience, keys, name_claim, groups_claim, roles })
@@ -133,7 +134,7 @@ mod tests {
         assert_eq!((&*settings.name_claim, &*settings.groups_claim), ("sub", "groups"));
         assert_eq!(settings.roles["db"], [Role::Operator, Role::Viewer]);
 
-        assert!(table(good).is_err(), "without roles nobody may anything");
+        assert!(table(good).is_err(), "a token without roles allows nothing");
         assert!(table(&format!("{good}[roles]\ndb = [\"root\"]\n")).is_err());
         assert!(table(&format!("{good}secret = \"x\"\n{roles}")).is_err());
         let refused = |text: String| table(&text).unwrap().settings().unwrap_err().to_string();

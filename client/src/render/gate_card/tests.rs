@@ -61,10 +61,10 @@ fn a_card_shows_everything_that_will_run() {
         format!(
             "\
 ‖ cutover waits at its gate.
-  IRREVERSIBLE: there is no way back after this job.
+  IRREVERSIBLE: the effect of this job cannot be undone.
   Failed, skipped or cancelled in this run:
     ✖ report  exit code 3
-  It stands on:
+  Based on:
     ✔ copy  succeeded
         rows=42; x
   Its environment:

@@ -179,7 +179,7 @@ fn claims_that_do_not_fit_are_refused() {
         assert!(issuer.refused("iss", json!(wrong)).contains("issuer"));
     }
     assert!(issuer.refused("exp", json!(SECONDS - 60)).contains("expired"));
-    assert!(issuer.refused("nbf", json!(SECONDS + 61)).contains("not count yet"));
+    assert!(issuer.refused("nbf", json!(SECONDS + 61)).contains("not valid yet"));
     // A time of another form is no time, and not one that is left away.
     for claim in ["exp", "nbf", "iss", "aud"] {
         let refused = issuer.refused(claim, json!({"a": 1}));
