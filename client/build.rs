@@ -1,7 +1,7 @@
 //! Tells `tow version` which commit the program is built from.
 //!
-//! Release builds alone ask git: otherwise every commit would compile the program again for the next
-//! test. `TOW_COMMIT` answers for those who build from an archive, without git.
+//! Release builds alone ask git: otherwise every commit would compile the program again for the
+//! next test. `TOW_COMMIT` answers for those who build from an archive, without git.
 
 use std::{env, fs, path::Path, process::Command};
 
@@ -14,7 +14,7 @@ fn main() {
     println!("cargo::rustc-env=TOW_BUILT_FROM={}", commit.unwrap_or_default());
 }
 
-/// The commit that is checked out, if the sources lie in a repository of their own.
+/// The commit that is checked out, if the sources are in a repository of their own.
 fn commit_of_git() -> Option<String> {
     // An archive unpacked below some other repository must not be named after that one's commit.
     let top = git(&["rev-parse", "--show-toplevel"])?;

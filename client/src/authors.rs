@@ -1,7 +1,7 @@
 //! Who wrote a pipeline file, by the git history it is kept in, for gates that exclude them.
 //!
 //! Through libgit2 and never the program `git`: what a repository configures is read, not run.
-//! What cannot be known for certain is not known: a gate then stays shut.
+//! What is not certain is unknown: a gate then stays closed.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use towpath_proto::v1;
 /// Longest time that reading a history may take.
 const TIME_MAX: Duration = Duration::from_secs(20);
 
-/// Why nobody knows who wrote a file.
+/// Why it is unknown who wrote a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unknown {
     #[error("{}", .0.message())]

@@ -1,5 +1,5 @@
-//! A connection, and who speaks over it. A server that is asked too often says when to ask again, and
-//! is asked again then.
+//! A connection with its identity. When the server refuses a request for a while, it is sent again
+//! after the time that the server names.
 
 use std::{
     task::{Context, Poll},
@@ -20,7 +20,7 @@ use tower::{BoxError, Service, ServiceExt as _};
 
 use crate::connect::trace_context;
 
-/// How long a request waits, in all its pauses, for a server that has no room for it.
+/// How long a request waits, in all its pauses, for a server that has reached a limit.
 const ROOM_WITHIN: Duration = Duration::from_secs(30);
 /// Shortest pause, whatever the server says.
 const PAUSE_MIN: Duration = Duration::from_millis(20);

@@ -21,14 +21,14 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// What the command is called.
+    /// The name of the program.
     #[arg(skip)]
     pub(crate) name: String,
 }
 
 impl Cli {
-    /// What the command line says. Of a store and a server, the one that is spelt out counts more
-    /// than one from the environment.
+    /// The parsed command line. Of a store and a server, an option takes precedence over the
+    /// environment.
     pub(crate) fn read() -> Result<Self, clap::Error> {
         let matches = Self::command().try_get_matches()?;
         let mut cli = Self::from_arg_matches(&matches)?;

@@ -1,4 +1,4 @@
-//! One file for each command, and what they share: who asks, which store, how to answer.
+//! One file for each command, and what they share: the actor, the store, the form of the output.
 
 pub(crate) mod approve;
 pub(crate) mod autoscale;
@@ -79,7 +79,7 @@ impl App {
         store_url(self.global.store.as_deref())
     }
 
-    /// Who asks. Nobody, if a token says it to the server.
+    /// The actor. `None` with a token, which names it to the server.
     pub(crate) fn actor(&self) -> String {
         let told = self.global.server.is_some() && bearer().is_some();
         let named = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
@@ -134,7 +134,7 @@ impl App {
     }
 }
 
-/// Carries out what the command line asks for.
+/// Runs the command of the command line.
 pub(crate) async fn carry_out(cli: Cli) -> CommandResult {
     start_logging();
     let (part, endpoint) = if let Command::Serve(args) = &cli.command {
@@ -156,8 +156,8 @@ pub(crate) async fn carry_out(cli: Cli) -> CommandResult {
 async fn dispatch(cli: Cli, telemetry: &Telemetry) -> CommandResult {
     let Cli { mut global, command, name: _ } = cli;
     let token = choose_context(&mut global, &command)?;
-    // Here and not at the server: a slip of the keyboard is no bug of a client, and commands that
-    // ask in nobody's name should not take it either.
+    // Here and not at the server: a slip of the keyboard is not a bug of a client, and commands
+    // that need no actor should not accept it either.
     if let Some(actor) = &global.actor {
         check_actor(actor)?;
     }
@@ -228,7 +228,7 @@ fn check_actor(actor: &str) -> Result<(), Failure> {
 }
 
 /// Puts the server of a context where `--server` would stand, if one is to be used; answers its
-/// token. What is spelt out counts more than the environment, and that more than the file.
+/// token. Options take precedence over the environment, and the environment over the file.
 fn choose_context(global: &mut Global, command: &Command) -> Result<Option<String>, Failure> {
     let named = global.server.is_some() || global.store.is_some();
     if !talks(command) || (named && !global.context_spelt) {
@@ -280,7 +280,7 @@ fn of_a_store(command: &Command) -> Option<&'static str> {
     named.into_iter().find(|(is, _)| *is).map(|(_, name)| name)
 }
 
-/// What the program notes about itself goes to standard error, and only when asked for.
+/// Starts logging to standard error, if `TOW_LOG` is set.
 fn start_logging() {
     let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("TOW_LOG") else { return };
     let notes = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);

@@ -29,20 +29,20 @@ use crate::{channel::AuthorizedChannel, failure::Failure};
 const STORE_FOLDER: &str = ".towpath";
 /// Largest message that is read.
 const MESSAGE_BYTES_MAX: usize = 18 * 1024 * 1024;
-/// How often a store is tried that somebody is just opening or closing.
+/// How often to try a store that another process is just opening or closing.
 pub(crate) const TRY_FOR: Duration = Duration::from_secs(3);
 /// How long an owner may take to say that it is there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) const TRY_EVERY: Duration = Duration::from_millis(50);
 /// How a server is named where a store could be.
 pub(crate) const SERVER_SCHEME: &str = "tcp";
-/// Where a server listens if nobody says otherwise.
+/// Where a server listens by default.
 pub(crate) const DEFAULT_PORT: u16 = 7433;
 /// How long a server on another machine may take to answer.
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
-/// How long a server that went away is waited for.
+/// How long to wait for a disconnected server.
 const RETURN_WITHIN: Duration = Duration::from_secs(60);
-/// Longest pause between two tries to reach it again.
+/// Longest pause between two attempts to connect again.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What servers are known by, and what they know us by, for all of this process.
@@ -50,7 +50,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 struct Credentials {
     bearer: Option<MetadataValue<Ascii>>,
     tls: Option<DialTls>,
-    /// Where in a trace this process stands.
+    /// The trace context of this process.
     place: Option<MetadataValue<Ascii>>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn bearer() -> Option<MetadataValue<Ascii>> {
     CREDENTIALS.get().and_then(|credentials| credentials.bearer.clone())
 }
 
-/// Where in a trace this process stands, as requests say it.
+/// The trace context of this process, for requests.
 pub(crate) fn trace_context() -> Option<MetadataValue<Ascii>> {
     CREDENTIALS.get().and_then(|credentials| credentials.place.clone())
 }
@@ -107,7 +107,7 @@ pub(crate) fn set_credentials(
             return Err(Failure::new(ErrorCode::Usage, "a certificate needs an authority", advice));
         }
     };
-    // The first word counts: nobody says it twice.
+    // The first call is used: there is only one.
     let place = place.and_then(|place| place.to_string().parse().ok());
     drop(CREDENTIALS.set(Credentials { bearer, tls, place }));
     Ok(())
@@ -310,7 +310,7 @@ impl ServerConnection {
     /// Lets the other programs of this machine reach a server of our own, for as long as we stay.
     pub(crate) fn listen(&self) {
         if let Some(server) = &self.embedded {
-            // Without it the others wait until we have gone, and no harm is done.
+            // Without it other processes wait until this one has ended.
             if let Err(error) = server.listen_locally() {
                 tracing::warn!(%error, "other programs cannot reach this one");
             }
@@ -323,7 +323,7 @@ impl ServerConnection {
     }
 
     /// Waits until the store of a server in this process takes nothing any more, because a commit
-    /// failed. Never ends for another's server: that one says so in its streams, or goes away.
+    /// failed. Never ends for another's server: that one says so in its streams, or disconnects.
     pub(crate) async fn stopped(&self) {
         match &self.embedded {
             Some(server) => server.stopped().cancelled().await,

@@ -38,7 +38,7 @@ pub(crate) struct Context {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Said {
-    /// The one that is used when nobody names one.
+    /// The one that is used by default.
     current: Option<String>,
     #[serde(default)]
     contexts: BTreeMap<String, Context>,
@@ -73,7 +73,7 @@ impl Contexts {
         self.said.contexts.iter().map(|(name, context)| (name.as_str(), context))
     }
 
-    /// The name of the one that is used when nobody names one.
+    /// The name of the one that is used by default.
     pub(crate) fn current(&self) -> Option<&str> {
         self.said.current.as_deref()
     }
@@ -85,7 +85,7 @@ impl Contexts {
         Ok(Context { ca: found.ca.map(at), token_file: found.token_file.map(at), ..found })
     }
 
-    /// Makes `name` the one that is used when nobody names one; `None`: none is.
+    /// Makes `name` the one that is used by default; `None`: none is.
     pub(crate) fn use_one(&mut self, name: Option<&str>) -> Result<(), Failure> {
         if let Some(name) = name {
             self.get(name)?;
@@ -234,7 +234,7 @@ fn of_command(command: &str) -> Result<String, Failure> {
 /// What `text`, the file at `path`, says.
 fn parsed(path: &Path, text: &str) -> Result<Said, Failure> {
     let said: Said = toml::from_str(text).map_err(|error| {
-        // The line itself is not shown: somebody may have written a token there.
+        // The line itself is not shown: it may contain a token.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         invalid(path, &format!("line {line}: {}", error.message()))

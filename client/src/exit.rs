@@ -4,9 +4,9 @@ use towpath_engine::{code::ErrorClass, event::RunOutcome, run::Phase};
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
-/// Something that nobody foresaw.
+/// An unexpected error.
 pub(crate) const UNEXPECTED: u8 = 1;
-/// The command line cannot be meant.
+/// The command line is not valid.
 pub(crate) const USAGE: u8 = 2;
 /// What was named does not exist.
 pub(crate) const NOT_FOUND: u8 = 3;
@@ -26,21 +26,21 @@ pub(crate) const FAILED: u8 = 10;
 pub(crate) const PARTIAL: u8 = 11;
 /// The run waits at a gate.
 pub(crate) const AT_GATE: u8 = 12;
-/// A gate was kept shut.
+/// A gate was rejected.
 pub(crate) const REJECTED: u8 = 13;
 /// The run was cancelled.
 pub(crate) const CANCELLED: u8 = 14;
 /// The run took too long.
 pub(crate) const TIMED_OUT: u8 = 15;
-/// Nobody knows who asks.
+/// The client is not authenticated.
 pub(crate) const UNAUTHENTICATED: u8 = 40;
-/// Whoever asks may not.
+/// The client is not allowed to send the request.
 pub(crate) const FORBIDDEN: u8 = 41;
 /// The server cannot be reached.
 pub(crate) const UNREACHABLE: u8 = 42;
-/// The two ends speak different versions.
+/// Client and server have different versions.
 pub(crate) const VERSION_MISMATCH: u8 = 43;
-/// The server has no room for more.
+/// A limit of the server is reached.
 pub(crate) const NO_ROOM: u8 = 44;
 /// A bug of ours.
 pub(crate) const BUG: u8 = 70;

@@ -1,4 +1,4 @@
-//! What went wrong, as a person and a script are told: a code, a sentence, advice, an exit code.
+//! A failure of a command: a code, a message, advice, an exit code.
 
 use std::{fmt, io};
 
@@ -18,11 +18,11 @@ enum Code {
         code: String,
         class: ErrorClass,
     },
-    /// Nobody reads the output any more, which is no failure.
+    /// The reader of the output has closed it, which is not a failure.
     BrokenPipe,
 }
 
-/// A command that did not do what was asked.
+/// A command that failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: Code,
@@ -104,7 +104,7 @@ impl Failure {
         }
     }
 
-    /// Whether the reader of our output went away, which is no failure.
+    /// Whether the reader of our output has closed it, which is not a failure.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.code == Code::BrokenPipe
     }
@@ -119,7 +119,7 @@ impl Failure {
         self.is(ErrorCode::ConnectionAged)
     }
 
-    /// Whether somebody else has the store open.
+    /// Whether another process has the store open.
     pub(crate) fn is_owned(&self) -> bool {
         self.is(ErrorCode::StoreOwned)
     }

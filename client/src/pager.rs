@@ -8,7 +8,7 @@ use crate::signals::Signals;
 
 /// The pager where `PAGER` names none.
 const PAGER_DEFAULT: &str = "less";
-/// What `less` is told where `LESS` says nothing: keep colours, leave the text on the screen.
+/// Options for `less` if `LESS` is not set: keep colours, leave the text on the screen.
 /// Source: what git does.
 const LESS_DEFAULT: &str = "FRX";
 

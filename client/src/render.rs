@@ -11,9 +11,9 @@ use std::io::{self, IsTerminal as _};
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-/// Columns when nobody says how many there are.
+/// Default number of columns.
 const WIDTH_DEFAULT: usize = 80;
-/// Rows when nobody says how many there are.
+/// Default number of rows.
 const HEIGHT_DEFAULT: usize = 24;
 /// Narrower than this, nothing can be drawn anyway.
 const WIDTH_MIN: usize = 20;
@@ -113,7 +113,7 @@ impl Style {
         if self.ascii { "-" } else { "·" }
     }
 
-    /// What stands for left out text.
+    /// The mark for omitted text.
     fn ellipsis(&self) -> &'static str {
         if self.ascii { "..." } else { "…" }
     }
@@ -148,7 +148,7 @@ pub(crate) fn safe(text: &str) -> String {
     towpath_engine::captured_output::printable(text.as_bytes(), false)
 }
 
-/// A worker as people see it: `local/<run>` is this machine, whoever reads it.
+/// A worker as people see it: `local/<run>` is this machine.
 pub(crate) fn worker_word(worker: &str) -> String {
     let own = worker.starts_with(towpath_server::LOCAL_WORKER_PREFIX);
     safe(if own { "local" } else { worker })

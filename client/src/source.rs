@@ -141,7 +141,7 @@ impl Taken {
 const PART_BYTES: usize = 64 * 1024;
 /// Messages that may wait for the server.
 const PARTS: usize = 16;
-/// How long sending may take before somebody is told.
+/// How long sending may take before a progress line is printed.
 const SAY_AFTER: Duration = Duration::from_secs(1);
 /// Paths that are named when something is wrong with many.
 const NAMED_MAX: usize = 5;
@@ -208,7 +208,7 @@ impl Draft {
         Ok(draft)
     }
 
-    /// A run whose own file is not among its files is not what anybody means.
+    /// The pipeline file of a run must be among its files.
     fn has_pipeline(
         &self,
         own: &Repository,

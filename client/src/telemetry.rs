@@ -1,7 +1,7 @@
-//! Export of spans and figures over OTLP, if the standard variables of OpenTelemetry ask for it.
+//! Export of spans and metrics over OTLP, if the standard variables of OpenTelemetry ask for it.
 //! If they do not, nothing here begins.
 //!
-//! What cannot be exported is said once and is lost: it never keeps anybody waiting for longer
+//! What cannot be exported is reported once and dropped: it never delays a process for longer
 //! than [`FLUSH_WITHIN`], and never makes anything fail.
 
 use std::{
@@ -41,10 +41,10 @@ use crate::failure::Failure;
 
 /// How long the end of a command may wait for what is not exported yet.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-/// Where the program hears of the trace it belongs to.
+/// The variable with the trace context of the program.
 const TRACEPARENT: &str = "TRACEPARENT";
 
-/// What a process is, to those who look at its telemetry.
+/// The resource of a process in its telemetry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Server,
@@ -72,7 +72,8 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    /// Begins what the environment asks for. `endpoint`: where to, if the environment does not say.
+    /// Starts the exporters that the environment configures. `endpoint`: where to, if the
+    /// environment does not say.
     pub(crate) fn begin(part: Part, endpoint: Option<&str>) -> Self {
         let complaint = Arc::new(Complaint::default());
         let begun = |built: Result<_, _>| built.map_err(|why: String| complaint.say(why)).ok();
@@ -111,7 +112,7 @@ impl Telemetry {
         telemetry
     }
 
-    /// Whether anybody reads the figures.
+    /// Whether metrics are exported.
     pub(crate) fn wants_figures(&self) -> bool {
         self.figures.is_some()
     }
@@ -230,7 +231,7 @@ fn trusted(signal: &str) -> Result<Option<ClientTlsConfig>, String> {
     Ok(Some(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))))
 }
 
-/// Random ids, but for spans whose id follows from a run: whoever makes one says which.
+/// Random ids, except for spans whose id follows from a run: their creator sets it.
 #[derive(Debug, Default)]
 struct Ids(RandomIdGenerator);
 

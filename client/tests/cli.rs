@@ -1,7 +1,7 @@
 //! The program as a whole: what it prints, where it prints it, and what it ends with.
 //!
 //! Goldens are in `cli/`. After a change that is meant, `SNAPSHOTS=overwrite cargo test -p towpath
-//! --test cli` writes them anew; the diff is the review.
+//! --test cli` writes them again; the diff is the review.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! A server as its clients meet it: `tow` waits when it is told to, a reader that does not read costs
-//! the server little, and servers have names.
+//! A server as its clients meet it: `tow` waits when it is told to, a reader that does not read
+//! costs the server little, and servers have names.
 
 use std::{
     fs,
@@ -131,7 +131,7 @@ fn a_server_is_reached_by_its_name_and_shown_its_token() {
     let listed = ends(0, &mut tow(at, &["list", "--context", "prod"]));
     assert!(listed.contains(&format!("context prod: {address}")), "{listed}");
     ends(0, tow(at, &["list"]).env("TOW_CONTEXT", "prod"));
-    // What is spelt out counts more than the environment, and that more than the file.
+    // Options take precedence over the environment, and the environment over the file.
     assert!(ends(3, &mut tow(at, &["list", "--context", "other"])).contains("CONTEXT_UNKNOWN"));
     ends(3, tow(at, &["list"]).env("TOW_CONTEXT", "other"));
     ends(0, tow(at, &["list", "--context", "prod"]).env("TOW_SERVER", "127.0.0.1:1"));

@@ -3,7 +3,7 @@
 //!
 //! A record is `<milliseconds since the start> <tag> <bytes>` and a newline. The tag is `o` for
 //! standard output, `e` for standard error and `n` for a note of Towpath itself; an upper-case tag
-//! means that the line goes on in the next record of the same stream. The bytes are what the job
+//! means that the line continues in the next record of the same stream. The bytes are what the job
 //! wrote, with secrets masked, and need not be UTF-8. Cutting output into lines is the worker's.
 
 use std::fmt::Write as _;
@@ -31,7 +31,7 @@ pub struct OutputLine<'a> {
     pub at_ms: u64,
     /// Where it comes from.
     pub source: OutputSource,
-    /// `false`: the line goes on in the next record of the same source.
+    /// `false`: the line continues in the next record of the same source.
     pub ends: bool,
     /// The bytes, without the newline. Never holds one.
     pub bytes: &'a [u8],

@@ -1,4 +1,4 @@
-//! Every code that a person or a program is told when something is refused or fails, in one table.
+//! Every error code, in one table: its text and its class.
 //!
 //! The class of a code decides its gRPC code (`server/src/status.rs`) and its exit code
 //! (`client/src/exit.rs`); both match the class exhaustively, so that a new class or code without
@@ -6,7 +6,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// What kind of failure a code stands for.
+/// The class of an error code. The gRPC code and the exit code follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ErrorClass {
     /// Something that was not foreseen, or a program that was launched failed.
@@ -55,7 +55,7 @@ pub enum ErrorClass {
     Interrupted,
 }
 
-/// A text that is no [`ErrorCode`] of this version.
+/// The text is not an [`ErrorCode`] of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the code is unknown to this version")]
 pub struct ErrorCodeUnknown;
@@ -81,7 +81,7 @@ macro_rules! codes {
                 }
             }
 
-            /// What kind of failure it stands for.
+            /// The class of the code.
             pub fn class(self) -> ErrorClass {
                 match self {
                     $(Self::$name => ErrorClass::$class,)*

@@ -1,4 +1,4 @@
-//! Commands: what somebody wants, decided against a run as it stands.
+//! Commands, and how they are decided against the state of a run.
 //!
 //! One command per file. `decide` never changes the run; `carry_out` walks what was decided, and
 //! what follows from it, so that only what can be replayed is ever written. An empty answer means
@@ -49,7 +49,7 @@ pub const COMMENT_BYTES_MAX: usize = 4 * 1024;
 /// one job can skip 200,000.
 pub const CONSEQUENCES_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// What somebody wants of a run.
+/// A command on a run.
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Begin.

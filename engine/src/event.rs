@@ -1,4 +1,4 @@
-//! The facts of a run, as they stand in the log forever.
+//! The facts of a run, as in the log forever.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ pub use crate::failure::{CAUSE_BYTES_MAX, FailureCause, bounded_text};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunOutcome {
-    /// Every job succeeded or was left out by its own condition.
+    /// Every job succeeded or was omitted by its own condition.
     Succeeded,
     /// Something failed, and yet every job of the last stage succeeded.
     Partial,
     /// Something failed.
     Failed,
-    /// A person kept a gate shut.
+    /// A person rejected a gate.
     Rejected,
     /// A person ended the run.
     Cancelled,
@@ -47,7 +47,7 @@ pub enum SkipCause {
     ConditionFalse,
 }
 
-/// Why approvals count no more.
+/// Why approvals are no longer valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VoidCause {
@@ -90,11 +90,11 @@ pub struct Artifact {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RunEvent {
-    /// Somebody asked for a run. Its plan follows in `JobsPlanned`.
+    /// A client asked for a run. Its plan follows in `JobsPlanned`.
     RunCreated {
         /// The run's own id, so that an export of one stream stands alone.
         run: RunId,
-        /// What people call the pipeline.
+        /// The name of the pipeline.
         pipeline: String,
         /// The pipeline file, as the client named it.
         file: String,
@@ -120,16 +120,17 @@ pub enum RunEvent {
         /// The folder the scripts run in, as the client named it.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         folder: String,
-        /// What the client called its request: asked again under this name, the answer is this run.
+        /// The idempotency key of the request: a repeated request with it is answered with this
+        /// run.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         idempotency_key: Option<String>,
-        /// The files of the run. `None`: they lie in `folder`, and workers share it.
+        /// The files of the run. `None`: they are in `folder`, and workers share it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<Source>,
         /// What is known about who asked, where a gate depends on it.
         #[serde(default, skip_serializing_if = "Identity::is_empty")]
         requester: Identity,
-        /// Who wrote the pipeline file, as the client says. `None`: nobody knows.
+        /// Who wrote the pipeline file, as the client says. `None`: unknown.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         authors: Option<Authors>,
     },
@@ -150,7 +151,7 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         inputs: BTreeMap<String, String>,
         /// Length and digest of what the expression read and is too long to be repeated here. The
-        /// values themselves stand in the events of the jobs that wrote them.
+        /// values themselves are in the events of the jobs that wrote them.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         long_inputs: BTreeMap<String, Blob>,
     },
@@ -158,7 +159,7 @@ pub enum RunEvent {
     GateReached {
         /// The job behind the gate.
         job: JobName,
-        /// What an approval covers: the plan, the job and the results it stands on.
+        /// What an approval covers: the plan, the job and the results before it.
         approval_digest: Digest,
     },
     /// A person approved at a gate. The last of those that it wants lets the job through.
@@ -176,10 +177,10 @@ pub enum RunEvent {
         /// What was known about the person, where the gate has a policy.
         #[serde(default, skip_serializing_if = "Identity::is_empty")]
         identity: Identity,
-        /// When the approval counts no more, unless the job was leased before.
+        /// When the approval is no longer valid, unless the job was leased before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_at: Option<Timestamp>,
-        /// It is that of whoever asked for the run, given with `--yes` when they did.
+        /// It is that of the requester of the run, given with `--yes` when they did.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         in_advance: bool,
     },
@@ -193,7 +194,7 @@ pub enum RunEvent {
         /// Why.
         cause: VoidCause,
     },
-    /// A person kept a gate shut.
+    /// A person rejected a gate.
     GateRejected {
         /// The job behind the gate.
         job: JobName,
@@ -207,18 +208,18 @@ pub enum RunEvent {
     JobLeased {
         /// The job taken.
         job: JobName,
-        /// Which try this is.
+        /// Which attempt this is.
         attempt: Attempt,
         /// Who took it.
         worker: WorkerName,
-        /// The promise lapses when the worker has been silent for this many milliseconds.
+        /// The lease expires when the worker has sent no heartbeat for this many milliseconds.
         lease_ms: u64,
     },
     /// The job did what it should.
     JobSucceeded {
         /// The job.
         job: JobName,
-        /// Which try this was.
+        /// Which attempt this was.
         attempt: Attempt,
         /// How long the script ran, in milliseconds by the worker's clock.
         ran_ms: u64,
@@ -232,11 +233,11 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<Artifact>,
     },
-    /// A try went wrong and another one follows.
+    /// An attempt went wrong and another one follows.
     JobAttemptFailed {
         /// The job.
         job: JobName,
-        /// Which try this was.
+        /// Which attempt this was.
         attempt: Attempt,
         /// Why.
         cause: FailureCause,
@@ -245,14 +246,14 @@ pub enum RunEvent {
         /// What it printed, masked. `None`: nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         captured_output: Option<Blob>,
-        /// The next try may begin at this moment.
+        /// The next attempt may begin at this moment.
         retry_due: Timestamp,
     },
     /// The job went wrong for good.
     JobFailed {
         /// The job.
         job: JobName,
-        /// Which try this was.
+        /// Which attempt this was.
         attempt: Attempt,
         /// Why.
         cause: FailureCause,
@@ -266,7 +267,7 @@ pub enum RunEvent {
     JobCancelled {
         /// The job.
         job: JobName,
-        /// Which try this was.
+        /// Which attempt this was.
         attempt: Attempt,
         /// How long the script ran, in milliseconds by the worker's clock.
         ran_ms: u64,
@@ -274,11 +275,11 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         captured_output: Option<Blob>,
     },
-    /// The worker that held the job is gone and its result with it.
+    /// The worker that held the job was lost, and its result with it.
     JobLost {
         /// The job.
         job: JobName,
-        /// Which try this was.
+        /// Which attempt this was.
         attempt: Attempt,
         /// The worker that held it.
         worker: WorkerName,
@@ -321,9 +322,9 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "is_zero")]
         rejected: u32,
     },
-    /// Somebody let the run go on: all that has not succeeded gets another chance.
+    /// An actor resumed the run: every job that has not succeeded runs again.
     RunResumed {},
-    /// Results from this stage on no longer count, although they were good.
+    /// Results from this stage on are no longer valid, although they were good.
     JobsInvalidated {
         /// The first stage that runs again.
         from: StageName,
@@ -353,7 +354,7 @@ pub enum RunEvent {
         /// What is known about who accepted it, where a gate depends on it.
         #[serde(default, skip_serializing_if = "Identity::is_empty")]
         requester: Identity,
-        /// Who wrote the new file, as the client says. `None`: nobody knows.
+        /// Who wrote the new file, as the client says. `None`: unknown.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         authors: Option<Authors>,
     },
@@ -396,7 +397,7 @@ pub enum ImportedResult {
 }
 
 impl RunEvent {
-    /// The word that stands in the record's envelope and in the bytes.
+    /// The word for the kind, in the envelope of the record and in its bytes.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::RunCreated { .. } => "run_created",
@@ -458,7 +459,7 @@ impl RunEvent {
 }
 
 impl RunEvent {
-    /// The try that this event ends by a report, and what it printed.
+    /// The attempt that this event ends by a report, and what it printed.
     pub fn reported(&self) -> Option<(Attempt, Option<Blob>)> {
         if let Self::JobSucceeded { attempt, captured_output, .. }
         | Self::JobAttemptFailed { attempt, captured_output, .. }

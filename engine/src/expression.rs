@@ -119,11 +119,11 @@ pub enum NeedKnown<'a> {
     Beside,
     /// It is a matrix: one of its jobs has to be named, such as this one.
     Template(String),
-    /// There is no such job. The one that was probably meant, if any.
+    /// There is no such job. Has the name that was probably intended, if any.
     Missing(Option<String>),
 }
 
-/// What an expression may name, asked before anything runs.
+/// What an expression may name, checked before any job runs.
 pub struct Known<'a> {
     /// What is known about a job.
     pub need: &'a dyn Fn(&str) -> NeedKnown<'a>,
@@ -268,7 +268,7 @@ fn too_many_reads(parsed: &path::Parsed) -> Result<(), ExprError> {
 
 /// Whether the condition holds, and everything that it names with the value at this moment.
 ///
-/// The inputs are recorded with the answer, so that nobody ever has to evaluate it again.
+/// The inputs are recorded with the answer, so that it is never evaluated again.
 pub fn evaluate_condition(expr: &str, context: &Context) -> Result<(bool, Inputs), ExprError> {
     let parsed = path::parse(expr)?;
     too_many_reads(&parsed)?;

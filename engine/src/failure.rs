@@ -1,4 +1,4 @@
-//! Why an attempt ended badly, as it stands in the log: always short enough for an event.
+//! Why an attempt ended badly, as in the log: always short enough for an event.
 
 use std::fmt;
 
@@ -61,7 +61,7 @@ impl FailureCause {
         }
     }
 
-    /// The cause in words of ours only: what a script, a worker or a system said is left out,
+    /// The cause in words of ours only: what a script, a worker or a system said is omitted,
     /// because it may hold what only readers of the log may see.
     pub fn brief(&self) -> String {
         match self {

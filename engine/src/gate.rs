@@ -1,6 +1,6 @@
-//! Who may open a gate: the policy of a job, and what is known about whoever asks.
+//! Who may open a gate: the policy of a job, and what is known about the client.
 //!
-//! Everything is decided on what stands in the log: the plan, who asked for the run, who wrote its
+//! Everything is decided on what is in the log: the plan, who asked for the run, who wrote its
 //! file, and who has approved so far.
 
 use serde::{Deserialize, Serialize};
@@ -15,9 +15,9 @@ use crate::{
 pub const PEOPLE_MAX: u32 = 16;
 /// Most entries of `approvers`.
 pub const APPROVERS_MAX: usize = 64;
-/// Shortest time that an approval may count, in milliseconds.
+/// Shortest validity of an approval, in milliseconds.
 pub const EXPIRES_MS_MIN: u64 = 1_000;
-/// Longest time that an approval may count, in milliseconds: 90 days.
+/// Longest validity of an approval, in milliseconds: 90 days.
 pub const EXPIRES_MS_MAX: u64 = 90 * 24 * 60 * 60 * 1_000;
 /// Most authors of a pipeline file that a run can carry.
 pub const AUTHORS_MAX: usize = 64;
@@ -28,11 +28,11 @@ const EMAIL_BYTES_MAX: usize = 254;
 
 /// The roles that `approvers` may name. The server has the same ones.
 pub const ROLES: [&str; 6] = ["viewer", "operator", "approver", "worker", "auditor", "admin"];
-/// Stands for every role: whoever is on the store's own socket, or on a port of this machine while
-/// there are no tokens, was not asked for proof.
+/// Has every role: a client on the store's own socket, or on a loopback port without tokens, is not
+/// authenticated.
 pub const OWNER: &str = "owner";
 
-/// Who opens a gate, how many of them, and for how long it counts.
+/// Who may approve at a gate, how many must, and how long approvals are valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatePolicy {
@@ -45,7 +45,7 @@ pub struct GatePolicy {
     /// Who may not, although they fit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not: Vec<Excluded>,
-    /// How long an approval counts, in milliseconds. `None`: until the job is leased.
+    /// How long an approval is valid, in milliseconds. `None`: until the job is leased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
 }
@@ -85,11 +85,11 @@ pub enum Excluded {
     Author,
 }
 
-/// What is known about somebody beside their name, as the shell proved it.
+/// What is known about an actor beside the name, as the server verified it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// Their roles; [`OWNER`] for whoever was not asked for proof.
+    /// Their roles; [`OWNER`] for a client that was not authenticated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,
     /// Their e-mail addresses, as [`email`] writes them.
@@ -110,30 +110,30 @@ impl Identity {
 pub struct Authors {
     /// Authors and committers, as [`email`] writes them; at most [`AUTHORS_MAX`].
     pub emails: Vec<String>,
-    /// The file has changes that nobody committed: whoever sent it counts as an author.
+    /// The file has uncommitted changes: the actor who sent it is an author.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncommitted: bool,
 }
 
-/// One approval that counts.
+/// One valid approval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {
     /// Who approved.
     pub by: Actor,
     /// When.
     pub at: Timestamp,
-    /// In their words.
+    /// The comment.
     pub comment: String,
     /// What was known about them then.
     pub identity: Identity,
-    /// When it counts no more, unless the job was leased before.
+    /// When it is no longer valid, unless the job was leased before.
     pub expires_at: Option<Timestamp>,
     /// It was given with `--yes` when the run began.
     pub in_advance: bool,
 }
 
 /// An e-mail address in the form that is compared: lower case, without what follows a `+`.
-/// `None` for what is no address, and for letters beyond ASCII, which can look like others.
+/// `None` for what is not an address, and for letters beyond ASCII, which can look like others.
 pub fn email(text: &str) -> Option<String> {
     let text = text.trim().to_ascii_lowercase();
     let fits = text.len() <= EMAIL_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -143,7 +143,7 @@ pub fn email(text: &str) -> Option<String> {
     whole.then(|| format!("{local}@{domain}"))
 }
 
-/// The name under which somebody counts: one person has one, however it is written.
+/// The name that identifies a person, independent of its case.
 pub fn person(actor: &Actor) -> String {
     email(&actor.name).unwrap_or_else(|| actor.name.to_lowercase())
 }
@@ -172,7 +172,7 @@ fn why_requester(requester: (&Actor, &Identity), asking: (&Actor, &Identity)) ->
     }
 }
 
-/// Whom a policy is asked about.
+/// The approver, and what a policy compares with.
 pub(crate) struct Asking<'a> {
     /// The job behind the gate.
     pub job: &'a JobName,
@@ -180,7 +180,7 @@ pub(crate) struct Asking<'a> {
     pub by: (&'a Actor, &'a Identity),
     /// Who asked for the run, and who replaced its plan.
     pub requesters: &'a [(&'a Actor, &'a Identity)],
-    /// Who wrote the file. `None`: nobody knows.
+    /// Who wrote the file. `None`: unknown.
     pub authors: Option<&'a Authors>,
 }
 
@@ -301,7 +301,7 @@ impl Excluded {
     }
 }
 
-/// Refuses whoever is no person: a gate is opened by people.
+/// Refuses an actor that is not a person: only people approve gates.
 pub(crate) fn is_human(job: &JobName, by: &Actor) -> Result<(), Refusal> {
     match by.kind {
         ActorKind::Human => Ok(()),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whether `c` cannot be seen, or makes the text around it read differently from what it says:
 /// control and format characters, and those that Unicode lets a terminal leave out. Two names that
-/// differ in such characters only look the same to whoever approves, cancels or revokes by them.
+/// differ in such characters only look the same to a person who approves, cancels or revokes.
 ///
 /// Source: categories Cc, Cf, Zl and Zp, and `Default_Ignorable_Code_Point`, of Unicode 16.
 pub fn is_invisible(c: char) -> bool {
@@ -79,7 +79,8 @@ name! {
     RunId
 }
 name! {
-    /// A job within a run. Any text of the pipeline file; escaped wherever it becomes a key or path.
+    /// A job within a run. Any text of the pipeline file; escaped wherever it becomes a key or
+    /// path.
     JobName
 }
 name! {
@@ -91,17 +92,17 @@ name! {
     WorkerName
 }
 
-/// Which try of a job this is, from 1. It only ever grows, over retries, losses and resumes, and
-/// so fences off the reports of older tries.
+/// Which attempt of a job this is, from 1. It only ever grows, over retries, losses and resumes,
+/// and so fences off the reports of older attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Attempt(pub u32);
 
 impl Attempt {
-    /// The try before which there was none.
+    /// The attempt before which there was none.
     pub const FIRST: Self = Self(1);
 
-    /// The try after this one.
+    /// The attempt after this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -121,7 +122,7 @@ pub struct AttemptId {
     pub run: RunId,
     /// The job.
     pub job: JobName,
-    /// Which try of the job.
+    /// Which attempt of the job.
     pub attempt: Attempt,
 }
 

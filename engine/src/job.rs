@@ -26,7 +26,7 @@ impl IllegalEvent {
     }
 }
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
@@ -42,7 +42,7 @@ pub enum JobState {
     Approved,
     /// A worker runs it.
     Leased(Attempt, WorkerName),
-    /// It failed and may be tried again at this moment.
+    /// It failed and may be retried at this moment.
     BackingOff(Timestamp),
     /// Its worker was lost; it may be leased again at once.
     Requeued,
@@ -56,7 +56,7 @@ pub enum JobState {
     Skipped,
     /// It was ended, or not begun, because the run was.
     Cancelled,
-    /// A person kept its gate shut.
+    /// A person rejected its gate.
     Rejected,
 }
 
@@ -150,7 +150,7 @@ impl JobState {
         }
     }
 
-    /// The try that is under way, and who runs it.
+    /// The attempt that is under way, and who runs it.
     pub fn lease(&self) -> Option<(Attempt, &WorkerName)> {
         if let Self::Leased(attempt, worker) = self { Some((*attempt, worker)) } else { None }
     }

@@ -2,7 +2,7 @@
 //! pipeline file means is in the crate `towpath-pipeline`.
 //!
 //! Pure. No clock, disk, socket, environment, random number, async or protobuf lives here; time
-//! enters once per command, as an argument. Start at `event` (the facts), go on to `job` (the
+//! enters once per command, as an argument. Start at `event` (the facts), continue to `job` (the
 //! table of states), `run` (the fold) and `decide` (the commands).
 
 pub mod captured_output;

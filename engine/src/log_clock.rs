@@ -1,7 +1,8 @@
-//! The time of the log: it never goes back, and it never stands still.
+//! The time of the log: it never goes back, and it always advances.
 //!
 //! Pure: a reading of both clocks of the machine goes in, a stamp comes out. The log's time follows
-//! the wall clock, and goes on at the pace of the monotonic clock while the wall clock is behind it.
+//! the wall clock, and continues at the pace of the monotonic clock while the wall clock is behind
+//! it.
 
 use std::time::Duration;
 
@@ -25,9 +26,9 @@ pub struct Reading {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Jump {
     /// The wall clock went ahead by this many milliseconds at once: it was set, or the machine
-    /// slept. The log's time follows, because nothing tells the two apart.
+    /// slept. The log's time follows, because nothing distinguishes the two.
     Ahead(u64),
-    /// The wall clock is behind the log by this many milliseconds. The log's time goes on without
+    /// The wall clock is behind the log by this many milliseconds. The log's time continues without
     /// it.
     Behind(u64),
 }

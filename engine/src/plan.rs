@@ -20,7 +20,7 @@ pub const JOBS_MAX: usize = 200_000;
 pub const PLAN_BYTES_MAX: usize = 30 * 1024 * 1024;
 /// Longest script of one job, in bytes: half of what an event can carry.
 pub const SCRIPT_BYTES_MAX: usize = 32 * 1024;
-/// Most tries that a `retry` may ask for. Source: a bound so that a typo cannot loop for a year.
+/// Most attempts that a `retry` may ask for. Source: a bound so that a typo cannot loop for a year.
 pub const RETRIES_MAX: u32 = 100;
 
 /// Everything a run will do.
@@ -91,11 +91,11 @@ pub enum RetryOn {
 /// Heaviest preference of one tag.
 pub const WEIGHT_MAX: u32 = 100;
 
-/// How often and when a failed job is tried again.
+/// How often and when a failed job is retried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetryPolicy {
-    /// Most tries after the first, 1 to [`RETRIES_MAX`].
+    /// Most attempts after the first, 1 to [`RETRIES_MAX`].
     pub max: u32,
     /// Wait before the first retry, in milliseconds. 0: at once.
     pub backoff_ms: u64,
@@ -147,7 +147,7 @@ pub struct JobPlan {
     /// What its failure means.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_failure: OnFailure,
-    /// Whether and how it is tried again.
+    /// Whether and how it is retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
     /// Longest time one attempt may take, in milliseconds.

@@ -43,7 +43,7 @@ pub enum Refusal {
     GateNotWaiting {
         /// The job.
         job: JobName,
-        /// Where it stands.
+        /// Its state.
         state: &'static str,
     },
     /// The approval speaks about something else than what waits.
@@ -92,7 +92,7 @@ pub enum Refusal {
         /// What is missing.
         why: String,
     },
-    /// The gate wants somebody else than who asked for the run.
+    /// The gate excludes the requester of the run.
     #[error("`{by}` {why} and may not approve at `{job}`")]
     ApproverIsRequester {
         /// The job.
@@ -102,7 +102,7 @@ pub enum Refusal {
         /// In which way they are the requester: by name, or by an address.
         why: String,
     },
-    /// The gate wants somebody else than who wrote the pipeline file.
+    /// The gate excludes the authors of the pipeline file.
     #[error("`{by}` wrote or committed the pipeline file and may not approve at `{job}`")]
     ApproverIsAuthor {
         /// The job.
@@ -118,7 +118,7 @@ pub enum Refusal {
         /// Who wanted to approve.
         by: String,
     },
-    /// A gate excludes the authors of the file, and nobody knows them.
+    /// A gate excludes the authors of the file, and the authors are unknown.
     #[error("the gate of `{job}` excludes the authors of the file, and the authors are unknown")]
     AuthorsUnknown {
         /// The job.
@@ -133,7 +133,7 @@ pub enum Refusal {
     /// The run is being ended; it must come to rest first.
     #[error("the run is {}; wait until it has ended", .phase.word())]
     RunEnding {
-        /// Where it stands.
+        /// Its state.
         phase: Phase,
     },
     /// Nothing is left to resume.
@@ -158,15 +158,15 @@ pub enum Refusal {
     JobNotRetryable {
         /// The job.
         job: JobName,
-        /// Where it stands.
+        /// Its state.
         state: &'static str,
     },
-    /// The report is about a try that no longer counts.
+    /// The report is about an attempt that is no longer valid.
     #[error("attempt {attempt} of `{job}` by {worker} is no longer valid")]
     AttemptStale {
         /// The job.
         job: JobName,
-        /// The try reported.
+        /// The attempt reported.
         attempt: Attempt,
         /// Who reported.
         worker: WorkerName,

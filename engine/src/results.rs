@@ -1,6 +1,5 @@
 //! What a job may leave behind: outputs and artifacts, bounded so that they fit an event.
-//!
-//! Worker and server ask the same rules. A worker that kept other rules would run a job whose
+//! Worker and server share these rules. A worker that kept other rules would run a job whose
 //! result no server can record.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! When a failed job is tried again, and for how long it waits first.
+//! When a failed job is retried, and for how long it waits first.
 
 use crate::{
     event::FailureCause,
@@ -6,7 +6,7 @@ use crate::{
     plan::{RetryOn, RetryPolicy},
 };
 
-/// How many workers a job may outlive before it counts as failed. Enough for a night of restarts,
+/// How many lost workers a job may have before it fails. Enough for a night of restarts,
 /// few enough that a job which kills its worker does not go round for ever.
 pub const LOSSES_MAX: u32 = 20;
 
@@ -14,7 +14,7 @@ pub const LOSSES_MAX: u32 = 20;
 pub fn retries(policy: &RetryPolicy, cause: &FailureCause, failures: u32) -> bool {
     let covers = |on: &RetryOn| match (on, cause) {
         (RetryOn::ExitCode(wanted), FailureCause::ExitCode(code)) => wanted == code,
-        // A shell reports a signal as 128 and its number, and no one can tell the two apart.
+        // A shell reports a signal as 128 and its number, and the two cannot be distinguished.
         (RetryOn::ExitCode(wanted), FailureCause::Signal(signal)) => *wanted == 128 + signal,
         (RetryOn::Timeout, FailureCause::TimedOut(_))
         | (RetryOn::Signal, FailureCause::Signal(_))
@@ -24,7 +24,7 @@ pub fn retries(policy: &RetryPolicy, cause: &FailureCause, failures: u32) -> boo
     failures <= policy.max && (policy.on.is_empty() || policy.on.iter().any(covers))
 }
 
-/// The wait before the try that follows failure number `failures` (from 1), in milliseconds.
+/// The wait before the attempt that follows failure number `failures` (from 1), in milliseconds.
 ///
 /// The jitter comes from the names, so the same history gives the same wait on every machine.
 pub fn backoff_ms(

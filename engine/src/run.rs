@@ -34,12 +34,12 @@ use crate::{
 };
 use ready_queue::ReadyQueue;
 
-/// What a run was asked to be.
+/// What the request for a run said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// The run.
     pub run: RunId,
-    /// What people call the pipeline.
+    /// The name of the pipeline.
     pub pipeline: String,
     /// The pipeline file, as the client named it.
     pub file: String,
@@ -61,69 +61,69 @@ pub struct Header {
     pub due: Option<Timestamp>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
-    /// The files of the run. `None`: they lie in `folder`, and workers share it.
+    /// The files of the run. `None`: they are in `folder`, and workers share it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// Who asked.
+    /// The requester.
     pub requested_by: Actor,
-    /// What is known about them.
+    /// What is known about the requester.
     pub requester: Identity,
     /// Who replaced the plan since then, the newest last.
     pub accepted: Vec<(Actor, Identity)>,
-    /// Who wrote the pipeline file. `None`: nobody knows.
+    /// Who wrote the pipeline file. `None`: unknown.
     pub authors: Option<Authors>,
-    /// When they asked.
+    /// When the run was requested.
     pub created_at: Timestamp,
 }
 
-/// What a person said at a gate.
+/// A person's decision at a gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateDecision {
     /// Whether the gate was opened.
     pub approved: bool,
-    /// Who said so, the last of those who had to.
+    /// The person; of several approvers the last.
     pub by: Actor,
     /// When.
     pub at: Timestamp,
-    /// In their words.
+    /// The comment.
     pub comment: String,
 }
 
 /// One job as its events left it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// What it should do.
+    /// The plan of the job.
     pub plan: Arc<JobPlan>,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
-    /// The newest try, 0 before the first.
+    /// The newest attempt, 0 before the first.
     pub attempt: Attempt,
-    /// Failed tries since the run began or was resumed.
+    /// Failed attempts since the run began or was resumed.
     pub failures: u32,
-    /// Lost tries since the run began or was resumed.
+    /// Lost attempts since the run began or was resumed.
     pub losses: u32,
-    /// When it came to where it stands.
+    /// When it got into its state.
     pub since: Timestamp,
-    /// When the newest try was leased.
+    /// When the newest attempt was leased.
     pub leased_at: Option<Timestamp>,
-    /// How long the newest ended try ran, in milliseconds.
+    /// How long the newest ended attempt ran, in milliseconds.
     pub ran_ms: Option<u64>,
-    /// Why the newest failed try failed.
+    /// Why the newest failed attempt failed.
     pub cause: Option<FailureCause>,
     /// Why it was skipped.
     pub skipped: Option<SkipCause>,
-    /// What the newest ended try printed.
+    /// What the newest ended attempt printed.
     pub captured_output: Option<Blob>,
-    /// What it told later jobs.
+    /// Its outputs, for later jobs.
     pub outputs: BTreeMap<String, String>,
-    /// What it left behind.
+    /// Its artifacts.
     pub artifacts: Vec<Artifact>,
     /// What was decided at its gate.
     pub gate: Option<GateDecision>,
     /// The approvals of its gate, oldest first, as far as they are not void.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<Approval>,
-    /// What was asked at its gate last.
+    /// The newest approval digest of its gate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval_digest: Option<Digest>,
     /// How often its gate was reached.
@@ -186,9 +186,9 @@ pub struct Run {
     jobs: Vec<Job>,
     /// Jobs of the plan that is being replaced, by name.
     carried: BTreeMap<JobName, Job>,
-    /// The newest try, and how often the gate was reached, of jobs that an earlier plan had: if a
-    /// plan has a job of that name again, it goes on from there. Else a late report of the old job
-    /// would pass for one of the new.
+    /// The newest attempt, and how often the gate was reached, of jobs that an earlier plan had: if
+    /// a plan has a job of that name again, it continues from there. Else a late report of the old
+    /// job would pass for one of the new.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     retired: BTreeMap<JobName, (Attempt, u32)>,
     /// How many jobs the plan announced.
@@ -199,7 +199,7 @@ pub struct Run {
     newest_at: Timestamp,
     /// When the run finished.
     finished_at: Option<Timestamp>,
-    /// When somebody last let the run go on after it had finished.
+    /// When an actor last resumed the run after it had finished.
     #[serde(default)]
     reopened_at: Option<Timestamp>,
     #[serde(skip)]
@@ -246,12 +246,12 @@ impl Run {
         serde_json::to_vec(self).expect("BUG: a run is always JSON")
     }
 
-    /// What the run was asked to be. `None` before its first event.
+    /// What the request for the run said. `None` before its first event.
     pub fn header(&self) -> Option<&Header> {
         self.header.as_ref()
     }
 
-    /// Where the run stands.
+    /// The phase of the run.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
@@ -266,7 +266,7 @@ impl Run {
         self.index_of(name).map(|index| &self.jobs[index as usize])
     }
 
-    /// How many jobs stand where.
+    /// How many jobs are in which state.
     pub fn counts(&self) -> &Counts {
         &self.ready_queue.counts
     }
@@ -286,7 +286,7 @@ impl Run {
         self.finished_at
     }
 
-    /// When somebody last let the run go on after it had finished. `None`: nobody did.
+    /// When an actor last resumed the run after it had finished. `None`: never.
     pub fn reopened_at(&self) -> Option<Timestamp> {
         self.reopened_at
     }

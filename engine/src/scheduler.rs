@@ -61,10 +61,11 @@ use runs::{LeaseRecord, RunRecord};
 use session::Session;
 use supply::Supply;
 
-/// How the names of workers begin that live in a `tow` on the store's own machine, one for each run.
+/// How the names of workers begin that live in a `tow` on the store's own machine, one for each
+/// run.
 pub const LOCAL_WORKER_PREFIX: &str = "local/";
 
-/// How long a lease, a loss or a run that could not be used is left alone before it is tried again.
+/// How long a lease, a loss or a run that could not be used is left alone before it is retried.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// One connection of a worker.
@@ -87,11 +88,11 @@ pub struct Scheduler {
     leases: BTreeMap<AttemptId, LeaseRecord>,
     /// Leases that are to be recorded as lost.
     losses: BTreeMap<AttemptId, Loss>,
-    /// Losses that failed and are tried again at that time.
+    /// Losses that failed and are retried at that time.
     losses_due: BTreeSet<(Duration, AttemptId)>,
     absences: Absences,
-    /// When sessions may have been silent for too long. Looked at again when it is due, so that a
-    /// heartbeat costs nothing here.
+    /// When sessions may have been without a heartbeat for too long. Looked at again when it is
+    /// due, so that a heartbeat costs nothing here.
     expiries: BTreeSet<(Duration, SessionId)>,
     last_tick: Duration,
     /// Heartbeats before this moment count as of this moment: the server itself was not running.
@@ -128,12 +129,13 @@ struct WorkerRecord {
 struct Loss {
     worker: WorkerName,
     reason: LossReason,
-    /// When it is tried again; `None`: it is being recorded.
+    /// When it is retried; `None`: it is being recorded.
     retry_at: Option<Duration>,
 }
 
 impl Scheduler {
-    /// A scheduler without sessions and runs. A worker may be silent for as long as `lease`.
+    /// A scheduler without sessions and runs. A worker may be without a heartbeat for as long as
+    /// `lease`.
     pub fn new(lease: Duration) -> Self {
         Self {
             lease,
@@ -161,7 +163,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes in what happened at `now` and adds what is to be done to `effects`, in order.
+    /// Applies what happened at `now` and adds what is to be done to `effects`, in order.
     pub fn on(&mut self, input: Input<'_>, now: Duration, effects: &mut Vec<Effect>) {
         // A caller may read its clock before it waits for the lock that guards this value.
         self.now = self.now.max(now);

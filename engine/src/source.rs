@@ -1,4 +1,4 @@
-//! Where the files of a run come from, when they do not lie in a folder that its workers share: one
+//! Where the files of a run come from, when they are not in a folder that its workers share: one
 //! commit, in a bundle or at a remote. And what may be written below a working folder at all; both
 //! ends ask here, because neither believes the other.
 
@@ -140,7 +140,7 @@ pub fn name_problem(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Characters that some file systems pass over in names.
+/// Characters that some file systems ignore in names.
 fn is_ignored(c: char) -> bool {
     matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
 }

@@ -1,8 +1,8 @@
 //! W3C trace context: which trace something belongs to, and the spans that follow from a run.
 //!
 //! Only the context in which a run was asked for is in the log. The spans of the run and of its
-//! attempts have ids that follow from it, so that whoever reads the log, an hour later or after a
-//! restart, knows them all.
+//! attempts have ids that follow from it, so that a reader of the log, an hour later or
+//! after a restart, knows them all.
 
 use std::{fmt, str::FromStr};
 
@@ -113,7 +113,7 @@ impl Run {
         self.header()?.traceparent.as_ref()?.parse().ok()
     }
 
-    /// The span of the run, from its beginning to its end; of a run that was let go on after its
+    /// The span of the run, from its beginning to its end; of a run that was resumed after its
     /// end, from there to the next one, below the first.
     pub fn span(&self) -> Option<TraceContext> {
         Some(run_span(&self.asked_in()?, &self.header()?.run, self.reopened_at()))
@@ -128,7 +128,7 @@ impl Run {
         })
     }
 
-    /// The span of one try of a job, from its lease to its report.
+    /// The span of one attempt of a job, from its lease to its report.
     pub fn attempt_span(&self, job: &JobName, attempt: Attempt) -> Option<TraceContext> {
         Some(self.span()?.child(&["attempt", job.as_str(), &attempt.to_string()]))
     }
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(read(KNOWN).unwrap().to_string(), KNOWN);
         let unsampled = KNOWN.replace("-01", "-00");
         assert!(!read(&unsampled).unwrap().is_sampled());
-        // Flags of later levels, and fields of later versions, are passed over.
+        // Flags of later levels, and fields of later versions, are ignored.
         assert_eq!(read(&KNOWN.replace("-01", "-03")).unwrap().to_string(), KNOWN);
         assert_eq!(read(&format!("cc{}-more", &KNOWN[2..])).unwrap().to_string(), KNOWN);
     }

@@ -10,10 +10,10 @@ use serde::Serialize;
 use towpath_engine::escape::shown_all;
 pub(crate) use towpath_engine::escape::{is_obeyed, shown};
 
-/// Most problems that are kept of one file. Source: nobody reads more, and a broken generator can
-/// make one per job.
+/// Most problems that are kept of one file. Source: people do not read more, and a broken generator
+/// can make one per job.
 pub const PROBLEMS_MAX: usize = 500;
-/// Columns that a drawing takes when nobody says otherwise.
+/// Columns that a drawing takes by default.
 const WIDTH_DEFAULT: usize = 140;
 /// Lines shown before and after the marked ones.
 const LINES_AROUND: usize = 1;

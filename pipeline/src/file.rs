@@ -35,7 +35,7 @@ pub use duration::{DURATION_MS_MAX, duration_ms};
 
 /// Largest file, in bytes. Source: 10,000 jobs have about two million.
 pub const FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Most stages. Source: each is a barrier; nobody waits for more.
+/// Most stages. Source: each is a barrier, and no pipeline needs more.
 pub const STAGES_MAX: usize = 1_000;
 /// The versions of the format, which is one, in its two spellings.
 const VERSIONS: [&str; 2] = ["1.0", "1"];

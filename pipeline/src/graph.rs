@@ -1,7 +1,7 @@
 //! A plan as a graph: in which order its jobs can run, what waits for what, and what takes
 //! longest. How it is drawn is in `drawing`.
 //!
-//! An edge leads from a need to the job that needs it. Stages are no edges: they are barriers, and
+//! An edge leads from a need to the job that needs it. Stages are not edges: they are barriers, and
 //! every question that they matter to takes them into account by itself.
 
 pub mod drawing;
@@ -53,7 +53,7 @@ pub struct CriticalPath {
 }
 
 impl<'p> Graph<'p> {
-    /// The graph of `plan`. A need that is no job of the plan is left out.
+    /// The graph of `plan`. A need that is no job of the plan is omitted.
     pub fn of(plan: &'p Plan) -> Self {
         let mut numbers = HashMap::with_capacity(plan.jobs.len());
         for (number, job) in plan.jobs.iter().enumerate() {
@@ -119,7 +119,7 @@ impl<'p> Graph<'p> {
     }
 
     /// The jobs in an order in which they could run one by one: needs first, earlier stages
-    /// first, and otherwise as in the file. Jobs on a cycle, and behind one, are left out.
+    /// first, and otherwise as in the file. Jobs on a cycle, and behind one, are omitted.
     pub fn order(&self) -> Vec<usize> {
         let count = self.plan.jobs.len();
         let mut open: Vec<usize> = (0..count).map(|number| self.needs(number).count()).collect();
@@ -195,7 +195,7 @@ impl<'p> Graph<'p> {
         path
     }
 
-    /// The jobs after which there is no way back, in order.
+    /// The irreversible jobs, in order.
     pub fn points_of_no_return(&self) -> Vec<JobName> {
         let order = self.order().into_iter();
         self.names(order.filter(|number| self.job(*number).irreversible))

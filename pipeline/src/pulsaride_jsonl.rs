@@ -1,5 +1,5 @@
 //! The run files of the *File-Driven Migration Pipeline* format: one JSON object per transition
-//! of a job, appended as the run goes on.
+//! of a job, appended as the run continues.
 //!
 //! They are read to take over a run that another tool began, and written for those who want them.
 //! A file whose last object is cut off was being written when its machine died; that is reported
@@ -46,7 +46,7 @@ pub struct SeedLine {
     pub error: String,
 }
 
-/// An object as it stands in the file. Keys that nobody here knows are left alone: the format is
+/// An object as in the file. Unknown keys are kept: the format is
 /// not ours to freeze.
 #[derive(Deserialize)]
 struct Written {

@@ -41,7 +41,7 @@ pub enum CommandError {
         /// Which bound it passes.
         what: String,
     },
-    /// Another process wrote first, again and again.
+    /// Another process wrote first, repeatedly.
     #[error("other writers changed the run while the command was decided")]
     Contended,
     /// The store could not do its part.
@@ -115,7 +115,7 @@ pub enum CommandError {
     JobEnded {
         /// The job.
         job: JobName,
-        /// Where it stands.
+        /// Its state.
         state: &'static str,
     },
     /// The other side speaks another version.
@@ -126,13 +126,13 @@ pub enum CommandError {
         /// Theirs.
         worker: String,
     },
-    /// Nobody knows who asks.
+    /// The client is not authenticated.
     #[error("{why}")]
     Unauthenticated {
         /// What is wrong with the proof.
         why: &'static str,
     },
-    /// Whoever asks may not.
+    /// The client is not allowed to send the request.
     #[error("`{who}` is not allowed to call {what}")]
     Forbidden {
         /// Who asks.
@@ -140,7 +140,7 @@ pub enum CommandError {
         /// For what.
         what: String,
     },
-    /// The request is made in the name of somebody else.
+    /// The request is made in the name of another actor.
     #[error("the token is that of `{own}`, and the request names `{claimed}`")]
     ActorMismatch {
         /// Who it was proven to be.

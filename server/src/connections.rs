@@ -196,7 +196,7 @@ impl AsyncRead for ConnectionIo {
         }
         // Before proof a client could keep the transport busy with frames that no request needs
         // (PING, SETTINGS). Nothing is read beyond the credit; if a request that came within it is
-        // let in, reading goes on, else the patience above ends the connection.
+        // let in, reading continues, else the patience above ends the connection.
         state.reader.register(cx.waker());
         if state.proven.load(Ordering::Acquire) {
             return Pin::new(&mut this.stream).poll_read(cx, buffer);

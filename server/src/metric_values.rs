@@ -35,7 +35,7 @@ pub(crate) struct EventCounters {
 }
 
 impl EventCounters {
-    /// Takes in one append that is durable.
+    /// Applies one append that is durable.
     pub(crate) fn take(&self, facts: &[Fact]) {
         let lost = |fact: &&Fact| matches!(fact.event, RunEvent::JobLost { .. });
         self.appends.fetch_add(1, Ordering::Relaxed);
@@ -122,7 +122,7 @@ impl MetricValues {
         }
     }
 
-    /// Takes in a run that has not ended.
+    /// Applies a run that has not ended.
     fn take(&mut self, run: &Run) {
         *self.runs.entry(run.phase().word()).or_default() += 1;
         for (state, count) in by_state(run.counts()) {

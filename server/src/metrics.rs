@@ -110,7 +110,7 @@ impl Server {
     }
 }
 
-/// Made anew for every scrape: nothing is counted twice, and nothing is kept in step by hand.
+/// Made again for every scrape: nothing is counted twice, and nothing is kept in step by hand.
 fn registry(server: &Server, series: Vec<MetricSeries>) -> Registry {
     let mut all = Registry::with_prefix("towpath");
     for MetricSeries { name, help, kind, label, points } in series {

@@ -122,8 +122,8 @@ impl Outputs {
         fs::metadata(self.path(key, OUTPUT)).map_or(0, |found| found.len())
     }
 
-    /// Takes in `content`, whose first byte is number `offset` of the output. What is there
-    /// already is passed over, so that a worker may say it again.
+    /// Stores `content`, whose first byte is number `offset` of the output. What is there
+    /// already is ignored, so that a worker may say it again.
     pub(crate) fn write(&self, key: &Key, offset: u64, content: &[u8]) -> io::Result<()> {
         self.append(key, OUTPUT, offset, content)?;
         if let Some(growing) = locked(&self.growing).get(key) {
@@ -132,8 +132,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Takes in a piece of a file that the attempt left behind. A piece at the beginning begins the
-    /// file anew.
+    /// Stores a part of an artifact of the attempt. A piece at the beginning begins the
+    /// file again.
     pub(crate) fn write_artifact(
         &self,
         key: &Key,

@@ -37,7 +37,7 @@ pub(crate) struct SchedulerDriver {
 pub(crate) enum Answer {
     /// It is in the log.
     Recorded,
-    /// The attempt counts no more, by the durable log.
+    /// The attempt is no longer valid, by the durable log.
     Void,
     /// Nothing: the session has ended, or another report of the attempt is being recorded. The
     /// attempt may still count, so that what it left behind is not to be touched.
@@ -308,9 +308,9 @@ impl SchedulerDriver {
 
     /// Answers a report of an attempt that this session does not hold.
     ///
-    /// Either the attempt counts no more, and its worker may forget it. Or its report came twice
-    /// and the first is still being written: that one is answered once it is durable, and to answer
-    /// the second now would promise what may yet fail.
+    /// Either the attempt is no longer valid, and its worker may forget it. Or its report came
+    /// twice and the first is still being written: that one is answered once it is durable, and to
+    /// answer the second now would promise what may yet fail.
     pub(crate) async fn answer_unheld(
         &self,
         session: SessionId,
@@ -429,7 +429,7 @@ fn is_of_store(error: &StoreError) -> bool {
     !matches!(error, StoreError::Damaged { .. })
 }
 
-/// Whether a report was not recorded because its attempt counts no more.
+/// Whether a report was not recorded because its attempt is no longer valid.
 fn is_stale(error: &CommandError) -> bool {
     use Refusal as R;
     let CommandError::Refused(refusal) = error else { return false };

@@ -76,7 +76,8 @@ pub struct ServeTls {
     pub own: PemPair,
     /// The authority of the workers, in PEM; `None`: certificates of clients are not asked for.
     pub client_ca: Option<Vec<u8>>,
-    /// The authority's list of certificates that it has taken back. It is read anew when it changes.
+    /// The authority's list of certificates that it has taken back. It is read again when it
+    /// changes.
     pub client_crl: Option<PathBuf>,
 }
 
@@ -161,7 +162,7 @@ impl Server {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let incoming = incoming.then(async |accepted| {
             if accepted.is_err() {
-                // Without a file handle left the next try fails as well.
+                // Without a file handle left the next attempt fails as well.
                 tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
             }
             accepted
@@ -238,7 +239,7 @@ impl Server {
         });
     }
 
-    /// Says to whoever asks after its health whether this server wants to be asked.
+    /// Reports in health checks whether this server accepts requests.
     pub(crate) async fn set_health(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", "towpath.v1.RunsService", "towpath.v1.WorkersService"] {
@@ -260,7 +261,7 @@ pub(crate) fn limited() -> TonicServer {
 }
 
 /// A client of the server at `address`, such as `127.0.0.1:7433`, in the clear. It connects with
-/// the first request, and anew with the next whenever the connection was lost.
+/// the first request, and again with the next whenever the connection was lost.
 pub fn dial_tcp(address: &str) -> Result<Channel, Error> {
     Ok(lasting(Endpoint::from_shared(format!("http://{address}"))?))
 }

@@ -51,7 +51,7 @@ pub struct UnfinishedBlob {
 }
 
 impl UnfinishedBlob {
-    /// Takes in the next bytes.
+    /// Reads the next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.digest.update(bytes);
         self.size += bytes.len() as u64;

@@ -64,7 +64,7 @@ pub async fn everything(store: &dyn EventStore, stream: Option<&str>, limit: usi
     }
 }
 
-/// A writer that lost the race is told so, and leaves no trace.
+/// A writer that lost the race gets an error, and writes nothing.
 pub async fn a_stale_version_is_refused_and_leaves_no_trace(store: Store) {
     store.append("run/a", 0, vec![fact("1")]).await.expect("first append");
 
@@ -93,7 +93,7 @@ pub async fn order_holds_past_one_byte(store: Store) {
     assert_eq!(kinds(&store.read_all(0, 1000).await.expect("read")), expected);
 }
 
-/// Of eight writers that saw the same version, one gets in and seven are told.
+/// Of eight writers that saw the same version, one succeeds and seven get an error.
 pub async fn of_racing_writers_exactly_one_wins(store: Store) {
     let writers = (0..8).map(|n| {
         let store = Arc::clone(&store);
@@ -227,7 +227,7 @@ pub async fn interleaved_streams_share_one_log_without_gaps(store: Store) {
     }
 }
 
-/// An append takes its place when it is called, though nobody polls it.
+/// An append is queued when it is called, even if its future is not polled.
 pub async fn appends_queue_in_the_order_of_their_calls_unpolled(store: Store) {
     let queued: Vec<_> =
         (0..100_u64).map(|n| store.append("run/a", n, vec![fact(&n.to_string())])).collect();
@@ -333,7 +333,7 @@ pub async fn the_chain_of_hashes_covers_every_record(store: Store) {
     assert_eq!(Some(verified.hash), read.last().map(|record| record.hash));
 }
 
-/// What was acknowledged is there after closing and opening again, and writing goes on.
+/// What was acknowledged is there after closing and opening again, and writing continues.
 pub async fn reopening_keeps_everything(open: impl Fn() -> Store) {
     let mut before: Vec<Record> = Vec::new();
     for round in 0..4 {

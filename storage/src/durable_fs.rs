@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Permissions of a directory that only its owner may look into.
+/// Permissions of a directory that only its owner may read.
 pub const OWNER_ONLY_DIRECTORY: u32 = 0o700;
 
 /// Permissions of a file that only its owner may read.
@@ -36,7 +36,7 @@ pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     let replaced = written.and_then(|()| fs::rename(&beside, path));
     if let Err(error) = replaced {
-        // The first error counts. On a full disk the half file would only take more of it.
+        // The first error is returned. On a full disk the half file would only take more of it.
         let _ = fs::remove_file(&beside);
         return Err(error);
     }

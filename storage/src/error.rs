@@ -1,5 +1,4 @@
-//! What can go wrong with a store. What each is called for people and programs is the server's
-//! matter.
+//! The errors of a store. The server maps them to error codes.
 //!
 //! Errors are `Clone` because one failed commit answers every append in it.
 
@@ -53,7 +52,7 @@ pub enum AppendError {
     /// Too little space is free on the disk; try again when there is more.
     #[error(transparent)]
     Full(#[from] DiskFull),
-    /// The store cannot take it.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -70,7 +69,7 @@ pub enum StoreError {
         #[source]
         cause: Cause,
     },
-    /// A commit failed, so nobody knows what is on disk: the store takes nothing more.
+    /// A commit failed, so it is unknown what is on disk: the store accepts nothing more.
     #[error("the store stopped because a commit failed")]
     Stopped {
         /// How that commit failed.
@@ -123,7 +122,7 @@ pub enum StoreError {
         /// Why not.
         why: UrlFault,
     },
-    /// There is no store where one was asked for.
+    /// The store does not exist.
     #[error("there is no store at `{}`", path.display())]
     Missing {
         /// Where it was looked for.
@@ -144,7 +143,7 @@ pub enum StoreError {
         path: PathBuf,
         /// The backend that wrote it.
         found: String,
-        /// The backend the URL asks for.
+        /// The backend that the URL names.
         asked: &'static str,
     },
     /// There is no such blob.
@@ -233,11 +232,10 @@ pub enum Exposure {
     },
 }
 
-/// What kind of error a [`StoreError`] is. What each is called for people and programs is the
-/// server's to say.
+/// What kind of error a [`StoreError`] is. The server maps it to an error code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StoreErrorKind {
-    /// The disk or the system refused, or the store takes nothing more.
+    /// The disk or the system refused, or the store has stopped.
     Unavailable,
     /// The disk has too little space.
     Full,

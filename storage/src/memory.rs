@@ -57,7 +57,7 @@ struct MemoryLog {
     records: Vec<Record>,
     /// For each stream, the places of its records in `records`.
     streams: HashMap<Arc<str>, Vec<usize>>,
-    /// The appends that wait, while the store stands still.
+    /// The appends that wait while the store is paused.
     waiting: Option<VecDeque<StalledAppend>>,
     /// How many appends may wait.
     waiting_max: usize,
@@ -91,10 +91,10 @@ impl MemoryStore {
         log.waiting.get_or_insert_default();
     }
 
-    /// Appends what waits, in order, and goes on.
+    /// Appends what waits, in order, and continues.
     ///
     /// The newest append is answered first: one commit answers many appends at once, and which of
-    /// their callers goes on first is not said. A caller that counts on an order fails its tests.
+    /// their callers continues first is not said. A caller that counts on an order fails its tests.
     pub fn go_on(&self) {
         let waiting = self.log().waiting.take().unwrap_or_default();
         let appended: Vec<_> = waiting
@@ -141,7 +141,7 @@ impl MemoryStore {
 impl MemoryLog {
     fn push(&mut self, stream: &Arc<str>, version: Version, new: NewRecord) {
         let index = self.records.len();
-        // The same chain as on disk: an audit or an export cannot tell the two apart.
+        // The same chain as on disk: an audit or an export cannot distinguish the two.
         let previous = self.records.last().map_or(CHAIN_START, |record| record.hash);
         let mut record = Record {
             position: index as Position + 1,

@@ -258,7 +258,7 @@ fn fence_base(root: &Path, backend: &'static str, now: SystemTime) -> Result<u64
     }
     match rest.strip_prefix(FENCES).and_then(|base| base.trim_end().parse().ok()) {
         Some(base) => Ok(base),
-        // A person wrote the file again by hand: nobody knows how far the fences had come.
+        // A person wrote the file again by hand: it is unknown how far the fences had come.
         None => {
             let base = raised(0, now);
             write_format(root, backend, base)?;

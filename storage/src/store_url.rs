@@ -14,7 +14,7 @@ use crate::{
     error::{StoreError, UrlFault},
 };
 
-/// What stands for credentials where a URL is shown.
+/// Replaces credentials where a URL is shown.
 const HIDDEN: &str = "***";
 
 /// The URL of a store, and the backend it names. Shown without credentials.
@@ -35,7 +35,7 @@ impl StoreUrl {
         let invalid = |why| StoreError::UrlInvalid { url: without_credentials(url), why };
         let unknown = || invalid(UrlFault::BackendUnknown { usages: usages(backends, false) });
         let (backend, rest) = match url.split_once(':') {
-            // A word before a colon asks for a backend; `./odd:name` and `/a:b` are paths.
+            // A word before a colon names a backend; `./odd:name` and `/a:b` are paths.
             Some((scheme, rest)) if !scheme.contains(['/', '.']) => {
                 let named = backends.iter().find(|backend| backend.scheme() == scheme);
                 (named.ok_or_else(unknown)?, rest)

@@ -78,7 +78,7 @@ fn is_at(path: &Path, file: &File) -> io::Result<bool> {
 }
 
 /// Removes what killed backups and restores left in `directory`. What cannot be removed stays: it
-/// may be another user's, and it is in nobody's way.
+/// may be another user's, and it does no harm.
 fn remove_stale(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.filter_map(Result::ok) {
@@ -93,8 +93,8 @@ fn remove_stale(directory: &Path) {
         }
         let path = entry.path();
         let Ok(file) = File::open(&path) else { continue };
-        // The lock is held until it is removed: nobody can take it up meanwhile. What got its name
-        // since it was listed is at another path by now.
+        // The lock is held until it is removed: no other process can adopt it meanwhile. What got
+        // its name since it was listed is at another path by now.
         if file.try_lock().is_ok() && is_at(&path, &file).unwrap_or(false) {
             let _ = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }

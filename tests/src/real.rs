@@ -75,7 +75,7 @@ impl RealWorker {
         self.stop.drain.cancel();
     }
 
-    /// Lets it die on the spot, like a killed process: what it ran goes on.
+    /// Lets it die on the spot, like a killed process: what it ran continues.
     pub async fn kill(self) {
         self.work.abort();
         drop(self.work.await);

@@ -209,7 +209,7 @@ impl TestServer {
             .unwrap_or_default()
     }
 
-    /// Where the run stands, in one word.
+    /// The phase of the run, in one word.
     pub async fn phase(&self, run: &str) -> String {
         self.run(run).await.phase
     }
@@ -286,12 +286,12 @@ impl TestServer {
         Ok(self.runs().cancel_run(request).await?.into_inner().run.unwrap_or_default())
     }
 
-    /// Lets the run go on under its frozen plan.
+    /// Continues the run under its frozen plan.
     pub async fn resume(&self, run: &str) -> Result<v1::Run, Status> {
         self.resume_with(v1::ResumeRunRequest { run: run.to_owned(), ..Default::default() }).await
     }
 
-    /// Lets a run go on.
+    /// Continues a run.
     pub async fn resume_with(&self, request: v1::ResumeRunRequest) -> Result<v1::Run, Status> {
         let request = v1::ResumeRunRequest { actor: ANA.to_owned(), ..request };
         Ok(self.runs().resume_run(request).await?.into_inner().run.unwrap_or_default())

@@ -25,7 +25,7 @@ use towpath_tests::{
 const CASES: u32 = 1000;
 /// Mutations of the target that writes stores.
 const CASES_SLOW: u32 = 40;
-/// Longest mutation, in bytes: edits that copy could double a seed again and again.
+/// Longest mutation, in bytes: edits that copy could double a seed repeatedly.
 const BYTES_MAX: usize = 64 * 1024;
 
 /// Pieces that mean something to one of the readers.

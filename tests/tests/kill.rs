@@ -1,4 +1,4 @@
-//! `kill -9`, again and again: `tow` dies at random moments, and nothing that it said was recorded
+//! `kill -9`, repeatedly: `tow` dies at random moments, and nothing that it said was recorded
 //! is ever missing, and no job leaves its mark twice.
 //!
 //! `TOW_KILLS` asks for another number of kills than 100, `TOW_SEED` for the moments of an earlier
@@ -120,7 +120,7 @@ impl Scene {
         ended
     }
 
-    /// Takes in the whole lines of `printed`. What was seen before must not look different now.
+    /// Reads the complete lines of `printed`. What was seen before must not look different now.
     fn take_in(&mut self, printed: &[u8]) {
         for line in printed.split_inclusive(|byte| *byte == b'\n') {
             let Some(line) = line.strip_suffix(b"\n") else { continue };

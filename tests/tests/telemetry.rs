@@ -31,7 +31,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 use towpath_tests::{WAIT_MAX, eventually, program};
 
-/// The trace that somebody else began, and their span.
+/// The trace that the caller began, and its span.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const ABOVE: &str = "00f067aa0ba902b7";
 /// What no collector should ever see.
@@ -304,7 +304,7 @@ async fn one_trace_goes_from_the_command_line_to_the_script_through_retries_and_
     let run = String::from_utf8_lossy(&run.stdout).trim().to_owned();
     let one = scene.until_there("one").await;
     let start = collector.one("towpath.v1.RunsService/StartRun").await;
-    // Both are killed; the script goes on, and others take over.
+    // Both are killed; the script continues, and others take over.
     drop((server, worker));
     let _server = scene.serve(&address).await;
     let _worker = scene.worker(&address);

@@ -44,11 +44,11 @@ struct Side {
     masker: Masker,
     /// Masked bytes of the line that has not ended.
     line: Vec<u8>,
-    /// Part of the stream was left out before what comes next.
+    /// Part of the stream was omitted before what comes next.
     gap: bool,
 }
 
-/// The newest output, while nobody knows yet whether it is the end.
+/// The newest output, while it is unknown yet whether it is the end.
 #[derive(Debug, Default)]
 struct Tail {
     pieces: VecDeque<(u64, OutputSource, Vec<u8>)>,
@@ -94,7 +94,7 @@ impl Capture {
         self.withheld = Some(why);
     }
 
-    /// Takes in what was read from a stream, `at_ms` milliseconds after the start.
+    /// Captures what was read from a stream, `at_ms` milliseconds after the start.
     pub(crate) fn feed(&mut self, source: OutputSource, at_ms: u64, bytes: &[u8]) {
         if self.withheld.is_some() || bytes.is_empty() {
             return;
@@ -216,7 +216,7 @@ impl Capture {
         self.open_since.get_or_insert_with(Instant::now);
     }
 
-    /// Says what was left out, then shows the newest lines.
+    /// Says what was omitted, then shows the newest lines.
     fn finish_tail(&mut self, tail: Tail, at_ms: u64) {
         let mut left_out = tail.left_out;
         let longest = self.longest_secret;
@@ -264,7 +264,7 @@ impl Capture {
         }
     }
 
-    /// A capture that goes on where this one stopped, with nothing to send.
+    /// A capture that continues where this one stopped, with nothing to send.
     fn continued(&mut self) -> Self {
         let mask = Arc::new(Mask::none());
         let mut next = Self::new(&mask);
@@ -304,7 +304,7 @@ impl Tail {
 }
 
 /// Finds where a stream with a gap may be shown again: where a line begins, or after so many bytes
-/// that the rest of a secret whose beginning was left out must have passed. Such a rest would not
+/// that the rest of a secret whose beginning was omitted must have passed. Such a rest would not
 /// be recognised. What is skipped has gone through the mask, or a secret would be cut a second
 /// time.
 struct Cut {

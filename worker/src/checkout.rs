@@ -171,7 +171,7 @@ fn size_of(odb: &Odb<'_>, id: Oid, path: &str) -> Result<u64, TreeProblem> {
 
 /// Writes the tree of `commit` into the new folder `root`, unless `stop` says otherwise. Blocks.
 ///
-/// Links come last and everything else is made anew, so nothing is ever written through a link.
+/// Links come last and everything else is made again, so nothing is ever written through a link.
 pub fn write(
     repository: &Repository,
     commit: Oid,

@@ -166,7 +166,7 @@ impl Masker {
         Self { mask, held: Vec::new(), covered: 0 }
     }
 
-    /// Takes in more of the stream and appends to `masked` what is clear by now.
+    /// Masks more of the stream and appends to `masked` what is clear by now.
     pub(crate) fn feed(&mut self, bytes: &[u8], masked: &mut Vec<u8>) {
         if self.mask.searcher.is_none() {
             masked.extend_from_slice(bytes);

@@ -13,7 +13,7 @@ use std::{
 
 use nix::fcntl::OFlag;
 
-/// Largest `$TOW_OUTPUT`, in bytes: outputs stand in the event, which is bounded too.
+/// Largest `$TOW_OUTPUT`, in bytes: outputs are in the event, which is bounded too.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 /// Largest value of one output, in bytes.
 pub const OUTPUT_VALUE_BYTES_MAX: usize = 4 * 1024;

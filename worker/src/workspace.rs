@@ -33,7 +33,7 @@ use crate::{
     source_cache::{Borrowed, SourceCache},
 };
 
-/// Pauses before a download is tried again, in milliseconds: a server may be away for a minute.
+/// Pauses before a download is retried, in milliseconds: a server may be away for a minute.
 const PAUSES_MS: [u64; 8] = [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000];
 /// How long a server may say nothing in the middle of a download.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -113,7 +113,8 @@ impl Workspaces {
         Ok(Prepared { root, folder })
     }
 
-    /// Writes the files of `source` to `root`. A copy that turns out to be damaged is fetched anew.
+    /// Writes the files of `source` to `root`. A copy that turns out to be damaged is fetched
+    /// again.
     async fn unpack(
         &self,
         of: &AttemptKey,
@@ -302,7 +303,7 @@ fn is_passing(status: &Status) -> bool {
     passing.contains(&status.code())
 }
 
-/// Makes a repository at `path` of what `pack` holds. Every object is hashed anew on the way.
+/// Makes a repository at `path` of what `pack` holds. Every object is hashed again on the way.
 fn index(path: &Path, pack: &NamedTempFile) -> Result<(), String> {
     let repository = Repository::init_bare(path).map_err(said)?;
     let odb = repository.odb().map_err(said)?;

@@ -15,7 +15,7 @@ use towpath_proto::v1;
 use super::{App, CommandResult, serve::duration};
 use crate::{cli::Output, connect::ServerConnection, exit, failure::Failure, signals::Signals};
 
-/// Longest time between two looks: launched commands end without the server knowing.
+/// Longest time between two checks: launched commands end without the server knowing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long nothing is launched after a launch failed; twice as long after each one more.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ struct Fleet<'a> {
     not_before: Instant,
 }
 
-/// Starts workers until told to stop.
+/// Starts workers until a signal arrives.
 pub(crate) async fn autoscale(app: &App, args: AutoscaleArgs) -> CommandResult {
     let Some(address) = &app.global.server else {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
@@ -192,8 +192,8 @@ impl<'a> Fleet<'a> {
 
     /// Launches what is missing now.
     async fn look(&mut self, server: &ServerConnection) -> Result<(), Failure> {
-        // Workers first: whoever takes a job in between is still taken for idle, and so one worker
-        // less is launched, never one more.
+        // Workers first: a worker that gets a job in between is then still counted as idle, and so
+        // one worker less is launched, never one more.
         let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await?;
         self.count_the_living(&listed.into_inner().workers);
         let first = self.demand(server).await?.next().await.ok_or_else(gone)??;
@@ -219,7 +219,7 @@ impl<'a> Fleet<'a> {
         wanted.max(self.args.min.saturating_sub(living)).min(self.args.max.saturating_sub(living))
     }
 
-    /// Forgets whoever does not live any more, and notes whether launches failed.
+    /// Removes workers that have ended, and records whether launches failed.
     fn count_the_living(&mut self, workers: &[v1::Worker]) {
         let (mut failed, mut worked) = (None, false);
         for launched in &mut self.launched {
@@ -270,7 +270,7 @@ impl<'a> Fleet<'a> {
             .env_remove("TOW_TAGS")
             .stdin(Stdio::null())
             .stdout(io::stderr())
-            // Ctrl-C is meant for this program; what it started goes on.
+            // Ctrl-C is meant for this program; what it started continues.
             .process_group(0);
         if !self.args.tags.is_empty() {
             command.env("TOW_TAGS", self.args.tags.join(","));

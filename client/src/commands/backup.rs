@@ -130,7 +130,7 @@ impl Progress {
         }
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(super) fn clear(&mut self) {
         if self.shown.take().is_some() {
             drop(write!(io::stderr().lock(), "\r\u{1b}[K"));

@@ -1,4 +1,4 @@
-//! `tow demo`: a real run in a folder of its own, by this very program started again and again, one
+//! `tow demo`: a real run in a folder of its own, by this very program started repeatedly, one
 //! time killed in the middle. What it claims in the end, it has counted.
 
 use std::{
@@ -71,7 +71,7 @@ pub(crate) async fn demo(app: &App, args: DemoArgs) -> CommandResult {
         }
         Err(failure) if failure.is(ErrorCode::Interrupted) => Err(failure),
         Err(failure) => {
-            // Whoever looks for the reason needs what is there.
+            // The folder is needed to find the reason.
             app.say(&format!("The folder is kept: {}", demo.folder.keep().display()));
             Err(failure)
         }

@@ -29,7 +29,7 @@ use crate::{
 
 /// Less free space than this is worth a warning, in bytes. Source: a day of a busy store.
 const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
-/// Others may not even look: records and output may hold what a script printed.
+/// Other users must not read the store: records and output may contain what a script printed.
 const OTHERS_MODE: u32 = 0o077;
 
 /// Check the store: read the log, rebuild every view, compare

@@ -57,7 +57,7 @@ pub(crate) async fn events(app: &App, args: EventsArgs) -> CommandResult {
                     records = Records::new(server.log().follow(request.clone()).await?.into_inner());
                 }
                 Some(Err(failure)) => return Err(failure),
-                // Without an end of its own: the log goes on elsewhere, or it is not known how.
+                // Without an end of its own: the log continues elsewhere, or it is not known how.
                 None if args.follow => return Err(server_went_away()),
                 None => break,
             },

@@ -50,7 +50,7 @@ pub(crate) fn now() -> Timestamp {
     SystemClock.now()
 }
 
-/// Works on a run to its end. When the process that keeps the store goes away, this one keeps it.
+/// Works on a run to its end. When the process that has the store open ends, this one opens it.
 pub(crate) async fn work_on(
     app: &App,
     mut server: ServerConnection,
@@ -155,7 +155,7 @@ async fn until_rest(
         tokio::select! {
             biased;
             record = records.next() => show.take(&heard(record)?)?,
-            // The commit of a lease is nobody's request: no answer and no record says that it
+            // The commit of a lease belongs to no request: no response and no record says that it
             // failed, and a run that cannot be recorded would be waited for forever.
             () = server.stopped() => return Err(why_stopped(records).await),
             () = signals.next() => {
@@ -180,7 +180,7 @@ async fn until_rest(
     }
 }
 
-/// `failure`, with how this run goes on if it is the store's.
+/// `failure`, with how this run continues if it is the store's.
 fn resumable(failure: Failure, short_id: &str) -> Failure {
     if !failure.is(ErrorCode::StoreUnavailable) {
         return failure;

@@ -65,7 +65,7 @@ struct LineJson {
 /// Shows a job's output, and follows it if asked.
 ///
 /// The process that works on a run may end while its output is followed, with the run or before it.
-/// What it recorded lies in the store, so that the rest is read from there.
+/// What it recorded is in the store, so that the rest is read from there.
 pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
     let LogsArgs { job, run, attempt, follow, tail, timestamps, raw } = args;
     let (output, colour) = (app.output(), app.style.colour);
@@ -251,7 +251,7 @@ impl Shown {
             self.bytes = whole.taken;
         }
         let mut chunks = runs().read_output(request.clone()).await?.into_inner();
-        // What was seen is passed over: a stream begins with the first byte.
+        // What was seen is ignored: a stream begins with the first byte.
         let (mut whole, mut again) = (WholeLines::default(), self.bytes);
         while let Some(chunk) = chunks.next().await {
             let v1::ReadOutputResponse { content } = match chunk.map_err(Failure::from) {
@@ -324,7 +324,7 @@ impl LastRecords {
     }
 }
 
-/// Everything that the newest try of `job` printed, in the captured format.
+/// Everything that the newest attempt of `job` printed, in the captured format.
 pub(crate) async fn whole_output(
     server: &ServerConnection,
     run: &str,
@@ -382,7 +382,7 @@ impl Printer {
             let text = serde_json::to_string(&LineJson { at_ms: line.at_ms, source, text })?;
             return Ok(((text + "\n").into_bytes(), Vec::new()));
         }
-        // A note stands where something is missing. Who keeps only standard output would take what
+        // A note marks missing output. A reader of only standard output would take what
         // is before and after it for one piece. Raw bytes stay those of the job.
         let is_gap = line.source == OutputSource::Note;
         let to_out = line.source == OutputSource::Out || (is_gap && !self.raw);

@@ -29,7 +29,7 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// The addresses of whoever asks for a run of it, if a gate may want to know.
+    /// The e-mail addresses of the requester, if a gate of the file depends on them.
     pub(crate) fn emails(&self) -> Vec<String> {
         let asked = self.plan.jobs.iter().any(|job| job.gate.is_some());
         if asked { authors::own_emails() } else { Vec::new() }

@@ -95,8 +95,8 @@ impl Estimates {
     }
 }
 
-/// What the jobs of `pipeline` took the last time all went well. Only a help: whatever stands in
-/// the way, there is none.
+/// What the jobs of `pipeline` took the last time all went well. Only an estimate: on any error
+/// there is none.
 fn estimates(app: &App, pipeline: &str) -> Estimates {
     let url = app.url();
     if store_folder(&url).is_none_or(|folder| !folder.exists()) {

@@ -41,7 +41,7 @@ pub(crate) struct ResumeArgs {
     tags: Vec<String>,
 }
 
-/// Lets a run go on and works on it.
+/// Continues a run and works on it.
 pub(crate) async fn resume(app: &App, args: ResumeArgs) -> CommandResult {
     let server = app.server().await?;
     match ask(app, &server, args).await {

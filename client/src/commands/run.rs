@@ -17,7 +17,7 @@ use crate::{
     source::{SourceArgs, Taken},
 };
 
-/// Jobs at once when nobody says how many. Source: the file-driven pipeline format.
+/// Jobs at once by default. Source: the file-driven pipeline format.
 pub(crate) const PARALLELISM: u32 = 4;
 
 /// Run a pipeline file to its end

@@ -29,7 +29,7 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// How long streams may take to end when nobody says otherwise, in milliseconds.
+/// How long streams may take to end by default, in milliseconds.
 const DRAIN_MS: u64 = 10_000;
 /// What `--lease` may say, in milliseconds. Shorter, and a busy machine loses what runs; longer,
 /// and the jobs of a dead machine wait.
@@ -111,7 +111,7 @@ struct Config {
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
-    /// Where spans and figures go if the environment does not say.
+    /// Where spans and metrics go if the environment does not say.
     otlp: Option<String>,
     client_crl: Option<PathBuf>,
     oidc: Option<OidcTable>,
@@ -125,13 +125,13 @@ fn shown_store<S: serde::Serializer>(url: &str, to: S) -> Result<S::Ok, S::Error
 }
 
 impl Config {
-    /// Whether nobody is let in without proof, whatever the store has.
+    /// Whether every client must authenticate, also without tokens in the store.
     fn is_strict(&self) -> bool {
         self.auth || self.tls_cert.is_some() || self.oidc.is_some()
     }
 }
 
-/// What is said once everything is ready.
+/// The line that is printed once the server is ready.
 #[derive(Serialize)]
 struct ListeningJson {
     address: String,
@@ -142,13 +142,13 @@ struct ListeningJson {
 }
 
 impl ServeArgs {
-    /// Where the configuration file wants spans and figures to go.
+    /// Where the configuration file wants spans and metrics to go.
     pub(crate) fn otlp(&self) -> Result<Option<String>, Failure> {
         Ok(self.config.as_deref().map(read).transpose()?.and_then(|file| file.otlp))
     }
 }
 
-/// Serves a store until it is told to stop.
+/// Serves a store until a signal arrives.
 pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> CommandResult {
     let print = args.print_config;
     let config = settings(app, args)?;
@@ -226,7 +226,7 @@ fn settings(app: &App, args: ServeArgs) -> Result<Config, Failure> {
     })
 }
 
-/// Who is let in, with the files read.
+/// The settings of authentication, with the files read.
 fn access(config: &Config) -> Result<Access, Failure> {
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
     let tls = match (&config.tls_cert, &config.tls_key, &config.client_ca) {
@@ -285,7 +285,7 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
     })
 }
 
-/// A length of time, in milliseconds.
+/// A duration, in milliseconds.
 pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
     towpath_pipeline::file::duration_ms(text).map_err(|why| {
         let advice = "Write it as `500ms`, `30s`, `5m` or `1h`.";
@@ -325,7 +325,7 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     TcpListener::bind(&addresses[..]).await.map_err(unusable)
 }
 
-/// Opens the store; somebody may be just closing it.
+/// Opens the store; another process may be just closing it.
 async fn open(config: &Config) -> Result<Server, Failure> {
     let until = Instant::now() + TRY_FOR;
     loop {

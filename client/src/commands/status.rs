@@ -27,7 +27,7 @@ pub(crate) struct StatusArgs {
     run: WhichRun,
 }
 
-/// Shows where a run stands.
+/// Shows the state of a run.
 pub(crate) async fn status(app: &App, args: StatusArgs) -> CommandResult {
     let server = app.server().await?;
     let finished = show(app, &server, args).await;

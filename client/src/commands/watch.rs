@@ -20,13 +20,13 @@ pub(crate) struct WatchArgs {
     wait: bool,
 }
 
-/// Follows a run that somebody else works on.
+/// Follows a run that another process works on.
 pub(crate) async fn watch(app: &App, args: WatchArgs) -> CommandResult {
     let server = app.server().await?;
     let request = v1::GetRunRequest { run: args.run.run };
     let run = server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
     if server.is_ours() {
-        // Nobody has the store open, so nobody works on the run.
+        // No process has the store open, so nobody works on the run.
         let (state, _) = snapshot(&server, &run.id).await?;
         app.print(&board::whole(&state, &run.short_id, now(), &app.style))?;
         let code = exit::of_phase(state.phase());

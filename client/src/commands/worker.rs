@@ -101,7 +101,7 @@ impl WorkerArgs {
     }
 }
 
-/// Works until told to stop.
+/// Works until a signal arrives.
 pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
     let Some(server) = &app.global.server else {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
@@ -201,18 +201,18 @@ fn reflected(last: Option<&Adopted>) -> u8 {
     }
 }
 
-/// Tells the person at the terminal how the worker stands to its server.
+/// Prints changes of the connection to the terminal.
 struct News<'a> {
     app: &'a App,
     address: String,
     name: String,
     links: watch::Receiver<ConnectionState>,
-    /// It was told that there is no session: every try more says the same.
+    /// The lost session was reported: further attempts to connect say the same.
     lost: bool,
 }
 
 impl News<'_> {
-    /// Tells the next change; never comes back when there are no more.
+    /// Prints the next change; never returns when there are no more.
     async fn tell(&mut self) {
         if self.links.changed().await.is_err() {
             return std::future::pending().await;

@@ -18,7 +18,7 @@ use super::{Mark, Style, safe, worker_word};
 const RUNNING_MAX: usize = 8;
 /// Most stages that are shown while the picture moves.
 const STAGES_MAX: usize = 6;
-/// Columns of a job's name, where there is room.
+/// Columns of a job's name, if the line is wide enough.
 const NAME_COLUMNS: usize = 28;
 
 /// The newest line of a job's output, by job name.
@@ -41,7 +41,7 @@ pub(crate) fn head(run: &Run, short_id: &str, style: &Style) -> String {
     format!("{sign} {}  {}", style.bold(&title), style.dim(&style.fit(&rest, room)))
 }
 
-/// The sign for where a job stands.
+/// The sign for the state of a job.
 pub(crate) fn mark_of(job: &Job) -> Mark {
     match &job.state {
         JobState::Succeeded => Mark::Done,

@@ -1,7 +1,7 @@
 //! The card of a gate: everything that an approval covers, for the person who decides.
 //!
 //! Pure: it is built from the run as its events left it, so any command that asks for a decision
-//! shows the same. What it cannot show it counts, and then a plain `y` opens nothing.
+//! shows the same. It counts what it cannot show, and then a plain `y` is not accepted.
 
 use towpath_engine::{
     expression::{placeholders, quoted},
@@ -35,9 +35,9 @@ pub(crate) enum Answer {
 
 /// A line before it is cut into rows.
 struct CardLine {
-    /// What stands before the first row, and how many columns that takes.
+    /// The prefix of the first row, and its width in columns.
     lead: (String, usize),
-    /// What stands before every further row, so that none can be taken for a line of its own.
+    /// The prefix of every further row, so that none can be taken for a line of its own.
     again: String,
     text: String,
     bold: bool,
@@ -109,7 +109,7 @@ impl GateCard {
         leads.zip(rows).map(|(lead, row)| format!("{lead}{}", dressed(row))).collect()
     }
 
-    /// What is asked once the card was shown.
+    /// The prompt below the card.
     pub(crate) fn question(&self) -> String {
         if self.missing.is_empty() {
             return "Open the gate? [y]es, [n]o, or Enter to leave it: ".to_owned();
@@ -281,10 +281,10 @@ impl GateCard {
         }
     }
 
-    /// Adds `line`, if the card has room for it.
+    /// Adds `line`, if the card is not full.
     fn push(&mut self, line: CardLine) {
         let bytes = line.lead.0.len() + line.text.len();
-        // Once something is left out everything after it is, too: a hole in the middle of a script
+        // Once something is omitted everything after it is, too: a hole in the middle of a script
         // would be harder to see than its missing end.
         if self.left_out > 0 || self.bytes + bytes > CARD_BYTES_MAX {
             self.left_out += bytes;

@@ -1,4 +1,4 @@
-//! The part of the terminal that moves: a block at the bottom that is drawn again and again, while
+//! The part of the terminal that moves: a block at the bottom that is drawn repeatedly, while
 //! finished lines scroll up and stay.
 
 use std::io::{self, Write};
@@ -23,8 +23,8 @@ impl Screen {
         lines: &[String],
         block: Vec<String>,
     ) -> io::Result<()> {
-        // Ten times a second, most of them for nothing: a slow line to the terminal, or a person who
-        // selects text in it, would suffer.
+        // Ten times a second, most of them for nothing: a slow line to the terminal, or a person
+        // who selects text in it, would suffer.
         if lines.is_empty() && block == self.drawn {
             return Ok(());
         }
@@ -42,7 +42,7 @@ impl Screen {
         out.flush()
     }
 
-    /// Takes the block away.
+    /// Removes the block.
     pub(crate) fn clear(&mut self, out: &mut impl Write) -> io::Result<()> {
         let text = self.erased();
         self.drawn.clear();
@@ -50,9 +50,9 @@ impl Screen {
         out.flush()
     }
 
-    // As many rows as lines were drawn, also if the window has another width by now. A terminal that
-    // breaks long lines anew shows more of them, and its surplus stays above; taking those away too
-    // would erase lines of others in a terminal that cuts.
+    // As many rows as lines were drawn, also if the window has another width by now. A terminal
+    // that breaks long lines again shows more of them, and its surplus stays above; taking those
+    // away too would erase lines of others in a terminal that cuts.
     /// The signs that put the cursor where the block began, and erase from there.
     fn erased(&self) -> String {
         match self.drawn.len() {

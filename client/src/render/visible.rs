@@ -62,7 +62,7 @@ pub(crate) fn visible(text: &str) -> String {
     shown
 }
 
-/// `text` in rows of at most `columns` columns. Nothing is left out, added or moved.
+/// `text` in rows of at most `columns` columns. Nothing is omitted, added or moved.
 pub(crate) fn wrapped(text: &str, columns: usize) -> Vec<&str> {
     let (mut rows, mut begin, mut taken) = (Vec::new(), 0, 0);
     for (at, next) in text.char_indices() {

@@ -107,7 +107,7 @@ impl Terminal {
         Self { child, controller, bytes, written: String::new(), screen }
     }
 
-    /// Takes in what was written meanwhile, waiting up to `within` for it. `false`: nothing came.
+    /// Reads what was written meanwhile, waiting up to `within` for it. `false`: nothing came.
     fn take(&mut self, within: Duration) -> bool {
         match self.bytes.recv_timeout(within) {
             Ok(bytes) => {

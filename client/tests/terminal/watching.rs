@@ -1,4 +1,4 @@
-//! A run that goes on in a terminal: what is said beside the picture, windows that change, and
+//! A run that continues in a terminal: what is said beside the picture, windows that change, and
 //! terminals that only watch.
 
 use std::{

@@ -23,9 +23,9 @@ pub struct ApproveGate {
     pub identity: Identity,
 }
 
-/// Records that somebody approved at the gate of a job; the last of those that the gate wants opens
-/// it. A gate is reached only once everything before it has ended, so an approval always speaks
-/// about results the approver could have read, and `approval_digest` says which.
+/// Records an approval at the gate of a job; the last approval that the gate needs opens it. A gate
+/// is reached only once everything before it has ended, so an approval always speaks about results
+/// the approver could have read, and `approval_digest` says which.
 pub(super) fn decide(
     run: &Run,
     approve: &ApproveGate,
@@ -42,7 +42,7 @@ pub(super) fn decide(
                 return Err(Refusal::ApprovalExpired { job });
             }
             let approval = run.approval(known, (by, &identity), comment, now, false)?;
-            // Whoever has approved already counts once.
+            // A person who has approved already is counted once.
             let given = known.approval_of(by, &identity).is_some();
             Ok(if given { Vec::new() } else { vec![approval] })
         }

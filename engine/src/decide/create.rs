@@ -42,11 +42,11 @@ pub struct CreateRun {
     pub traceparent: Option<String>,
     /// What the client called its request.
     pub idempotency_key: Option<String>,
-    /// The files of the run. `None`: they lie in `folder`, and workers share it.
+    /// The files of the run. `None`: they are in `folder`, and workers share it.
     pub source: Option<Source>,
-    /// What is known about who asks.
+    /// What is known about the requester.
     pub requester: Identity,
-    /// Who wrote the file. `None`: nobody knows.
+    /// Who wrote the file. `None`: unknown.
     pub authors: Option<Authors>,
 }
 
@@ -91,8 +91,8 @@ pub(super) fn decide(
     Ok(events)
 }
 
-/// What the gates of `plan` depend on, and nothing more: the log is no address book. A plan that
-/// excludes authors whom nobody knows is refused before anything runs.
+/// What the gates of `plan` depend on, and nothing more: the log is not an address book. A plan
+/// that excludes authors is refused if they are unknown, before any job runs.
 pub(super) fn concerned(
     plan: &Plan,
     requester: &Identity,

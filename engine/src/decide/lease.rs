@@ -1,4 +1,4 @@
-//! A worker asks for work and gets the next job that it fits.
+//! A worker gets the lease of the next job that fits its tags.
 
 use crate::{
     event::{FailureCause, RunEvent},
@@ -15,7 +15,7 @@ pub struct LeaseJob {
     pub worker: WorkerName,
     /// What it offers.
     pub tags: Vec<String>,
-    /// The promise lapses after this silence, in milliseconds.
+    /// The lease expires after this time without a heartbeat, in milliseconds.
     pub lease_ms: u64,
     /// How many jobs of other runs hold each lock.
     pub busy: LockUsage,

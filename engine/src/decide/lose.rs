@@ -1,4 +1,4 @@
-//! A worker is gone: what it held goes back, until it has gone back too often.
+//! A worker is lost: what it held goes back, until it has gone back too often.
 
 use crate::{
     event::{CAUSE_BYTES_MAX, FailureCause, RunEvent, bounded_text},
@@ -9,12 +9,12 @@ use crate::{
     run::Run,
 };
 
-/// Take in that a worker is gone.
+/// Take in that a worker is lost.
 #[derive(Clone, Debug)]
 pub struct LoseJob {
     /// The job it held.
     pub job: JobName,
-    /// Which try.
+    /// Which attempt.
     pub attempt: Attempt,
     /// What is known about why.
     pub reason: String,

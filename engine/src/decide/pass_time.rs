@@ -1,4 +1,4 @@
-//! The timer asks what is due. Due times stand in events; the timer itself knows nothing.
+//! Time passes: what is due by now. Due times are in events; the timer itself has no state.
 
 use crate::{event::RunEvent, refusal::Refusal, run::Run, time::Timestamp};
 

@@ -1,4 +1,4 @@
-//! `tow reject`: a person keeps a gate shut.
+//! `tow reject`: a person rejects a gate.
 
 use crate::{
     event::RunEvent,
@@ -19,7 +19,7 @@ pub struct RejectGate {
     pub comment: String,
 }
 
-/// Records who kept the gate of a job shut. What needs the job is skipped; the run ends as
+/// Records who rejected the gate of a job. What needs the job is skipped; the run ends as
 /// rejected unless something else fails.
 pub(super) fn decide(run: &Run, reject: &RejectGate) -> Result<Vec<RunEvent>, Refusal> {
     let RejectGate { job, approval_digest, comment } = reject.clone();

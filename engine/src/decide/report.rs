@@ -37,7 +37,7 @@ pub enum Ended {
 pub struct ReportJob {
     /// The job.
     pub job: JobName,
-    /// Which try.
+    /// Which attempt.
     pub attempt: Attempt,
     /// Who reports.
     pub worker: WorkerName,

@@ -1,4 +1,4 @@
-//! `tow resume`: a run goes on where it stopped.
+//! `tow resume`: a run continues where it stopped.
 
 use super::create::{concerned, plan_chunks};
 use crate::{
@@ -18,20 +18,20 @@ pub struct EditedPlan {
     pub file_sha256: Digest,
     /// What it means.
     pub plan: Plan,
-    /// The files of the run as they are now. `None`: nobody looked.
+    /// The files of the run as they are now. `None`: not read.
     pub source: Option<Source>,
     /// What is known about who sends it.
     pub requester: Identity,
-    /// Who wrote it. `None`: nobody knows.
+    /// Who wrote it. `None`: unknown.
     pub authors: Option<Authors>,
 }
 
-/// Let the run go on.
+/// Continue the run.
 #[derive(Clone, Debug, Default)]
 pub struct ResumeRun {
     /// Run this stage and everything after it again, although it succeeded.
     pub from: Option<StageName>,
-    /// The pipeline file as it is now. `None`: nobody looked.
+    /// The pipeline file as it is now. `None`: not read.
     pub file: Option<EditedPlan>,
     /// Take an edited file over.
     pub accept_changes: bool,
@@ -91,7 +91,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         return Err(Refusal::NothingToResume);
     }
     let lost = run.jobs().iter().find(|job| job.state.is_over_badly());
-    // Whoever goes on after an approval means what was approved: without a word to the contrary
+    // Whoever continues after an approval means what was approved: without a word to the contrary
     // nothing runs again that would make it void.
     let asked = !events.is_empty() || !run.would_void(|job| job.state.is_over_badly());
     if let Some(job) = lost.filter(|_| asked) {

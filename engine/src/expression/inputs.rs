@@ -1,4 +1,4 @@
-//! What a condition read, as it stands in the event that says how the condition was decided.
+//! What a condition read, as in the event that says how the condition was decided.
 
 use std::collections::BTreeMap;
 

@@ -80,7 +80,7 @@ fn is_plain(name: &str) -> bool {
 pub(super) struct Reference {
     /// What it reads.
     pub path: Path,
-    /// Where it stands.
+    /// Its state.
     pub range: Range<usize>,
     /// The variable in its place.
     pub variable: String,
@@ -209,7 +209,7 @@ impl<'t> Cursor<'t> {
         self.text[self.at..].chars().next()
     }
 
-    /// The next character that is no space, unless it begins `==`.
+    /// The next character that is not space, unless it begins `==`.
     fn peek_past_space(&self) -> Option<char> {
         let rest = self.text[self.at..].trim_start();
         if rest.starts_with("==") { None } else { rest.chars().next() }

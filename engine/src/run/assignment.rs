@@ -1,4 +1,4 @@
-//! What a worker is told to do: a job with its placeholders filled in.
+//! The assignment of a worker: a job with its placeholders filled in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +33,7 @@ impl Run {
         fits.then(|| &self.jobs[index as usize])
     }
 
-    /// The locks of all runs, if this one has room for another job.
+    /// The locks of all runs, if the parallelism of this run allows another job.
     fn with_own(&self, others: &LockUsage) -> Option<LockUsage> {
         if self.room() == 0 {
             return None;
@@ -62,13 +62,13 @@ impl Run {
         self.ready_queue.wants(now)
     }
 
-    /// What the job called `name` wants of a worker, if it could be leased at `now` but for its lock
-    /// and the parallelism.
+    /// What the job called `name` wants of a worker, if it could be leased at `now` but for its
+    /// lock and the parallelism.
     pub fn want_of(&self, name: &JobName, now: Timestamp) -> Option<Arc<Want>> {
         self.ready_queue.want_of(self.index_of(name.as_str())?, now).cloned()
     }
 
-    /// The names of the locks that its jobs ask for.
+    /// The names of the locks that its jobs need.
     pub fn locks(&self) -> BTreeSet<&str> {
         self.ready_queue.locks()
     }

@@ -1,6 +1,6 @@
-//! What follows by itself: skips, decided conditions, reached gates, the abort and the end.
+//! Consequences: skips, decided conditions, reached gates, the abort and the end.
 //!
-//! Each answer is one event; the caller walks it and asks again, until nothing follows. The
+//! Each consequence is one event; the caller applies it and calls again, until there is none. The
 //! indexes of the ready_queue make each answer cost the same in a run of ten jobs or of a million.
 //!
 //! Every answer must fit a record, whatever jobs wrote and however long their names are. Nobody
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Run {
-    /// The next event that follows from the run as it stands, or `None` when it is at rest.
+    /// The next event that follows from the run in its current state, or `None` when it is at rest.
     pub fn consequence(&self) -> Option<RunEvent> {
         match self.phase {
             Phase::Unborn | Phase::Planning | Phase::Finished(_) => None,

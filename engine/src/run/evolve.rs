@@ -1,4 +1,4 @@
-//! One more fact: what it changes, and whether it may.
+//! Applying a fact: what it changes, and whether it is legal.
 
 use super::{GateDecision, Header, Imported, Job, Phase, Run};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Run {
-    /// Takes in one more fact. After an error the run is as it was.
+    /// Applies one more fact. After an error the run is as it was.
     pub fn evolve(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
         if fact.at < self.newest_at {
             return Err(IllegalEvent::new(
@@ -211,7 +211,7 @@ impl Run {
         self.reindex();
     }
 
-    /// Notes that a run goes on, if it had finished.
+    /// Notes that a run continues, if it had finished.
     fn reopen(&mut self, fact: &Fact) {
         if self.finished_at.take().is_some() {
             self.reopened_at = Some(fact.at);
@@ -233,7 +233,7 @@ impl Run {
         self.reindex();
     }
 
-    /// Gives `name` another chance, and with it what was skipped because of it.
+    /// Runs `name` again, and with it the jobs that were skipped because of it.
     fn retry(&mut self, name: &JobName, fact: &Fact) -> Result<(), IllegalEvent> {
         let Some(index) = self.index_of(name.as_str()) else {
             return Err(IllegalEvent::new(&fact.event, "no job has that name"));

@@ -7,7 +7,7 @@ use crate::{
     job::IllegalEvent,
 };
 
-/// Where a run stands.
+/// The phase of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {

@@ -1,4 +1,4 @@
-//! What is asked at gates: who may approve, who is missing, and when approvals count no more.
+//! The state of gates: who may approve, how many approvals remain, and when they expire.
 
 use super::{Job, Run};
 use crate::{
@@ -11,18 +11,18 @@ use crate::{
 };
 
 impl Job {
-    /// Who opens its gate.
+    /// The policy of its gate.
     pub fn policy(&self) -> GatePolicy {
         self.plan.gate.clone().unwrap_or_default()
     }
 
-    /// How many more people its gate wants.
+    /// How many more approvals its gate needs.
     pub fn approvals_remaining(&self) -> u32 {
         let min = self.plan.gate.as_ref().map_or(1, |policy| policy.min);
         min.saturating_sub(u32::try_from(self.approvals.len()).unwrap_or(u32::MAX))
     }
 
-    /// When the approvals so far count no more, unless the job is leased before: with the first.
+    /// When the approvals expire, unless the job is leased before: all of them with the first.
     pub fn approvals_expire_at(&self) -> Option<Timestamp> {
         let untils = self.approvals.iter().filter_map(|approval| approval.expires_at);
         untils.min().filter(|_| match &self.state {
@@ -47,8 +47,8 @@ impl Job {
         self.approvals_expire_at().is_some_and(|until| until <= now)
     }
 
-    /// How far its gate is, in words: `1 of 2 approvals, by human:ana`. Empty where there is no
-    /// policy and nobody has approved.
+    /// How far its gate is, in words: `1 of 2 approvals, by human:ana`. Empty without a policy and
+    /// without approvals.
     pub fn quorum_words(&self) -> String {
         if self.plan.gate.is_none() && self.approvals.is_empty() {
             return String::new();
@@ -135,7 +135,7 @@ impl Run {
         })
     }
 
-    /// Whether whoever asked for the run has approved the gate of `job` by that, and may.
+    /// Whether the gate of `job` is to be approved by `--yes` of the requester, who may do so.
     pub(super) fn is_preapproved(&self, job: &Job) -> bool {
         let Some(header) = self.header.as_ref().filter(|header| header.gates_preapproved) else {
             return false;
@@ -146,7 +146,7 @@ impl Run {
             && self.may_approve(job, by).is_ok()
     }
 
-    /// The first gate that whoever asked for the run has approved by that.
+    /// The approval of the first gate that `--yes` of the requester covers.
     pub(super) fn preapproval(&self) -> Option<RunEvent> {
         let job = &self.jobs[self.ready_queue.first_preapproved()? as usize];
         let header = self.header.as_ref()?;
@@ -156,8 +156,8 @@ impl Run {
         self.approval(job, by, comment, self.newest_at, true).ok()
     }
 
-    /// Whether an approval is legal: of a person who has not approved yet, and as many as are told
-    /// are missing after it.
+    /// Whether an approval is legal: it is of a person who has not approved yet, and its number of
+    /// remaining approvals is correct.
     pub(super) fn may_count(&self, job: &Job, fact: &Fact) -> Result<(), IllegalEvent> {
         let RunEvent::GateApproved { approvals_remaining, identity, .. } = &fact.event else {
             return Ok(());
@@ -190,8 +190,7 @@ impl Run {
         jobs.filter_map(|job| job.voided(&VoidCause::Expired(job.approvals_expire_at()?))).collect()
     }
 
-    /// The gates that do not stand on what was read any more, once the jobs for which `again`
-    /// holds run again.
+    /// The gates whose approvals become void once the jobs for which `again` holds run again.
     pub(crate) fn voids(&self, cause: &VoidCause, again: impl Fn(&Job) -> bool) -> Vec<RunEvent> {
         let changed: Vec<bool> = self.jobs.iter().map(again).collect();
         let touched = (0..).zip(&changed).filter(|(_, again)| **again);
@@ -223,9 +222,9 @@ impl Run {
         gates.any(|job| !job.approvals.is_empty())
     }
 
-    /// What an approval of `job` covers: the run, its plan and its files, the job, how often its gate
-    /// was asked, and every result it stands on: of the stages before, and of its needs and theirs.
-    /// Any change of them is another digest, and an approval of the old one opens nothing.
+    /// What an approval of `job` covers: the run, its plan and its files, the job, how often its
+    /// gate was reached, and every result before it: of the earlier stages, and of its needs and
+    /// theirs. Any change of them is another digest, and an approval of the old one opens nothing.
     pub fn approval_digest(&self, job: &Job) -> Digest {
         let header = self.header.as_ref();
         let plan = header.map(|header| header.plan_sha256.to_string()).unwrap_or_default();
@@ -243,8 +242,7 @@ impl Run {
         Digest::of(text.as_bytes())
     }
 
-    /// The jobs that get another chance together with `name`, which gets one: what was skipped
-    /// because of it.
+    /// The jobs that run again together with `name`: those that were skipped because of it.
     pub(crate) fn freed_by(&self, name: &JobName) -> impl Fn(&Job) -> bool + use<> {
         let (name, aborted) = (name.clone(), self.abort_root.as_ref() == Some(name));
         move |job| match &job.skipped {

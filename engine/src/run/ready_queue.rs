@@ -1,7 +1,8 @@
 //! What can be done next, kept up to date step by step, so that the work per event is
 //! proportional to the jobs it touches and not to the size of the run.
 //!
-//! Derived: everything here can be rebuilt from the jobs (`ReadyQueue::build`), and a test compares.
+//! Derived: everything here can be rebuilt from the jobs (`ReadyQueue::build`), and a test
+//! compares.
 
 mod gates;
 mod wants;
@@ -23,7 +24,7 @@ pub use wants::{Want, Wanted};
 /// How many jobs hold each named lock.
 pub type LockUsage = BTreeMap<String, u32>;
 
-/// How many jobs stand where.
+/// How many jobs are in which state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Not decided, not ready, or ready and not yet leased.
@@ -32,7 +33,7 @@ pub struct Counts {
     pub at_gate: u32,
     /// Leased.
     pub running: u32,
-    /// Waiting for another try.
+    /// Waiting for another attempt.
     pub backing_off: u32,
     /// Ended well.
     pub succeeded: u32,
@@ -72,7 +73,7 @@ impl Counts {
     }
 }
 
-/// Where a job is filed.
+/// In which index a job is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum QueueState {
     #[default]
@@ -112,9 +113,9 @@ pub(super) struct ReadyQueue {
     /// Gates whose approvals expire, by when and by job.
     lapses: BTreeSet<(Timestamp, u32)>,
     lapse_of: BTreeMap<u32, Timestamp>,
-    /// Gates that whoever asked for the run has approved by that, and that do not know it yet.
+    /// Gates that `--yes` of the requester covers and whose approval is not recorded yet.
     preapproved: BTreeSet<u32>,
-    /// Whether any job has a gate: else nobody asks for the results before one.
+    /// Whether any job has a gate: else the digest of results is not computed.
     has_gates: bool,
     /// Over the results of all stages before the open one.
     results_before: Option<Digest>,
@@ -176,7 +177,7 @@ impl ReadyQueue {
         u32::try_from(lost).unwrap_or(u32::MAX)
     }
 
-    /// Takes in that job `index` changed from `before` to the state it has in `jobs`.
+    /// Applies that job `index` changed from `before` to the state it has in `jobs`.
     pub(super) fn moved(&mut self, index: u32, before: &JobState, jobs: &[Job]) {
         let now = &jobs[index as usize].state;
         self.counts.add(before, -1);
@@ -260,8 +261,8 @@ impl ReadyQueue {
         }
         let open = self.unmet[at] == 0 && self.stage_of[at] as usize <= self.open_stage;
         let place = match &job.state {
-            // What has begun goes on; whatever has not waits for its needs and its stage, also when
-            // they were opened again behind its back.
+            // What has begun continues; whatever has not waits for its needs and its stage, also
+            // when they were opened again behind its back.
             JobState::Waiting
             | JobState::Admitted
             | JobState::Approved
@@ -346,13 +347,13 @@ impl ReadyQueue {
         self.abort_due
     }
 
-    /// The first moment after `now` at which a try in back-off is due.
+    /// The first moment after `now` at which an attempt in back-off is due.
     pub(super) fn next_backoff(&self, now: Timestamp) -> Option<Timestamp> {
         let after = std::ops::Bound::Excluded((now, u32::MAX));
         self.backoff.range((after, std::ops::Bound::Unbounded)).next().map(|(due, _)| *due)
     }
 
-    /// Whether a try in back-off may begin at `now`.
+    /// Whether an attempt in back-off may begin at `now`.
     pub(super) fn is_due(&self, index: u32, now: Timestamp) -> bool {
         matches!(self.place[index as usize], QueueState::Backoff(due) if due <= now)
     }

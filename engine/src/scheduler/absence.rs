@@ -15,7 +15,7 @@ use crate::ids::{AttemptId, WorkerName};
 /// Workers that are not connected and whose leases expire.
 #[derive(Debug, Default)]
 pub(super) struct Absences {
-    /// Since when nothing was heard of them, and when that is to be looked at.
+    /// Time of their last heartbeat, and when it is checked next.
     since: BTreeMap<WorkerName, (Duration, Duration)>,
     due: BTreeSet<(Duration, WorkerName)>,
 }
@@ -33,7 +33,7 @@ impl Absences {
         }
     }
 
-    /// A worker that is to be looked at by `now`, and since when nothing was heard of it.
+    /// A worker whose heartbeat is to be checked by `now`, and the time of the last one.
     fn take_due(&mut self, now: Duration) -> Option<(WorkerName, Duration)> {
         let (_, worker) = self.due.first().filter(|(due, _)| *due <= now)?.clone();
         let (since, _) = self.since.get(&worker).copied()?;
@@ -51,7 +51,7 @@ impl Scheduler {
 
     pub(super) fn tick(&mut self) {
         if self.now.saturating_sub(self.last_tick) > self.lease / 2 {
-            // It was the server that slept: no worker could have been heard.
+            // The server itself was suspended: no heartbeat could have arrived.
             self.forgiven_at = self.now;
         }
         self.last_tick = self.now;
@@ -82,7 +82,7 @@ impl Scheduler {
     }
 
     /// Begins to wait for a worker that is not connected. Leases of a worker of this machine do not
-    /// expire: whoever resumes its run finds what became of its jobs.
+    /// expire: the process that resumes its run finds the state of its jobs.
     pub(super) fn await_reconnect(&mut self, worker: &WorkerName, since: Duration) {
         if !worker.as_str().starts_with(LOCAL_WORKER_PREFIX) {
             self.absences.arm(worker, since, since + self.lease);
@@ -128,7 +128,7 @@ impl Scheduler {
         self.out.push(Effect::Lose { attempt: attempt.clone(), reason });
     }
 
-    /// Forgets a loss that failed and is to be tried again.
+    /// Forgets a loss that failed and is to be retried.
     pub(super) fn drop_loss(&mut self, attempt: &AttemptId) {
         if let Some(at) = self.losses.get(attempt).and_then(|loss| loss.retry_at) {
             self.losses_due.remove(&(at, attempt.clone()));

@@ -20,7 +20,7 @@ struct Kind {
     want: Arc<Want>,
     /// Runs that have such a job and can be given a slot.
     runs: BTreeSet<RunId>,
-    /// How many runs speak of it: it is forgotten with the last.
+    /// How many runs want it: it is removed with the last.
     references: u32,
     /// How many such jobs could begin now, but for the lock.
     pending: u64,
@@ -43,7 +43,7 @@ pub(super) struct Demand {
 }
 
 impl Demand {
-    /// The kind of `want`, of which one more run speaks.
+    /// The kind of `want`, with one more run that wants it.
     pub(super) fn refer(&mut self, want: &Arc<Want>) -> WantId {
         if let Some(id) = self.ids.get(want) {
             if let Some(kind) = self.kinds.get_mut(id) {
@@ -62,7 +62,7 @@ impl Demand {
         id
     }
 
-    /// One run less speaks of a kind.
+    /// One run less wants a kind.
     pub(super) fn unrefer(&mut self, id: WantId) {
         let Some(kind) = self.kinds.get_mut(&id) else { return };
         kind.references -= 1;

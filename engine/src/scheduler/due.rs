@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{ids::RunId, time::Timestamp};
 
-/// Shortest time after which a run is tried again whose time could not be passed.
+/// Shortest time after which a run is retried whose time could not be passed.
 const RETRY_MS_MIN: u64 = 1_000;
 /// Longest such time.
 const RETRY_MS_MAX: u64 = 60_000;
@@ -36,7 +36,7 @@ impl DueTimes {
             && known.pause_ms > 0
         {
             // The run says so again whenever it is read. That it failed is not forgotten by that:
-            // on a full disk it would be tried again at once, for ever.
+            // on a full disk it would be retried at once, for ever.
             self.place(run, Due { at: Some(at), look: known.look.max(at), ..known });
             return self.next() != before;
         }
@@ -80,7 +80,7 @@ impl DueTimes {
         }
     }
 
-    /// What is due in `run` could not be done at `now`: it is tried again, ever later. Answers
+    /// What is due in `run` could not be done at `now`: it is retried, ever later. Answers
     /// whether this is the first failure.
     pub fn failed(&mut self, run: &RunId, now: Timestamp) -> bool {
         let known = self.of_run.get(run).copied();

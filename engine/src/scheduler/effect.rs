@@ -11,7 +11,8 @@ use crate::{
 /// Something that is to be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Decide a lease of `run`, then say [`super::Input::LeaseDecided`] or [`super::Input::LeaseFailed`].
+    /// Decide a lease of `run`, then say [`super::Input::LeaseDecided`] or
+    /// [`super::Input::LeaseFailed`].
     Lease {
         /// The session that has a slot reserved for it.
         session: SessionId,
@@ -41,7 +42,7 @@ pub enum Effect {
         session: SessionId,
         /// The worker.
         worker: WorkerName,
-        /// Runs in which it holds something, or says so. Those that are not live are passed over.
+        /// Runs in which it holds something, or says so. Those that are not live are ignored.
         runs: BTreeSet<RunId>,
     },
     /// The session's first message, its welcome, waits to be delivered: it is open.
@@ -49,7 +50,8 @@ pub enum Effect {
         /// The session.
         session: SessionId,
     },
-    /// Messages wait: take them with [`super::Scheduler::next_message`] as the connection takes them.
+    /// Messages wait: take them with [`super::Scheduler::next_message`] as the connection takes
+    /// them.
     Deliver {
         /// The session.
         session: SessionId,
@@ -84,7 +86,7 @@ pub enum LossReason {
     Unsent,
     /// The worker opened a new session and did not name the attempt.
     NotHeld,
-    /// The worker was silent for as long as a lease lasts.
+    /// The worker sent no heartbeat for as long as a lease lasts.
     NoHeartbeat,
     /// The worker said goodbye before the assignment reached it.
     Left,
@@ -137,7 +139,7 @@ pub enum Notice {
         /// How many.
         leases: usize,
     },
-    /// A lease of a run failed: the run is tried again every now and then.
+    /// A lease of a run failed: the run is retried every now and then.
     RunHeldBack {
         /// Which run.
         run: RunId,

@@ -115,7 +115,8 @@ pub enum Input<'a> {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// What came of [`super::Effect::Record`], once it is durable: the worker may forget the attempt.
+    /// What came of [`super::Effect::Record`], once it is durable: the worker may forget the
+    /// attempt.
     Recorded {
         /// The session.
         session: SessionId,
@@ -126,7 +127,8 @@ pub enum Input<'a> {
         /// What was leased with it.
         leased: Vec<Leased>,
     },
-    /// [`super::Effect::Record`] failed: the worker is told so by whoever carried it out.
+    /// [`super::Effect::Record`] failed: the driver that carried it out sends the error to the
+    /// worker.
     RecordFailed {
         /// The session.
         session: SessionId,
@@ -164,7 +166,7 @@ pub enum Input<'a> {
     Lost {
         /// The attempt.
         attempt: AttemptId,
-        /// Whether the log has it; else it is tried again.
+        /// Whether the log has it; else it is retried.
         ok: bool,
     },
     /// Time passed: to be fed often, at least four times within a lease, and when

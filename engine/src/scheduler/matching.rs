@@ -243,9 +243,9 @@ impl Scheduler {
         other.is_none_or(|other| turn_of(run, &self.turn) <= turn_of(&other, &self.turn))
     }
 
-    /// A slot of session `id` goes to `run`: the next one is another run's turn. A session that takes
-    /// jobs of this run alone takes no turn. The order would begin anew after its run each time, and
-    /// a run further on would not get as far as its turn while that session works.
+    /// A slot of session `id` goes to `run`: the next one is another run's turn. A session that
+    /// takes jobs of this run alone takes no turn. The order would begin again after its run each
+    /// time, and a run further on would not get as far as its turn while that session works.
     pub(super) fn take_turn(&mut self, id: SessionId, run: &RunId) {
         let takes_any = |session: &Session| session.hello.only.is_none();
         if self.sessions.get(&id).is_some_and(takes_any) {

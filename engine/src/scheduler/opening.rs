@@ -2,7 +2,7 @@
 //! it holds and it does not name is lost before the session is given anything.
 //!
 //! ```text
-//!   hello ─▶ Opening ── reconciled ─▶ Settling ── all lost ─▶ Ready ── goodbye ─▶ Leaving ─▶ closed
+//! hello ─▶ Opening ── reconciled ─▶ Settling ── all lost ─▶ Ready ── goodbye ─▶ Leaving ─▶ closed
 //!               │                        │                      │
 //!               └── log unreadable ──────┴──▶ closed ◀── no heartbeat, disconnected
 //! ```
@@ -61,7 +61,7 @@ impl Scheduler {
         self.reconciling.insert(id, worker.clone());
         let named = known.leases.iter().chain(&session.hello.held);
         let runs: BTreeSet<RunId> = named.map(|attempt| attempt.run.clone()).collect();
-        // Losses that failed are decided anew, by what the worker says that it holds.
+        // Losses that failed are decided again, by what the worker says that it holds.
         let leases: Vec<AttemptId> = known.leases.iter().cloned().collect();
         for attempt in leases {
             self.drop_loss(&attempt);
@@ -100,7 +100,7 @@ impl Scheduler {
         self.forget_worker(worker);
     }
 
-    /// Nothing of `worker` is being lost any more: whoever waited for that goes on.
+    /// Nothing of `worker` is being lost any more: what waited for it continues.
     pub(super) fn settle(&mut self, worker: &WorkerName) {
         let Some(known) = self.workers.get_mut(worker).filter(|known| known.losing == 0) else {
             return;

@@ -205,7 +205,7 @@ impl Scheduler {
         self.forget_worker(&lease.worker);
     }
 
-    /// Takes in what a run wants now.
+    /// Applies what a run wants now.
     fn note_run(&mut self, run: &RunId, state: &Run, at: Timestamp) {
         self.check_awaited(run, state);
         if !state.phase().is_live() {

@@ -37,7 +37,7 @@ pub struct Hello {
     pub only: Option<RunId>,
     /// Only this job of that run, whatever tags it asks for.
     pub job: Option<JobName>,
-    /// How many assignments it takes in this session.
+    /// How many assignments it accepts in this session.
     pub jobs_max: Option<u32>,
     /// It wants nothing new from the beginning.
     pub draining: bool,

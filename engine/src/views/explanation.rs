@@ -75,7 +75,7 @@ pub enum WaitReason {
     },
     /// Nothing: its run leases no more jobs.
     RunNotRunning {
-        /// Where the run stands.
+        /// The phase of the run.
         phase: Phase,
     },
     /// A running job of the same run to end, because as many run as may.

@@ -1,7 +1,7 @@
 //! What a list shows of a run, without its jobs: each event costs the same, however many jobs the
 //! run has, so that a list of runs never has to replay one.
 //!
-//! The counts of a run that goes on are not here: they follow from every job, and a run that goes
+//! The counts of a run that continues are not here: they follow from every job, and a run that goes
 //! on is in memory with all of them.
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use crate::{
 pub struct RunSummary {
     /// The run.
     pub run: RunId,
-    /// What people call the pipeline.
+    /// The name of the pipeline.
     pub pipeline: String,
     /// The pipeline file, as the client named it.
     pub file: String,
@@ -35,17 +35,17 @@ pub struct RunSummary {
     pub parallelism: u32,
     /// The files of the run, if workers do not share `folder`.
     pub source: Option<Source>,
-    /// Who asked.
+    /// The requester.
     pub requested_by: Actor,
-    /// When they asked.
+    /// When the run was requested.
     pub created_at: Timestamp,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
-    /// When somebody last let the run go on after it had finished.
+    /// When an actor last resumed the run after it had finished.
     pub reopened_at: Option<Timestamp>,
     /// The job whose failure aborted the run.
     pub abort_root: Option<JobName>,
-    /// How it ended. `None`: it goes on.
+    /// How it ended. `None`: it has not ended.
     pub end: Option<RunEnd>,
 }
 
@@ -140,7 +140,7 @@ impl RunSummary {
         }
     }
 
-    /// Takes in one more fact of the run. Facts that change nothing here are most of them.
+    /// Applies one more fact of the run. Facts that change nothing here are most of them.
     pub fn take(&mut self, fact: &Fact) {
         match &fact.event {
             RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled, rejected } => {

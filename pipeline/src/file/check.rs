@@ -99,7 +99,7 @@ fn names(
 fn check_stages(reader: &mut Reader<'_>, templates: &[Template], stages: &[StageName]) {
     for template in templates {
         let stage = &template.plan.stage;
-        // An unreadable stage was told already.
+        // An unreadable stage was reported already.
         if stage.as_str().is_empty() || stages.contains(stage) {
             continue;
         }

@@ -1,6 +1,6 @@
 //! Lengths of time as people write them: `500ms`, `10s`, `5m`, `1h30m`, `2d`.
 
-/// Longest length of time that a file may ask for: ten years, in milliseconds.
+/// Longest duration that a file may ask for: ten years, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 3_650 * DAY;
 
 const SECOND: u64 = 1_000;

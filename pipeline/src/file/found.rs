@@ -1,4 +1,4 @@
-//! The problems of one file while it is read: as many as anybody could want, and no more.
+//! The problems of one file while it is read, up to a bound.
 
 use crate::diagnostics::{Diagnostic, Diagnostics};
 

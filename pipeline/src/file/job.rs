@@ -48,11 +48,11 @@ pub(super) struct Template {
     pub matrix: Option<Matrix>,
     /// The outputs it declares.
     pub outputs: Option<Vec<String>>,
-    /// Where its parts stand.
+    /// The spans of its parts.
     pub places: Places,
 }
 
-/// Where the parts of a template stand.
+/// The spans of the parts of a template.
 #[derive(Default)]
 pub(super) struct Places {
     pub stage: Range<usize>,
@@ -255,7 +255,7 @@ fn script(reader: &mut Reader<'_>, text: &str, span: &Range<usize>, what: &str, 
     if !text.contains("${{") {
         return;
     }
-    // A broken `${{` is told by the check of expressions.
+    // A broken `${{` is reported by the check of expressions.
     let misplaced = expression::misplaced(text).unwrap_or_default();
     let through_env = "give the value a name in `env:` and write \"$NAME\" in the script";
     let program = shell.first().map_or("sh", |program| program.rsplit('/').next().unwrap_or("sh"));

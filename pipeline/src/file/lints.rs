@@ -30,7 +30,7 @@ pub(super) fn warnings(
     found
 }
 
-/// A stage begins when the one before has *ended*; only a need asks for success.
+/// A stage begins when the one before has *ended*; only a need requires success.
 fn needs_nothing(template: &Template, is_first: bool) -> Option<Diagnostic> {
     let (what, place) = match (template.plan.irreversible, template.plan.when) {
         (true, _) => ("is irreversible", &template.places.irreversible),

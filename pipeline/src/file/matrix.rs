@@ -27,7 +27,7 @@ pub(super) struct Matrix {
     pub axes: Vec<String>,
     /// The values of each job, in the order of the axes.
     pub combinations: Vec<Vec<String>>,
-    /// Where it stands.
+    /// Its state.
     pub span: Range<usize>,
 }
 

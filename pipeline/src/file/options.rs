@@ -19,7 +19,7 @@ const FACTOR_PERCENT_DEFAULT: u32 = 200;
 /// Largest factor, in percent.
 const FACTOR_PERCENT_MAX: f64 = 1_000.0;
 
-/// How often a failed job is tried again. 0 times is not at all.
+/// How often a failed job is retried. 0 times is not at all.
 pub(super) fn retry<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<RetryPolicy> {
     if !matches!(node.shape, Shape::Map(_)) {
         let max = reader.count(node, "`retry`", 0, RETRIES_MAX)?;

@@ -1,5 +1,5 @@
 //! Typed values out of the tree. Whatever is wrong is written down with its place, and reading
-//! goes on, so that one look at a file finds all of it.
+//! continues, so that one look at a file finds all of it.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -17,7 +17,7 @@ use crate::{
 
 /// Longest name of a job, stage and the like, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 200;
-/// Most unknown keys of one map that are told.
+/// Most unknown keys of one map that are reported.
 const UNKNOWN_KEYS_MAX: usize = 100;
 /// Most words that misspelt ones are compared with, over the whole file.
 const COMPARED_MAX: usize = 100_000;
@@ -52,14 +52,14 @@ impl<'n, 't> Fields<'n, 't> {
         self.entries.iter().find(|entry| entry.key == name).map(|entry| &entry.value)
     }
 
-    /// Where a key stands.
+    /// The span of a key.
     pub(super) fn key_span(&self, name: &str) -> Option<Range<usize>> {
         self.entries.iter().find(|entry| entry.key == name).map(|entry| entry.key_span.clone())
     }
 }
 
 impl<'t> Reader<'t> {
-    /// A reader of `text` that goes on from what was found in it.
+    /// A reader of `text` that continues from what was found in it.
     pub(super) fn new(text: &'t str, found: Found) -> Self {
         Self { text, found, compared: 0 }
     }
@@ -110,7 +110,7 @@ impl<'t> Reader<'t> {
             self.found.push(problem.label("not a key").help(help));
         }
         let is_missing = |key: &&Key| {
-            // A misspelt key is told once, as misspelt.
+            // A misspelt key is reported once, as misspelt.
             let is_given = entries.iter().any(|entry| entry.key == key.name);
             key.is_required && !is_given && !meant.contains(&key.name)
         };
@@ -224,7 +224,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// A length of time in milliseconds.
+    /// A duration in milliseconds.
     pub(super) fn duration(&mut self, node: &Node<'t>, what: &str, min_ms: u64) -> Option<u64> {
         let text = self.text(node, what)?;
         match duration_ms(text) {
@@ -285,7 +285,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Where a part of a value stands in the file, or else the whole value.
+    /// Where a part of a value is in the file, or else the whole value.
     ///
     /// The value may be escaped, folded or filled in; so its part is looked for by its text, and
     /// if that is there several times, by which of them it is.

@@ -2,7 +2,8 @@
 //!
 //! The tree is built from the parser's events, so that one pass finds every problem a reader of
 //! the tree can find, and so that what a hostile file can cost is counted here: nodes, nesting,
-//! and what aliases unfold to. Scalars stay text; what a text means is up to whoever reads it.
+//! and what aliases unfold to. Scalars stay text; what a text means is up to the reader of the
+//! value.
 
 use std::{borrow::Cow, collections::HashMap, ops::Range};
 
@@ -48,7 +49,7 @@ pub(super) enum Shape<'t> {
 pub(super) struct Entry<'t> {
     /// The key's text.
     pub key: Cow<'t, str>,
-    /// Where the key stands.
+    /// The span of the key.
     pub key_span: Range<usize>,
     /// The value.
     pub value: Node<'t>,

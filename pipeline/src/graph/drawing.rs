@@ -81,7 +81,7 @@ impl Tree<'_> {
             for (at, child) in children.iter().enumerate().rev() {
                 let is_last = at + 1 == children.len();
                 let entry = if is_deep {
-                    // No room to go deeper: the child stands beside, and names what it needs.
+                    // The drawing is too deep: the child is drawn at this level, with its needs.
                     (*child, head.clone(), indent.clone(), None)
                 } else {
                     let stroke = if is_last { self.strokes.last } else { self.strokes.branch };

@@ -125,7 +125,7 @@ impl Certificates {
         checked.map_err(why)
     }
 
-    /// Looks at the list, read anew if the file has changed.
+    /// Looks at the list, read again if the file has changed.
     fn fresh<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(path) = &self.path {
@@ -161,7 +161,7 @@ fn read(
 }
 
 /// Refuses the list of an authority that issues no certificates of workers. The check of a
-/// certificate passes over such a list without a word, so nothing would ever be revoked by it.
+/// certificate ignores such a list without a word, so nothing would ever be revoked by it.
 fn is_issued_by(
     list: &[u8],
     authorities: &[CertificateDer<'_>],

@@ -89,7 +89,7 @@ struct Admitted {
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// Whether whoever asks for `path` is let in without proof.
+/// Whether a client may call `path` without authentication.
 fn needs_no_proof(path: &str) -> bool {
     path.starts_with(HEALTH) || path.starts_with(REFLECTION)
 }
@@ -250,8 +250,8 @@ where
             tracing::info!(path = request.uri().path(), %error, "refused");
             Box::pin(std::future::ready(Ok(refusal(request, error))))
         };
-        // Before anything else: to a page, also why it is refused would say something, and a refused
-        // request is to use up neither the rate nor the room of others.
+        // Before anything else: to a page, also why it is refused would say something, and a
+        // refused request is to use up neither the rate nor the room of others.
         let names = match &self.access_rule {
             // Browsers have no way to a pipe or a unix socket, and no name leads there.
             AccessRule::Owner => &Names::Any,

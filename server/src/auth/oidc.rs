@@ -1,5 +1,5 @@
-//! Tokens of somebody else's: ID tokens of an OpenID Connect issuer, whose keys are in a file. What
-//! its groups may do is said here, and nothing is let in that is not said.
+//! Tokens of another issuer: ID tokens of an OpenID Connect issuer, whose keys are in a file.
+//! What its groups may do is said here, and nothing is let in that is not said.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ const TOKEN_BYTES_MAX: usize = 12 * 1024;
 const KEYS_BYTES_MAX: u64 = 1024 * 1024;
 /// The claim that holds the e-mail address.
 const EMAIL_CLAIM: &str = "email";
-/// Longest name of whoever asks, in bytes.
+/// Longest name of the client, in bytes.
 const NAME_BYTES_MAX: usize = 100;
 
 /// An issuer, and what its groups may do.
@@ -46,7 +46,7 @@ pub struct OidcSettings {
     pub issuer: String,
     /// What it calls us.
     pub audience: String,
-    /// The file of its public keys, a JWK set. It is read anew when it changes.
+    /// The file of its public keys, a JWK set. It is read again when it changes.
     pub keys: PathBuf,
     /// The claim that names who asks.
     pub name_claim: String,
@@ -188,7 +188,7 @@ impl Oidc {
             Some(_) | None => return Err("the ID token has no identity"),
         };
         // At many issuers people write any address into their own account: until the issuer has
-        // verified it, it would let them sign in as somebody else.
+        // verified it, it would let them sign in as another person.
         let is_verified = rest.get("email_verified") == Some(&Value::Bool(true));
         if self.settings.name_claim == EMAIL_CLAIM && !is_verified {
             return Err("the ID token does not say that the e-mail address was verified");

@@ -30,7 +30,7 @@ const IDENTITY_PREFIX: &str = "spiffe://towpath/";
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an authority is trusted.
 const CA_DAYS: u32 = 3_650;
-/// How long a certificate is good when nobody says otherwise.
+/// How long a certificate is good by default.
 pub const CERTIFICATE_DAYS: u32 = 90;
 /// Bytes of a serial number.
 const SERIAL_BYTES: usize = 16;

@@ -66,7 +66,7 @@ pub struct Token {
     sha256: String,
     /// When it was issued.
     pub created_at: Timestamp,
-    /// From when on it counts no more.
+    /// From when on it is no longer valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
     /// The e-mail addresses of whoever it stands for, as git knows them.
@@ -90,7 +90,7 @@ pub struct NewToken {
     pub kind: TokenKind,
     /// What it may do.
     pub roles: Vec<Role>,
-    /// From when on it counts no more.
+    /// From when on it is no longer valid.
     pub expires_at: Option<Timestamp>,
     /// The e-mail addresses of whoever it stands for.
     pub emails: Vec<String>,
@@ -213,7 +213,7 @@ pub fn list(folder: &Path) -> Result<Vec<Token>, TokensError> {
     read(&folder.join(TOKENS_FILE))
 }
 
-/// Makes the token of `name` count no more.
+/// Revokes the token of `name`.
 pub fn revoke(folder: &Path, name: &str) -> Result<(), TokensError> {
     change(folder, |tokens| {
         let before = tokens.len();

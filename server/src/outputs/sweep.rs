@@ -1,5 +1,5 @@
-//! Removes what grew of attempts that are over: of lost ones, and of those whose end was recorded by
-//! a server that was killed before it removed their files.
+//! Removes what grew of attempts that are over: of lost ones, and of those whose end was recorded
+//! by a server that was killed before it removed their files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::runs::{Loaded, Runs, locked};
 
 /// How often it is looked. The first look is at the start.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// Most directories that one look takes in; the rest waits for the next.
+/// Most directories that one sweep checks; the rest waits for the next.
 const SWEPT_MAX: usize = 10_000;
 
 /// Sweeps until told to stop.
@@ -36,8 +36,8 @@ pub(crate) async fn sweep_always(outputs: Arc<Outputs>, runs: Arc<Runs>, stop: C
 
 /// Removes the directories of all attempts that nobody holds.
 pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
-    // RunListEntry before it is asked who holds what. What an attempt that is leased meanwhile makes is
-    // then not in the list, and what is in the list and not held never will be again.
+    // RunListEntry before it is asked who holds what. What an attempt that is leased meanwhile
+    // makes is then not in the list, and what is in the list and not held never will be again.
     let spool = outputs.spool.clone();
     let listed = tokio::task::spawn_blocking(move || list(&spool)).await;
     let Ok(Ok(listed)) = listed else { return };

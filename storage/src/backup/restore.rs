@@ -80,7 +80,7 @@ async fn restore_aside(
     let doing = "restoring a backup";
     refuse_unless_empty(target)?;
     // All of it is read twice: half a store made of a file that turns out to be damaged would have
-    // to be explained to somebody who needs it now.
+    // to be explained to a user in an emergency.
     let mut source = Source::verified(file)?;
     let directory = parent_of(target);
     fs::create_dir_all(directory).map_err(StoreError::while_doing(doing))?;

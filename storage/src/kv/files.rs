@@ -79,7 +79,7 @@ impl KvFiles {
     }
 }
 
-/// The directory of a store whose log lies in it: the rest of its URL is the path.
+/// The directory of a store whose log is in it: the rest of its URL is the path.
 pub fn directory_at(rest: &str) -> Result<Directory, UrlFault> {
     if rest.is_empty() {
         return Err(UrlFault::PathMissing);
@@ -91,7 +91,7 @@ pub fn directory_at(rest: &str) -> Result<Directory, UrlFault> {
 mod tests {
     use crate::{BACKENDS, Directory, open, store_dir::StoreDir};
 
-    /// The schemes whose logs lie in a directory.
+    /// The schemes whose logs are in a directory.
     fn schemes() -> impl Iterator<Item = &'static str> {
         let whole = |rest| matches!(rest, Ok(Directory::Whole(_)));
         let backends = BACKENDS.iter().filter(move |backend| whole(backend.directory("x")));

@@ -3,8 +3,8 @@
 //! On Linux sled's `flush` calls `sync_file_range`, which survives `kill -9` but not a power cut.
 //! So every commit is followed by `fdatasync` of sled's `db` file through a descriptor of our own,
 //! and sled's periodic flush is off. Values that do not fit a quarter of a segment are written by
-//! sled to files of their own which nobody syncs; the segment is therefore chosen so large that no
-//! page of ours ever gets there.
+//! sled to files of their own, which are never synced; the segment is therefore chosen so large
+//! that no page of ours ever gets there.
 
 use std::{
     fs::{self, File},
@@ -88,8 +88,8 @@ impl SledBackend {
     /// Opens or creates the database in `directory`.
     fn open(directory: &Path) -> Result<Self, KvError> {
         remove_unusable_snapshots(directory).map_err(KvError::unavailable)?;
-        // No periodic flush: it would sync in the background what nobody waits for, and our own
-        // sync after each commit is the one that counts.
+        // No periodic flush: it would sync data in the background that no caller waits for, and our
+        // own sync after each commit is the one that makes it durable.
         let config = Config::new()
             .path(directory)
             .flush_every_ms(None)
@@ -187,7 +187,7 @@ impl Drop for GuardedDb {
             return;
         }
         // sled syncs its file when it is dropped, and panics if that fails. Nothing depends on that
-        // sync: what was acknowledged was made durable by our own, and what was not is nobody's.
+        // sync: what was acknowledged was made durable by our own, and the rest was never promised.
         let _ = drop_catching_panic(db);
     }
 }
@@ -196,7 +196,7 @@ impl Drop for GuardedDb {
 ///
 /// Whenever sled 0.34.7 opens a log that has grown, it writes `snap.LSN.generating`, syncs it and
 /// renames it. At the next start it reads the newest file whose name begins with `snap.`, and
-/// passes over names with an ending that it no longer uses. So half a snapshot, which a kill or a
+/// ignores names with an ending that it no longer uses. So half a snapshot, which a kill or a
 /// full disk leaves, would be read, fail its checksum, and keep the store shut for ever, although
 /// nothing of the log is wrong. A snapshot only shortens the start: without one sled reads its
 /// whole log. What it then comes back with is checked against our own mark and hashes as always.
@@ -242,7 +242,7 @@ mod tests {
         durable |directory| open(&format!("sled:{}", directory.display())).unwrap().store
     }
 
-    /// What sled writes beside its file is synced by nobody.
+    /// What sled writes beside its file is never synced.
     #[tokio::test]
     async fn no_page_is_ever_written_beside_the_file_that_is_synced() {
         let directory = tempfile::tempdir().unwrap();

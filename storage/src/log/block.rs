@@ -171,13 +171,13 @@ impl Block {
                 stream: names.shared(frame.stream),
                 version: frame.version,
                 kind: names.shared(frame.kind),
-                // Shares the block's memory: stored bytes are never copied or encoded anew.
+                // Shares the block's memory: stored bytes are never copied or encoded again.
                 bytes: value.slice(end - frame.bytes.len()..end),
                 hash,
             });
             start = end;
         }
-        // Also bytes behind the last record: they would be hashed by nobody.
+        // Also bytes behind the last record: no hash would cover them.
         if start != value.len() || hash != header.after {
             return Err(Damage::HashDiffers);
         }

@@ -8,8 +8,8 @@
 //! costs a lone client half of its appends (measured: 605 instead of 1,913 a second on a busy disk,
 //! median of nine turns each). So after
 //! `kill -9` the mark is exact, and notices the loss of a single record. After a power cut it may
-//! unindexed by up to [`SYNC_EVERY`] commits: the loss of more is noticed, and against the loss of less
-//! stands the sync of the database itself. It is never ahead of what is durable.
+//! unindexed by up to [`SYNC_EVERY`] commits: the loss of more is noticed, and against the loss of
+//! less stands the sync of the database itself. It is never ahead of what is durable.
 //!
 //! A store whose mark is missing opens and writes a new one: that is how a person who knows that
 //! records are lost accepts it.
@@ -61,7 +61,7 @@ impl HighWaterMark {
         };
         let slots =
             [0, SLOT_DISTANCE].map(|start| bytes.get(start..start + SLOT_BYTES).and_then(slot_of));
-        // A torn slot fails its digest and is passed over; the other one is at most one commit older.
+        // A torn slot fails its digest and is ignored; the other one is at most one commit older.
         let newest = slots.into_iter().flatten().max_by_key(|tail| tail.position);
         newest
             .map(Some)

@@ -2,9 +2,9 @@
 //!
 //! The log is the truth; the index is derived from it and written late. A stream that is busy would
 //! cost one key per commit, so its extents gather in memory and are written as one entry when there
-//! are [`EXTENTS_MAX`] of them, or when the log has moved [`UNINDEXED_COST_MAX`] past the oldest. Every
-//! block says up to where the index is complete, and what follows is read again when the store
-//! opens.
+//! are [`EXTENTS_MAX`] of them, or when the log has moved [`UNINDEXED_COST_MAX`] past the oldest.
+//! Every block says up to where the index is complete, and what follows is read again when the
+//! store opens.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -30,7 +30,7 @@ const LOG_PREFIX: u8 = b'l';
 const STREAM_PREFIX: u8 = b's';
 const EXTENT_BYTES: usize = 8 + 8 + 4;
 
-/// Consecutive versions of one stream that lie in one block.
+/// Consecutive versions of one stream that are in one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     /// Its first version.
@@ -170,7 +170,7 @@ impl UnindexedTail {
             self.streams.remove(stream);
         }
         self.full.retain(|stream| self.streams.contains_key(stream));
-        // Stale entries are dropped from the front only. Those in the middle are passed over when
+        // Stale entries are dropped from the front only. Those in the middle are ignored when
         // they are met: finding them here would cost the length of the queue with every commit.
         while let Some((block, stream)) = self.oldest_first.front() {
             if self.waiting_since(*block, stream).is_some() {

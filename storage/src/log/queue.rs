@@ -33,7 +33,8 @@ const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long the writer stays awake after a commit. Longer would burn a core that readers need.
 const LINGER: Duration = Duration::from_micros(100);
 
-/// What the handle, the writer thread and reads that are under way share. The owner's lock is dropped last.
+/// What the handle, the writer thread and reads that are under way share. The owner's lock is
+/// dropped last.
 #[derive(Debug)]
 pub(super) struct Shared {
     reader: Arc<Reader>,
@@ -138,7 +139,7 @@ impl Shared {
         let _stop = StopOnExit(self);
         while let Some((drafts, replies)) = self.take() {
             // Before the commit, not during it: a write that fails in the middle leaves a database
-            // that nobody knows the state of, and stops the store. This refusal stops nothing.
+            // whose state is unknown, and stops the store. This refusal stops nothing.
             if let Err(full) = self.disk_space.check(0) {
                 for reply in replies {
                     let _ = reply.send(Err(full.into()));
@@ -147,7 +148,8 @@ impl Shared {
             }
             match writer.commit(drafts) {
                 Ok(verdicts) => {
-                    // The tail first: whoever is answered must find its records when it reads.
+                    // The tail first: a caller that gets its answer must find its records when it
+                    // reads.
                     self.advance(writer.position());
                     for (reply, verdict) in replies.into_iter().zip(verdicts) {
                         // Who no longer waits does not need the answer.
@@ -171,8 +173,8 @@ impl Shared {
         }
     }
 
-    /// Stays awake for a moment, because whoever was just answered often asks again: waking a
-    /// thread takes longer than that, and a lone client would pay it with every append.
+    /// Stays awake for a moment, because a caller that was just answered often appends again:
+    /// waking a thread takes longer than that, and a lone client would pay it with every append.
     fn linger(&self) {
         let since = Instant::now();
         while since.elapsed() < LINGER {
@@ -208,8 +210,8 @@ impl Shared {
                 replies.push(reply);
             }
         }
-        // From here on these bytes are the writer's. The bound is on what waits, so that a slow disk
-        // leaves room for one commit in flight beside a full queue.
+        // From here on these bytes are the writer's. The bound is on what waits, so that a slow
+        // disk leaves room for one commit in flight beside a full queue.
         queue.bytes -= bytes;
         Some((drafts, replies))
     }
@@ -225,7 +227,7 @@ impl Shared {
 
     /// Refuses everything from now on, and answers who waits.
     fn stop(&self, error: &StoreError, replies: Vec<oneshot::Sender<Verdict>>) {
-        // The lock is released before the answers: whoever gets one may append again at once.
+        // The lock is released before the answers: a caller that gets one may append again at once.
         let waiting = {
             let mut queue = self.queue();
             // The first reason is the true one; `Closed` from the end of the thread comes after it.

@@ -1,6 +1,6 @@
 //! Reading: every block is verified before a record of it is believed, and a gap is damage.
 //!
-//! Verified blocks are kept for a while, because streams that are written side by side lie in the
+//! Verified blocks are kept for a while, because streams that are written side by side are in the
 //! same blocks.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,7 +79,7 @@ impl Reader {
             return Ok(page.records);
         }
         // Up to the durable tail as the caller saw it: blocks of a commit that is being synced may
-        // be visible already, and nobody may see a record that a power cut can take back.
+        // be visible already, and no reader may see a record that a power cut can remove.
         let mut block = self.block_holding(after + 1)?;
         let mut ahead = Vec::new().into_iter();
         loop {
@@ -119,7 +119,8 @@ impl Reader {
         if after == Version::MAX || limit == 0 {
             return Ok(page.records);
         }
-        // The unindexed tail first: what moves to the index meanwhile is then seen twice, not never.
+        // The unindexed tail first: what moves to the index meanwhile is then seen twice, not
+        // never.
         let waiting = self.unindexed().extents(stream).to_vec();
         let mut next = after + 1;
         loop {
@@ -260,7 +261,7 @@ impl Reader {
 
     /// Runs of the index that reach `next` or lie behind it; empty when the index ends before.
     fn indexed_extents(&self, stream: &str, next: Version) -> Result<Vec<Extent>, StoreError> {
-        // Keys are first versions, so the version that is looked for lies in the last entry that
+        // Keys are first versions, so the version that is looked for is in the last entry that
         // begins at or before it, or in no entry at all.
         let mut extents = self.last_entry(stream, next)?;
         extents.retain(|extent| extent.last() >= next);

@@ -1,7 +1,7 @@
 //! A record, its frame (the bytes that are stored and hashed) and the running hash of the log.
 //!
 //! The frame is the only encoding of a record: blocks, backups and the chain hash see the same
-//! bytes. What lies inside a payload is nobody's business here.
+//! bytes. This crate does not interpret payloads.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl NewRecord {
         Self { kind: kind.into(), bytes: bytes.into() }
     }
 
-    /// Bytes this record takes in the log of `stream`.
+    /// Bytes that this record applies the log of `stream`.
     pub(crate) fn frame_bytes(&self, stream: &str) -> usize {
         FRAME_FIXED_BYTES + stream.len() + self.kind.len() + self.bytes.len()
     }
@@ -85,7 +85,7 @@ impl Record {
     }
 }
 
-/// Where a record stands.
+/// The address of a record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordAddress<'a> {
     /// RecordAddress in the log.

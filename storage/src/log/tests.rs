@@ -185,7 +185,7 @@ async fn more_than_may_wait_is_refused_as_busy() {
         rig.gate.send(true).unwrap();
     }
     first.await.unwrap();
-    // What was queued is written, though nobody waits for it any more.
+    // What was queued is written, even if no caller waits for it any more.
     let mut tail = rig.log().watch();
     tail.wait_for(|tail| *tail == 1001).await.unwrap();
 }

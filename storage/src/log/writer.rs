@@ -54,7 +54,7 @@ struct Commit {
 }
 
 impl Writer {
-    /// A writer that goes on at `tail`.
+    /// A writer that continues at `tail`.
     pub(crate) fn new(reader: Arc<Reader>, tail: Tail, high_water: HighWaterMark) -> Self {
         Self { reader, tail, heads: Recent::new(HEADS_MAX), high_water }
     }
@@ -90,8 +90,8 @@ impl Writer {
 
     fn decide(&mut self, commit: &mut Commit, draft: Draft) -> Verdict {
         let Draft { stream, expected, records } = draft;
-        // The cache holds the ends that earlier drafts of this same commit moved; the index does not
-        // know them yet. See `COMMIT_APPENDS_MAX` for why none of them is forgotten meanwhile.
+        // The cache holds the ends that earlier drafts of this same commit moved; the index does
+        // not know them yet. See `COMMIT_APPENDS_MAX` for why none of them is forgotten meanwhile.
         let actual = match self.heads.get(&stream, |_| 1) {
             Some(head) => head,
             None => self.reader.head(&stream)?,
@@ -106,7 +106,7 @@ impl Writer {
             version += 1;
             commit.push(&stream, version, record);
         }
-        // Before it is durable. If the commit fails the store stops, and nobody asks again.
+        // Before it is durable. If the commit fails the store stops, and no append follows.
         self.heads.insert(stream, version, 1);
         Ok(Appended { first, last: commit.next_position() - 1, version })
     }
@@ -172,7 +172,7 @@ impl Commit {
             // The next block begins with the hash this one ends with: the chain has no seam.
             let next = Filling::after(&self.filling.tail());
             self.blocks.push(std::mem::replace(&mut self.filling, next));
-            // An extent lies in one block, so every stream begins a new one here.
+            // An extent is in one block, so every stream begins a new one here.
             self.extent_of.clear();
         }
         self.filling.push(stream, version, &record.kind, &record.bytes);

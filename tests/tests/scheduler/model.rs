@@ -6,7 +6,7 @@ use towpath_engine::{plan::When, retry::LOSSES_MAX, time::Timestamp};
 
 use crate::plans::{Asks, Scenario, Spec, job_name, wait_ms};
 
-/// How a try of a job ended.
+/// How an attempt of a job ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outcome {
     Succeeded(&'static str),
@@ -136,7 +136,7 @@ impl Model {
 
     pub(crate) fn can_move(&self) -> bool {
         self.jobs.iter().any(|job| {
-            // A try that is due waits for a need that was given another chance meanwhile.
+            // An attempt that is due waits for a need that was given another chance meanwhile.
             let due = matches!(job.state, State::BackingOff(_)) && self.is_open(job);
             job.state == State::Running || due || self.is_ready(job)
         })

@@ -39,7 +39,7 @@ pub(crate) struct Spec {
     pub(crate) when: When,
     pub(crate) aborts: bool,
     pub(crate) retries: u32,
-    /// Only exit code 75 is tried again.
+    /// Only exit code 75 is retried.
     pub(crate) picky: bool,
     pub(crate) asks: Asks,
     pub(crate) locked: bool,

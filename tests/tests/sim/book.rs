@@ -72,7 +72,7 @@ impl Book {
         self.lease(&key.0, &key.1).is_some_and(|(attempt, ..)| attempt == key.2)
     }
 
-    /// Takes in the record at `position`, or says which rule it breaks.
+    /// Applies the record at `position`, or says which rule it breaks.
     pub(crate) fn take(
         &mut self,
         run: &RunId,

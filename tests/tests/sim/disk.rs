@@ -28,7 +28,7 @@ impl Disk {
         self.tails.get(run).copied().unwrap_or(0)
     }
 
-    /// Queues records. `None`: somebody else wrote first.
+    /// Queues records. `None`: another process wrote first.
     pub(crate) fn append(
         &mut self,
         run: &RunId,

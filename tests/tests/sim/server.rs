@@ -26,7 +26,7 @@ use crate::{
     world::{Ms, Plant, Step, World},
 };
 
-/// A worker may be silent for this long.
+/// A worker may be without a heartbeat for this long.
 pub(crate) const LEASE: Ms = 30_000;
 const LOOK_EVERY: Ms = LEASE / 4;
 /// A moment of the year 2025, as the server's clock has it at the beginning.
@@ -94,7 +94,7 @@ pub(crate) struct Queued {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum No {
     Refused(towpath_engine::refusal::Refusal),
-    /// The store has no room now, or somebody else wrote first.
+    /// The store has no room now, or another process wrote first.
     Later,
 }
 

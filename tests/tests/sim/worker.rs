@@ -72,7 +72,7 @@ pub(crate) struct Worker {
     pub(crate) conn: Option<u64>,
     welcome: bool,
     attempts: BTreeMap<Key, Attempt>,
-    /// Attempts that count no more and are being ended.
+    /// Attempts that are no longer valid and are being ended.
     void: BTreeSet<Key>,
     /// What waits for the end of an older attempt of the same job.
     later: Vec<(Key, usize)>,
@@ -395,7 +395,7 @@ impl World {
         self.after(down, Step::WorkerUp { worker: number });
     }
 
-    /// The process dies. Its jobs go on and wait for the next one, or die with their machine.
+    /// The process dies. Its jobs continue and wait for the next one, or die with their machine.
     pub(crate) fn worker_dies(&mut self, number: usize, machine: bool) {
         let remembers = self.rng.chance(50);
         let worker = &mut self.workers[number];

@@ -1,4 +1,4 @@
-//! A wall clock that is set while a server runs: the time of the log goes on, in one direction.
+//! A wall clock that is set while a server runs: the time of the log continues, in one direction.
 
 use towpath_engine::time::Timestamp;
 use towpath_proto::v1::{self, runs_service_client::RunsServiceClient};

@@ -54,7 +54,7 @@ impl Besieged {
         send.ready().await.expect("a connection that takes requests")
     }
 
-    /// Whoever asks properly is answered, and the log is as it was after the run began.
+    /// A proper client is answered, and the log is as it was after the run began.
     async fn stands(self) {
         let asked =
             RunsServiceClient::new(self.channel()).list_runs(v1::ListRunsRequest::default()).await;

@@ -377,7 +377,7 @@ async fn a_certificate_that_expires_ends_its_session_and_opens_none() {
     assert_eq!(code(&ended), "UNAUTHENTICATED");
     assert!(ended.message().contains("expired"), "{ended}");
     assert_eq!(code(&connect(channel, "eu-1").await.expect_err("expired")), "UNAUTHENTICATED");
-    // A connection made anew does not even come so far.
+    // A connection made again does not even come so far.
     let anew = dial(&address, ca(folder.path()), Some(short));
     let asked = tokio::time::timeout(WAIT_MAX, connect(anew, "eu-1"));
     assert!(asked.await.expect("in time").is_err());

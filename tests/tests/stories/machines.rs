@@ -182,7 +182,7 @@ async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
     let worker = RealWorker::begin(&server, "awake", 1, folder.path());
     server.ended(&run).await;
     let kinds = server.kinds(&run).await;
-    // The session has expired with the lease: a worker that wakes has to say anew what it holds.
+    // The session has expired with the lease: a worker that wakes has to say again what it holds.
     sleeper.refusal().await;
 
     assert_eq!(server.kinds(&run).await, kinds);

@@ -122,7 +122,7 @@ jobs:
     worker.fail("flaky", 1).await;
     worker.take_job("long").await;
 
-    // The try is due now, but the only place is taken.
+    // The attempt is due now, but the only place is taken.
     server.pass(10_000).await;
     assert_eq!(server.states(&run).await, "flaky backing_off, long running");
     server.pass(50_000).await;

@@ -114,7 +114,7 @@ fn no_type_is_named_after_nothing() {
 }
 
 /// The name of the struct, enum, trait or type that `line` declares. An indented `type` belongs to
-/// a trait, which may be somebody else's.
+/// a trait, which may be of another crate.
 fn declared(line: &str) -> Option<&str> {
     if line.starts_with(' ') && line.trim_start().starts_with("type ") {
         return None;

@@ -18,7 +18,7 @@ use crate::{
     signals::Signals,
 };
 
-/// How often a person is asked again who would open a gate without its word.
+/// How often a person who did not type the required word is prompted again.
 const ASKED_MAX: usize = 3;
 /// Rows of the screen that the summary and the question take.
 const QUESTION_ROWS: usize = 2;
@@ -31,7 +31,7 @@ pub(super) enum AtGate {
 }
 
 impl Show<'_> {
-    /// Only people can go on: asks the one at this terminal, or says how to.
+    /// The run waits at a gate: prompts the person at this terminal, or prints how to approve.
     pub(super) async fn at_gate(
         &mut self,
         wait: bool,
@@ -75,7 +75,7 @@ impl Show<'_> {
         Ok(AtGate::Leave)
     }
 
-    /// Prints all of `card`, for whoever reads it later.
+    /// Prints all of `card`, for later readers.
     fn print_card(&self, card: &GateCard) {
         let columns = io::stderr().is_terminal().then_some(self.style().width);
         for row in card.rows(columns) {

@@ -54,8 +54,8 @@ impl Host {
         show.say("Another process is working on this run; watching it.");
     }
 
-    /// Begins to work on the run that another process worked on: nobody else would, and who asked
-    /// for it to go on would wait without end.
+    /// Begins to work on the run that another process worked on: no other process would, and the
+    /// client that resumed it would wait without end.
     pub(super) fn take_over(
         &mut self,
         server: &ServerConnection,
@@ -72,7 +72,7 @@ impl Host {
         self.task.is_some()
     }
 
-    /// Whether the run goes on without this process.
+    /// Whether the run continues without this process.
     pub(super) fn is_of_others(&self, server: &ServerConnection) -> bool {
         self.others_work || server.is_remote()
     }
@@ -115,7 +115,7 @@ impl Host {
         let folder = attempts_folder(server, follow);
         loop {
             // Not a sleep: this future is dropped and made again with every drawing, ten times a
-            // second, and a sleep would begin anew each time.
+            // second, and a sleep would begin again each time.
             self.try_others.tick().await;
             if !AttemptsDir::is_in_use(&folder) {
                 return HostNews::OthersLeft;
@@ -131,7 +131,7 @@ impl Host {
             finished.as_ref().is_err_and(|failure| failure.is(ErrorCode::StoreUnavailable));
         if stopped {
             // It would wait for its reports to be recorded, which a stopped store never does. Its
-            // jobs go on as after a kill, and the next worker takes them up.
+            // jobs continue as after a kill, and the next worker adopts them.
             worker.abort();
             return;
         }

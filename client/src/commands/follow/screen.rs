@@ -62,7 +62,7 @@ pub(super) struct Show<'a> {
 /// Whether standard output still goes anywhere.
 pub(super) enum Unread {
     Read,
-    /// Writing failed, which nobody was told yet; why.
+    /// Why writing failed, until it is reported.
     Newly(String),
     Known,
 }
@@ -91,14 +91,14 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// How to draw in the window as it is now: people narrow it while a run goes on, and a row that
-    /// is longer than the window would be left behind at every drawing.
+    /// How to draw in the window as it is now: people narrow it while a run continues, and a row
+    /// that is longer than the window would be left behind at every drawing.
     pub(super) fn style(&self) -> Style {
         self.app.style.measured()
     }
 
-    /// Writes to standard output, as long as that works. A reader that went away (`| head -1`)
-    /// must not end the process: jobs would go on without anybody to record their end.
+    /// Writes to standard output, as long as that works. A reader that has closed its end (`| head
+    /// -1`) must not end the process: jobs would continue without a process that records their end.
     fn write(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Failure>) {
         if !matches!(self.unread, Unread::Read) {
             return;
@@ -135,7 +135,7 @@ impl<'a> Show<'a> {
         self.draw();
     }
 
-    /// Takes in what was recorded while the worker came to its end, so that the last picture is
+    /// Applies what was recorded while the worker came to its end, so that the last picture is
     /// not an old one.
     pub(super) async fn catch_up(&mut self, records: &mut Records) {
         let newest = async {
@@ -268,7 +268,7 @@ impl<'a> Show<'a> {
         self.write(|show| Ok(show.screen.draw(&mut io::stdout().lock(), &lines, block)?));
     }
 
-    /// Takes the block that moves away.
+    /// Removes the moving block.
     pub(super) fn clear(&mut self) {
         self.write(|show| Ok(show.screen.clear(&mut io::stdout().lock())?));
     }

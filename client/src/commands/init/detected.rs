@@ -27,7 +27,7 @@ pub(super) struct Detected {
     pub(super) sql_left_out: usize,
     /// A SQLite database.
     pub(super) sqlite: Option<String>,
-    /// Jobs for SQL are wanted even if there are no files yet.
+    /// Jobs for SQL are generated even if there are no files yet.
     pub(super) wants_sql: bool,
 }
 
@@ -104,7 +104,7 @@ fn is_database(name: &str) -> bool {
     is_kind && is_plain(name) && !name.starts_with('.')
 }
 
-/// The SQL files in `migrations/`, or in `sql/` if there are none, and how many were left out.
+/// The SQL files in `migrations/`, or in `sql/` if there are none, and how many were omitted.
 fn sql_files(folder: &Path) -> (Vec<SqlFile>, usize) {
     for place in ["migrations", "sql"] {
         let all = names(&folder.join(place));

@@ -43,7 +43,7 @@ jobs:
     when: manual
 ";
 
-/// One job, as it stands in the file.
+/// One job, as in the file.
 struct Job {
     name: String,
     stage: &'static str,

@@ -62,7 +62,7 @@ pub(super) struct Lock {
     pub(super) jobs: Vec<String>,
 }
 
-/// A job that may be left out.
+/// A job that may be omitted.
 #[derive(Debug, Serialize)]
 pub(super) struct Conditional {
     pub(super) job: String,
@@ -70,7 +70,7 @@ pub(super) struct Conditional {
     pub(super) condition: String,
 }
 
-/// A job that is tried again.
+/// A job that is retried.
 #[derive(Debug, Serialize)]
 pub(super) struct Retry {
     pub(super) job: String,
@@ -98,7 +98,7 @@ pub(super) struct Resume {
     /// `tow resume` refuses, unless `--accept-changes` is given.
     pub(super) plan_changed: bool,
     pub(super) plan_sha256_frozen: String,
-    /// Absent: the file is gone.
+    /// Absent: the file was deleted.
     pub(super) plan_sha256_now: Option<String>,
 }
 

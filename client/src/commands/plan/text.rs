@@ -158,7 +158,7 @@ impl LatestAttempt<'_> {
         self.wrap(&label(name), words.split(' ').map(str::to_owned).collect(), " ");
     }
 
-    /// The first of `items` after `head`, going on below their first line.
+    /// The first of `items` after `head`, continuing below their first line.
     fn list(&mut self, head: &str, mut items: Vec<String>, between: &str) {
         let more = items.len().saturating_sub(NAMES_MAX);
         if more > 0 {

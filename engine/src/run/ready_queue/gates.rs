@@ -1,5 +1,5 @@
-//! What gates need to find without looking at every job: what they stand on, when approvals expire,
-//! and which were approved in advance.
+//! What gates need to find without a scan of all jobs: the results before them, when approvals
+//! expire, and which were approved in advance.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ impl ReadyQueue {
         self.gates.iter().copied()
     }
 
-    /// The open stage has ended: its results are part of what later gates stand on.
+    /// The open stage has ended: its results are part of the digests of later gates.
     pub(super) fn pass_stage(&mut self, jobs: &[Job]) {
         if self.has_gates {
             let mut text = self.results_before();

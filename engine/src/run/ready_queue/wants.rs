@@ -1,4 +1,4 @@
-//! What the ready jobs of a run want of a worker: tags, a lock, and which workers they prefer.
+//! What the ready jobs of a run require of a worker: tags, a lock, and which workers they prefer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,8 +8,8 @@ use std::{
 use super::{Job, LockUsage, QueueState, ReadyQueue};
 use crate::time::Timestamp;
 
-/// What a job wants of a worker. Jobs that want the same share one value, so that "who fits?" is
-/// asked once for all of them.
+/// What a job wants of a worker. Jobs that want the same share one value, so that the workers are
+/// matched once for all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Want {
     /// What the worker must offer, in alphabetical order.
@@ -85,7 +85,7 @@ impl ReadyQueue {
         self.classes.iter().enumerate().filter_map(of_class).collect()
     }
 
-    /// The names of the locks that jobs of the run ask for.
+    /// The names of the locks that jobs of the run need.
     pub(in crate::run) fn locks(&self) -> BTreeSet<&str> {
         let locks = self.classes.iter().filter_map(|want| want.lock.as_ref());
         locks.map(|(name, _)| name.as_str()).collect()
@@ -109,7 +109,7 @@ impl ReadyQueue {
         {
             *held -= 1;
             if *held == 0 {
-                // Absent and zero mean the same: kept apart, two equal agendas would differ.
+                // Absent and zero mean the same: distinguished, two equal queues would differ.
                 self.busy.remove(name);
             }
         }

@@ -21,7 +21,7 @@ const BOOK_FILE: &str = "issued.json";
 const FORM: u32 = 1;
 /// Digits of a serial number.
 const SERIAL_DIGITS: std::ops::RangeInclusive<usize> = 2..=40;
-/// How long the list says that it counts. Servers go on with it after that.
+/// How long the list says that it counts. Servers continue with it after that.
 const CRL_DAYS: u32 = 3_650;
 
 /// A certificate that was issued.
@@ -34,7 +34,7 @@ pub struct Entry {
     pub kind: String,
     /// The name of that.
     pub name: String,
-    /// From when on it counts no more. `None`: nobody knows.
+    /// From when on it is no longer valid. `None`: unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
     /// Since when it is taken back.
@@ -64,8 +64,8 @@ pub(super) fn note(folder: &Path, entry: Entry) -> Result<(), PkiError> {
     write(folder, book)
 }
 
-/// Takes back every certificate that is called `which`, or the one of that number; answers where the
-/// new list is and how many it holds.
+/// Takes back every certificate that is called `which`, or the one of that number; answers where
+/// the new list is and how many it holds.
 pub fn revoke(folder: &Path, which: &str, now: Timestamp) -> Result<(PathBuf, usize), PkiError> {
     let _lock = lock(folder)?;
     let mut book = read(folder)?;

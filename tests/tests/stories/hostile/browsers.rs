@@ -178,7 +178,7 @@ fn browser(chromium: &Path, profile: &Path, page: &str) -> Command {
     browser
 }
 
-/// Serves `page` to whoever asks `listener`, and comes back when the page asks for `/done`.
+/// Serves `page` on `listener`, and comes back when the page asks for `/done`.
 async fn serve_page(listener: TcpListener, page: String) {
     loop {
         let (mut stream, _) = listener.accept().await.expect("a connection");

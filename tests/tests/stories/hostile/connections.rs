@@ -370,7 +370,7 @@ async fn sessions_and_streams_outlive_the_age_of_their_connection() {
     begin.file.as_mut().expect("a file").folder = folder.path().display().to_string();
     let run = server.try_start(begin).await.expect("the run begins").id;
 
-    // The same channel all the time: it connects anew, and the stream goes on where it was.
+    // The same channel all the time: it connects again, and the stream continues where it was.
     let (mut log, mut after, mut aged) = (LogServiceClient::new(dial()), 0, 0);
     let mut kinds = Vec::new();
     let following = async {
