@@ -90,6 +90,8 @@ impl<'a> Iterator for OutputLines<'a> {
                 Some(Ok(line))
             }
             None => {
+                // The iteration ends here: after a malformed record no boundary of a later one can
+                // be trusted.
                 let at = std::mem::replace(&mut self.at, self.captured.len());
                 Some(Err(RecordMalformed { at }))
             }
@@ -98,6 +100,7 @@ impl<'a> Iterator for OutputLines<'a> {
 }
 
 fn read_record(record: &[u8]) -> Option<OutputLine<'_>> {
+    // Bounded, or a damaged record of megabytes would be searched for each of its lines.
     let blank = record.iter().take(RECORD_HEAD_BYTES_MAX).position(|&byte| byte == b' ')?;
     let digits = &record[..blank];
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
@@ -121,6 +124,7 @@ fn read_record(record: &[u8]) -> Option<OutputLine<'_>> {
 /// carriage return at the end is dropped. With `keep_colour`, sequences that only set colour and
 /// weight stay too, and the text ends with a reset when there was one.
 pub fn printable(bytes: &[u8], keep_colour: bool) -> String {
+    // Programs that write for Windows end lines so; shown as a symbol it would end every line.
     let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
     let mut text = String::with_capacity(bytes.len());
     let mut coloured = false;
@@ -142,6 +146,7 @@ pub fn printable(bytes: &[u8], keep_colour: bool) -> String {
         }
     }
     if coloured {
+        // A job may leave its colour on, and the next line belongs to another job.
         text.push_str("\u{1b}[0m");
     }
     text
@@ -150,6 +155,8 @@ pub fn printable(bytes: &[u8], keep_colour: bool) -> String {
 /// How many bytes at the start of `text` are one sequence that sets colour or weight; 0: none.
 fn colour_bytes(text: &str) -> usize {
     let Some(parameters) = text.strip_prefix("\u{1b}[") else { return 0 };
+    // Only colours are kept. Every other sequence can move the cursor, set the title or ask the
+    // terminal for an answer.
     let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';' && c != ':');
     match end {
         Some(end) if parameters[end..].starts_with('m') => end + 3,

@@ -92,6 +92,7 @@ impl fmt::Display for FailureCause {
 /// `text`, cut to at most `bytes_max` bytes and a mark that something is missing.
 pub fn bounded_text(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
+        // Cut at a character, because half of one is not UTF-8 and could not be written as JSON.
         let end = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
         text.push('…');

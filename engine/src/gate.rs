@@ -135,9 +135,13 @@ pub struct Approval {
 /// An e-mail address in the form that is compared: lower case, without what follows a `+`.
 /// `None` for what is not an address, and for letters beyond ASCII, which can look like others.
 pub fn email(text: &str) -> Option<String> {
+    // ASCII only: other letters have lower-case forms that depend on the language, and two people
+    // could become one.
     let text = text.trim().to_ascii_lowercase();
     let fits = text.len() <= EMAIL_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
     let (local, domain) = text.split_once('@').filter(|_| fits)?;
+    // `ana+git@…` and `ana@…` reach one mailbox at most providers; without this a second address
+    // would be a second approver.
     let local = local.split_once('+').map_or(local, |(before, _)| before);
     let whole = !local.is_empty() && !domain.is_empty() && !domain.contains('@');
     whole.then(|| format!("{local}@{domain}"))
@@ -145,6 +149,7 @@ pub fn email(text: &str) -> Option<String> {
 
 /// The name that identifies a person, independent of its case.
 pub fn person(actor: &Actor) -> String {
+    // Issuers often use the address as the name, and then its rules apply.
     email(&actor.name).unwrap_or_else(|| actor.name.to_lowercase())
 }
 
@@ -193,6 +198,8 @@ impl GatePolicy {
     /// Whether they may approve here; if not, why.
     pub(crate) fn admits(&self, asking: &Asking<'_>) -> Result<(), Refusal> {
         let (job, by) = (asking.job.clone(), asking.by.0.to_string());
+        // A Cyrillic `а` makes a second `ana`. Without a policy nobody counts people, so any name
+        // is fine.
         if *self != Self::default() && !asking.by.0.name.is_ascii() {
             let why = "a name with non-ASCII letters can look like another name".to_owned();
             return Err(Refusal::ApproverNotAllowed { job, by, why });
@@ -259,6 +266,7 @@ impl Asking<'_> {
     fn is_no_author(&self) -> Result<(), Refusal> {
         let (job, by) = (self.job.clone(), self.by.0.to_string());
         let Some(authors) = self.authors else { return Err(Refusal::AuthorsUnknown { job }) };
+        // The last requester sent the newest version of the file.
         let sent_it = self.requesters.last().filter(|_| authors.uncommitted);
         if sent_it.is_some_and(|sender| is_same_person(*sender, self.by))
             || share(&authors.emails, &self.by.1.emails)
@@ -266,6 +274,7 @@ impl Asking<'_> {
             return Err(Refusal::ApproverIsAuthor { job, by });
         }
         // Whose address is unknown could be any of them.
+        // After the comparison, so that a known author gets the more precise refusal.
         if self.by.1.emails.is_empty() {
             return Err(Refusal::ApproverEmailUnknown { job, by });
         }
@@ -276,6 +285,8 @@ impl Asking<'_> {
 impl Approver {
     fn fits(&self, (by, identity): (&Actor, &Identity)) -> bool {
         match self {
+            // The owner of the store could issue any token, so a check of roles would protect
+            // nothing there.
             Self::Role(role) => identity.roles.iter().any(|held| held == role || held == OWNER),
             Self::Person(named) => person(named) == person(by),
         }

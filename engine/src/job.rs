@@ -70,6 +70,8 @@ impl JobState {
         match (self, event) {
             (Self::Waiting, E::ConditionEvaluated { holds: true, .. }) => Ok(Self::Admitted),
             (Self::Waiting, E::ConditionEvaluated { holds: false, .. }) => Ok(Self::Declined),
+            // Not from `Admitted`: a job whose condition holds is skipped only while it still waits
+            // for needs, and its condition is decided after they have ended.
             (Self::Waiting | Self::Declined, E::JobSkipped { .. }) => Ok(Self::Skipped),
             (Self::Waiting | Self::Admitted, E::GateReached { approval_digest, .. }) => {
                 Ok(Self::AtGate(*approval_digest))
@@ -77,6 +79,8 @@ impl JobState {
             (Self::AtGate(asked), E::GateApproved { approval_digest, approvals_remaining, .. })
                 if asked == approval_digest =>
             {
+                // The event says how many remain, so the table needs no policy, and old logs keep
+                // their meaning when a policy changes.
                 Ok(if *approvals_remaining == 0 { Self::Approved } else { self.clone() })
             }
             (Self::AtGate(asked), E::GateRejected { approval_digest: of, .. }) if asked == of => {
@@ -97,6 +101,8 @@ impl JobState {
                 | Self::Requeued,
                 E::JobLeased { attempt, worker, .. },
             ) => Ok(Self::Leased(*attempt, worker.clone())),
+            // The number is compared in every row that ends an attempt: this is where a late report
+            // of an older one is stopped.
             (Self::Leased(held, _), E::JobSucceeded { attempt, .. }) if held == attempt => {
                 Ok(Self::Succeeded)
             }
@@ -112,6 +118,8 @@ impl JobState {
                 Ok(Self::Cancelled)
             }
             (Self::Leased(held, by), E::JobLost { attempt, worker, .. })
+                // Also the worker: a loss is decided by the server, which could have an older
+                // session of that number in mind.
                 if held == attempt && by == worker =>
             {
                 Ok(Self::Requeued)
@@ -125,6 +133,8 @@ impl JobState {
                 | Self::Requeued,
                 E::JobFailed { cause: FailureCause::NotStarted(_), .. },
             ) => Ok(Self::Failed),
+            // Only from the first state: a job that has run here has a history that a record of
+            // another tool must not replace.
             (Self::Waiting, E::JobImported { result, .. }) => Ok(match result {
                 ImportedResult::Succeeded => Self::Succeeded,
                 ImportedResult::Failed => Self::Failed,

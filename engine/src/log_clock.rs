@@ -67,16 +67,22 @@ impl LogClock {
         let Reading { wall, elapsed } = reading;
         let expected = self.expected(elapsed);
         let mut jump = None;
+        // The wall clock is followed as soon as it is not behind: the log then has the time that
+        // people and other logs have.
         if wall >= expected {
             let ahead = wall.ms_since(expected);
             if self.follows_wall && ahead >= JUMP_MS_MIN {
                 jump = Some(Jump::Ahead(ahead));
             }
+            // Each reading that is followed becomes the origin, so that a slow drift of the
+            // monotonic clock never adds up.
             self.origin = (wall, elapsed);
             (self.follows_wall, self.reported_behind) = (true, false);
         } else {
             let behind = expected.ms_since(wall);
             if behind >= JUMP_MS_MIN && !self.reported_behind {
+                // Only reported: the log does not go back, because due times and durations of
+                // running jobs would become negative.
                 jump = Some(Jump::Behind(behind));
                 self.reported_behind = true;
             }

@@ -54,6 +54,7 @@ pub fn problem(outputs: &BTreeMap<String, String>, artifacts: &[Artifact]) -> Op
         if let Some(why) = output_value_problem(value) {
             return Some(format!("the output `{name}` {why}"));
         }
+        // Names count too: ten thousand empty values are still ten thousand names in the event.
         bytes += name.len() + value.len();
     }
     if bytes > OUTPUTS_BYTES_MAX {
@@ -72,6 +73,8 @@ pub fn problem(outputs: &BTreeMap<String, String>, artifacts: &[Artifact]) -> Op
             let size = blob.size;
             return Some(format!("the artifact `{}` has {size} bytes", shown(path)));
         }
+        // Two entries of one path would be installed over each other, in an order that no file
+        // defines.
         if !paths.insert(path) {
             return Some(format!("the artifact `{}` is listed twice", shown(path)));
         }

@@ -21,6 +21,7 @@ pub fn retries(policy: &RetryPolicy, cause: &FailureCause, failures: u32) -> boo
         | (RetryOn::Spawn, FailureCause::NotStarted(_)) => true,
         (RetryOn::ExitCode(_) | RetryOn::Timeout | RetryOn::Signal | RetryOn::Spawn, _) => false,
     };
+    // `max` counts retries, and the failure number `max` is followed by the last of them.
     failures <= policy.max && (policy.on.is_empty() || policy.on.iter().any(covers))
 }
 
@@ -35,6 +36,8 @@ pub fn backoff_ms(
     attempt: Attempt,
 ) -> u64 {
     let mut wait = policy.backoff_ms;
+    // A loop with a stop at the bound, because a power of the factor would overflow long before 100
+    // retries.
     for _ in 1..failures {
         wait = wait.saturating_mul(u64::from(policy.factor_percent)) / 100;
         if wait >= policy.backoff_max_ms {
@@ -43,9 +46,13 @@ pub fn backoff_ms(
     }
     let wait = wait.min(policy.backoff_max_ms);
     let spread = wait.saturating_mul(u64::from(policy.jitter_percent.min(100))) / 100;
+    // Also keeps the remainder below from a division by one, which would be harmless, and the hash
+    // from being computed for nothing.
     if spread == 0 {
         return wait;
     }
+    // The engine has no random numbers. A hash spreads jobs of one matrix as well, and a replay
+    // gets the same due time.
     let seed = Digest::of(format!("{run}\n{job}\n{attempt}").as_bytes());
     let draw = seed.0.iter().take(8).fold(0_u64, |all, byte| (all << 8) | u64::from(*byte));
     wait - spread + draw % (2 * spread + 1)

@@ -55,6 +55,7 @@ impl Source {
     pub fn problem(&self) -> Option<String> {
         let ids = std::iter::once(&self.commit).chain(&self.parent);
         let is_id = |id: &String| {
+            // SHA-1 and SHA-256 repositories. A name of a branch would not be frozen.
             matches!(id.len(), 40 | 64)
                 && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
         };
@@ -81,6 +82,7 @@ impl Source {
 /// Why files cannot be taken from the remote at `address`. `None`: they can.
 pub fn remote_problem(address: &str) -> Option<&'static str> {
     let odd = |c: char| c.is_control() || c.is_whitespace();
+    // The address becomes an argument of `git` on every worker and a line of the log.
     if address.is_empty() || address.len() > REMOTE_BYTES_MAX || address.contains(odd) {
         return Some("is empty, too long, or has white space in it");
     }
@@ -98,12 +100,15 @@ pub fn remote_problem(address: &str) -> Option<&'static str> {
         });
         return named.is_none().then_some("is neither https, ssh, file nor user@host:path");
     };
+    // Only this part has a user: an `@` in the path is a character of the path.
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let user = authority.rsplit_once('@').map(|(user, _)| user);
+    // `ssh` would read such a host or user as an option, and some of its options run programs.
     if rest.starts_with('-') || user.is_some_and(|user| user.starts_with('-')) {
         return Some("begins like an option");
     }
     match (scheme, user) {
+        // The log is for ever and its readers are many: credentials belong to the worker's git.
         ("https", Some(_)) => Some("carries a user or a password"),
         ("ssh", Some(user)) if user.contains(':') => Some("carries a password"),
         ("https" | "ssh" | "file", _) => None,
@@ -131,8 +136,11 @@ pub fn name_problem(name: &str) -> Option<&'static str> {
     // What some file systems would take for `.git` is as good as that.
     let seen: String = name.chars().filter(|c| !is_ignored(*c)).collect();
     let seen = seen.trim_end_matches(['.', ' ']).to_ascii_lowercase();
+    // NTFS reads `.git:x` and `.git::$INDEX_ALLOCATION` as `.git`.
     let seen = seen.split(':').next().unwrap_or_default();
     match seen {
+        // The second is the short name that Windows gives to the first. Files in it, such as hooks,
+        // are run by git.
         ".git" | "git~1" => Some("is the name of a repository's own folder"),
         ".towpath" => Some("is the name of a store"),
         "" => Some("leads out of the folder or names nothing"),
@@ -150,6 +158,7 @@ fn is_ignored(c: char) -> bool {
 /// Only leading `..` are taken: after a name, which may be a link itself, nobody can tell where
 /// `..` leads.
 pub fn link_stays(path: &str, target: &str) -> bool {
+    // The folder of the link, not the link: a relative target begins there.
     let mut depth = path.split('/').count() - 1;
     let mut is_below = false;
     if target.is_empty() || target.starts_with('/') || target.len() > PATH_BYTES_MAX {
@@ -161,6 +170,8 @@ pub fn link_stays(path: &str, target: &str) -> bool {
                 return false;
             }
             is_below = true;
+        // `..` after a name could leave through that name if it is a link itself; at depth 0 it
+        // leaves the tree at once.
         } else if is_below || depth == 0 {
             return false;
         } else {

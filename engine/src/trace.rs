@@ -57,6 +57,8 @@ impl TraceContext {
         }
         let digest = Digest::of(text.as_bytes());
         let mut span = [0; 8];
+        // A hash instead of a random id: a server that restarts computes the same id for a span
+        // that is still open.
         span.copy_from_slice(&digest.0[..8]);
         Self { span, ..*self }
     }
@@ -82,7 +84,9 @@ impl FromStr for TraceContext {
         let (version, trace, span, flags) = (part(2), part(32), part(16), part(2));
         let bytes = |part: Option<&str>| hex::decode(part?).ok();
         let mut read = || {
+            // The standard reserves this version as invalid.
             let version = version.filter(|version| *version != "ff")?;
+            // Later versions may append fields; version 00 has none after the flags.
             if version == "00" && parts.next().is_some() {
                 return None;
             }

@@ -158,7 +158,11 @@ impl Diagnostic {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
+        // Only the lines around the problem are given to the renderer, which would otherwise scan
+        // the whole file for each of 500 problems.
         let window = Window::around(self, text);
+        // The file may hold control characters; drawn as they are they would be obeyed by the
+        // terminal of the person who checks it.
         let source = safe_source(&text[window.bytes.clone()]);
         let mut snippet = Snippet::source(source)
             .line_start(window.first_line)
@@ -198,8 +202,11 @@ impl Diagnostics {
             let key = |d: &Diagnostic| (d.span.start, d.span.end, d.severity, d.code);
             key(a).cmp(&key(b))
         });
+        // The same fault of a template is found once for each job of its matrix.
         list.dedup_by(|a, b| (&a.span, a.code, &a.label) == (&b.span, b.code, &b.label));
         let left_off = list.len().saturating_sub(PROBLEMS_MAX);
+        // A generated file can have a million faults; people read the first ones, and the count
+        // says that there are more.
         if left_off > 0 {
             // Errors are kept before warnings.
             list.sort_by_key(|d| d.severity);
@@ -310,9 +317,11 @@ impl<'t> LineIndex<'t> {
 
     /// Line and column of a byte, both from 1, the column in characters.
     pub fn place(&self, offset: usize) -> (usize, usize) {
+        // Offsets come from parsers that may count into a character, and slicing there would panic.
         let offset = on_boundary(self.text, offset);
         let line = self.starts.partition_point(|start| *start <= offset).max(1);
         let start = self.starts[line - 1];
+        // Editors do not count a byte order mark as a column.
         (line, self.text[start..offset].trim_start_matches('\u{feff}').chars().count() + 1)
     }
 
@@ -348,11 +357,14 @@ impl Window {
         let (from, to) = (on_boundary(text, from), on_boundary(text, to));
         let mut start = text[..from].rfind('\n').map_or(0, |at| at + 1);
         let mut end = text[to..].find('\n').map_or(text.len(), |at| to + at);
+        // One line of context before and after, as compilers do: enough to find the place without
+        // its number.
         for _ in 0..LINES_AROUND {
             start = text[..start.saturating_sub(1)].rfind('\n').map_or(0, |at| at + 1);
             let next = (end + 1).min(text.len());
             end = text[next..].find('\n').map_or(text.len(), |at| next + at);
         }
+        // The mark is not drawn. A problem at offset 0 keeps it, because its span begins there.
         if text[..start].is_empty() && text.starts_with('\u{feff}') && from > 0 {
             start = '\u{feff}'.len_utf8();
         }
@@ -365,6 +377,8 @@ impl Window {
         let clamp = |at: usize| {
             on_boundary(text, at).clamp(self.bytes.start, self.bytes.end) - self.bytes.start
         };
+        // A related place may be far away; it is clamped to the window instead of drawing
+        // everything between.
         let (start, end) = (clamp(span.start), clamp(span.end));
         start..end.max(start)
     }
@@ -381,6 +395,7 @@ fn some(text: &str) -> Option<String> {
 /// The source with everything that a terminal would obey replaced by text of the same length.
 fn safe_source(text: &str) -> String {
     text.chars()
+        // Replaced by characters of the same length in bytes, so that all spans still fit.
         .map(|c| match (is_obeyed(c), c.len_utf8()) {
             (false, _) => c,
             (true, 1) if c == '\n' || c == '\t' => c,

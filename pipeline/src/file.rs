@@ -57,10 +57,14 @@ pub fn parse_bytes(file_name: &str, bytes: &[u8]) -> Result<Parsed, Diagnostics>
 
 /// The plan of a file's text, or every error and warning there is.
 pub fn parse(file_name: &str, text: &str) -> Result<Parsed, Diagnostics> {
+    // Before anything else is read: every later step costs time or memory in proportion to the
+    // text.
     if text.len() > FILE_BYTES_MAX {
         return Err(Diagnostics::of(vec![characters::too_large(text.len())]));
     }
     let characters = characters::refused(text);
+    // Refused before the YAML is read, so that no later message can repeat such a character to a
+    // terminal.
     if !characters.is_empty() {
         return Err(Diagnostics::of(characters));
     }
@@ -68,8 +72,11 @@ pub fn parse(file_name: &str, text: &str) -> Result<Parsed, Diagnostics> {
     let tree = tree::tree(text, &mut found);
     let mut reader = Reader::new(text, found);
     let plan = match &tree {
+        // A file of comments only has a root that is null; it is reported as empty, not as a value
+        // of the wrong type.
         Some(root) if !read::is_null(root) => file(&mut reader, file_name, root),
         Some(_) | None => {
+            // Unreadable YAML gives no tree either, and has its own message already.
             if reader.found.is_empty() {
                 let problem = Diagnostic::error("FILE_EMPTY", &(0..0), "the file is empty");
                 reader.found.push(problem.help("a pipeline has at least `stages` and `jobs`"));
@@ -79,6 +86,8 @@ pub fn parse(file_name: &str, text: &str) -> Result<Parsed, Diagnostics> {
     };
     let has_errors = reader.found.list().iter().any(|problem| problem.severity == Severity::Error);
     match plan {
+        // A plan is returned only without errors: a run must not begin with a plan that the reader
+        // had to guess in part.
         Some(plan) if !has_errors => Ok(Parsed { plan, warnings: reader.found.sorted().list }),
         Some(_) | None => Err(reader.found.sorted()),
     }
@@ -97,10 +106,13 @@ fn file<'t>(reader: &mut Reader<'t>, file_name: &str, root: &Node<'t>) -> Option
         Some(node) => job::defaults(reader, node),
         None => Defaults::default(),
     };
+    // The file's `env` is not a key of `defaults`, but jobs inherit it in the same way.
     if let Some(node) = fields.get("env") {
         defaults.env = job::environment(reader, node);
     }
     let templates = templates(reader, &fields, &defaults);
+    // `None` ends the reading: with too many jobs every later check would take too long, and its
+    // messages would repeat this one.
     let jobs = expanded(reader, &templates)?;
     let names = stages.iter().map(|stage| StageName::from(&*stage.value)).collect();
     let frame = Plan { pipeline, stages: names, jobs: Vec::new(), timeout_ms };
@@ -132,6 +144,7 @@ fn stages<'t>(reader: &mut Reader<'t>, fields: &Fields<'_, 't>) -> Vec<Placed<St
     let Some(node) = fields.get("stages") else { return Vec::new() };
     let items = reader.list(node, "`stages`").unwrap_or_default();
     let mut stages: Vec<Placed<String>> = Vec::with_capacity(items.len());
+    // Only for a real list: a value of another type has its message already.
     if items.is_empty() && matches!(node.shape, tree::Shape::List(_)) {
         let problem = Diagnostic::error("STAGE_EMPTY", &node.span, "there are no stages");
         reader.found.push(problem.help("list at least one stage, such as `stages: [migrate]`"));
@@ -143,6 +156,7 @@ fn stages<'t>(reader: &mut Reader<'t>, fields: &Fields<'_, 't>) -> Vec<Placed<St
     }
     for item in items {
         let Some(stage) = reader.name(item, "the name of a stage") else { continue };
+        // A linear search, because a file has at most 1,000 stages.
         match stages.iter().find(|before| before.value == stage.value) {
             Some(before) => {
                 let message = format!("stage `{}` is listed twice", shown(&stage.value));
@@ -174,6 +188,8 @@ fn expanded(reader: &mut Reader<'_>, templates: &[Template]) -> Option<Vec<check
         template.matrix.as_ref().map_or(1, |matrix| matrix.combinations.len())
     };
     let mut total = 0;
+    // Counted before anything is multiplied: a file of some kilobytes can ask for 16 axes of
+    // thousands of values.
     for template in templates {
         total += count(template);
         if total > JOBS_MAX {
@@ -182,6 +198,7 @@ fn expanded(reader: &mut Reader<'_>, templates: &[Template]) -> Option<Vec<check
             return None;
         }
     }
+    // One budget for all matrices together, because all of them go into one append.
     let (mut jobs, mut left) = (Vec::new(), PLAN_BYTES_MAX);
     for (number, template) in templates.iter().enumerate() {
         jobs.extend(matrix::expand(reader, number, template, &mut left)?);

@@ -57,14 +57,18 @@ impl<'p> Graph<'p> {
     pub fn of(plan: &'p Plan) -> Self {
         let mut numbers = HashMap::with_capacity(plan.jobs.len());
         for (number, job) in plan.jobs.iter().enumerate() {
+            // The first of two jobs with one name; the check of names reports the second.
             numbers.entry(job.name.as_str()).or_insert(number);
         }
         let places: HashMap<&StageName, usize> =
             plan.stages.iter().enumerate().map(|(at, stage)| (stage, at)).collect();
+        // An unknown stage sorts last, so that the graph of a faulty file can still be checked for
+        // cycles.
         let stage = |job: &JobPlan| places.get(&job.stage).copied().unwrap_or(usize::MAX);
         let stages = plan.jobs.iter().map(stage).collect();
         let needs = plan.jobs.iter().map(|job| job.needs.len()).sum();
         let mut edges = DiGraph::with_capacity(plan.jobs.len(), needs);
+        // All nodes before the edges, so that the number of a job is the number of its node.
         for _ in &plan.jobs {
             edges.add_node(());
         }
@@ -122,7 +126,10 @@ impl<'p> Graph<'p> {
     /// first, and otherwise as in the file. Jobs on a cycle, and behind one, are omitted.
     pub fn order(&self) -> Vec<usize> {
         let count = self.plan.jobs.len();
+        // Kahn's algorithm: jobs on a cycle never get to 0 and are missing from the order, which is
+        // how `cycles` notices them.
         let mut open: Vec<usize> = (0..count).map(|number| self.needs(number).count()).collect();
+        // By stage and then by file order, so that the result does not depend on the heap.
         let key = |number: usize| Reverse((self.stages[number], number));
         let mut ready: BinaryHeap<_> =
             (0..count).filter(|number| open[*number] == 0).map(key).collect();
@@ -147,6 +154,8 @@ impl<'p> Graph<'p> {
         let mut places: HashMap<(usize, usize), usize> = HashMap::new();
         for number in order {
             let stage = self.stages[number];
+            // Needs of earlier stages do not add to the depth: the barrier between stages waits for
+            // them anyway.
             let same = self.needs(number).filter(|need| self.stages[*need] == stage);
             depth[number] = same.map(|need| depth[need] + 1).max().unwrap_or(0);
             let key = (stage, depth[number]);
@@ -158,6 +167,7 @@ impl<'p> Graph<'p> {
         }
         waves.sort_by_key(|(key, _)| *key);
         let wave = |(_, mut numbers): (_, Vec<usize>)| {
+            // In file order again: within a wave the order of `order` has no meaning to a reader.
             numbers.sort_unstable();
             let stage = self.job(numbers[0]).stage.clone();
             Wave { stage, jobs: self.names(numbers) }
@@ -175,11 +185,15 @@ impl<'p> Graph<'p> {
         let mut last: HashMap<usize, usize> = HashMap::new();
         for number in self.order() {
             let stage = self.stages[number];
+            // As in `waves`: the time of an earlier stage is counted as that of its own longest
+            // chain.
             let same = self.needs(number).filter(|need| self.stages[*need] == stage);
             before[number] = same.max_by_key(|need| (ends[*need], Reverse(*need)));
             let start = before[number].map_or(0, |need| ends[need]);
+            // Saturating, because estimates of many jobs may be as long as a `timeout` allows.
             ends[number] = start.saturating_add(estimate_ms(self.name(number)));
             let longest = last.entry(stage).or_insert(number);
+            // Strictly greater, so that of two chains of one length the first in the file is named.
             if ends[number] > ends[*longest] {
                 *longest = number;
             }
@@ -215,6 +229,7 @@ impl<'p> Graph<'p> {
 
     /// Whether `job` needs `other`, directly or through others.
     pub fn is_before(&self, other: usize, job: usize) -> bool {
+        // The direct need is the usual case, and needs no search.
         if self.needs(job).any(|need| need == other) {
             return true;
         }
@@ -236,6 +251,7 @@ impl<'p> Graph<'p> {
     /// For every knot of jobs that wait for each other, its shortest circle: each job needs the
     /// next, and the last needs the first.
     pub fn cycles(&self) -> Vec<Vec<usize>> {
+        // Almost every file has no cycle, and the order is cheaper than the search for one.
         if self.order().len() == self.plan.jobs.len() {
             return Vec::new();
         }
@@ -243,6 +259,7 @@ impl<'p> Graph<'p> {
         let mut cycles: Vec<Vec<usize>> = kosaraju_scc(&self.edges)
             .into_iter()
             .map(|knot| knot.into_iter().map(NodeIndex::index).collect::<Vec<_>>())
+            // A component of one job is a cycle only if the job needs itself.
             .filter(|knot| knot.len() > 1 || self.needs(knot[0]).any(|need| need == knot[0]))
             .filter_map(|mut knot| {
                 knot.sort_unstable();
@@ -254,6 +271,8 @@ impl<'p> Graph<'p> {
     }
 
     fn shortest_circle(&self, knot: &[usize]) -> Option<Vec<usize>> {
+        // The shortest circle from each start costs the product of both; in a large knot any circle
+        // helps as much.
         let searched = if knot.len() > KNOT_SEARCHED_MAX { 1 } else { knot.len() };
         let members: HashSet<usize> = knot.iter().copied().collect();
         let circles = knot[..searched].iter().filter_map(|start| self.circle(*start, &members));

@@ -84,6 +84,7 @@ pub fn parse(text: &str) -> SeedRun {
     let mut lines = Lines { text, counted: 0, line: 1 };
     let mut rest = start(text);
     let mut objects = 0;
+    // Bounded, because a wrong file has a problem on each of a million lines.
     while rest < text.len() && run.problems.len() < PROBLEMS_MAX {
         objects += 1;
         let line = lines.at(rest);
@@ -91,6 +92,8 @@ pub fn parse(text: &str) -> SeedRun {
             run.problems.push((line, format!("the file has more than {LINES_MAX} objects")));
             break;
         }
+        // A new deserializer for each object: after an error it would not continue, and all
+        // problems are to be shown.
         let mut stream = serde_json::Deserializer::from_str(&text[rest..]).into_iter();
         match stream.next() {
             Some(Ok(value)) => {
@@ -101,12 +104,16 @@ pub fn parse(text: &str) -> SeedRun {
                 }
             }
             Some(Err(error)) if error.is_eof() => {
+                // The other tool died while it wrote this object. Refusing the file would lose a
+                // record that is good up to here.
                 run.torn_tail = Some(line);
                 break;
             }
             Some(Err(error)) => {
                 // What is damaged ends where the next line with an object begins.
                 let next = text[rest..].find("\n{").map(|at| rest + at + 1);
+                // The last object may also be damaged in its middle, when a file system filled the
+                // lost end with zero bytes.
                 if next.is_none() && is_cut_off(&text[rest..]) {
                     run.torn_tail = Some(line);
                     break;
@@ -116,6 +123,7 @@ pub fn parse(text: &str) -> SeedRun {
             }
             None => break,
         }
+        // Objects may be separated by any white space, also by none.
         rest += text[rest..].len() - text[rest..].trim_start().len();
     }
     run
@@ -148,9 +156,11 @@ fn understood(value: serde_json::Value, run_id: &str) -> Result<SeedLine, String
             return Err(format!("the status is `DONE`, `FAILED` or `SKIPPED`, not `{other}`"));
         }
     };
+    // An empty id would match the marker for "no run yet" below.
     if written.job.is_empty() || written.pipeline_run_id.is_empty() {
         return Err("`job` and `pipeline_run_id` cannot be empty".to_owned());
     }
+    // Two runs in one file would be merged into a state that never existed.
     if !run_id.is_empty() && run_id != written.pipeline_run_id {
         let (this, other) = (shown(run_id), shown(&written.pipeline_run_id));
         return Err(format!("the file is about run `{this}`, and this about `{other}`"));
@@ -172,6 +182,8 @@ fn keep(run: &mut SeedRun, places: &mut BTreeMap<JobName, usize>, line: SeedLine
         run.run_id.clone_from(&line.pipeline_run_id);
     }
     match places.get(&line.job) {
+        // The last line about a job is its newest state. Its place stays that of the first, so that
+        // the order is that of the run.
         Some(place) => run.lines[*place] = line,
         None => {
             places.insert(line.job.clone(), run.lines.len());
@@ -191,6 +203,8 @@ impl Lines<'_> {
     fn at(&mut self, offset: usize) -> usize {
         let newlines = self.text[self.counted..offset].bytes().filter(|byte| *byte == b'\n');
         self.line += newlines.count();
+        // Counted from the last place on: counting from the start each time would be quadratic in a
+        // file of a million lines.
         self.counted = offset;
         self.line
     }

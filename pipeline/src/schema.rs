@@ -229,6 +229,7 @@ pub fn json_schema() -> Value {
         "title": "Towpath pipeline",
         "description": "A pipeline of migration jobs: what runs, in which order, and who has to agree.",
     });
+    // Both are objects by construction; the pattern avoids a panic that no test could reach.
     if let (Value::Object(schema), Value::Object(head)) = (&mut schema, head) {
         schema.extend(head);
         schema.insert("$defs".to_owned(), definitions());
@@ -252,6 +253,7 @@ fn definitions() -> Value {
                 { "type": "integer", "minimum": 0 },
                 {
                     "type": "string",
+                    // The same grammar as `duration_ms`: the longest unit first.
                     "pattern": r"^(?=\d)(\d+d)?(\d+h)?(\d+m(?!s))?(\d+s)?(\d+ms)?$|^\d+$",
                 },
             ],
@@ -316,6 +318,8 @@ fn map_of(keys: &[Key]) -> Value {
     let required: Vec<&str> = names.collect();
     let mut map = json!({
         "type": "object",
+        // As the reader refuses unknown keys: an editor that accepted them would promise a file
+        // that `tow` refuses.
         "additionalProperties": false,
         "properties": properties,
     });
@@ -372,6 +376,7 @@ fn value_of(shape: Shape) -> Value {
                 "pattern": "^(role:(viewer|operator|approver|worker|auditor|admin)|human:[ -~]+)$",
             });
             let mut all = one_or_many(&one);
+            // Only the list form has a length.
             all["oneOf"][1]["maxItems"] = APPROVERS_MAX.into();
             all
         }

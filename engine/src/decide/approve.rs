@@ -35,6 +35,8 @@ pub(super) fn decide(
     let ApproveGate { job, approval_digest, comment, identity } = approve.clone();
     let known = super::known(run, &job)?;
     let comment = super::bounded_comment(&comment)?;
+    // Before the state of the gate: the answer to a program is the same whatever the gate waits
+    // for.
     is_human(&job, by)?;
     match (&known.state, &known.gate) {
         (JobState::AtGate(waiting), _) if *waiting == approval_digest => {
@@ -52,6 +54,7 @@ pub(super) fn decide(
         (JobState::Rejected, Some(gate)) => {
             Err(Refusal::GateDecided { job, decision: "rejected", by: gate.by.to_string() })
         }
+        // Open already: a repeated request, or one that came second, is not an error.
         (_, Some(gate)) if gate.approved => Ok(Vec::new()),
         (state, _) => Err(Refusal::GateNotWaiting { job, state: state.word() }),
     }

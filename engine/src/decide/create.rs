@@ -55,6 +55,7 @@ pub(super) fn decide(
     create: &CreateRun,
     now: Timestamp,
 ) -> Result<Vec<RunEvent>, Refusal> {
+    // Ids are random; the same one twice is a request that was sent twice.
     if run.header().is_some() {
         return Err(Refusal::RunExists);
     }
@@ -62,6 +63,7 @@ pub(super) fn decide(
         let bounds = format!("1 to {PARALLELISM_MAX}");
         return Err(Refusal::ArgumentOutOfBounds { what: "the parallelism", bounds });
     }
+    // The key is stored in the first event and in the list of runs, which stays in memory.
     let key_fits = |key: &String| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
     if !create.idempotency_key.as_ref().is_none_or(key_fits) {
         let bounds = format!("1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
@@ -103,9 +105,12 @@ pub(super) fn concerned(
     for (job, policy) in with_policy {
         policies = true;
         if policy.excludes(Excluded::Author) {
+            // The first in file order, for a stable message.
             excluding = excluding.or(Some(job));
         }
     }
+    // Refused now and not at the gate: by then the copy may have run for hours, and no approval
+    // would be possible.
     if let (Some(job), None) = (excluding, authors) {
         return Err(Refusal::AuthorsUnknown { job: job.name.clone() });
     }
@@ -119,7 +124,9 @@ pub fn plan_chunks(jobs: &[JobPlan]) -> Vec<RunEvent> {
     let mut chunk = Vec::new();
     let mut bytes = 0;
     for job in jobs {
+        // One byte for the comma between jobs.
         let own = serde_json::to_vec(job).map_or(0, |text| text.len() + 1);
+        // A job alone always fits: the pipeline crate refuses larger ones (`JOB_TOO_LARGE`).
         if bytes + own > FACT_BYTES_MAX - ENVELOPE_BYTES && !chunk.is_empty() {
             chunks.push(RunEvent::JobsPlanned { jobs: std::mem::take(&mut chunk) });
             bytes = 0;

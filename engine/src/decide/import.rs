@@ -46,6 +46,8 @@ pub(super) fn decide(
     now: Timestamp,
 ) -> Result<Vec<RunEvent>, Refusal> {
     let plan = &import.create.plan;
+    // The record is one append with the run it makes: a crash between the two would leave an empty
+    // run behind.
     let mut events = create::decide(run, &import.create, now)?;
     let by_name: HashMap<_, _> = plan.jobs.iter().map(|job| (&job.name, job)).collect();
     let mut seen = HashSet::new();
@@ -57,6 +59,8 @@ pub(super) fn decide(
             let (job, stage) = (imported.job.clone(), imported.stage.clone());
             return Err(Refusal::ImportMismatch { job, stage });
         };
+        // The reader of the record keeps the last line of each job. Two here are from another
+        // client, and choosing one would be a guess.
         if !seen.insert(&imported.job) {
             let what = "the record of a job";
             let bounds = format!("given once, and `{}` comes twice", imported.job);
@@ -92,6 +96,8 @@ fn gate_before<'p>(
     by_name: &HashMap<&JobName, &'p JobPlan>,
 ) -> Option<&'p JobPlan> {
     let (mut open, mut seen) = (vec![job], HashSet::new());
+    // Iterative, with the jobs seen: a chain of 100,000 needs would overflow the stack of a
+    // recursion.
     while let Some(next) = open.pop() {
         if next.when == When::Manual {
             return Some(next);

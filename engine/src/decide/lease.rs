@@ -35,12 +35,18 @@ pub(super) fn decide(
         Some(only) => run.leasable(only, &lease.busy, now),
         None => run.next_for(&lease.tags, &lease.busy, now),
     };
+    // Not a refusal: the scheduler asks whenever a slot is free, and another worker may have been
+    // first.
     let Some(job) = next else { return Ok(Vec::new()) };
+    // The events that void the approvals instead of a lease: the gate asks again, and the next
+    // lease is decided on that state.
     if job.has_lapsed(now) {
         return Ok(run.lapsed(now));
     }
     let name = job.plan.name.clone();
     Ok(vec![match run.assignment(job) {
+        // The assignment is built and dropped. If a value is missing the job must fail here, before
+        // a worker holds a lease for a script that cannot be written.
         Ok(_) => RunEvent::JobLeased {
             job: name,
             attempt: job.attempt.next(),
@@ -49,6 +55,7 @@ pub(super) fn decide(
         },
         Err(why) => RunEvent::JobFailed {
             job: name,
+            // No new number: no attempt has begun, and a fence without a lease would be a gap.
             attempt: job.attempt,
             cause: FailureCause::NotStarted(why).bounded(),
             ran_ms: 0,

@@ -22,11 +22,15 @@ pub struct LoseJob {
 
 pub(super) fn decide(run: &Run, lose: &LoseJob) -> Result<Vec<RunEvent>, Refusal> {
     let job = super::known(run, &lose.job)?;
+    // A loss is reported by the server itself, which may be slower than the worker's own report:
+    // then there is nothing left to lose.
     let JobState::Leased(held, worker) = &job.state else { return Ok(Vec::new()) };
     if *held != lose.attempt {
         return Ok(Vec::new());
     }
     let LoseJob { job: name, attempt, reason } = lose.clone();
+    // The job was to be cancelled anyway. Lost, it would wait for a worker in a run that starts
+    // nothing.
     if run.phase().is_ending() {
         return Ok(vec![RunEvent::JobCancelled {
             job: name,
@@ -35,6 +39,8 @@ pub(super) fn decide(run: &Run, lose: &LoseJob) -> Result<Vec<RunEvent>, Refusal
             captured_output: None,
         }]);
     }
+    // A script that kills its worker, by memory for example, would otherwise take down one worker
+    // after the other.
     if job.losses + 1 >= LOSSES_MAX {
         let cause = FailureCause::Lost(job.losses + 1);
         return Ok(vec![RunEvent::JobFailed {

@@ -6,9 +6,13 @@ use crate::{event::RunEvent, refusal::Refusal, run::Run, time::Timestamp};
 /// back-off needs no event to become due.)
 pub(super) fn decide(run: &Run, now: Timestamp) -> Result<Vec<RunEvent>, Refusal> {
     let due = run.header().and_then(|header| header.due).is_some_and(|due| due <= now);
+    // A run that is being ended has no time limit: its scripts have their `grace`, which the worker
+    // keeps.
     if !run.phase().is_running() {
         return Ok(Vec::new());
     }
+    // One or the other: a run that timed out cancels its gates, and voiding their approvals first
+    // would only add events.
     Ok(if due { vec![RunEvent::RunTimedOut {}] } else { run.lapsed(now) })
 }
 

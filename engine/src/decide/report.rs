@@ -57,6 +57,8 @@ pub(super) fn decide(
     let job = super::known(run, &report.job)?;
     if job.state.lease() != Some((report.attempt, &report.worker)) {
         // Heard twice: the first time counted.
+        // Workers repeat a report until they receive that it is recorded. A refusal of the
+        // repetition would look like a void attempt.
         if job.state.is_over() && job.attempt == report.attempt {
             return Ok(Vec::new());
         }
@@ -103,6 +105,8 @@ fn usable(ended: Ended) -> Ended {
             Some(why) => Ended::Failed(FailureCause::OutputUnusable(why)),
             None => Ended::Succeeded { outputs, artifacts },
         },
+        // Exit code 0 of a failure, or one that no process can have, would pass `retry.on` and the
+        // display as a real one.
         Ended::Failed(FailureCause::ExitCode(code)) if !(1..=255).contains(&code) => {
             let why = format!("it names the exit code {code} for a failure");
             Ended::Failed(FailureCause::ReportInvalid(why))
@@ -147,7 +151,10 @@ fn failure(
 
 fn retry_due(run: &Run, job: &Job, cause: &FailureCause, now: Timestamp) -> Option<Timestamp> {
     let policy = job.plan.retry.as_ref()?;
+    // This failure included: it is recorded by the event that is being decided.
     let failures = job.failures + 1;
+    // A run that is being ended starts nothing, also no attempt that it would have to cancel at
+    // once.
     if !run.phase().is_running() || !retries(policy, cause, failures) {
         return None;
     }

@@ -42,6 +42,8 @@ pub struct ResumeRun {
 /// than the frozen ones are taken over only together with it.
 pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Refusal> {
     let header = run.header().ok_or(Refusal::RunUnknown)?;
+    // Scripts of the run are still being ended. Started again now, a job could run beside its own
+    // cancelled attempt.
     if run.phase().is_ending() {
         return Err(Refusal::RunEnding { phase: run.phase().clone() });
     }
@@ -50,11 +52,15 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
     let mut void = None;
     if let Some(EditedPlan { file_sha256, plan, source, requester, authors }) = &resume.file {
         let now = plan.digest();
+        // Other files alone are no change of the plan, so without `--accept-changes` the frozen
+        // commit is used and nothing is refused.
         let moved = source.is_some() && *source != header.source && resume.accept_changes;
         if now != header.plan_sha256 || moved {
             if !resume.accept_changes {
                 return Err(Refusal::PlanChanged { frozen: header.plan_sha256, now });
             }
+            // A running script belongs to the old plan; its report would be filed under a job that
+            // may not exist any more.
             if run.counts().running > 0 {
                 return Err(Refusal::JobsRunning { running: run.counts().running });
             }
@@ -70,6 +76,8 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
                 requester,
                 authors,
             });
+            // The whole plan again, not a difference: a replay then needs no earlier plan to read
+            // this one.
             events.extend(plan_chunks(&plan.jobs));
             events.push(RunEvent::RunStarted {});
             stages = &plan.stages;
@@ -79,6 +87,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         if !stages.contains(from) {
             return Err(Refusal::StageUnknown { stage: from.clone() });
         }
+        // Its result would be discarded while its script still writes.
         if run.counts().running > 0 {
             return Err(Refusal::JobsRunning { running: run.counts().running });
         }
@@ -90,6 +99,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         // run would record that they are skipped again, and nothing else.
         return Err(Refusal::NothingToResume);
     }
+    // The first of them names the cause in `gate_voided`; the digest covers all.
     let lost = run.jobs().iter().find(|job| job.state.is_over_badly());
     // Whoever continues after an approval means what was approved: without a word to the contrary
     // nothing runs again that would make it void.
@@ -98,6 +108,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         void = void.or(Some(VoidCause::JobRepeated(job.plan.name.clone())));
         events.push(RunEvent::RunResumed {});
     }
+    // In a finished run no gate is open, so nothing has to be voided.
     if let Some(cause) = void.filter(|_| run.phase().is_running()) {
         let replaced = matches!(cause, VoidCause::PlanReplaced(_));
         let first = resume.from.as_ref().and_then(|from| place(&header.stages, from));
@@ -105,8 +116,12 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
             first.is_some_and(|first| place(&header.stages, &job.plan.stage) >= Some(first))
         };
         let again = |job: &Job| replaced || job.state.is_over_badly() || repeated(job);
+        // In front: a gate must be void before its results change, or a replay would pass a state
+        // in which it is open for results that no person saw.
         events.splice(0..0, run.voids(&cause, again));
     }
+    // In a run that is not finished an empty answer is right: the process that resumes it works on
+    // what is left.
     if events.is_empty() && matches!(run.phase(), Phase::Finished(_)) {
         return Err(Refusal::NothingToResume);
     }

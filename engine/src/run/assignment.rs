@@ -35,11 +35,14 @@ impl Run {
 
     /// The locks of all runs, if the parallelism of this run allows another job.
     fn with_own(&self, others: &LockUsage) -> Option<LockUsage> {
+        // Checked before the copy of all locks, because the scheduler asks for many runs that are
+        // full.
         if self.room() == 0 {
             return None;
         }
         let mut held = self.busy().clone();
         for (name, count) in others {
+            // A lock is shared by all runs of the store; the run knows its own holders only.
             *held.entry(name.clone()).or_default() += count;
         }
         Some(held)
@@ -53,6 +56,7 @@ impl Run {
     /// How many jobs more may be leased before the run's parallelism is reached.
     pub fn room(&self) -> u32 {
         let parallelism = self.header().map_or(0, |header| header.parallelism);
+        // Saturating: `--accept-changes` may lower the parallelism below what already runs.
         let room = parallelism.saturating_sub(self.counts().running);
         if self.phase().is_running() { room } else { 0 }
     }
@@ -77,6 +81,7 @@ impl Run {
     pub fn assignment(&self, job: &Job) -> Result<Assignment, String> {
         let has_placeholder = |text: &str| text.contains("${{");
         let in_env = job.plan.env.values().any(|value| has_placeholder(value));
+        // Most jobs have none, and building the context copies the outputs of every job before.
         if !has_placeholder(&job.plan.script) && !in_env {
             let script = job.plan.script.to_string();
             return Ok(Assignment { script, env: job.plan.env.clone() });

@@ -20,6 +20,8 @@ impl Run {
     /// The next event that follows from the run in its current state, or `None` when it is at rest.
     pub fn consequence(&self) -> Option<RunEvent> {
         match self.phase {
+            // While a plan is being read its jobs are incomplete, so nothing can follow from them
+            // yet.
             Phase::Unborn | Phase::Planning | Phase::Finished(_) => None,
             Phase::Aborting | Phase::Cancelling | Phase::TimingOut => self.end(),
             Phase::Running => self
@@ -40,6 +42,8 @@ impl Run {
     fn skip(&self) -> Option<RunEvent> {
         let (index, need) = self.ready_queue.first_doomed()?;
         let need = &self.jobs[need as usize];
+        // The root of the chain, not the need that was skipped itself: `tow retry ROOT` then frees
+        // every job of the chain, however long it is.
         let root = match &need.skipped {
             Some(SkipCause::NeedUnmet { root, .. }) => root.clone(),
             Some(SkipCause::ConditionFalse) | None => need.plan.name.clone(),

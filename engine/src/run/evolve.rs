@@ -11,12 +11,16 @@ use crate::{
 impl Run {
     /// Applies one more fact. After an error the run is as it was.
     pub fn evolve(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
+        // Equal times are legal: one append decides all of its events at one moment. An earlier
+        // time would make due times and durations negative for every later reader of the log.
         if fact.at < self.newest_at {
             return Err(IllegalEvent::new(
                 &fact.event,
                 format!("it is {} already", self.newest_at),
             ));
         }
+        // Checked here and assigned last: after an error the caller still has the run as it was,
+        // and keeps it in memory.
         let phase = self.phase.next(&fact.event)?;
         match &fact.event {
             RunEvent::RunCreated { .. } => self.create(fact),
@@ -29,6 +33,8 @@ impl Run {
             RunEvent::PlanReplaced { .. } => self.replace_plan(fact),
             RunEvent::RunAborted { root } => {
                 self.abort_root = Some(root.clone());
+                // One event ends all open jobs. An event for each would make the abort of a large
+                // run larger than one append.
                 self.end_open_jobs(&JobState::Skipped, fact);
             }
             RunEvent::RunCancelRequested { .. } | RunEvent::RunTimedOut {} => {
@@ -52,6 +58,7 @@ impl Run {
             | RunEvent::JobSkipped { job, .. }
             | RunEvent::JobImported { job, .. } => self.step(job, fact)?,
         }
+        // Only now is nothing left that can fail.
         self.phase = phase;
         self.newest_at = fact.at;
         Ok(())
@@ -71,6 +78,7 @@ impl Run {
             due,
             traceparent,
             folder,
+            // The key is looked up in the list of runs, so the state of a run does not keep it.
             idempotency_key: _,
             source,
             requester,
@@ -90,6 +98,7 @@ impl Run {
             stages: stages.clone(),
             parallelism: *parallelism,
             gates_preapproved: *gates_preapproved,
+            // The limit is kept, not only the due time, because each resume starts it again.
             timeout_ms: due.map(|due| due.ms_since(fact.at)),
             due: *due,
             traceparent: traceparent.clone(),
@@ -123,24 +132,34 @@ impl Run {
             header.plan_sha256 = *plan_sha256;
             header.stages.clone_from(stages);
             header.timeout_ms = *timeout_ms;
+            // `None` says that the client did not send files again, and not that the run has none
+            // now.
             if source.is_some() {
                 header.source.clone_from(source);
             }
             header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
             header.authors.clone_from(authors);
+            // Once for each actor, however often they accept: the list would otherwise grow with
+            // every edit, and four eyes compares with each entry.
             header.accepted.retain(|(by, _)| *by != fact.by);
             header.accepted.push((fact.by.clone(), requester.clone()));
         }
+        // The new plan follows in later events, so the old jobs wait in `carried` until `start`
+        // knows which of them are not in it any more.
         let old = std::mem::take(&mut self.jobs);
         self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
         self.announced = *jobs;
         self.reopen(fact);
+        // The indexes refer to jobs that are no longer in `jobs`: a query before `start` would
+        // otherwise index out of bounds.
         self.reindex();
     }
 
     fn invalidate_from(&mut self, from: &StageName, fact: &Fact) -> Result<(), IllegalEvent> {
         let stages = self.header.as_ref().map(|header| header.stages.clone());
         let stages = stages.unwrap_or_default();
+        // `decide` refuses an unknown stage already. A log that names one was not written by this
+        // program.
         let Some(first) = stages.iter().position(|stage| stage == from) else {
             return Err(IllegalEvent::new(&fact.event, "no stage has that name"));
         };
@@ -159,9 +178,13 @@ impl Run {
         }
         let mut job = Job::new(plan, fact.at);
         if let Some((attempt, asked)) = self.retired.remove(&job.plan.name) {
+            // Attempt numbers continue, so that a late report of the job's earlier life names an
+            // attempt that is not the newest.
             (job.attempt, job.asked) = (attempt, asked);
         }
         if let Some(old) = carried {
+            // The new plan with the old results: the script of a job may have changed, but its
+            // recorded result has not.
             let plan = std::mem::replace(&mut job.plan, std::sync::Arc::clone(&old.plan));
             if old.state == JobState::Succeeded {
                 job = Job { plan, ..old };
@@ -173,16 +196,22 @@ impl Run {
     }
 
     fn start(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
+        // A plan comes in several events. Without this check a log that lost one of them would
+        // replay as a smaller run.
         let planned = self.jobs.len();
         if planned != self.announced as usize {
             let state = format!("{planned} of {} jobs are planned", self.announced);
             return Err(IllegalEvent::new(&fact.event, state));
         }
         self.reindex();
+        // Names are the keys of needs and of reports: with two equal ones the index would keep the
+        // last, and the first could never be reported.
         if self.by_name.len() != planned {
             return Err(IllegalEvent::new(&fact.event, "two jobs have one name"));
         }
         for (name, job) in std::mem::take(&mut self.carried) {
+            // Only numbers that were used have to be remembered. A plan with 200,000 jobs that
+            // never began leaves nothing.
             if job.attempt > Attempt(0) || job.asked > 0 {
                 self.retired.insert(name, (job.attempt, job.asked));
             }
@@ -191,6 +220,8 @@ impl Run {
     }
 
     fn finish(&mut self, fact: &Fact) -> Result<(), IllegalEvent> {
+        // A run that is finished with open jobs would never schedule them again, because nothing
+        // wakes it.
         if !self.ready_queue.is_over() {
             return Err(IllegalEvent::new(&fact.event, "jobs are still open"));
         }
@@ -208,6 +239,8 @@ impl Run {
                 job.since = fact.at;
             }
         }
+        // Every job may have changed: building the indexes once costs less than moving each job
+        // through them.
         self.reindex();
     }
 
@@ -224,6 +257,8 @@ impl Run {
                 job.reset(fact.at);
             }
         }
+        // The job that aborted the run runs again; kept, the next abort could not name another
+        // root.
         self.abort_root = None;
         self.reopen(fact);
         if let Some(header) = &mut self.header {
@@ -238,8 +273,11 @@ impl Run {
         let Some(index) = self.index_of(name.as_str()) else {
             return Err(IllegalEvent::new(&fact.event, "no job has that name"));
         };
+        // For its check only. The state itself is reset below with those of the jobs it freed.
         self.jobs[index as usize].state.next(&fact.event)?;
         let freed = self.freed_by(name);
+        // The reset clears the root. If another job aborted the run, it stays the root although
+        // this one runs again.
         let root = self.abort_root.take().filter(|root| root != name);
         self.reset(fact, freed);
         self.abort_root = root;
@@ -255,8 +293,12 @@ impl Run {
         let after = before.next(&fact.event)?;
         self.may_begin(index, fact)?;
         if after.is_over() {
+            // Before `moved`, which would otherwise find the job still blocked and leave it in that
+            // index.
             self.ready_queue.settle_doomed(index);
         }
+        // Read before the job is borrowed mutably: an approval in advance is that of the requester,
+        // whom the header names.
         let approver = self.approver(fact);
         let job = &mut self.jobs[index as usize];
         job.note(fact);
@@ -267,6 +309,7 @@ impl Run {
         }
         job.state = after;
         self.ready_queue.moved(index, &before, &self.jobs);
+        // Last, because it depends on the new state and on the approvals so far.
         self.note_preapproval(index);
         Ok(())
     }
@@ -277,21 +320,30 @@ impl Run {
         let job = &self.jobs[index as usize];
         match &fact.event {
             RunEvent::JobLeased { attempt, .. } => {
+                // A gap or a repetition would let two workers report under one number.
                 if *attempt != job.attempt.next() {
                     let state = format!("attempt {} is next", job.attempt.next());
                     return Err(IllegalEvent::new(&fact.event, state));
                 }
+                // The scheduler leases ready jobs only. This check keeps a bug in it, or a forged
+                // log, from starting a job before its needs.
                 if !self.ready_queue.is_due(index, fact.at) && !self.ready_queue.is_ready(index) {
                     return Err(IllegalEvent::new(&fact.event, "the job is not ready"));
                 }
+                // The timer voids expired approvals, but it may be late. A lease must not depend on
+                // how busy the server was.
                 if job.has_lapsed(fact.at) {
                     return Err(IllegalEvent::new(&fact.event, "its approvals have expired"));
                 }
+                // Compared here and not only in the scheduler, so that no order of commands exceeds
+                // what the user asked for.
                 if self.counts().running >= self.header().map_or(1, |header| header.parallelism) {
                     return Err(IllegalEvent::new(&fact.event, "as many jobs run as may"));
                 }
             }
             RunEvent::GateReached { .. } | RunEvent::ConditionEvaluated { .. } => {
+                // Ended is enough, not succeeded: a job with `when: always` has its condition and
+                // its gate decided after failures too.
                 let open = self
                     .ready_queue
                     .needs(index)
@@ -345,10 +397,14 @@ impl Job {
                 self.outputs.clone_from(outputs);
                 self.captured_output = *captured_output;
                 self.artifacts.clone_from(artifacts);
+                // The cause of an earlier failed attempt is history now; `tow why` would otherwise
+                // explain a success with it.
                 self.cause = None;
             }
             RunEvent::JobAttemptFailed { cause, ran_ms, captured_output, .. }
             | RunEvent::JobFailed { cause, ran_ms, captured_output, .. } => {
+                // Counted from events and not from the attempt number: lost attempts have numbers
+                // too, and cost no retry.
                 self.failures += 1;
                 self.ran_ms = Some(*ran_ms);
                 self.captured_output = *captured_output;
@@ -362,6 +418,8 @@ impl Job {
             RunEvent::JobSkipped { cause, .. } => self.skipped = Some(cause.clone()),
             RunEvent::GateReached { approval_digest, .. } => {
                 self.approval_digest = Some(*approval_digest);
+                // Part of the approval digest: an approval of the gate as it was reached before
+                // must not open it now.
                 self.asked += 1;
             }
             RunEvent::GateRejected { comment, .. } => {
@@ -371,9 +429,12 @@ impl Job {
             RunEvent::GateVoided { .. } => {
                 self.approval_digest = None;
                 self.gate = None;
+                // All approvals fall together. They were given for one digest, and the digest is
+                // void.
                 self.approvals.clear();
             }
             RunEvent::JobImported { started_at, finished_at, exit_code, error, .. } => {
+                // As if it had run here: a retry gets number 2.
                 self.attempt = Attempt::FIRST;
                 self.ran_ms = started_at.zip(*finished_at).map(|(from, to)| to.ms_since(from));
                 self.imported = Some(Imported {
@@ -413,6 +474,8 @@ impl Job {
             return;
         };
         let (at, comment) = (fact.at, comment.clone());
+        // The number is in the event, because the policy in the plan may be replaced later and the
+        // log must still say who opened the gate.
         if *approvals_remaining == 0 {
             let (by, comment) = (by.clone(), comment.clone());
             self.gate = Some(GateDecision { approved: true, by, at, comment });

@@ -25,6 +25,9 @@ impl Job {
     /// When the approvals expire, unless the job is leased before: all of them with the first.
     pub fn approvals_expire_at(&self) -> Option<Timestamp> {
         let untils = self.approvals.iter().filter_map(|approval| approval.expires_at);
+        // With the first to expire all of them are void: a quorum whose members approved at
+        // different times must have been complete at one moment. Once leased, the job runs, and
+        // time does not stop it.
         untils.min().filter(|_| match &self.state {
             JobState::AtGate(_) | JobState::Approved => true,
             JobState::Waiting
@@ -72,6 +75,7 @@ impl Job {
     fn voidable(&self) -> Option<Digest> {
         match &self.state {
             JobState::AtGate(approval_digest) => Some(*approval_digest),
+            // Opened, but not running: the next attempt still depends on the approval.
             JobState::Approved | JobState::BackingOff(_) | JobState::Requeued => {
                 self.approval_digest
             }
@@ -123,9 +127,13 @@ impl Run {
 
     /// Whether `by` may approve at the gate of `job`.
     fn may_approve(&self, job: &Job, by: (&Actor, &Identity)) -> Result<(), Refusal> {
+        // Before the policy, and also without one: a program must not open a gate whose file has no
+        // policy.
         is_human(&job.plan.name, by.0)?;
         let (Some(policy), Some(header)) = (&job.plan.gate, &self.header) else { return Ok(()) };
         let mut requesters = vec![(&header.requested_by, &header.requester)];
+        // Replacing the plan is asking for another run: the actor could otherwise edit the file,
+        // accept it, and approve the result.
         requesters.extend(header.accepted.iter().map(|(by, identity)| (by, identity)));
         policy.admits(&Asking {
             job: &job.plan.name,
@@ -141,6 +149,8 @@ impl Run {
             return false;
         };
         let by = (&header.requested_by, &header.requester);
+        // Rules may refuse the requester. `--yes` is then no approval, and the gate waits for
+        // others.
         matches!(job.state, JobState::AtGate(_))
             && job.approval_of(by.0, by.1).is_none()
             && self.may_approve(job, by).is_ok()
@@ -151,6 +161,7 @@ impl Run {
         let job = &self.jobs[self.ready_queue.first_preapproved()? as usize];
         let header = self.header.as_ref()?;
         let by = (&header.requested_by, &header.requester);
+        // A fixed text: the log shows that no person read the results behind this approval.
         let comment = "approved in advance by `--yes`".to_owned();
         // What follows from an event is decided at its moment.
         self.approval(job, by, comment, self.newest_at, true).ok()
@@ -167,6 +178,8 @@ impl Run {
         if job.approval_of(&by, identity).is_some() {
             return illegal("that person has approved already");
         }
+        // The event carries the number so that readers need no policy. A wrong one would open the
+        // gate early.
         if job.approvals_remaining() != approvals_remaining.saturating_add(1) {
             return illegal("another number of people is missing");
         }
@@ -192,14 +205,19 @@ impl Run {
 
     /// The gates whose approvals become void once the jobs for which `again` holds run again.
     pub(crate) fn voids(&self, cause: &VoidCause, again: impl Fn(&Job) -> bool) -> Vec<RunEvent> {
+        // Evaluated once for each job: the closure is asked again for every need of every gate
+        // below.
         let changed: Vec<bool> = self.jobs.iter().map(again).collect();
         let touched = (0..).zip(&changed).filter(|(_, again)| **again);
+        // A gate covers everything in the stages before it, so any gate of a later stage than the
+        // first change is affected, whatever it needs.
         let Some(first) = touched.map(|(index, _)| self.ready_queue.stage(index)).min() else {
             return Vec::new();
         };
         let stands_on = |index: u32| {
             changed[index as usize]
                 || self.ready_queue.stage(index) > first
+                // Within the stage of the change only needs connect jobs.
                 || (self.ready_queue.stage(index) == first
                     && self
                         .ready_queue
@@ -229,12 +247,18 @@ impl Run {
         let header = self.header.as_ref();
         let plan = header.map(|header| header.plan_sha256.to_string()).unwrap_or_default();
         let run = header.map(|header| header.run.as_str()).unwrap_or_default();
+        // The job's own plan beside the digest of the whole: after an accepted edit a job keeps its
+        // old result and may have a new script.
         let own = serde_json::to_string(&job.plan).expect("BUG: a job is always JSON");
         let before = self.ready_queue.results_before();
         let files = header.and_then(|header| header.source.as_ref());
         let files = files.map(|source| source.commit.as_str()).unwrap_or_default();
+        // One field on a line, each without line feeds, so that no two sets of fields give one
+        // text. The run is part of it, so that an approval cannot be replayed in another run.
         let mut text = format!("{run}\n{plan}\n{own}\n{}\n{files}\n{before}\n", job.asked);
         let index = self.index_of(job.plan.name.as_str());
+        // Results of earlier stages are in `before` already. Those of the own stage are added for
+        // needs only: the others may still be running.
         for need in index.map(|index| self.ready_queue.within_stage(index)).unwrap_or_default() {
             text.push_str(&self.jobs[need as usize].result_line());
             text.push('\n');
@@ -248,6 +272,7 @@ impl Run {
         move |job| match &job.skipped {
             _ if job.plan.name == name => true,
             Some(SkipCause::NeedUnmet { root, .. }) => *root == name,
+            // Its own condition skipped it: the retried job had no part in that.
             Some(SkipCause::ConditionFalse) => false,
             None => aborted && job.state == JobState::Skipped,
         }

@@ -67,6 +67,8 @@ impl Counts {
             JobState::Rejected => &mut self.rejected,
         };
         *field = field.wrapping_add_signed(sign);
+        // Counted twice on purpose, as failed and as timed out: the outcome of a run asks whether
+        // all failures were time-outs.
         if *state == JobState::TimedOut {
             self.timed_out = self.timed_out.wrapping_add_signed(sign);
         }
@@ -128,12 +130,16 @@ impl ReadyQueue {
         by_name: &HashMap<JobName, u32>,
     ) -> Self {
         let stage_index: HashMap<&StageName, u32> = stages.iter().zip(0..).collect();
+        // Jobs with equal requirements share a class. A matrix of 100,000 jobs is one class, so
+        // matching a worker compares tags once and not 100,000 times.
         let mut class_ids = BTreeMap::new();
         let mut all = Self { stage_jobs: vec![Vec::new(); stages.len()], ..Self::default() };
         all.stage_left = vec![0; stages.len()];
         all.dependents = vec![Vec::new(); jobs.len()];
         all.place = vec![QueueState::NotQueued; jobs.len()];
         for (job, index) in jobs.iter().zip(0_u32..) {
+            // A plan of the log names its own stages only. The fallback avoids a panic for a
+            // damaged snapshot.
             let stage = stage_index.get(&job.plan.stage).copied().unwrap_or(0);
             all.stage_of.push(stage);
             all.stage_jobs[stage as usize].push(index);
@@ -143,6 +149,8 @@ impl ReadyQueue {
             }
             let needs = job.plan.needs.iter().filter_map(|need| by_name.get(need).copied());
             let needs: Vec<u32> = needs.collect();
+            // Counts needs that have not ended. Whether they ended well is decided later, because
+            // it differs for `when: always`.
             let open = needs.iter().filter(|need| !jobs[**need as usize].state.is_over()).count();
             all.unmet.push(u32::try_from(open).unwrap_or(u32::MAX));
             for need in &needs {
@@ -154,14 +162,17 @@ impl ReadyQueue {
         }
         let mut classes: Vec<(u32, Want)> =
             class_ids.into_iter().map(|(class, id)| (id, class)).collect();
+        // In the order of their ids, because `class_of` refers to them by number.
         classes.sort();
         all.classes = classes.into_iter().map(|(_, class)| Arc::new(class)).collect();
         all.ready = vec![BTreeSet::new(); all.classes.len()];
         all.has_gates = jobs.iter().any(|job| job.plan.when == When::Manual);
+        // A loop, because empty stages and stages that ended before a resume are passed at once.
         while all.stage_left.get(all.open_stage) == Some(&0) {
             all.pass_stage(jobs);
         }
         all.last_stage_lost = all.lost_in_last_stage(jobs);
+        // After the open stage is known: filing a job depends on it.
         for index in 0..u32::try_from(jobs.len()).unwrap_or(u32::MAX) {
             all.note_end(index, jobs);
             all.file(index, jobs);
@@ -182,6 +193,7 @@ impl ReadyQueue {
         let now = &jobs[index as usize].state;
         self.counts.add(before, -1);
         self.counts.add(now, 1);
+        // Out of its old index first. A job in two indexes could be leased while its gate waits.
         self.dequeue(index);
         if now.is_over() && !before.is_over() {
             self.ended(index, jobs);
@@ -197,6 +209,8 @@ impl ReadyQueue {
             self.unmet[*needer as usize] -= 1;
         }
         self.dependents[index as usize] = dependents;
+        // Blocks dependents of a bad end before they are filed below; the other order would file
+        // them as ready for a moment.
         self.note_end(index, jobs);
         for place in 0..self.dependents[index as usize].len() {
             let needer = self.dependents[index as usize][place];
@@ -204,9 +218,12 @@ impl ReadyQueue {
             self.file(needer, jobs);
         }
         let last = self.stage_jobs.iter().rposition(|jobs| !jobs.is_empty());
+        // Kept as a count, because the outcome would otherwise scan the last stage for every end in
+        // it.
         if last == Some(stage) && jobs[index as usize].state.is_over_badly() {
             self.last_stage_lost += 1;
         }
+        // The end of one job can open several stages, if those between have no open jobs.
         while self.stage_left.get(self.open_stage) == Some(&0) {
             self.pass_stage(jobs);
             for place in 0..self.stage_jobs.get(self.open_stage).map_or(0, Vec::len) {
@@ -226,8 +243,13 @@ impl ReadyQueue {
         for place in 0..self.dependents[index as usize].len() {
             let needer = self.dependents[index as usize][place];
             let other = &jobs[needer as usize];
+            // A job that has begun or waits at its gate is not blocked: its needs had succeeded
+            // when it got there, and a later failure of a need, after a retry, does not change
+            // that.
             if other.plan.when != When::Always && is_open(&other.state) {
                 self.dequeue(needer);
+                // The first bad need is kept. A second one would change the recorded reason of the
+                // skip with the order of reports.
                 self.blocked.entry(needer).or_insert(index);
                 self.place[needer as usize] = QueueState::Blocked;
             }
@@ -247,6 +269,7 @@ impl ReadyQueue {
             | JobState::Cancelled => false,
         };
         if aborts && job.plan.on_failure == OnFailure::Abort {
+            // The first in file order, so that the root does not depend on the order of reports.
             self.abort_due = Some(self.abort_due.map_or(index, |due| due.min(index)));
         }
     }
@@ -272,6 +295,8 @@ impl ReadyQueue {
             {
                 QueueState::NotQueued
             }
+            // A condition first, then the gate: no person should approve a job that its condition
+            // then skips.
             JobState::Waiting if job.plan.condition.is_some() => QueueState::Unevaluated,
             JobState::Waiting | JobState::Admitted if job.plan.when == When::Manual => {
                 QueueState::Unevaluated
@@ -291,6 +316,8 @@ impl ReadyQueue {
             | JobState::Rejected => QueueState::NotQueued,
         };
         self.place[at] = place;
+        // Also for jobs that are ready: an approved job may wait for a worker longer than its
+        // approvals are valid.
         if let Some(until) = job.approvals_expire_at() {
             self.lapses.insert((until, index));
             self.lapse_of.insert(index, until);
@@ -349,6 +376,8 @@ impl ReadyQueue {
 
     /// The first moment after `now` at which an attempt in back-off is due.
     pub(super) fn next_backoff(&self, now: Timestamp) -> Option<Timestamp> {
+        // Attempts that are due by `now` are not the next wake-up: they wait for a worker, and a
+        // timer for them would fire without end.
         let after = std::ops::Bound::Excluded((now, u32::MAX));
         self.backoff.range((after, std::ops::Bound::Unbounded)).next().map(|(due, _)| *due)
     }

@@ -69,10 +69,14 @@ impl Scheduler {
             self.expiries.remove(&(due, id));
             let Some(session) = self.sessions.get(&id) else { continue };
             let heard = session.heard.max(self.forgiven_at);
+            // A heartbeat only stores its time. Moving the deadline with each one would cost a tree
+            // operation for every message of every worker.
             if heard + self.lease > self.now {
                 self.expiries.insert((heard + self.lease, id));
                 continue;
             }
+            // The session first and the leases later: a worker that connects again within the lease
+            // keeps its jobs.
             let Some(session) = self.remove_session(id) else { continue };
             let worker = session.hello.worker.clone();
             self.out.push(Effect::Notice(Notice::SessionExpired { worker }));
@@ -84,6 +88,8 @@ impl Scheduler {
     /// Begins to wait for a worker that is not connected. Leases of a worker of this machine do not
     /// expire: the process that resumes its run finds the state of its jobs.
     pub(super) fn await_reconnect(&mut self, worker: &WorkerName, since: Duration) {
+        // The worker of a `tow run` that was killed: its scripts still run, and only the next `tow
+        // resume` can adopt them.
         if !worker.as_str().starts_with(LOCAL_WORKER_PREFIX) {
             self.absences.arm(worker, since, since + self.lease);
         }
@@ -119,6 +125,7 @@ impl Scheduler {
         let Some(lease) = self.leases.get(attempt) else { return };
         let worker = lease.worker.clone();
         let known = self.losses.get(attempt);
+        // Being recorded already; a second effect would append the loss twice.
         if known.is_some_and(|loss| loss.retry_at.is_none()) {
             return;
         }

@@ -45,6 +45,8 @@ pub(super) struct Demand {
 impl Demand {
     /// The kind of `want`, with one more run that wants it.
     pub(super) fn refer(&mut self, want: &Arc<Want>) -> WantId {
+        // Equal wants of all runs share one kind: 3,000 runs that wait for one tag are then one
+        // comparison for each worker.
         if let Some(id) = self.ids.get(want) {
             if let Some(kind) = self.kinds.get_mut(id) {
                 kind.references += 1;
@@ -87,6 +89,7 @@ impl Demand {
         if let Some(kind) = self.kinds.get_mut(&id)
             && before != after
         {
+            // Added first, so that the unsigned sum does not go below zero in between.
             kind.pending = (kind.pending + u64::from(after)).saturating_sub(u64::from(before));
             self.version = self.version.wrapping_add(1);
         }
@@ -116,6 +119,8 @@ impl Demand {
         supply: &Supply,
         locks: &Locks,
     ) -> Vec<WantId> {
+        // Only the kinds of this lock: a lock that is taken and given back a thousand times a
+        // second must not touch the others.
         let ids: Vec<WantId> = self.by_lock.get(name).into_iter().flatten().copied().collect();
         let mut opened = Vec::new();
         for id in ids {
@@ -166,12 +171,16 @@ impl Demand {
 
     /// The run whose turn it is after `last`, of those that have a job for a worker with `tags`.
     pub(super) fn next_run(&self, tags: &[String], last: &RunId) -> Option<&RunId> {
+        // Kinds are filed under one of their tags, so a worker looks under each tag that it offers,
+        // and under none.
         let mut under: Vec<Option<&String>> = tags.iter().map(Some).collect();
         under.push(None);
         let kinds = under.into_iter().filter_map(|tag| self.open.get(&tag.cloned())).flatten();
         let fitting = kinds.filter_map(|id| self.kinds.get(id)).filter(|kind| kind.want.fits(tags));
         fitting
             .filter_map(|kind| {
+                // The first run after the last one served, else from the beginning: this is the
+                // turn.
                 let after = kind.runs.range::<RunId, _>((Excluded(last), Unbounded)).next();
                 after.or_else(|| kind.runs.first())
             })
@@ -205,6 +214,8 @@ impl Demand {
             if let Some((name, limit)) = &kind.want.lock {
                 let taken = places.entry(name).or_insert_with(|| u64::from(locks.taken(name)));
                 pending = pending.min(u64::from(*limit).saturating_sub(*taken));
+                // Kinds that share a lock share its places, or the demand would ask for more
+                // workers than could work.
                 *taken += pending;
             }
             if pending > 0 {

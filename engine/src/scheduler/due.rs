@@ -85,6 +85,8 @@ impl DueTimes {
     pub fn failed(&mut self, run: &RunId, now: Timestamp) -> bool {
         let known = self.of_run.get(run).copied();
         let before = known.map_or(0, |due| due.pause_ms);
+        // Doubled up to a minute: on a full disk every run with a due time would otherwise be tried
+        // each second.
         let pause_ms = (before * 2).clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let at = known.and_then(|due| due.at);
         self.place(run, Due { at, look: now.plus_ms(pause_ms), pause_ms });

@@ -155,6 +155,8 @@ impl Session {
 
     /// How many jobs more it can be given, unless an operator has drained its worker.
     fn capacity(&self) -> u32 {
+        // A worker that does not read its messages gets no more of them: its queue would otherwise
+        // grow without a bound.
         if !self.is_ready() || self.draining || self.is_backed_up() {
             return 0;
         }
@@ -228,6 +230,7 @@ impl Scheduler {
     /// Queues the order to end an attempt, once, if its session still holds it.
     pub(super) fn cancel(&mut self, id: SessionId, attempt: &AttemptId) {
         let held = self.sessions.get_mut(&id).and_then(|session| session.held.get_mut(attempt));
+        // Once for each attempt: several reasons to cancel may come together.
         if let Some(cancelled) = held.filter(|cancelled| !**cancelled) {
             *cancelled = true;
             self.queue(id, Message::Cancel(attempt.clone()));
@@ -277,6 +280,8 @@ impl Scheduler {
             if let Some(lease) = self.leases.get_mut(attempt)
                 && lease.session == Some(id)
             {
+                // The lease stays: the worker may connect again, and only its expiry takes the job
+                // away.
                 lease.session = None;
             }
         }

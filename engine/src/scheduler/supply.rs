@@ -28,6 +28,7 @@ impl Supply {
     /// A session that offers `tags` and takes jobs of any run had `before` free slots and has
     /// `after` now.
     pub(super) fn update(&mut self, id: SessionId, tags: &[String], before: u32, after: u32) {
+        // Most inputs do not change the free slots, and the sets need not be touched.
         if before == after {
             return;
         }

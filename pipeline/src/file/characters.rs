@@ -39,13 +39,18 @@ pub(super) fn refused(text: &str) -> Vec<Diagnostic> {
     while let Some((at, c)) = characters.next() {
         let is_fine = match c {
             '\n' | '\t' => true,
+            // A carriage return alone moves the cursor to the start of the line, where the text
+            // after it hides what is before.
             '\r' => characters.peek().is_some_and(|(_, next)| *next == '\n'),
+            // Editors put a byte order mark at the beginning. Elsewhere it is an invisible
+            // character.
             '\u{feff}' => at == 0,
             c => !is_obeyed(c),
         };
         if is_fine {
             continue;
         }
+        // A binary file would otherwise have a message for nearly every byte.
         if found.len() == LISTED_MAX {
             break;
         }

@@ -53,12 +53,15 @@ pub(super) fn plan(
     mut jobs: Vec<Job>,
     frame: Plan,
 ) -> Plan {
+    // In this order: needs refer to names, cycles to needs, and expressions to what is before a
+    // job.
     let names = names(reader, templates, &jobs);
     let stages: HashMap<StageName, usize> =
         frame.stages.iter().cloned().enumerate().map(|(at, stage)| (stage, at)).collect();
     check_stages(reader, templates, &frame.stages);
     understand_needs(reader, templates, &mut jobs, &names, &stages);
     check_resources(reader, templates, &jobs);
+    // Messages point to the template, because that is what stands in the file.
     let origins: Vec<usize> = jobs.iter().map(|job| job.template).collect();
     let plan = Plan { jobs: jobs.into_iter().map(|job| job.plan).collect(), ..frame };
     let graph = Graph::of(&plan);
@@ -68,6 +71,7 @@ pub(super) fn plan(
     for number in 0..plan.jobs.len() {
         expressions.check(reader, number);
     }
+    // Last, because needs are part of the size.
     check_sizes(reader, templates, &origins, &plan);
     plan
 }
@@ -81,12 +85,15 @@ fn names(
     let mut first = 0;
     for (number, template) in templates.iter().enumerate() {
         let count = jobs[first..].iter().take_while(|job| job.template == number).count();
+        // The name of a matrix stands for all its jobs in `needs`, but is not the name of a job.
         if template.matrix.is_some() {
             names.insert(template.plan.name.clone(), Meaning::Matrix(first..first + count));
         }
         first += count;
     }
     for (number, job) in jobs.iter().enumerate() {
+        // YAML refuses two equal keys; here a matrix made a name that another entry has, such as
+        // `copy (a)`.
         if names.insert(job.plan.name.clone(), Meaning::Job(number)).is_some() {
             let name = shown(job.plan.name.as_str());
             let message = format!("two jobs are called `{name}`, one of them through its matrix");
@@ -101,6 +108,7 @@ fn check_stages(reader: &mut Reader<'_>, templates: &[Template], stages: &[Stage
         let stage = &template.plan.stage;
         // An unreadable stage was reported already.
         if stage.as_str().is_empty() || stages.contains(stage) {
+            // Also keeps it out of `needs`, where it would be an edge that is drawn twice.
             continue;
         }
         let message = format!("there is no stage `{}`", shown(stage.as_str()));
@@ -142,6 +150,8 @@ fn understand_needs(
             }
             let place = |name: &StageName| stages.get(name).copied();
             let own_stage = place(&job.plan.stage);
+            // A job of a matrix may need its whole matrix by name; without the edge to itself the
+            // rest can still be checked.
             if needs.contains(&number) {
                 needs.retain(|other| *other != number);
                 let message = format!("`{}` needs itself", shown(job.plan.name.as_str()));
@@ -152,13 +162,17 @@ fn understand_needs(
                 (Some(_) | None, Some(_) | None) => false,
             };
             if let Some(later) = needs.iter().copied().find(is_later) {
+                // Removed, so that the cycle check does not report the same edge again.
                 needs.retain(|other| !is_later(other));
                 reader.found.push(later_need(&all[later], &job.plan, need));
             }
         }
+        // Sorted and without duplicates: a job may be named alone and through its matrix, and the
+        // digest of the plan must not depend on the order of `needs`.
         needs.sort_unstable();
         needs.dedup();
         total += needs.len();
+        // Here and not at the end: the product of two matrices would fill the memory before.
         if total > NEEDS_MAX {
             let place = &templates[job.template].name.span;
             let message = format!("the plan has more than {NEEDS_MAX} needs");
@@ -203,6 +217,8 @@ fn check_resources(reader: &mut Reader<'_>, templates: &[Template], jobs: &[Job]
     for job in jobs {
         let Some(resource) = &job.plan.resource else { continue };
         let held = (resource.limit, job.template);
+        // The scheduler takes the limit from the job that it leases. Two limits would let the lock
+        // depend on which comes first.
         let (limit, first) = *limits.entry(&resource.name).or_insert(held);
         if limit != resource.limit {
             let message = format!(
@@ -232,6 +248,8 @@ fn check_cycles(
     for cycle in graph.cycles() {
         let name = |job: usize| shown(graph.name(job).as_str());
         let mut path: Vec<String> = cycle.iter().take(CYCLE_MARKED_MAX).map(|j| name(*j)).collect();
+        // A circle of thousands of jobs would fill the screen; the first ones are enough to break
+        // it.
         if cycle.len() > CYCLE_MARKED_MAX {
             path.push(format!("… ({} more)", cycle.len() - CYCLE_MARKED_MAX));
         }
@@ -241,6 +259,7 @@ fn check_cycles(
             let next = graph.name(cycle[(at + 1) % cycle.len()]);
             let next_template = &templates[origins[cycle[(at + 1) % cycle.len()]]].name.value;
             let is_next = |need: &&Placed<String>| {
+                // The need may name the job or its matrix.
                 need.value == next.as_str() || need.value == *next_template
             };
             job.needs.iter().find(is_next).map_or_else(|| job.name.span.clone(), |n| n.span.clone())
@@ -315,6 +334,7 @@ impl Expressions<'_> {
         rule: Rule,
         reads_env: bool,
     ) {
+        // Almost all texts have no placeholder, and a condition is an expression even without one.
         if rule != Rule::Condition && !text.contains("${{") {
             return;
         }
@@ -322,10 +342,13 @@ impl Expressions<'_> {
         let need = |name: &str| self.need(number, name);
         let axes = template.matrix.as_ref().map_or(&[][..], |matrix| &matrix.axes);
         let env: Vec<String> = template.plan.env.keys().cloned().collect();
+        // `env` cannot read itself: the order of its variables would otherwise matter.
         let known = Known { need: &need, matrix: axes, env: reads_env.then_some(&env) };
         let outcome = match rule {
             Rule::Condition => expression::check_condition(text, &known),
             Rule::Template => expression::check_template(text, &known),
+            // The matrix was filled in before. What is left reads something that is known only when
+            // the run is under way, and these keys are needed when it begins.
             Rule::MatrixOnly => expression::check_template(text, &known).and_then(|()| {
                 let message = "only `matrix` can be read here".to_owned();
                 Err(vec![ExprError { range: 0..text.len(), message, unknown: true }])
@@ -340,6 +363,7 @@ impl Expressions<'_> {
 
     fn need(&self, number: usize, name: &str) -> NeedKnown<'_> {
         match self.names.get(name) {
+            // Also needs of needs: they have ended as well when the expression is evaluated.
             Some(Meaning::Job(other)) if self.graph.is_before(*other, number) => {
                 let declared = &self.templates[self.origins[*other]].outputs;
                 NeedKnown::Before(declared.as_deref())
@@ -351,6 +375,7 @@ impl Expressions<'_> {
             }
             None => {
                 let names = self.templates.iter().map(|template| &*template.name.value);
+                // Bounded apart from the reader's budget, which is not available in here.
                 let near = super::read::nearest(name, names.take(NEAR_MAX));
                 NeedKnown::Missing(near.map(str::to_owned))
             }
@@ -365,6 +390,7 @@ fn check_sizes(reader: &mut Reader<'_>, templates: &[Template], origins: &[usize
         // Once more: the needs are names of jobs by now, and those of a matrix are all its jobs.
         let before = total;
         total += bytes;
+        // Once, at the job that passes the bound.
         if before <= PLAN_BYTES_MAX && total > PLAN_BYTES_MAX {
             reader.found.push(plan_too_large(&templates[*origin].name.span));
         }

@@ -19,6 +19,8 @@ pub fn duration_ms(text: &str) -> Result<u64, &'static str> {
     }
     let mut rest = text;
     let mut total: u64 = 0;
+    // One iterator for the whole text: `find` continues after the last unit, so units in the wrong
+    // order or twice are not found.
     let mut units = UNITS.iter();
     while !rest.is_empty() {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -29,6 +31,8 @@ pub fn duration_ms(text: &str) -> Result<u64, &'static str> {
         rest = &rest[digits..];
         let name = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
         let unit = match (&rest[..name], digits == text.len()) {
+            // A number alone is seconds, as other tools of the format read it. `1h30` is not: its
+            // unit could be either.
             ("", true) => SECOND,
             (name, _) => units.find(|(unit, _)| *unit == name).ok_or(SHAPE)?.1,
         };

@@ -28,6 +28,7 @@ pub(super) fn gate<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<GateP
         && let Some(min) = reader.count(node, "`min`", 1, PEOPLE_MAX)
     {
         policy.min = min;
+        // After `approvers`, which it compares with.
         enough(reader, &policy, node);
     }
     for word in fields.get("not").map(|node| reader.texts(node, "`not`")).unwrap_or_default() {
@@ -36,6 +37,8 @@ pub(super) fn gate<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<GateP
     if let Some(node) = fields.get("expires") {
         policy.expires_ms = expires(reader, node);
     }
+    // `gate: {}` says nothing beyond `when: manual`; without a policy fewer rules apply to names,
+    // and no addresses are recorded.
     (policy != GatePolicy::default()).then_some(policy)
 }
 
@@ -70,6 +73,8 @@ fn approver(reader: &mut Reader<'_>, word: &Placed<String>) -> Option<Approver> 
         reader.found.push(Diagnostic::error("VALUE_UNKNOWN", &word.span, message).help(help));
         return None;
     }
+    // A name that looks like another one, or that a matrix fills in, would name a person whom no
+    // reader of the file sees.
     let plain = word.value.is_ascii() && !word.value.contains("${{");
     let (message, help) = match word.value.parse::<Actor>() {
         Ok(actor) if actor.kind == ActorKind::Human && plain => {
@@ -93,6 +98,7 @@ fn enough<'t>(reader: &mut Reader<'t>, policy: &GatePolicy, min: &Node<'t>) {
     let mut people = std::collections::BTreeSet::new();
     for approver in &policy.approvers {
         match approver {
+            // How many people have a role is known to the tokens only, and changes.
             Approver::Role(_) => return,
             Approver::Person(actor) => people.insert(person(actor)),
         };

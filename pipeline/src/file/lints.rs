@@ -21,6 +21,7 @@ pub(super) fn warnings(
             found.push(Diagnostic::warning("STAGE_EMPTY", &place.span, message));
         }
     }
+    // Jobs of the first stage with jobs have nothing before them that could fail.
     let first = plan.stages.iter().find(|stage| is_used(stage));
     for template in templates {
         let is_first = first == Some(&template.plan.stage);

@@ -34,6 +34,8 @@ pub(super) struct Matrix {
 /// Reads a matrix. `None` if there is nothing to multiply by.
 pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matrix> {
     let entries = reader.entries(node, "`matrix`")?;
+    // `include` and `exclude` are keys among the axes, as in other tools, so no axis can have their
+    // names.
     let is_axis = |entry: &&Entry<'t>| !matches!(&*entry.key, "include" | "exclude");
     let mut axes: Vec<(String, Vec<String>)> = Vec::new();
     for entry in entries.iter().filter(is_axis) {
@@ -52,12 +54,16 @@ pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matri
         let first = include.first().map(|combination| combination.value.keys().cloned());
         axes.extend(first.into_iter().flatten().map(|axis| (axis, Vec::new())));
     }
+    // Also the depth of the product below: each axis multiplies the combinations that are in
+    // memory.
     if axes.is_empty() || axes.len() > AXES_MAX {
         let message = format!("a matrix has 1 to {AXES_MAX} axes, not {}", axes.len());
         reader.error("MATRIX_SHAPE", &node.span, message);
         return None;
     }
     let names: Vec<String> = axes.iter().map(|(name, _)| name.clone()).collect();
+    // `exclude` before `include`, so that an added combination cannot be removed again by a
+    // pattern.
     let mut combinations = product(reader, &axes, &node.span)?;
     for combination in &exclude {
         leave_out(reader, &names, &mut combinations, combination);
@@ -65,6 +71,7 @@ pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matri
     for combination in &include {
         add(reader, &names, &mut combinations, combination);
     }
+    // Not if an axis has no values: that has its own message, and this one would follow from it.
     if combinations.is_empty() && axes.iter().all(|(_, values)| !values.is_empty()) {
         reader.error("MATRIX_SHAPE", &node.span, "the matrix makes no job".to_owned());
     }
@@ -80,6 +87,7 @@ fn values<'t>(reader: &mut Reader<'t>, entry: &Entry<'t>) -> Vec<String> {
     }
     for item in items.unwrap_or_default() {
         let Some(value) = reader.name(item, "a value of the matrix") else { continue };
+        // Two equal values would make two jobs of one name.
         if values.contains(&value.value) {
             let message = format!("{what} has the value `{}` twice", shown(&value.value));
             reader.error("MATRIX_SHAPE", &value.span, message);
@@ -97,6 +105,7 @@ fn part<'t>(reader: &mut Reader<'t>, entries: &[Entry<'t>], name: &str) -> Vec<C
     let Some(entry) = entries.iter().find(|entry| entry.key == name) else { return Vec::new() };
     let mut combinations = Vec::new();
     let items = reader.list(&entry.value, &format!("`{name}`")).unwrap_or_default();
+    // Each entry is compared with every combination, so the two bounds together limit the time.
     if items.len() > LISTED_MAX {
         let message = format!("`{name}` has {} entries, more than {LISTED_MAX}", items.len());
         reader.error("MATRIX_SHAPE", &entry.value.span, message);
@@ -123,6 +132,7 @@ fn product(
     if axes.iter().any(|(_, values)| values.is_empty()) {
         return Some(Vec::new());
     }
+    // Multiplied as a number first: 16 axes of 1,000 values overflow before they fill the memory.
     let jobs = axes.iter().try_fold(1_usize, |jobs, axis| jobs.checked_mul(axis.1.len()));
     if jobs.is_none_or(|jobs| jobs > JOBS_MAX) {
         let message = format!("the matrix makes more than {JOBS_MAX} jobs");
@@ -163,9 +173,12 @@ fn leave_out(
     }
     let before = combinations.len();
     combinations.retain(|combination| {
+        // An axis that the entry does not name matches every value, so one entry can remove a whole
+        // row.
         let mut pairs = axes.iter().zip(combination);
         !pairs.all(|(axis, value)| exclude.value.get(axis).is_none_or(|held| held == value))
     });
+    // Almost always a typing mistake, and without the error the job that should not run would run.
     if combinations.len() == before {
         let message = "this leaves nothing out: no combination has these values".to_owned();
         reader.error("MATRIX_SHAPE", &exclude.span, message);
@@ -233,6 +246,8 @@ pub(super) fn expand(
     // A placeholder is the one thing that can become shorter: those alone are measured job by job.
     let placeholders = template.plan.script.contains("${{");
     let each = if placeholders { 0 } else { job_bytes(&template.plan) };
+    // Before the first copy: the size of the template is a lower bound of each job, because values
+    // replace nothing else.
     if each.saturating_mul(count) > *left {
         reader.found.push(plan_too_large(&template.name.span));
         return None;
@@ -246,6 +261,8 @@ pub(super) fn expand(
     let mut jobs = Vec::with_capacity(count);
     for combination in &matrix.combinations {
         let name = format!("{} ({})", template.name.value, combination.join(", "));
+        // The name is made of values, which are bounded one by one; together they can be longer
+        // than any name.
         if name.len() > NAME_BYTES_MAX {
             let message = format!(
                 "the matrix makes the name `{}`, which is longer than {NAME_BYTES_MAX} bytes",
@@ -269,6 +286,7 @@ pub(super) fn expand(
 
 fn filled(template: &Template, number: usize, name: JobName, context: Context) -> Job {
     let raw = |text: &String| expression::fill_matrix(text, &context, false);
+    // Only scripts are read by a shell; everywhere else quotes would become part of the value.
     let word = |text: &str| expression::fill_matrix(text, &context, true);
     let mut plan = template.plan.clone();
     plan.name = name;
@@ -290,6 +308,7 @@ fn filled(template: &Template, number: usize, name: JobName, context: Context) -
     let needs = template.needs.iter();
     let needs = needs.map(|need| Placed { value: raw(&need.value), span: need.span.clone() });
     let needs = needs.collect();
+    // The values stay in the plan: expressions read them when the job runs.
     plan.matrix = context.matrix;
     Job { plan, template: number, needs }
 }

@@ -23,6 +23,7 @@ const FACTOR_PERCENT_MAX: f64 = 1_000.0;
 pub(super) fn retry<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<RetryPolicy> {
     if !matches!(node.shape, Shape::Map(_)) {
         let max = reader.count(node, "`retry`", 0, RETRIES_MAX)?;
+        // A number alone means retries without a wait, so the factor has nothing to multiply.
         return policy(max, 0, 100, 0, 0, Vec::new());
     }
     let fields = reader.fields(node, &RETRY_KEYS, "`retry`", &node.span)?;
@@ -39,6 +40,7 @@ pub(super) fn retry<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Retr
         let message = "`backoff_max` is shorter than `backoff`".to_owned();
         reader.error("VALUE_RANGE", &node.span, message);
     }
+    // A first wait of two hours must not be cut to the default of one.
     let longest = longest.unwrap_or(BACKOFF_MAX_MS_DEFAULT.max(backoff));
     let factor = factor.unwrap_or(FACTOR_PERCENT_DEFAULT);
     policy(max?, backoff, factor, longest, jitter.unwrap_or(0), on)
@@ -67,17 +69,21 @@ fn policy(
 ) -> Option<RetryPolicy> {
     let policy =
         RetryPolicy { max, backoff_ms, factor_percent, backoff_max_ms, jitter_percent, on };
+    // No policy and not one with 0 retries: two plans that mean the same have the same digest.
     (max > 0).then_some(policy)
 }
 
 /// A factor in percent.
 fn factor<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<u32> {
+    // Rust's parser also reads `inf`, `nan` and `1e3`.
     let is_decimal = |text: &&str| text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let number: Option<f64> = plain(node).filter(is_decimal).and_then(|text| text.parse().ok());
     let Some(number) = number else {
         reader.mismatch(node, "`factor` is a number, such as `2` or `1.5`");
         return None;
     };
+    // Kept as a whole number of percent, so that the back-off is computed without floating point
+    // and is equal on every machine.
     let percent = (number * 100.0).round();
     if !(100.0..=FACTOR_PERCENT_MAX).contains(&percent) {
         reader.error("VALUE_RANGE", &node.span, "`factor` is 1 to 10".to_owned());
@@ -107,6 +113,7 @@ fn retry_on<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Vec<RetryOn> {
                 None => None,
             }
         };
+        // A reason that is listed twice has no effect, and would change the digest of the plan.
         on.extend(reason.filter(|reason| !on.contains(reason)));
     }
     on
@@ -124,7 +131,9 @@ pub(super) fn shell<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Vec<String>
         }
         [line] if !is_list => {
             let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            // One word is a program; several are a command line that has its own flags.
             if let [program] = words.as_slice() {
+                // By its name, so that `/usr/bin/perl` gets the flag of `perl`.
                 let program = program.rsplit('/').next().unwrap_or(program);
                 let flag = match program {
                     "perl" | "ruby" | "node" => "-e",
@@ -156,6 +165,7 @@ pub(super) fn resource<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<R
 
 /// Why a path of `artifacts` cannot be one, if it cannot.
 pub(super) fn path_fault(path: &str) -> Option<String> {
+    // Paths of Windows too: a file is checked where it is written, and run elsewhere.
     let is_drive = path.as_bytes().get(1) == Some(&b':');
     if path.starts_with(['/', '\\', '~']) || is_drive {
         return Some(format!("`{}` does not begin in the working folder", shown(path)));

@@ -78,6 +78,8 @@ impl<'t> Reader<'t> {
         let compared = &mut self.compared;
         let candidates = candidates.into_iter().take_while(|_| {
             *compared += 1;
+            // One budget for all suggestions of a file: 100,000 unknown names compared with 100,000
+            // jobs would take minutes.
             *compared <= COMPARED_MAX
         });
         nearest(word, candidates).map(|near| format!("did you mean `{}`?", shown(near)))
@@ -91,15 +93,20 @@ impl<'t> Reader<'t> {
         what: &str,
         place: &Range<usize>,
     ) -> Option<Fields<'n, 't>> {
+        // `None` and not an empty map, so that the caller does not report each required key as
+        // missing on top.
         let Shape::Map(entries) = &node.shape else {
             self.mismatch(node, &format!("{what} is a map"));
             return None;
         };
         let mut meant: Vec<&str> = Vec::new();
         let unknown = entries.iter().filter(|entry| keys.iter().all(|key| key.name != entry.key));
+        // More of one map are repetitions of one mistake, such as a list of jobs at the wrong
+        // level.
         for entry in unknown.take(UNKNOWN_KEYS_MAX) {
             let names: Vec<&'static str> = keys.iter().map(|key| key.name).collect();
             let near = nearest(&entry.key, names.iter().copied());
+            // A misspelt required key would otherwise be reported twice: as unknown and as missing.
             meant.extend(near);
             let help = match near {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -132,6 +139,7 @@ impl<'t> Reader<'t> {
             Shape::Scalar { text, .. } => format!("`{}`", shown(text)),
         };
         let problem = Diagnostic::error("VALUE_TYPE", &node.span, format!("{expected}, not {is}"));
+        // The most frequent cause of a wrong type, and one that the message alone does not explain.
         let is_number = matches!(&node.shape, Shape::Scalar { text, is_plain: false }
             if text.parse::<f64>().is_ok());
         let help = is_number.then(|| "remove the quotes: a quoted number is text".to_owned());
@@ -161,6 +169,7 @@ impl<'t> Reader<'t> {
         let fault = match name {
             "" => "is empty".to_owned(),
             _ if name.len() > NAME_BYTES_MAX => format!("is longer than {NAME_BYTES_MAX} bytes"),
+            // Two names that differ in white space only look the same in every list.
             _ if name.trim() != name => "begins or ends with white space".to_owned(),
             _ => match invisible_in(name) {
                 Some(c) => format!("holds a character that cannot be seen, U+{:04X}", u32::from(c)),
@@ -175,6 +184,8 @@ impl<'t> Reader<'t> {
     pub(super) fn texts(&mut self, node: &Node<'t>, what: &str) -> Vec<Placed<String>> {
         let nodes = match &node.shape {
             Shape::List(items) => items.as_slice(),
+            // A single text stands for a list of one; a map is then reported by `text` below with
+            // its place.
             Shape::Scalar { .. } | Shape::Map(_) => std::slice::from_ref(node),
         };
         let mut texts = Vec::with_capacity(nodes.len());
@@ -196,6 +207,8 @@ impl<'t> Reader<'t> {
     /// Exactly `true` or `false`.
     pub(super) fn flag(&mut self, node: &Node<'t>, what: &str) -> Option<bool> {
         match plain(node) {
+            // Only these two: YAML 1.1 reads `yes`, `on` and `y` as true and YAML 1.2 does not, so
+            // a file would change its meaning with the parser.
             Some("true") => Some(true),
             Some("false") => Some(false),
             Some(_) | None => {
@@ -207,6 +220,7 @@ impl<'t> Reader<'t> {
 
     /// A whole number within bounds.
     pub(super) fn count(&mut self, node: &Node<'t>, what: &str, min: u32, max: u32) -> Option<u32> {
+        // A negative number is a number out of bounds, and not a value of the wrong type.
         let digits = plain(node).map(|text| text.strip_prefix('-').unwrap_or(text));
         let is_number =
             digits.is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
@@ -300,6 +314,8 @@ impl<'t> Reader<'t> {
         if words.is_empty() {
             return span.clone();
         }
+        // The value may be shorter than its source (folded lines, escapes), so the part is found by
+        // its text and by how often it came before.
         let earlier = before.map_or(0, |before| before.matches(words).count());
         let places: Vec<usize> =
             source.match_indices(words).map(|(at, _)| at).take(earlier + 1).collect();
@@ -342,10 +358,12 @@ pub(super) fn nearest<'c>(
     candidates: impl IntoIterator<Item = &'c str>,
 ) -> Option<&'c str> {
     let length = word.chars().count();
+    // Short words need one typo at most, or every word would be near every other.
     let allowed = (length / 3).clamp(1, 4);
     let lower: Cow<'_, str> = word.to_lowercase().into();
     candidates
         .into_iter()
+        // The difference in length is a lower bound of the distance and much cheaper to compute.
         .filter(|candidate| candidate.chars().count().abs_diff(length) <= allowed)
         .map(|candidate| {
             (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate)

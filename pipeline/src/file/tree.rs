@@ -68,6 +68,7 @@ impl Node<'_> {
 /// The tree of `text`, or `None` when it has none or reading had to stop.
 pub(super) fn tree<'t>(text: &'t str, found: &mut Found) -> Option<Node<'t>> {
     let (base, body) = match text.strip_prefix('\u{feff}') {
+        // The parser does not accept a byte order mark; all spans are moved by its length.
         Some(body) => ('\u{feff}'.len_utf8(), body),
         None => (0, text),
     };
@@ -86,12 +87,15 @@ pub(super) fn tree<'t>(text: &'t str, found: &mut Found) -> Option<Node<'t>> {
         documents: 0,
         found,
     };
+    // Events, not the parser's own tree: that one unfolds aliases without a bound and has no
+    // places.
     for event in Parser::new_from_str_with_options(body, options) {
         let outcome = match event {
             Ok((event, span)) => {
                 let place = |marker: granit_parser::Marker| {
                     base + marker.byte_offset().unwrap_or(0).min(body.len())
                 };
+                // Some events of the parser end before they begin; a range must not.
                 let (start, end) = (place(span.start), place(span.end));
                 builder.take(event, start..end.max(start))
             }
@@ -99,6 +103,7 @@ pub(super) fn tree<'t>(text: &'t str, found: &mut Found) -> Option<Node<'t>> {
         };
         if let Err(problem) = outcome {
             builder.found.push(*problem);
+            // A tree that ends in the middle would report every key after it as missing.
             return None;
         }
     }
@@ -137,6 +142,8 @@ struct Builder<'t, 'f> {
 impl<'t> Builder<'t, '_> {
     fn take(&mut self, event: Event<'t>, span: Range<usize>) -> Result<(), Box<Diagnostic>> {
         if event.is_node() {
+            // Before the node is built: the bound is on memory, and a tree is much larger than its
+            // text.
             self.count(1, &span)?;
         }
         if let Some(tag) = event.tag() {
@@ -145,6 +152,7 @@ impl<'t> Builder<'t, '_> {
         match event {
             Event::DocumentStart(..) => self.document(&span),
             Event::Scalar(text, style, anchor, tag) => {
+                // Only a plain scalar can be a number or a boolean; `"1"` and `!!str 1` are texts.
                 let is_plain = style == ScalarStyle::Plain && tag.is_none();
                 self.characters(&text, style, &span);
                 let span = self.trimmed(span);
@@ -179,6 +187,8 @@ impl<'t> Builder<'t, '_> {
 
     /// Counts what anchors and aliases copy.
     fn copied(&mut self, node: &Node<'t>, span: &Range<usize>) -> Result<(), Box<Diagnostic>> {
+        // Counted as often as it is copied: ten aliases of ten aliases are a hundred copies, in any
+        // file of this form.
         let nodes = node.nodes();
         self.aliased += nodes;
         if self.aliased > ALIASED_NODES_MAX {
@@ -209,6 +219,7 @@ impl<'t> Builder<'t, '_> {
     /// Only between double quotes can an escape make a character that the file does not hold.
     fn characters(&mut self, text: &str, style: ScalarStyle, span: &Range<usize>) {
         let is_refused = |c: &char| is_obeyed(*c) && !matches!(c, '\n' | '\t');
+        // Only double quotes have escapes; what is written as it is was checked with the text.
         if style == ScalarStyle::DoubleQuoted
             && let Some(c) = text.chars().find(is_refused)
         {
@@ -228,6 +239,7 @@ impl<'t> Builder<'t, '_> {
         anchor: usize,
         content: Content<'t>,
     ) -> Result<(), Box<Diagnostic>> {
+        // The parser has the same limit. This one does not depend on its version.
         if self.open.len() >= DEPTH_MAX {
             return Err(too_deep(&(start..start)).into());
         }
@@ -246,6 +258,8 @@ impl<'t> Builder<'t, '_> {
     }
 
     fn alias(&mut self, anchor: usize, span: Range<usize>) -> Result<(), Box<Diagnostic>> {
+        // Taken out while it is copied, and not yet there while it is built: an alias inside its
+        // own anchor finds nothing and is reported instead of followed for ever.
         let Some(node) = self.anchors.remove(&anchor) else {
             let message = "an alias cannot refer to a value that contains it";
             return Err(Diagnostic::error("YAML_SYNTAX", &span, message).into());
@@ -259,10 +273,13 @@ impl<'t> Builder<'t, '_> {
     /// Puts a finished node where it belongs.
     fn done(&mut self, node: Node<'t>, anchor: usize) -> Result<(), Box<Diagnostic>> {
         if anchor != 0 {
+            // The copy that is kept for aliases takes memory as well, even if no alias follows.
             self.copied(&node, &node.span.clone())?;
             self.anchors.insert(anchor, node.clone());
         }
         let Some(open) = self.open.last_mut() else {
+            // The first root: a second document is an error, and must not replace what the spans
+            // refer to.
             self.root.get_or_insert(node);
             return Ok(());
         };
@@ -281,6 +298,7 @@ impl<'t> Builder<'t, '_> {
 
     /// The entries, each key once, and behind them what `<<` adds.
     fn map(&mut self, entries: Vec<Entry<'t>>, merged: Vec<Node<'t>>) -> Vec<Entry<'t>> {
+        // Before the merge: a key of the map itself may repeat a merged one, and goes before it.
         let mut entries = self.without_duplicates(entries);
         for node in merged {
             let sources = match node.shape {
@@ -299,6 +317,7 @@ impl<'t> Builder<'t, '_> {
                 }
             };
             for entry in sources.into_iter().flatten() {
+                // Earlier sources go before later ones, as YAML 1.1 says of `<<`.
                 if entries.iter().all(|held| held.key != entry.key) {
                     entries.push(entry);
                 }
@@ -310,6 +329,8 @@ impl<'t> Builder<'t, '_> {
     fn without_duplicates(&mut self, entries: Vec<Entry<'t>>) -> Vec<Entry<'t>> {
         let mut first: HashMap<Cow<'t, str>, Range<usize>> = HashMap::new();
         let mut kept: Vec<Entry<'t>> = Vec::with_capacity(entries.len());
+        // Most maps have few keys, and a hash map for each would cost more than all comparisons;
+        // with 100,000 jobs the comparisons would be quadratic.
         let is_large = entries.len() > KEYS_COMPARED_MAX;
         for entry in entries {
             let before = if is_large {
@@ -376,9 +397,12 @@ fn syntax(error: &ScanError, base: usize, body: &str) -> Diagnostic {
     let c = body[at..].chars().next();
     let span = base + at..base + at + c.filter(|c| *c != '\n').map_or(0, char::len_utf8);
     let why = error.info();
+    // The parser has no codes for its errors, only texts. A test fails if they change.
     if why.contains("nesting") || why.contains("recursion") || why.contains("nested") {
         return too_deep(&span);
     }
+    // A key longer than 1,024 characters is not a key to the parser, whose message then names
+    // something else far away.
     if let Some(key) = long_key(body, at) {
         let length = key.len();
         let message = format!(

@@ -39,7 +39,7 @@ impl NewRecord {
         Self { kind: kind.into(), bytes: bytes.into() }
     }
 
-    /// Bytes that this record applies the log of `stream`.
+    /// Bytes that this record takes in the log of `stream`.
     pub(crate) fn frame_bytes(&self, stream: &str) -> usize {
         FRAME_FIXED_BYTES + stream.len() + self.kind.len() + self.bytes.len()
     }

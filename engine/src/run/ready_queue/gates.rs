@@ -14,6 +14,8 @@ impl ReadyQueue {
     /// The open stage has ended: its results are part of the digests of later gates.
     pub(super) fn pass_stage(&mut self, jobs: &[Job]) {
         if self.has_gates {
+            // Chained from stage to stage: a gate then needs one digest, and not the results of a
+            // whole run.
             let mut text = self.results_before();
             for index in &self.stage_jobs[self.open_stage] {
                 text.push('\n');
@@ -54,6 +56,7 @@ impl ReadyQueue {
     /// What job `index` needs, and what that needs, within its own stage.
     pub(in crate::run) fn within_stage(&self, index: u32) -> BTreeSet<u32> {
         let (mut seen, mut open) = (BTreeSet::new(), vec![index]);
+        // Iterative, because a stage may be a chain of 100,000 jobs.
         while let Some(next) = open.pop() {
             for need in self.needs(next) {
                 if self.stage(*need) == self.stage(index) && seen.insert(*need) {

@@ -23,6 +23,7 @@ pub struct Want {
 impl Want {
     pub(super) fn of(job: &Job) -> Self {
         let mut tags = job.plan.tags.clone();
+        // Sorted, so that `[a, b]` and `[b, a]` are one class.
         tags.sort();
         let lock = job.plan.resource.as_ref().map(|lock| (lock.name.clone(), lock.limit));
         Self { tags, lock, prefer: job.plan.prefer.clone() }
@@ -70,6 +71,8 @@ impl ReadyQueue {
     /// What could be leased at `now`, but for locks and parallelism.
     pub(in crate::run) fn wants(&self, now: Timestamp) -> Vec<Wanted> {
         let mut due: BTreeMap<usize, (u32, u32)> = BTreeMap::new();
+        // Due attempts stay in the back-off index until they are leased: moving them when they
+        // become due would need an event of its own.
         for (_, index) in self.backoff.range(..=(now, u32::MAX)) {
             let class = self.class_of[*index as usize] as usize;
             let (jobs, first) = due.entry(class).or_insert((0, *index));
@@ -153,6 +156,8 @@ impl ReadyQueue {
             want.is_free(|name| held(busy, name)) && want.fits(tags)
         };
         let ready = (0..self.classes.len())
+            // Before the comparison of tags, which costs more and would be paid for every class
+            // that has ended.
             .filter(|class| !self.ready[*class].is_empty())
             .filter(fitting)
             .filter_map(|class| self.ready[class].first().copied())
