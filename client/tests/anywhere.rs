@@ -417,5 +417,8 @@ fn a_worker_that_is_to_end_waits_for_a_lost_server_only_so_long() {
     let mut said = String::new();
     worker.0.stderr.take().expect("its stderr").read_to_string(&mut said).expect("text");
     assert_eq!(worker.0.wait().expect("it has ended").code(), Some(42), "{said}");
-    assert!(said.contains("no server accepted the reports of 1 ended attempts within 1 s"), "{said}");
+    assert!(
+        said.contains("no server accepted the reports of 1 ended attempts within 1 s"),
+        "{said}"
+    );
 }

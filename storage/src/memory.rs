@@ -94,7 +94,7 @@ impl MemoryStore {
     /// Appends what waits, in order, and continues.
     ///
     /// The newest append is answered first: one commit answers many appends at once, and which of
-    /// their callers continues first is not said. A caller that counts on an order fails its tests.
+    /// their callers continues first is unspecified. A caller that counts on an order fails its tests.
     pub fn go_on(&self) {
         let waiting = self.log().waiting.take().unwrap_or_default();
         let appended: Vec<_> = waiting

@@ -281,7 +281,11 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, &error))?;
     toml::from_str(&text).map_err(|error| {
         let message = format!("`{}`: {}", path.display(), error.to_string().trim_end());
-        Failure::new(ErrorCode::ConfigInvalid, message, "docs/reference/settings.md lists the settings.")
+        Failure::new(
+            ErrorCode::ConfigInvalid,
+            message,
+            "docs/reference/settings.md lists the settings.",
+        )
     })
 }
 
