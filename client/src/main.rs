@@ -25,6 +25,10 @@ use std::{io::Write as _, process::ExitCode};
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
+    // Before anything else of this program: a keeper is small because it needs nothing of it.
+    if let Some(code) = towpath_worker::keeper::serve_if_asked() {
+        return code;
+    }
     let cli = match cli::Cli::read() {
         Ok(cli) => cli,
         Err(error) => {

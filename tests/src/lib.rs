@@ -14,7 +14,7 @@ mod test_server;
 
 pub use chance::Chance;
 pub use program::program;
-pub use real::RealWorker;
+pub use real::{RealWorker, keep_scripts_if_asked};
 pub use repository::{Source, root, sources};
 pub use scripted::{ScriptedWorker, failed, succeeded, succeeded_with};
 pub use skip::{is_slow_run, skip};

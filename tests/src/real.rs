@@ -1,15 +1,43 @@
 //! A real worker in this process, for jobs that are real processes.
 
-use std::path::Path;
+use std::{ffi::OsString, path::Path};
 
 use tokio::task::JoinHandle;
 use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::Channel,
 };
-use towpath_worker::{SessionLimits, Stop, WorkResult, WorkerOptions, work};
+use towpath_worker::{
+    SessionLimits, Stop, WorkResult, WorkerOptions,
+    keeper::{self, Program},
+    work,
+};
 
 use crate::{TestServer, test_server::bounded};
+
+/// Marks a process of a test program that is a keeper.
+const AS_KEEPER: &str = "TOWPATH_TEST_KEEPER";
+/// The test that such a process runs: each program with real workers has one of this name at its
+/// root, and it calls [`keep_scripts_if_asked`].
+const KEEPER_TEST: &str = "keeps_the_scripts_of_other_tests";
+
+/// Makes keepers of this test program.
+fn use_own_program() {
+    let arguments = ["--exact", KEEPER_TEST, "--nocapture"].map(OsString::from).into();
+    let path = std::env::current_exe().expect("a test is a program");
+    keeper::use_program(Program {
+        path,
+        arguments,
+        variables: vec![(AS_KEEPER.into(), "yes".into())],
+    });
+}
+
+/// Keeps scripts, if this process was started for that.
+pub fn keep_scripts_if_asked() {
+    if std::env::var_os(AS_KEEPER).is_some() {
+        keeper::serve(std::env::args_os());
+    }
+}
 
 /// A worker that works until it is told to stop.
 #[derive(Debug)]
@@ -65,6 +93,7 @@ impl RealWorker {
             keep_work: false,
             stay,
         };
+        use_own_program();
         let stop = Stop::default();
         let work = tokio::spawn(work(channel, options, stop.clone()));
         Self { stop, work }

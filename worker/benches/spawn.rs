@@ -100,8 +100,18 @@ async fn round(
     );
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
+    // The keeper of the attempts below is this program too.
+    if let Some(code) = towpath_worker::keeper::serve_if_asked() {
+        return Ok(code);
+    }
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(measure())?;
+    Ok(std::process::ExitCode::SUCCESS)
+}
+
+async fn measure() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let dir = AttemptsDir::open(&folder.path().join("attempts"), Environment::of_process())?;
     let dir = Arc::new(dir);

@@ -5,13 +5,12 @@
 //! script; but only when nobody holds an end of their pipes any more.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, TryLockError},
     io::{self, ErrorKind, Read as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::Child,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::Duration,
 };
@@ -22,6 +21,7 @@ use towpath_engine::ids::{Attempt, Digest, JobName, RunId};
 use crate::{
     environment::Environment,
     journal::{self, JournalEntry, LatestAttempt},
+    keeper::{self, Keeper},
     output_pipe::{self, OutputPipe},
     own_disk::OwnDisk,
 };
@@ -29,7 +29,7 @@ use crate::{
 /// Longest name of a file made from a run and a job, in bytes; file systems allow 255.
 const STEM_BYTES_MAX: usize = 200;
 /// How often a folder that is in use is tried again. A worker that was just killed may leave a
-/// child behind which has not become its shell yet and holds the lock for that long.
+/// child behind which has not become its keeper yet and holds the lock for that long.
 const LOCK_TRIES_MAX: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -91,6 +91,11 @@ pub struct AttemptsDir {
     environment: Environment,
     disk: Arc<OwnDisk>,
     attempt_dirs: Mutex<AttemptDirs>,
+    /// Who starts scripts for this worker. Started with the first one.
+    keeper: Mutex<Option<Arc<Keeper>>>,
+    /// The keepers of earlier workers, for as long as an attempt of theirs is watched. Each listens
+    /// to one connection, so they are looked for one after the other.
+    found_keepers: tokio::sync::Mutex<BTreeMap<String, Weak<Keeper>>>,
     /// Held locked for as long as this lives.
     _lock: File,
 }
@@ -100,8 +105,6 @@ struct AttemptDirs {
     free: Vec<PathBuf>,
     taken: BTreeMap<AttemptKey, PathBuf>,
     last: u64,
-    /// Shells that were killed after their script ended, until the system has buried them.
-    dying: Vec<Child>,
 }
 
 /// The reading ends of an attempt directory's pipes.
@@ -134,10 +137,46 @@ impl AttemptsDir {
         make_private(&folder.join("outputs")).map_err(unusable)?;
         make_private(&folder.join("spool")).map_err(unusable)?;
         make_private(&folder.join("work")).map_err(unusable)?;
-        make_pipe(&folder.join("hold")).map_err(unusable)?;
         let attempt_dirs = AttemptDirs::found_in(&folder).map_err(unusable)?;
         let disk = Arc::new(OwnDisk::of(&folder));
-        Ok(Self { folder, environment, disk, attempt_dirs: Mutex::new(attempt_dirs), _lock: lock })
+        Ok(Self {
+            folder,
+            environment,
+            disk,
+            attempt_dirs: Mutex::new(attempt_dirs),
+            keeper: Mutex::default(),
+            found_keepers: tokio::sync::Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Who starts scripts for this worker; one that was killed is replaced. Within a runtime.
+    pub(crate) fn keeper(&self) -> io::Result<Arc<Keeper>> {
+        let mut own = self.own_keeper();
+        if let Some(keeper) = own.as_ref().filter(|keeper| !keeper.gone().is_cancelled()) {
+            return Ok(Arc::clone(keeper));
+        }
+        let keeper = Keeper::start(&self.folder)?;
+        *own = Some(Arc::clone(&keeper));
+        Ok(keeper)
+    }
+
+    /// The keeper of the socket `name`. `None`: it is gone.
+    pub(crate) async fn reach_keeper(&self, name: &str) -> Option<Arc<Keeper>> {
+        if let Some(own) = self.own_keeper().as_ref().filter(|own| own.name() == name) {
+            return Some(Arc::clone(own));
+        }
+        let mut found = self.found_keepers.lock().await;
+        if let Some(keeper) = found.get(name).and_then(Weak::upgrade) {
+            return Some(keeper);
+        }
+        let reached = Keeper::reach(&self.folder, name).await.ok()?;
+        found.insert(name.to_owned(), Arc::downgrade(&reached));
+        Some(reached)
+    }
+
+    fn own_keeper(&self) -> MutexGuard<'_, Option<Arc<Keeper>>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether another worker uses `folder` now. `false` also if there is no such folder, or it
@@ -160,8 +199,8 @@ impl AttemptsDir {
                     LatestAttempt { exit: Some(_), .. } | LatestAttempt { stop: Some(_), .. } => {
                         FoundState::Ended
                     }
-                    LatestAttempt { pid: Some(_), .. } => FoundState::Begun,
-                    // The shell may be about to write its number; only its pipe can tell.
+                    LatestAttempt { started: true, .. } => FoundState::Begun,
+                    // Its keeper may be about to start it; whoever adopts the attempt asks it.
                     LatestAttempt { .. } => FoundState::NeverStarted,
                 },
                 run: page.kept.run,
@@ -185,10 +224,8 @@ impl AttemptsDir {
         // Before the folder is free: a worker that was killed in between would take up, and report,
         // an attempt that is recorded.
         let written = journal::forget(&folder);
-        let mut attempt_dirs = self.attempt_dirs();
-        attempt_dirs.bury();
         match written {
-            Ok(()) => attempt_dirs.free.push(folder),
+            Ok(()) => self.attempt_dirs().free.push(folder),
             // What cannot be noted in the journal is told by its absence.
             Err(_) => drop(fs::remove_dir_all(folder)),
         }
@@ -236,7 +273,7 @@ impl AttemptsDir {
         if self.attempt_dirs().taken.contains_key(&key) {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        let attempt_dir = self.clean_berth()?;
+        let attempt_dir = self.clean_dir()?;
         // Written before the script starts: what a killed worker leaves running must be found again.
         journal::begin(&attempt_dir.folder, kept)?;
         self.attempt_dirs().taken.insert(key, attempt_dir.folder.clone());
@@ -253,18 +290,9 @@ impl AttemptsDir {
         self.attempt_dirs().taken.get(&(run.clone(), job.clone(), attempt)).cloned()
     }
 
-    /// Takes over a killed shell, to be buried later.
-    pub(crate) fn bury_later(&self, shell: Child) {
-        self.attempt_dirs().dying.push(shell);
-    }
-
-    fn clean_berth(&self) -> io::Result<AttemptDir> {
-        let free = {
-            let mut attempt_dirs = self.attempt_dirs();
-            attempt_dirs.bury();
-            // Taken out, so that no two attempts look at the same folder while the lock is free.
-            std::mem::take(&mut attempt_dirs.free)
-        };
+    fn clean_dir(&self) -> io::Result<AttemptDir> {
+        // Taken out, so that no two attempts look at the same folder while the lock is free.
+        let free = std::mem::take(&mut self.attempt_dirs().free);
         let mut free = free.into_iter();
         let mut later = Vec::new();
         let mut clean = None;
@@ -273,22 +301,22 @@ impl AttemptsDir {
             // end-of-file, or that was open while the last writer left, takes the pipe for closed:
             // the next attempt would then be read only after its end, and a script that prints
             // more than the pipe holds would wait for ever.
-            let state = BerthState::of(&folder);
+            let state = DirState::of(&folder);
             match state.and_then(|state| Ok((state, OutputPipes::open(&folder)?))) {
-                Ok((BerthState::Clean, pipes)) => {
+                Ok((DirState::Clean, pipes)) => {
                     clean = Some(AttemptDir { folder, pipes });
                     break;
                 }
-                Ok((BerthState::Closing, _)) => later.push(folder),
+                Ok((DirState::Closing, _)) => later.push(folder),
                 // A process that left the group still holds a pipe, or the attempt directory is damaged.
-                Ok((BerthState::Held, _)) | Err(_) => drop(fs::remove_dir_all(folder)),
+                Ok((DirState::Held, _)) | Err(_) => drop(fs::remove_dir_all(folder)),
             }
         }
         self.attempt_dirs().free.extend(later.into_iter().chain(free));
-        clean.map_or_else(|| self.new_berth(), Ok)
+        clean.map_or_else(|| self.new_dir(), Ok)
     }
 
-    fn new_berth(&self) -> io::Result<AttemptDir> {
+    fn new_dir(&self) -> io::Result<AttemptDir> {
         let number = {
             let mut attempt_dirs = self.attempt_dirs();
             attempt_dirs.last += 1;
@@ -309,18 +337,18 @@ impl AttemptsDir {
 }
 
 /// Whether an attempt directory can be used again.
-enum BerthState {
+enum DirState {
     Clean,
-    /// The shell of the last attempt is not quite gone.
+    /// The keeper has not quite released the last attempt.
     Closing,
     /// Somebody has kept the output open.
     Held,
 }
 
-impl BerthState {
+impl DirState {
     /// The state of the attempt directory at `folder`.
     fn of(folder: &Path) -> io::Result<Self> {
-        // `end` comes first: once the shell is gone, what holds the output is a stray process.
+        // `end` comes first: once the keeper has let go, what holds the output is an orphan process.
         let ended = is_closed(&folder.join("end"))?;
         let output_closed = is_closed(&folder.join("out"))? && is_closed(&folder.join("err"))?;
         Ok(match (ended, output_closed) {
@@ -356,20 +384,29 @@ impl AttemptDirs {
     /// The attempts in `folder`. What belongs to none is removed.
     fn found_in(folder: &Path) -> io::Result<Self> {
         let mut attempt_dirs = Self::default();
-        let mut outputs = Vec::new();
+        let (mut outputs, mut keepers, mut sockets) = (Vec::new(), BTreeSet::new(), Vec::new());
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
-            let Some(number) = number else { continue };
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if name.starts_with(keeper::PREFIX) {
+                sockets.push(name.to_owned());
+            }
+            let Ok(number) = name.parse::<u64>() else { continue };
             attempt_dirs.last = attempt_dirs.last.max(number);
             // An attempt directory without a whole page was made, or begun, by a worker killed on the way.
             match LatestAttempt::newest(&path).ok().flatten() {
                 Some(LatestAttempt { kept, forgotten: false, .. }) => {
                     outputs.push(kept.output);
+                    keepers.insert(kept.keeper);
                     attempt_dirs.taken.insert((kept.run, kept.job, kept.attempt), path);
                 }
                 Some(_) | None => fs::remove_dir_all(&path)?,
             }
+        }
+        // A keeper removes its own when it ends; one that was killed cannot. One that still runs has
+        // nothing that counts, and ends by itself.
+        for socket in sockets.iter().filter(|socket| !keepers.contains(*socket)) {
+            fs::remove_file(folder.join(socket))?;
         }
         let names: Vec<_> = outputs.iter().filter_map(|output| output.file_name()).collect();
         for kind in ["outputs", "spool", "work"] {
@@ -386,10 +423,6 @@ impl AttemptDirs {
             }
         }
         Ok(attempt_dirs)
-    }
-
-    fn bury(&mut self) {
-        self.dying.retain_mut(|shell| matches!(shell.try_wait(), Ok(None)));
     }
 }
 
@@ -443,8 +476,6 @@ fn escaped(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

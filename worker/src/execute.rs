@@ -4,13 +4,15 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io::ErrorKind,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     event::FailureCause,
@@ -22,24 +24,21 @@ use crate::{
     capture::{Capture, OutputChunk},
     environment::unusable_name,
     journal::{self, JournalEntry, LatestAttempt, StopReason},
+    keeper::{Request, Start},
     mask::Mask,
-    output_pipe::PipeRead,
     process_group::ProcessGroup,
     results,
-    supervise::{ScriptEnd, Supervision},
+    supervise::{self, ScriptEnd, Supervision},
 };
 
 /// From SIGTERM to SIGKILL, unless the job says otherwise.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(10);
-/// How long a shell that lives may take to write down its number.
-const PID_WAIT_MAX: Duration = Duration::from_secs(2);
-const PID_PAUSE: Duration = Duration::from_millis(5);
+/// What reads a script that asks for no other program.
+const SHELL: &str = "/bin/sh";
 /// A shell reports a command that a signal of number `n` ended as this plus `n`.
 const SIGNAL_OFFSET: i32 = 128;
 /// Highest signal that is counted as one, in what a shell reports. Higher codes are codes.
 const SIGNAL_MAX: i32 = 31;
-/// The shell around the script could not write to its attempt directory.
-const JOURNAL_UNWRITABLE: i32 = 125;
 
 /// One attempt of a job, as the worker was leased it.
 #[derive(Clone, Debug)]
@@ -157,24 +156,26 @@ pub(crate) async fn execute_or_lose(
     if cancel.is_cancelled() {
         return Adopted::Ended(Ended::Cancelled { ran_ms: 0 });
     }
-    match start(attempts, script, &mask, &lines) {
+    let unstarted = match start(attempts, script, &mask, &lines) {
         Ok(supervision) => {
-            let (ended, group) = supervision.run(cancel).await;
-            let ended = judge(ended, &mask, None).await;
-            if let Some(shell) = group.into_shell() {
-                attempts.bury_later(shell);
-            }
-            match ended {
-                // Lost only if another part of this process waits for its children.
-                ended @ (Adopted::Ended(_) | Adopted::Lost(_)) => ended,
-                Adopted::NeverStarted => {
-                    attempts.forget(&script.run, &script.job, script.attempt);
-                    lost_to_disk(attempts, "the shell cannot write to its journal")
-                }
+            let end = supervision.run(cancel).await;
+            match end.unstarted.filter(|_| end.page.stop.is_none()) {
+                None => return judge(end, &mask, None).await,
+                Some(unstarted) => Unstarted::of(unstarted, &script.folder),
             }
         }
-        Err(Unstarted::ByJob(reason)) => Adopted::Ended(not_started(mask.text(&reason))),
-        Err(Unstarted::ByDisk(error)) => lost_to_disk(attempts, &error.to_string()),
+        Err(unstarted) => unstarted,
+    };
+    match unstarted {
+        Unstarted::Before(reason) => Adopted::Ended(not_started(mask.text(&reason))),
+        Unstarted::ByJob(reason) => {
+            attempts.forget(&script.run, &script.job, script.attempt);
+            Adopted::Ended(not_started(mask.text(&reason)))
+        }
+        Unstarted::ByDisk(error) => {
+            attempts.forget(&script.run, &script.job, script.attempt);
+            lost_to_disk(attempts, &error.to_string())
+        }
     }
 }
 
@@ -190,23 +191,21 @@ pub async fn adopt(
     let Some(folder) = attempts.attempt_dir(&found.run, &found.job, found.attempt) else {
         return Adopted::NeverStarted;
     };
-    let opened = OutputPipes::open(&folder);
-    let page = LatestAttempt::newest(&folder);
-    let (Ok(mut pipes), Ok(Some(mut page))) = (opened, page) else {
-        return Adopted::Lost("the attempt's folder cannot be read".to_owned());
+    let unreadable = || Adopted::Lost("the attempt's folder cannot be read".to_owned());
+    let Ok(Some(page)) = LatestAttempt::newest(&folder) else { return unreadable() };
+    // From here on its keeper starts nothing that the worker before asked for.
+    let keeper = attempts.reach_keeper(&page.kept.keeper).await;
+    let (Ok(mut pipes), Ok(Some(page))) =
+        (OutputPipes::open(&folder), LatestAttempt::newest(&folder))
+    else {
+        return unreadable();
     };
-    let first = pipes.end.take_now();
-    // A shell that lives and has not written its number yet is about to.
-    let until = Instant::now() + PID_WAIT_MAX;
-    while page.pid.is_none() && first != PipeRead::Closed && Instant::now() < until {
-        sleep(PID_PAUSE).await;
-        match LatestAttempt::newest(&folder) {
-            Ok(Some(newer)) => page = newer,
-            Ok(None) | Err(_) => break,
-        }
+    let group = ProcessGroup::new(folder.clone(), keeper);
+    if !page.started {
+        group.release();
+        return Adopted::NeverStarted;
     }
-    let Some(pid) = page.pid else { return Adopted::NeverStarted };
-    let group = ProcessGroup::adopted(pid);
+    let first = pipes.end.take_now();
     let known = attempts.environment().mask(&page.kept.secrets);
     let withheld = known.as_ref().err().map(ToString::to_string);
     let mask = Arc::new(known.unwrap_or_else(|_| Mask::none()));
@@ -217,21 +216,38 @@ pub async fn adopt(
     let ran = Duration::from_millis(journal::boot_ms().saturating_sub(page.kept.began_ms));
     let began = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
     let supervision = Supervision::new(folder, pipes, group, page, capture, &lines, began);
-    let (ended, _) = supervision.run_from(first, cancel).await;
-    judge(ended, &mask, withheld).await
+    let end = supervision.run_from(first, cancel).await;
+    match end.unstarted.filter(|_| end.page.stop.is_none()) {
+        Some(_) => Adopted::NeverStarted,
+        None => judge(end, &mask, withheld).await,
+    }
 }
 
 /// Why a script was not started.
 enum Unstarted {
-    /// It cannot be, on any worker like this one.
+    /// It cannot be, on any worker like this one. There is nothing of it on disk.
+    Before(String),
+    /// The same, and it has an attempt directory.
     ByJob(String),
-    /// This worker cannot write its own files.
+    /// This worker cannot write its own files, or start processes of its own.
     ByDisk(std::io::Error),
 }
 
 impl From<String> for Unstarted {
     fn from(reason: String) -> Self {
-        Self::ByJob(reason)
+        Self::Before(reason)
+    }
+}
+
+impl Unstarted {
+    fn of(unstarted: supervise::Unstarted, folder: &Path) -> Self {
+        let error = std::io::Error::from_raw_os_error;
+        match unstarted {
+            supervise::Unstarted::Program(number) => {
+                Self::ByJob(spawn_failed(folder, &error(number)))
+            }
+            supervise::Unstarted::Files(number) => Self::ByDisk(error(number)),
+        }
     }
 }
 
@@ -250,26 +266,64 @@ fn start<'a>(
     if let Some(name) = unusable_name(&script.env) {
         return Err(format!("the variable `{name}` cannot be passed to a script").into());
     }
-    let kept = kept_of(attempts, script)?;
+    let start = start_of(attempts, script);
+    if has_nul(&start) {
+        return Err("the script or its variables hold a NUL byte".to_owned().into());
+    }
+    let keeper = attempts.keeper().map_err(Unstarted::ByDisk)?;
+    let kept = kept_of(attempts, script, keeper.name())?;
     let attempt_dir = attempts.take(&kept).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
-            Unstarted::ByJob("this attempt has been started before".to_owned())
+            Unstarted::Before("this attempt has been started before".to_owned())
         } else {
             Unstarted::ByDisk(error)
         }
     })?;
     let began = Instant::now();
-    let group = ProcessGroup::start(attempts, script, &attempt_dir.folder).map_err(|error| {
-        attempts.forget(&script.run, &script.job, script.attempt);
-        spawn_failed(&script.folder, &error)
-    })?;
-    let page = LatestAttempt { kept, pid: None, exit: None, stop: None, forgotten: false };
+    let start = Request::Start(Start { attempt: attempt_dir.folder.clone(), ..start });
+    if let Err(error) = keeper.send(&start)
+        && error.kind() == ErrorKind::ArgumentListTooLong
+    {
+        return Err(Unstarted::ByJob(spawn_failed(&script.folder, &error)));
+    }
+    // A keeper that is gone is noticed by what watches the attempt.
+    let page =
+        LatestAttempt { kept, started: true, pid: None, exit: None, stop: None, forgotten: false };
+    let group = ProcessGroup::new(attempt_dir.folder.clone(), Some(keeper));
     let capture = Capture::new(mask);
     Ok(Supervision::new(attempt_dir.folder, attempt_dir.pipes, group, page, capture, lines, began))
 }
 
+/// What a keeper is asked to start for `script`, but for where its attempt lies.
+fn start_of(attempts: &AttemptsDir, script: &Script) -> Start {
+    let arguments: Vec<OsString> = if script.shell.is_empty() {
+        // It may begin with a hyphen. It sees `sh` as `$0`, and no arguments.
+        ["-c", "--", &script.script, "sh"].map(OsString::from).into()
+    } else {
+        // Found by a shell, by the script's own `PATH`, and said in its words if it is not there.
+        let program = script.shell.iter().map(String::as_str);
+        let exec = ["-c", "exec \"$@\"", "sh"].into_iter().chain(program);
+        exec.chain([script.script.as_str()]).map(OsString::from).collect()
+    };
+    let output = attempts.output(&script.run, &script.job, script.attempt);
+    Start {
+        attempt: PathBuf::new(),
+        program: SHELL.into(),
+        arguments,
+        // Only what is chosen: the worker's own environment holds its token and its secrets.
+        variables: attempts.environment().of_script(script, &output).into_iter().collect(),
+        folder: script.folder.clone(),
+    }
+}
+
+/// Whether something of `start` cannot be passed to any program.
+fn has_nul(start: &Start) -> bool {
+    let variables = start.variables.iter().flat_map(|(name, value)| [name, value]);
+    start.arguments.iter().chain(variables).any(|text| text.as_bytes().contains(&0))
+}
+
 /// What the next worker process needs to know.
-fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<JournalEntry, String> {
+fn kept_of(attempts: &AttemptsDir, script: &Script, keeper: &str) -> Result<JournalEntry, String> {
     Ok(JournalEntry {
         run: script.run.clone(),
         job: script.job.clone(),
@@ -282,6 +336,7 @@ fn kept_of(attempts: &AttemptsDir, script: &Script) -> Result<JournalEntry, Stri
         artifacts: script.artifacts.clone(),
         secrets: script.secrets.clone(),
         traceparent: script.traceparent.clone(),
+        keeper: keeper.to_owned(),
         began_ms: journal::boot_ms(),
         began_unix_ms: journal::unix_ms(SystemTime::now()),
     })
@@ -306,31 +361,21 @@ fn not_started(reason: String) -> Ended {
 
 /// What the end of a script means, with what it left behind.
 async fn judge(end: ScriptEnd, mask: &Arc<Mask>, withheld: Option<String>) -> Adopted {
-    let ScriptEnd { page, status, ran_ms } = end;
+    let ScriptEnd { page, unstarted: _, ran_ms } = end;
     let failed = |cause| Adopted::Ended(Ended::Failed { cause, ran_ms });
-    match (page.stop, page.exit, status) {
-        (Some(StopReason::Cancelled), ..) => Adopted::Ended(Ended::Cancelled { ran_ms }),
-        (Some(StopReason::TimedOut), ..) => {
+    match (page.stop, page.exit) {
+        (Some(StopReason::Cancelled), _) => Adopted::Ended(Ended::Cancelled { ran_ms }),
+        (Some(StopReason::TimedOut), _) => {
             failed(FailureCause::TimedOut(page.kept.timeout_ms.unwrap_or(ran_ms)))
         }
-        (None, Some(0), _) => match results::read(&page.kept, mask, withheld).await {
+        (None, Some(0)) => match results::read(&page.kept, mask, withheld).await {
             Ok((outputs, artifacts)) => {
                 Adopted::Ended(Ended::Succeeded { ran_ms, outputs, artifacts })
             }
             Err(reason) => failed(FailureCause::OutputUnusable(mask.text(&reason))),
         },
-        (None, Some(code), _) => failed(cause_of(code)),
-        (None, None, Some(status)) => {
-            use std::os::unix::process::ExitStatusExt as _;
-            match (status.signal(), status.code()) {
-                (Some(signal), _) => failed(FailureCause::Signal(signal)),
-                (None, Some(JOURNAL_UNWRITABLE)) => Adopted::NeverStarted,
-                (None, code) => failed(FailureCause::ExitCode(code.unwrap_or(-1))),
-            }
-        }
-        (None, None, None) => {
-            Adopted::Lost("its shell ended without a record while no worker was running".to_owned())
-        }
+        (None, Some(code)) => failed(cause_of(code)),
+        (None, None) => Adopted::Lost("the keeper of its script was killed".to_owned()),
     }
 }
 
@@ -351,11 +396,12 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use std::{
         fs,
+        io::Read as _,
         process::{Command, Stdio},
     };
 
     use nix::{sys::signal, unistd::Pid};
-    use tokio::task::JoinHandle;
+    use tokio::{task::JoinHandle, time::sleep};
     use towpath_engine::captured_output::{self, OutputSource};
 
     use super::*;
@@ -363,6 +409,7 @@ mod tests {
         attempts::FoundState,
         capture::{LOG_BYTES_MAX, LOG_HEAD_BYTES_MAX},
         environment::Environment,
+        keeper, output_pipe, process_group,
     };
 
     /// A worker's folders, and a memory of what came out.
@@ -439,6 +486,7 @@ mod tests {
 
     impl Yard {
         fn new() -> Self {
+            keeper::tests::use_test_program();
             let folder = tempfile::tempdir().unwrap();
             fs::create_dir(folder.path().join("work")).unwrap();
             let attempts =
@@ -503,6 +551,17 @@ mod tests {
         !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
     }
 
+    fn kill_now(pid: &str) {
+        signal::kill(Pid::from_raw(pid.trim().parse().unwrap()), signal::Signal::SIGKILL).unwrap();
+    }
+
+    /// The parent of a process: of a script's first one, its keeper.
+    fn parent_of(pid: &str) -> String {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
+        let rest = stat.rsplit_once(") ").unwrap().1;
+        rest.split(' ').nth(1).unwrap().to_owned()
+    }
+
     async fn dies(pid: &str) -> bool {
         for _ in 0..200 {
             if !is_alive(pid) {
@@ -543,10 +602,13 @@ done
 
     #[tokio::test]
     async fn the_second_job_of_a_slot_is_read_while_it_prints() {
-        // given: a first job has used the attempt folder, and its shell has left it
+        // given: a first job has used the attempt folder, and its keeper has released it
         let yard = Yard::new();
-        let first = yard.run("echo $$").await;
-        assert!(dies(&first.out()).await);
+        yard.run("true").await;
+        let end = yard.folder.path().join("attempts/1/end");
+        while !output_pipe::open_pipe(&end).is_ok_and(|mut pipe| pipe.read(&mut [0]).is_ok()) {
+            sleep(Duration::from_millis(1)).await;
+        }
         let mut script = yard.script(PRINTS_PIECES);
         yard.attempts.forget(&script.run, &script.job, script.attempt);
         script.attempt = script.attempt.next();
@@ -990,6 +1052,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
     #[tokio::test]
     async fn a_worker_to_be_killed() {
         let Some(folder) = std::env::var_os("TOWPATH_TEST_YARD") else { return };
+        keeper::tests::use_test_program();
         let folder = PathBuf::from(folder);
         let attempts = AttemptsDir::open(&folder.join("attempts"), environment()).unwrap();
         let text = fs::read_to_string(folder.join("script")).unwrap();
@@ -1085,19 +1148,113 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
     }
 
     #[tokio::test]
-    async fn a_job_whose_shell_is_gone_too_is_lost_and_its_children_are_ended() {
+    async fn a_job_whose_keeper_is_gone_too_is_lost_and_its_processes_are_ended() {
         let text = "sleep 30 & echo $! >child; echo $$ >begun; wait";
         let folder = worker_killed(text, "begun", false).await;
         let pid = appears(&folder.path().join("work/begun")).await;
-        signal::kill(Pid::from_raw(pid.trim().parse().unwrap()), signal::Signal::SIGKILL).unwrap();
-        assert!(dies(&pid).await);
         let child = appears(&folder.path().join("work/child")).await;
-        assert!(is_alive(&child));
+        let keeper = parent_of(&pid);
+        kill_now(&keeper);
+        assert!(dies(&keeper).await);
+        assert!(is_alive(&pid) && is_alive(&child), "they do not end with their keeper");
 
         let (yard, found) = reopened(folder);
         let (adopted, _) = yard.adopt(&found).await;
         assert!(matches!(adopted, Adopted::Lost(_)), "{adopted:?}");
-        assert!(dies(&child).await);
+        assert!(dies(&pid).await && dies(&child).await);
+    }
+
+    #[tokio::test]
+    async fn a_killed_keeper_loses_what_ran_and_the_next_job_has_another() {
+        let yard = Yard::new();
+        let begun = yard.folder.path().join("work/begun");
+        let script = yard.script("(setsid sleep 30) & echo $$ >begun; echo said; sleep 30");
+        let cancel = CancellationToken::new();
+        let (lines, log) = collector();
+        let (lost, pid) =
+            tokio::join!(execute_or_lose(&yard.attempts, &script, lines, cancel), async {
+                let pid = appears(&begun).await;
+                kill_now(&parent_of(&pid));
+                pid
+            });
+        assert!(matches!(lost, Adopted::Lost(_)), "{lost:?}");
+        assert_eq!(lines_of(&log.await.unwrap(), OutputSource::Out), ["said"]);
+        assert!(dies(&pid).await);
+        let output = yard.attempts.output(&script.run, &script.job, script.attempt);
+        assert_eq!(process_group::kill_marked(&output), 0, "what left the group is ended too");
+
+        yard.attempts.forget(&script.run, &script.job, script.attempt);
+        assert_eq!(yard.run("echo again").await.out(), "again");
+    }
+
+    #[tokio::test]
+    async fn a_keeper_ends_when_nothing_is_left_to_keep() {
+        let text = "echo $$ >begun; sleep 0.2; exit 3";
+        let folder = worker_killed(text, "begun", false).await;
+        let keeper = parent_of(&appears(&folder.path().join("work/begun")).await);
+        sleep(Duration::from_millis(400)).await;
+        assert!(is_alive(&keeper), "it keeps how the script ended");
+
+        let (yard, found) = reopened(folder);
+        let (adopted, _) = yard.adopt(&found).await;
+        let Adopted::Ended(Ended::Failed { cause, .. }) = adopted else { panic!("{adopted:?}") };
+        assert_eq!(cause, FailureCause::ExitCode(3));
+        assert!(dies(&keeper).await);
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_worker_asked_for_last_is_not_begun_behind_the_back_of_the_next() {
+        // given: an attempt in the journal of a keeper that does nothing at the moment
+        let yard = Yard::new();
+        let first = yard.script("echo $PPID");
+        let keeper = yard.execute(&first, &CancellationToken::new()).await.out();
+        let stopped = Pid::from_raw(keeper.parse().unwrap());
+        signal::kill(stopped, signal::Signal::SIGSTOP).unwrap();
+        let mut script = yard.script("touch started");
+        script.attempt = Attempt(4);
+        let (lines, _log) = collector();
+        let began = execute(&yard.attempts, &script, lines, CancellationToken::new());
+        drop(tokio::time::timeout(Duration::from_millis(100), began).await);
+
+        // when: the next worker asks about it, and then the keeper goes on
+        let found = yard.attempts.found().into_iter().find(|found| found.attempt == Attempt(4));
+        let Yard { folder, attempts } = yard;
+        drop(attempts);
+        let attempts = AttemptsDir::open(&folder.path().join("attempts"), environment()).unwrap();
+        let yard = Yard { folder, attempts };
+        let (adopted, ()) = tokio::join!(yard.adopt(found.as_ref().unwrap()), async {
+            sleep(Duration::from_millis(100)).await;
+            signal::kill(stopped, signal::Signal::SIGCONT).unwrap();
+        });
+
+        // then: it was started and is watched, or it never is
+        let started = yard.folder.path().join("work/started").exists();
+        match adopted.0 {
+            Adopted::NeverStarted => assert!(!started),
+            Adopted::Ended(Ended::Succeeded { .. }) => assert!(started),
+            other @ (Adopted::Ended(_) | Adopted::Lost(_)) => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_left_its_group_ends_with_the_job_unless_it_took_its_mark_off() {
+        let yard = Yard::new();
+        let text = "(setsid sh -c 'echo $$ >marked; exec sleep 30' &)\n\
+                    (env -u TOW_OUTPUT setsid sh -c 'echo $$ >bare; exec sleep 30' &)\n\
+                    until [ -s marked ] && [ -s bare ]; do sleep 0.01; done";
+        let done = yard.run(text).await;
+        assert!(matches!(done.ended, Ended::Succeeded { .. }), "{:?}", done.ended);
+        let pid_in = |name| fs::read_to_string(yard.folder.path().join("work").join(name)).unwrap();
+        assert!(dies(&pid_in("marked")).await);
+        assert!(is_alive(&pid_in("bare")));
+        kill_now(&pid_in("bare"));
+    }
+
+    #[tokio::test]
+    async fn a_script_may_begin_with_a_hyphen() {
+        let yard = Yard::new();
+        let done = yard.run("-x 2>/dev/null; echo \"$0 $#\"").await;
+        assert_eq!(done.out(), "sh 0");
     }
 
     #[tokio::test]
@@ -1151,7 +1308,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
     async fn an_attempt_that_was_written_down_and_not_started_never_started() {
         let yard = Yard::new();
         let script = yard.script("true");
-        let kept = kept_of(&yard.attempts, &script).unwrap();
+        let kept = kept_of(&yard.attempts, &script, "keeper-none").unwrap();
         drop(yard.attempts.take(&kept).unwrap());
         let (yard, found) = {
             let Yard { folder, attempts } = yard;

@@ -22,7 +22,6 @@ use crate::{
     Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt,
     execute::execute_or_lose,
     held::{AttemptKey, HeldAttempt, attempt_message, key},
-    orphans::OrphanProcesses,
     own_disk::OwnDisk,
     telemetry::executed,
     tell::tell,
@@ -48,9 +47,6 @@ pub(crate) struct Jobs {
     /// Those who tell the server of this session.
     telling: JoinSet<()>,
     kill: CancellationToken,
-    /// Ends what ended attempts left.
-    orphans: Arc<OrphanProcesses>,
-    sweeping: JoinSet<()>,
     begun: u32,
     last: Option<Adopted>,
 }
@@ -61,13 +57,7 @@ impl Jobs {
         workspaces: Workspaces,
         kill: CancellationToken,
     ) -> Self {
-        let orphans = Arc::new(OrphanProcesses::default());
-        let mut sweeping = JoinSet::new();
-        let sweeper = Arc::clone(&orphans);
-        sweeping.spawn(async move { sweeper.sweep_always().await });
         Self {
-            orphans,
-            sweeping,
             found: attempts.found(),
             attempts: Arc::new(attempts),
             workspaces: Arc::new(workspaces),
@@ -126,7 +116,7 @@ impl Jobs {
             if let Some(output_bytes) = counts.get(&attempt.key) {
                 attempt.begin_at(*output_bytes);
             }
-            let (attempts, orphans) = (Arc::clone(&self.attempts), Arc::clone(&self.orphans));
+            let attempts = Arc::clone(&self.attempts);
             self.watching.spawn(async move {
                 let (lines, chunks) = mpsc::channel(CHUNKS);
                 let cancel = attempt.cancel.clone();
@@ -134,7 +124,6 @@ impl Jobs {
                     tokio::join!(adopt(&attempts, &found, lines, cancel), attempt.keep(chunks));
                 let began = UNIX_EPOCH + Duration::from_millis(found.began_unix_ms);
                 executed(&attempt.key, found.traceparent.as_deref(), began, &adopted);
-                orphans.ended(attempts.output(&found.run, &found.job, found.attempt));
                 attempt.end(adopted, kept);
             });
         }
@@ -189,7 +178,6 @@ impl Jobs {
         self.begun += 1;
         self.telling.spawn(tell(Arc::clone(&attempt), 0, send.clone()));
         let (attempts, workspaces) = (Arc::clone(&self.attempts), Arc::clone(&self.workspaces));
-        let orphans = Arc::clone(&self.orphans);
         self.watching.spawn(async move {
             if let Some(past) = past {
                 // A job never runs beside its own past.
@@ -212,7 +200,6 @@ impl Jobs {
             let executed_script = execute_or_lose(&attempts, &script, lines, cancel);
             let (ended, kept) = tokio::join!(executed_script, attempt.keep(chunks));
             executed(&attempt.key, script.traceparent.as_deref(), began, &ended);
-            orphans.ended(attempts.output(&script.run, &script.job, script.attempt));
             attempt.end(ended, kept);
         });
     }
@@ -272,8 +259,6 @@ impl Jobs {
     pub(crate) async fn let_go(&mut self) {
         self.fall_silent().await;
         self.watching.shutdown().await;
-        self.sweeping.shutdown().await;
-        self.orphans.sweep();
     }
 }
 

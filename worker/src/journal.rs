@@ -1,5 +1,5 @@
 //! What an attempt directory's journal says: which attempt lies there, how far it got, how it ended. Lines are
-//! appended, by the worker and by the attempt's own shell; only a line with its newline counts.
+//! appended, by the worker and by its keeper; only a line with its newline counts.
 
 use std::{
     fs::{self, OpenOptions},
@@ -34,6 +34,8 @@ pub(crate) struct JournalEntry {
     /// W3C trace context of the attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) traceparent: Option<String>,
+    /// The name of the keeper's socket.
+    pub(crate) keeper: String,
     /// When it began, by the clock of this boot that never goes back.
     pub(crate) began_ms: u64,
     /// When it began, by the clock that files are stamped with.
@@ -51,7 +53,9 @@ pub(crate) enum StopReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LatestAttempt {
     pub(crate) kept: JournalEntry,
-    /// The shell around the script, which is also the number of its process group.
+    /// Its keeper was about to start the script.
+    pub(crate) started: bool,
+    /// The script's first process, which is also the number of its process group.
     pub(crate) pid: Option<i32>,
     /// What the script ended with.
     pub(crate) exit: Option<i32>,
@@ -86,10 +90,10 @@ pub(crate) fn begin(folder: &Path, kept: &JournalEntry) -> io::Result<()> {
     let mut line = b"attempt ".to_vec();
     serde_json::to_writer(&mut line, kept)?;
     line.push(b'\n');
-    // Appended, never rewritten: the shell of the attempt writes to the same file, and two writers
-    // that append cannot overwrite each other.
+    // Appended, never rewritten: the keeper writes to the same file, and two writers that append
+    // cannot overwrite each other.
     let mut file = OpenOptions::new().append(true).create(true).open(path(folder))?;
-    // Only here, while no shell writes to it: folders are used again for thousands of attempts.
+    // Only here, while no keeper writes to it: folders are used again for thousands of attempts.
     if file.metadata()?.len() > JOURNAL_BYTES_MAX {
         file.set_len(0)?;
     }
@@ -129,14 +133,16 @@ fn parse(text: &str) -> Option<LatestAttempt> {
                 let kept = serde_json::from_str(rest).ok();
                 page = kept.map(|kept| LatestAttempt {
                     kept,
+                    started: false,
                     pid: None,
                     exit: None,
                     stop: None,
                     forgotten: false,
                 });
             }
+            ("start", Some(page)) => page.started = true,
             ("pid", Some(page)) => page.pid = rest.parse().ok(),
-            // A shell reports 0 to 255; a job can write to the journal too.
+            // A keeper reports 0 to 255; a job can write to the journal too.
             ("exit", Some(page)) => page.exit = rest.parse::<u8>().ok().map(i32::from),
             ("stop", Some(page)) if rest == "cancelled" => page.stop = Some(StopReason::Cancelled),
             ("stop", Some(page)) if rest == "timed_out" => page.stop = Some(StopReason::TimedOut),
@@ -176,6 +182,7 @@ mod tests {
             artifacts: vec![],
             secrets: vec!["TOKEN".to_owned()],
             traceparent: None,
+            keeper: "keeper-1".to_owned(),
             began_ms: 3,
             began_unix_ms: 4,
         }

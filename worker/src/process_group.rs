@@ -1,176 +1,121 @@
-//! A script's process group: started, asked to end, made to end.
+//! A script's process group, and whatever else carries the mark of its attempt: asked to end, made
+//! to end, looked for.
 //!
-//! The shell around the script leads the group. While it lives its number is its own, so a signal
-//! cannot hit a stranger; that is why it outlives the script and is killed together with whatever
-//! the script left running.
+//! The script's first process leads the group. Its keeper does not wait for it before the attempt is
+//! released, so until then the number is the group's own and a signal cannot hit a stranger.
 
 use std::{
-    borrow::Cow,
-    fs::{self, OpenOptions},
-    io,
-    os::unix::process::CommandExt as _,
+    fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
 };
 
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
+use tokio_util::sync::CancellationToken;
 
-use crate::{attempts::AttemptsDir, execute::Script, open_files};
+use crate::{
+    journal::LatestAttempt,
+    keeper::{Keeper, Request},
+};
 
-/// What reads the shell around a script, and a script that asks for no other.
-const SHELL: &str = "/bin/sh";
+/// The variable that tells whose a process is.
+const MARK: &[u8] = b"TOW_OUTPUT=";
 
-/// Around a script for `sh`: `$1` is the attempt directory, `$2` the script.
-///
-/// It notes its number, runs the script in a copy of itself, notes what that ended with, keeps
-/// hold of unread output without being able to add to it, tells the worker, and waits to be
-/// killed. The pipes are open for reading and writing, so a script neither waits for a reader nor
-/// dies for want of one; what nobody reads stays in the pipe. No signal is caught: `kill $$` in a
-/// script ends the script.
-const AROUND_SH: &str = r#"set +eux
-echo "pid $$" >>"$1/journal" || exit 125
-( eval "shift 2;$2" ) </dev/null
-set -- "$1" "$?"
-echo "exit $2" >>"$1/journal"
-exec 3<"$1/out" 4<"$1/err" 1>&- 2>&-
-echo "$2" >&0
-read -r x <>"$1/../hold"
-"#;
-
-/// Around a script for another program: `$1` is the attempt directory, the rest the program and its arguments.
-const AROUND_OTHER: &str = r#"set +eux
-echo "pid $$" >>"$1/journal" || exit 125
-( shift; exec "$@" ) </dev/null
-set -- "$1" "$?"
-echo "exit $2" >>"$1/journal"
-exec 3<"$1/out" 4<"$1/err" 1>&- 2>&-
-echo "$2" >&0
-read -r x <>"$1/../hold"
-"#;
-
-/// `around` with the limit of open files that this process was started with, if it raised its own.
-/// Programs that use `select`, or that close every number up to the limit, break or crawl under a
-/// limit of a million.
-fn with_own_limit(around: &'static str) -> Cow<'static, str> {
-    match open_files::limit_of_scripts() {
-        None => around.into(),
-        // What a shell says that cannot set it is no output of the job.
-        Some(files) => format!("ulimit -S -n {files} 2>/dev/null\n{around}").into(),
-    }
-}
-
-/// The group of a running script.
+/// The group of a script.
 #[derive(Debug)]
 pub(crate) struct ProcessGroup {
-    leader: Pid,
-    /// The shell, if it is this process' own child and not buried yet.
-    shell: Option<Child>,
+    /// The folder of its attempt.
+    attempt: PathBuf,
+    /// `None`: its keeper was gone before it was looked for.
+    keeper: Option<Arc<Keeper>>,
 }
 
 impl ProcessGroup {
-    /// Starts `script` in the attempt directory at `attempt directory`.
-    pub(crate) fn start(
-        attempts: &AttemptsDir,
-        script: &Script,
-        attempt_dir: &Path,
-    ) -> io::Result<Self> {
-        let pipe = |name| OpenOptions::new().read(true).write(true).open(attempt_dir.join(name));
-        let mut command = Command::new(SHELL);
-        command.arg("-c");
-        if script.shell.is_empty() {
-            command.arg(&*with_own_limit(AROUND_SH)).arg("sh").arg(attempt_dir);
-        } else {
-            command
-                .arg(&*with_own_limit(AROUND_OTHER))
-                .arg("sh")
-                .arg(attempt_dir)
-                .args(&script.shell);
-        }
-        let output = attempts.output(&script.run, &script.job, script.attempt);
-        let shell = command
-            .arg(&script.script)
-            .current_dir(&script.folder)
-            // Only what is chosen: the worker's own environment holds its token and its secrets.
-            .env_clear()
-            .envs(attempts.environment().of_script(script, &output))
-            .stdin(Stdio::from(pipe("end")?))
-            .stdout(Stdio::from(pipe("out")?))
-            .stderr(Stdio::from(pipe("err")?))
-            // A group of its own: Ctrl-C at the terminal of `tow` must not reach it, and a signal to
-            // the group must not reach `tow`.
-            .process_group(0)
-            .spawn()?;
-        let leader = Pid::from_raw(i32::try_from(shell.id()).map_err(io::Error::other)?);
-        Ok(Self { leader, shell: Some(shell) })
-    }
-
-    /// A group that another process started.
-    pub(crate) fn adopted(leader: i32) -> Self {
-        Self { leader: Pid::from_raw(leader), shell: None }
+    /// The group of the attempt whose folder is `attempt`.
+    pub(crate) fn new(attempt: PathBuf, keeper: Option<Arc<Keeper>>) -> Self {
+        Self { attempt, keeper }
     }
 
     /// Asks all members to end.
     pub(crate) fn ask_to_end(&self) {
-        // Fails only if no member is left, which is what was wanted.
-        let _ = killpg(self.leader, Signal::SIGTERM);
+        self.request(Request::AskToEnd { attempt: self.attempt.clone() });
     }
 
     /// Makes all members end.
     pub(crate) fn kill(&self) {
-        let _ = killpg(self.leader, Signal::SIGKILL);
+        self.request(Request::Kill { attempt: self.attempt.clone() });
     }
 
-    /// Whether no member runs any more, once the shell is gone.
+    /// Makes what is left of it end, and lets its keeper forget it.
+    pub(crate) fn release(&self) {
+        self.request(Request::Release { attempt: self.attempt.clone() });
+    }
+
+    fn request(&self, request: Request) {
+        // A keeper that is gone is noticed by whoever watches the attempt, and what it kept is ended
+        // then: its numbers might be strangers' by now.
+        let _ = self.keeper.as_ref().map(|keeper| keeper.send(&request));
+    }
+
+    /// Whether the script and all others in its group have ended.
     pub(crate) fn is_empty(&self) -> bool {
-        // EPERM: the number belongs to a group of another user by now, so ours has ended.
-        if matches!(killpg(self.leader, None), Err(Errno::ESRCH | Errno::EPERM)) {
-            return true;
-        }
-        // The dead count as members until somebody buries them, which may take long.
-        Self::can_be_searched() && self.members().next().is_none()
+        let page = LatestAttempt::newest(&self.attempt).ok().flatten();
+        page.and_then(|page| page.pid).is_some_and(|leader| is_empty(Pid::from_raw(leader)))
     }
 
-    /// Whether this system lets processes be searched for.
-    pub(crate) fn can_be_searched() -> bool {
-        Path::new("/proc/self/stat").exists()
+    /// Cancelled when its keeper is gone; `None`: it was from the beginning.
+    pub(crate) fn keeper_gone(&self) -> Option<&CancellationToken> {
+        self.keeper.as_ref().map(|keeper| keeper.gone())
     }
+}
 
-    /// Whether the group, whose shell is gone, still has a member of the attempt that may write
-    /// its outputs to `output`. Its number might be a stranger's by now.
-    pub(crate) fn has_member_of(&self, output: &Path) -> bool {
-        let mine = format!("TOW_OUTPUT={}", output.display());
-        self.members().any(|process| {
-            fs::read(process.join("environ")).is_ok_and(|environ| {
-                environ.split(|&byte| byte == 0).any(|entry| entry == mine.as_bytes())
-            })
-        })
+/// Whether no member of the group of `leader` runs any more.
+pub(crate) fn is_empty(leader: Pid) -> bool {
+    // EPERM: the number belongs to a group of another user by now, so ours has ended.
+    if matches!(killpg(leader, None), Err(Errno::ESRCH | Errno::EPERM)) {
+        return true;
     }
+    // The dead count as members until somebody waits for them, which may take long.
+    can_be_searched() && !processes().any(|process| is_living_member(&process, leader))
+}
 
-    /// The folders of the living members, where processes can be searched.
-    fn members(&self) -> impl Iterator<Item = PathBuf> {
-        let leader = self.leader.to_string();
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        processes.map(|process| process.path()).filter(move |process| {
-            let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
-            // The name may hold anything; the state, the parent and the group follow it.
-            let mut rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
-            let (state, group) = (rest.next(), rest.nth(1));
-            group == Some(leader.as_str()) && !matches!(state, Some("Z" | "X"))
-        })
-    }
+/// Makes every process end that was born with a `TOW_OUTPUT` of `output`, by looking at all
+/// processes of the system. Returns how many there were.
+pub(crate) fn kill_marked(output: &Path) -> usize {
+    let marked = processes().filter(|process| is_marked(process, output));
+    let pids = marked.filter_map(|process| process.file_name()?.to_str()?.parse::<i32>().ok());
+    // It may have ended by itself meanwhile.
+    pids.filter(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()).count()
+}
 
-    /// How the shell ended, if it is a child of this process. Call once its pipe has closed: the
-    /// shell is then as good as gone.
-    pub(crate) fn wait_for_shell(&mut self) -> Option<ExitStatus> {
-        self.shell.take().and_then(|mut shell| shell.wait().ok())
-    }
+/// Whether this system lets processes be searched for.
+fn can_be_searched() -> bool {
+    Path::new("/proc/self/stat").exists()
+}
 
-    /// The shell, if it still has to be waited for.
-    pub(crate) fn into_shell(self) -> Option<Child> {
-        self.shell
-    }
+/// The folders of all processes, where they can be searched.
+fn processes() -> impl Iterator<Item = PathBuf> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_pid = |name: &std::ffi::OsStr| name.as_bytes().iter().all(u8::is_ascii_digit);
+    all.filter(move |entry| is_pid(&entry.file_name())).map(|entry| entry.path())
+}
+
+fn is_living_member(process: &Path, leader: Pid) -> bool {
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    // The name may hold anything; the state, the parent and the group follow it.
+    let mut rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    let (state, group) = (rest.next(), rest.nth(1));
+    group == Some(leader.to_string().as_str()) && !matches!(state, Some("Z" | "X"))
+}
+
+fn is_marked(process: &Path, output: &Path) -> bool {
+    // Of others we may not read it, and they are none of ours.
+    let Ok(environment) = fs::read(process.join("environ")) else { return false };
+    let mark = environment.split(|byte| *byte == 0).find_map(|one| one.strip_prefix(MARK));
+    mark.is_some_and(|mark| mark == output.as_os_str().as_bytes())
 }

@@ -3,7 +3,6 @@
 
 use std::{
     path::PathBuf,
-    process::ExitStatus,
     time::{Duration, Instant},
 };
 
@@ -19,14 +18,14 @@ use crate::{
     capture::{Capture, OutputChunk},
     journal::{self, LatestAttempt, StopReason},
     output_pipe::{OutputPipe, PipeRead},
-    process_group::ProcessGroup,
+    process_group::{ProcessGroup, kill_marked},
 };
 
 /// How long after a script's end its output may still trickle in, from what it left running.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
 /// How long killed processes may take to be gone.
 const DYING_MAX: Duration = Duration::from_secs(2);
-/// How often a group without its shell is looked at.
+/// How often processes that are to end are looked at.
 const GROUP_PAUSE: Duration = Duration::from_millis(10);
 /// Most that is read from a pipe after everybody was killed: what a pipe can hold at most.
 const LEFTOVER_BYTES_MAX: usize = 1024 * 1024;
@@ -45,19 +44,32 @@ pub(crate) struct Supervision<'a> {
     /// When SIGKILL follows the SIGTERM that was sent, or followed it.
     kill_at: Option<Instant>,
     killed: bool,
-    /// The shell around the script is gone.
-    shell_gone: bool,
-    /// When the group without its shell is looked at again.
+    /// No keeper has the attempt any more: it was released, or its keeper was killed.
+    is_unkept: bool,
+    /// Its keeper was found gone.
+    keeper_gone: bool,
+    /// When a group that was asked to end is looked at again.
     look_at: Option<Instant>,
+    /// Why there never was a script.
+    unstarted: Option<Unstarted>,
 }
 
 /// The end of an attempt, before it is judged.
 #[derive(Debug)]
 pub(crate) struct ScriptEnd {
     pub(crate) page: LatestAttempt,
-    /// How the shell itself ended, if it ended before the script had been heard of.
-    pub(crate) status: Option<ExitStatus>,
+    /// Why there never was a script.
+    pub(crate) unstarted: Option<Unstarted>,
     pub(crate) ran_ms: u64,
+}
+
+/// Why a keeper did not start a script, with the number of the system's error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unstarted {
+    /// The program cannot be started so.
+    Program(i32),
+    /// The attempt's own files cannot be used.
+    Files(i32),
 }
 
 enum Happening<'a> {
@@ -66,6 +78,7 @@ enum Happening<'a> {
     Room(Option<mpsc::Permit<'a, OutputChunk>>),
     Cancelled,
     Due,
+    KeeperGone,
 }
 
 impl<'a> Supervision<'a> {
@@ -89,13 +102,15 @@ impl<'a> Supervision<'a> {
             began,
             kill_at: None,
             killed: false,
-            shell_gone: false,
+            is_unkept: false,
+            keeper_gone: false,
             look_at: None,
+            unstarted: None,
         }
     }
 
     /// Watches an attempt that has just been started.
-    pub(crate) async fn run(self, cancel: CancellationToken) -> (ScriptEnd, ProcessGroup) {
+    pub(crate) async fn run(self, cancel: CancellationToken) -> ScriptEnd {
         self.run_from(PipeRead::Nothing, cancel).await
     }
 
@@ -104,33 +119,33 @@ impl<'a> Supervision<'a> {
         mut self,
         first: PipeRead,
         cancel: CancellationToken,
-    ) -> (ScriptEnd, ProcessGroup) {
+    ) -> ScriptEnd {
         if self.page.stop.is_some() {
             // Asked to end by a process that was killed over it. It has had its grace.
             self.kill_at = Some(Instant::now());
         }
         let watched = first != PipeRead::Closed && self.page.exit.is_none();
-        // A shell that was gone before anybody looked has left its number to strangers.
         let mut over = match first {
             PipeRead::Closed => true,
-            PipeRead::Nothing | PipeRead::Bytes(_) => self.hear_end(first),
+            PipeRead::Nothing | PipeRead::Bytes(_) => self.note_end(first),
         };
-        self.shell_gone = first == PipeRead::Closed;
+        self.is_unkept = first == PipeRead::Closed;
         while !over {
             over = match self.next(&cancel).await {
-                Happening::EndRecord(took) => self.hear_end(took),
-                Happening::Output(source, took) => self.hear_output(source, took),
+                Happening::EndRecord(took) => self.note_end(took),
+                Happening::Output(source, took) => self.take_output(source, took),
                 Happening::Room(permit) => self.pass_on(permit),
                 Happening::Cancelled => self.stop(StopReason::Cancelled),
                 Happening::Due => self.do_what_is_due(),
+                Happening::KeeperGone => self.note_keeper_gone(),
             };
         }
         let ran_ms = match watched {
             true => elapsed_ms(self.began),
             false => self.page.ran_unwatched_ms(&self.folder),
         };
-        let status = self.close(watched).await;
-        (ScriptEnd { page: self.page, status, ran_ms }, self.group)
+        self.close().await;
+        ScriptEnd { page: self.page, unstarted: self.unstarted, ran_ms }
     }
 
     async fn next(&mut self, cancel: &CancellationToken) -> Happening<'a> {
@@ -140,15 +155,17 @@ impl<'a> Supervision<'a> {
         // Without this a script that prints faster than the disk takes would fill the memory.
         let lines = self.lines.filter(|_| self.capture.is_full());
         let reads = !self.capture.is_full() || self.lines.is_none();
+        let keeper_gone = self.group.keeper_gone().filter(|_| !self.keeper_gone);
         let OutputPipes { out, err, end } = &mut self.pipes;
         tokio::select! {
             // The end of the script comes first, before a cancellation and a time limit: a script
             // that ended by itself is not reported as cancelled or timed out. Output comes last,
             // so that a script that never stops printing cannot outlive its time limit.
             biased;
-            took = end.take(), if !self.shell_gone => Happening::EndRecord(took),
+            took = end.take(), if !self.is_unkept => Happening::EndRecord(took),
             () = cancel.cancelled(), if !stopping => Happening::Cancelled,
             () = wait_until(due), if due.is_some() => Happening::Due,
+            () = cancelled(keeper_gone), if keeper_gone.is_some() => Happening::KeeperGone,
             permit = reserve(lines), if lines.is_some() => Happening::Room(permit),
             took = err.take(), if reads && !err.is_closed() => Happening::Output(OutputSource::Err, took),
             took = out.take(), if reads && !out.is_closed() => Happening::Output(OutputSource::Out, took),
@@ -201,7 +218,7 @@ impl<'a> Supervision<'a> {
     fn stop(&mut self, stop: StopReason) -> bool {
         match self.pipes.end.take_now() {
             PipeRead::Nothing => {}
-            took @ (PipeRead::Bytes(_) | PipeRead::Closed) => return self.hear_end(took),
+            took @ (PipeRead::Bytes(_) | PipeRead::Closed) => return self.note_end(took),
         }
         let newest = LatestAttempt::newest(&self.folder).ok().flatten();
         if let Some(exit) = newest.and_then(|page| page.exit) {
@@ -217,25 +234,27 @@ impl<'a> Supervision<'a> {
         false
     }
 
-    /// The shell said what the script ended with, or is gone. Returns whether all is over.
-    fn hear_end(&mut self, took: PipeRead) -> bool {
+    /// The keeper said what became of the script, or has it no more. Returns whether all is over.
+    fn note_end(&mut self, took: PipeRead) -> bool {
         match took {
             PipeRead::Nothing => self.page.exit.is_some(),
             PipeRead::Bytes(count) => {
-                let said = std::str::from_utf8(self.pipes.end.bytes(count)).ok();
-                let code = said.and_then(|said| said.trim_end().parse::<u8>().ok()).map(i32::from);
-                self.page.exit = code.or(self.page.exit);
-                true
-            }
-            PipeRead::Closed => {
-                self.shell_gone = true;
-                if self.page.stop.is_some() {
-                    // The script may still be busy ending. The number stays its group's until then.
-                    self.group.wait_for_shell();
+                let said = std::str::from_utf8(self.pipes.end.bytes(count)).unwrap_or_default();
+                match said_of(said.trim_end()) {
+                    Some(Ok(code)) => self.page.exit = Some(code),
+                    Some(Err(unstarted)) => self.unstarted = Some(unstarted),
+                    None => {}
+                }
+                if self.page.stop.is_some() && self.unstarted.is_none() {
+                    // Others of its group may still be busy ending, and have the same time for it.
                     self.look_at = Some(Instant::now());
                     return false;
                 }
-                // The shell was killed between its two notes, or before it could say anything here.
+                true
+            }
+            PipeRead::Closed => {
+                self.is_unkept = true;
+                // The keeper was killed between its two notes, or before it could say anything here.
                 // The journal is written first, so it may know more than the pipe.
                 let newest = LatestAttempt::newest(&self.folder).ok().flatten();
                 self.page.exit = newest.and_then(|page| page.exit).or(self.page.exit);
@@ -244,7 +263,17 @@ impl<'a> Supervision<'a> {
         }
     }
 
-    fn hear_output(&mut self, source: OutputSource, took: PipeRead) -> bool {
+    /// Nobody takes requests about this attempt any more. Its pipe says whether a keeper has it: it
+    /// is read at once, because a pipe that never had a writer is not seen to close.
+    fn note_keeper_gone(&mut self) -> bool {
+        self.keeper_gone = true;
+        match self.pipes.end.take_now() {
+            PipeRead::Nothing => false,
+            took @ (PipeRead::Bytes(_) | PipeRead::Closed) => self.note_end(took),
+        }
+    }
+
+    fn take_output(&mut self, source: OutputSource, took: PipeRead) -> bool {
         if let PipeRead::Bytes(count) = took {
             self.feed(source, count);
         }
@@ -279,42 +308,40 @@ impl<'a> Supervision<'a> {
     }
 
     /// Collects the rest of the output, and ends whatever the script left running.
-    async fn close(&mut self, watched: bool) -> Option<ExitStatus> {
+    async fn close(&mut self) {
         // A background process may hold the pipes open for ever, so their end is not waited for.
         // What it prints until it is killed is collected afterwards.
         let until = Instant::now() + DRAIN_MAX;
         for source in [OutputSource::Out, OutputSource::Err] {
             self.drain(source, until).await;
         }
-        let (ours, status) = self.end_group(watched);
+        if self.is_unkept {
+            self.end_unkept().await;
+        } else {
+            self.group.release();
+        }
         for source in [OutputSource::Out, OutputSource::Err] {
             self.collect_leftover(source).await;
         }
         // An attempt that ended by itself has nothing left but what was just killed; waiting for it
-        // would cost every job a round through the process table.
-        if (self.page.stop.is_some() || self.shell_gone) && ours {
-            self.wait_until_gone().await;
+        // would cost every job another round through its keeper.
+        if self.page.stop.is_some() {
+            self.wait_until_released().await;
         }
         self.capture.finish(elapsed_ms(self.began));
         self.pass_on_all().await;
-        status
     }
 
-    /// Kills what is left of the group, if it is certain that it is this attempt's.
-    fn end_group(&mut self, watched: bool) -> (bool, Option<ExitStatus>) {
-        let ours = match (self.shell_gone, watched) {
-            (false, _) => true,
-            // Until the shell is waited for, or while others are left, the number is the group's.
-            (true, true) => !self.group.is_empty(),
-            (true, false) if ProcessGroup::can_be_searched() => {
-                self.group.has_member_of(&self.page.kept.output)
-            }
-            (true, false) => !(self.pipes.out.is_closed() && self.pipes.err.is_closed()),
-        };
-        if ours {
-            self.group.kill();
+    /// Ends what is left of a script whose keeper was killed.
+    ///
+    /// Nobody holds the numbers of its processes any more, so they may be strangers' by now. What
+    /// carries the name of this attempt is its own.
+    async fn end_unkept(&self) {
+        let until = Instant::now() + DYING_MAX;
+        // More than once: a process may be forked while the others are looked at.
+        while kill_marked(&self.page.kept.output) > 0 && Instant::now() < until {
+            sleep(GROUP_PAUSE).await;
         }
-        (ours, if self.shell_gone { self.group.wait_for_shell() } else { None })
     }
 
     /// Reads a stream until nobody can write to it any more, or it is late.
@@ -348,20 +375,27 @@ impl<'a> Supervision<'a> {
         }
     }
 
-    /// The next attempt must not begin while this one still does something.
-    async fn wait_until_gone(&mut self) {
+    /// The next attempt must not begin while this one still does something. Its keeper closes the
+    /// pipe when nothing of it is left.
+    async fn wait_until_released(&mut self) {
         let until = Instant::now() + DYING_MAX;
-        while !self.shell_gone {
+        while !self.is_unkept {
             tokio::select! {
-                took = self.pipes.end.take() => self.shell_gone = took == PipeRead::Closed,
+                took = self.pipes.end.take() => self.is_unkept = took == PipeRead::Closed,
                 () = sleep_until(until.into()) => return,
             }
         }
-        self.group.wait_for_shell();
-        while !self.group.is_empty() && Instant::now() < until {
-            sleep(GROUP_PAUSE).await;
-        }
     }
+}
+
+/// What a keeper's line means: the exit code, or why there never was a script.
+fn said_of(line: &str) -> Option<Result<i32, Unstarted>> {
+    Some(match line.split_once(' ') {
+        Some(("unstarted", error)) => Err(Unstarted::Program(error.parse().ok()?)),
+        Some(("unwritable", error)) => Err(Unstarted::Files(error.parse().ok()?)),
+        // A script reports 0 to 255.
+        Some(_) | None => Ok(line.parse::<u8>().ok()?.into()),
+    })
 }
 
 fn pipe(pipes: &mut OutputPipes, source: OutputSource) -> &mut OutputPipe {
@@ -375,6 +409,12 @@ async fn reserve<'a>(
     lines: Option<&'a mpsc::Sender<OutputChunk>>,
 ) -> Option<mpsc::Permit<'a, OutputChunk>> {
     lines?.reserve().await.ok()
+}
+
+async fn cancelled(token: Option<&CancellationToken>) {
+    if let Some(token) = token {
+        token.cancelled().await;
+    }
 }
 
 async fn wait_until(due: Option<Instant>) {

@@ -21,3 +21,9 @@ mod sessions;
 mod stages;
 mod waiting;
 mod watching;
+
+/// Not a story: the process that keeps the scripts of real workers.
+#[test]
+fn keeps_the_scripts_of_other_tests() {
+    towpath_tests::keep_scripts_if_asked();
+}

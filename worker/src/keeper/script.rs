@@ -1,0 +1,255 @@
+//! One script of a keeper: started, waited for, and kept until a worker has all that it left.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, killpg},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::Pid,
+};
+
+use super::request::Start;
+use crate::{journal, process_group};
+
+/// A shell reports a command that a signal of number `n` ended as this plus `n`; so does a journal.
+const SIGNAL_OFFSET: i32 = 128;
+/// How long killed processes may take to be gone.
+const DYING_MAX: Duration = Duration::from_secs(2);
+/// The variable that tells whose a process is.
+const MARK: &str = "TOW_OUTPUT";
+
+/// What all scripts of a keeper share.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    /// What a script reads.
+    pub(super) nothing: File,
+    /// The soft limit of open files that scripts begin with. `None`: that of this process.
+    pub(super) files: Option<u64>,
+}
+
+/// How far a script is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It could not be started; its worker was told why.
+    Unstarted,
+    Running,
+    /// It has ended, and is not waited for yet: until then its number is its group's and nobody
+    /// else's, so a signal to the group cannot reach a stranger.
+    Ended,
+    /// It was waited for. What is left of its group was killed, and may take until then to go.
+    Going(Instant),
+}
+
+/// A script that is kept.
+#[derive(Debug)]
+pub(super) struct Script {
+    state: State,
+    /// The script's first process, whose number is also that of its group. 0: there is none.
+    leader: Pid,
+    /// Names its attempt in the environment of all that it starts.
+    mark: OsString,
+    journal: Option<File>,
+    /// Where its worker reads how it ended. Closed when nothing of it is left.
+    end: File,
+    /// Reading ends of its output: what nobody has read yet is lost when the last one is closed.
+    _unread: Option<[File; 2]>,
+    released: bool,
+}
+
+impl Script {
+    /// Starts what `start` asks for. An error says that its worker cannot be told anything: try
+    /// again later.
+    pub(super) fn start(start: &Start, surroundings: &Surroundings) -> io::Result<Self> {
+        let end = open(&start.attempt, "end", true)?;
+        let mark = start.variables.iter().find(|(name, _)| name == MARK);
+        let mut script = Self {
+            state: State::Unstarted,
+            leader: Pid::from_raw(0),
+            mark: mark.map(|(_, value)| value.clone()).unwrap_or_default(),
+            journal: None,
+            end,
+            _unread: None,
+            released: false,
+        };
+        if let Err(why) = script.spawn(start, surroundings) {
+            let (word, error) = match &why {
+                Unstarted::Files(error) => ("unwritable", error),
+                Unstarted::Program(error) => ("unstarted", error),
+            };
+            script.say(&format!("{word} {}", error.raw_os_error().unwrap_or_default()));
+        }
+        Ok(script)
+    }
+
+    fn spawn(&mut self, start: &Start, surroundings: &Surroundings) -> Result<(), Unstarted> {
+        let attempt = &start.attempt;
+        let unread = [open(attempt, "out", false)?, open(attempt, "err", false)?];
+        // Open for reading and writing: a script neither waits for a reader nor dies for want of
+        // one, not even when worker and keeper were killed.
+        let (out, err) = (open(attempt, "out", true)?, open(attempt, "err", true)?);
+        let mut journal = OpenOptions::new().append(true).open(journal::path(attempt))?;
+        // Before it starts. A worker that finds neither this nor a number may say that the script
+        // never started, and the job is run again.
+        journal.write_all(b"start\n")?;
+        let mut command = Command::new(&start.program);
+        command
+            .args(&start.arguments)
+            .env_clear()
+            .envs(start.variables.iter().map(|(name, value)| (name, value)))
+            .current_dir(&start.folder)
+            .stdin(Stdio::from(surroundings.nothing.try_clone()?))
+            .stdout(Stdio::from(out))
+            .stderr(Stdio::from(err))
+            // A group of its own: a signal to it must reach neither its keeper nor other scripts.
+            .process_group(0);
+        let child = with_limit(surroundings.files, || command.spawn());
+        let child = child.map_err(Unstarted::Program)?;
+        let leader =
+            i32::try_from(child.id()).map_err(|_| Unstarted::Program(Errno::ERANGE.into()))?;
+        self.leader = Pid::from_raw(leader);
+        self.state = State::Running;
+        self._unread = Some(unread);
+        let noted = journal.write_all(format!("pid {leader}\n").as_bytes());
+        self.journal = Some(journal);
+        if noted.is_err() {
+            // Nobody would find it after a crash of its worker and its keeper.
+            self.signal(Signal::SIGKILL);
+        }
+        Ok(())
+    }
+
+    /// The number of its first process, as long as that is its own.
+    pub(super) fn leader(&self) -> Option<Pid> {
+        match self.state {
+            State::Running | State::Ended => Some(self.leader),
+            State::Unstarted | State::Going(_) => None,
+        }
+    }
+
+    /// The value of `TOW_OUTPUT` of all that it starts.
+    pub(super) fn mark(&self) -> &OsStr {
+        &self.mark
+    }
+
+    /// Whether a worker may still ask for something of it.
+    pub(super) fn is_wanted(&self) -> bool {
+        match self.state {
+            State::Running | State::Ended => true,
+            State::Unstarted | State::Going(_) => false,
+        }
+    }
+
+    /// Sends `signal` to all its processes that are still in its group.
+    pub(super) fn signal(&self, signal: Signal) {
+        if self.leader().is_some() {
+            // Fails only if no member is left, which is what was wanted.
+            let _ = killpg(self.leader, signal);
+        }
+    }
+
+    /// Looks whether it has ended, and says so where its worker looks. Returns whether it has just
+    /// ended.
+    pub(super) fn look(&mut self) -> bool {
+        if self.state != State::Running {
+            return false;
+        }
+        // Not waited for yet: see `State::Ended`.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let code = match waitid(Id::Pid(self.leader), flags) {
+            Ok(WaitStatus::Exited(_, code)) => code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => SIGNAL_OFFSET + signal as i32,
+            Ok(_) | Err(_) => return false,
+        };
+        self.state = State::Ended;
+        // The journal first: whoever reads the pipe may act on it, and the journal must know by then.
+        if let Some(journal) = &mut self.journal {
+            // A disk that is full keeps no journal; the worker is told all the same.
+            let _ = journal.write_all(format!("exit {code}\n").as_bytes());
+        }
+        self.say(&code.to_string());
+        if self.released {
+            self.release();
+        }
+        true
+    }
+
+    /// Ends what is left of it. A script that runs is killed, and released when it has ended.
+    pub(super) fn release(&mut self) {
+        self.released = true;
+        self.signal(Signal::SIGKILL);
+        if self.state == State::Ended {
+            let _ = waitid(Id::Pid(self.leader), WaitPidFlag::WEXITED);
+            self.state = State::Going(Instant::now() + DYING_MAX);
+        }
+    }
+
+    /// Whether nothing of it is left, or nothing more can be done about it.
+    pub(super) fn is_gone(&self, now: Instant) -> bool {
+        match self.state {
+            State::Unstarted => self.released,
+            State::Running | State::Ended => false,
+            State::Going(until) => process_group::is_empty(self.leader) || now >= until,
+        }
+    }
+
+    /// Whether somebody has to look when it is gone.
+    pub(super) fn is_going(&self) -> bool {
+        matches!(self.state, State::Going(_))
+    }
+
+    /// Tells its worker, in one write of one line.
+    fn say(&mut self, line: &str) {
+        // Fails only if the pipe is full, and nobody else writes to it.
+        let _ = self.end.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Why a script was not started.
+enum Unstarted {
+    /// The attempt's own files cannot be used.
+    Files(io::Error),
+    /// The program cannot be started so.
+    Program(io::Error),
+}
+
+impl From<io::Error> for Unstarted {
+    fn from(error: io::Error) -> Self {
+        Self::Files(error)
+    }
+}
+
+/// Opens a pipe of the attempt at `attempt`, without waiting for its other end.
+fn open(attempt: &Path, pipe: &str, write: bool) -> io::Result<File> {
+    let flags = if write { 0 } else { OFlag::O_NONBLOCK.bits() };
+    OpenOptions::new().read(true).write(write).custom_flags(flags).open(attempt.join(pipe))
+}
+
+/// Starts something under the soft limit `files` of open files, and goes on under the old one.
+/// Programs that use `select`, or that close every number up to the limit, break or crawl under a
+/// limit of a million.
+fn with_limit<T>(files: Option<u64>, start: impl FnOnce() -> T) -> T {
+    let old = files.and_then(|files| {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+        setrlimit(Resource::RLIMIT_NOFILE, files, hard).ok()?;
+        Some((soft, hard))
+    });
+    let started = start();
+    if let Some((soft, hard)) = old {
+        // It was allowed a moment ago.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    }
+    started
+}
