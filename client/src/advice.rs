@@ -77,7 +77,6 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::RateExceeded => {
             "Send fewer requests, or let the owner of the server raise `limits.rate`."
         }
-        E::ReaderStalled => "Read the response while it arrives, or send the request again.",
         E::RequestTimedOut => {
             "It may have been carried out: check with `tow status` before you repeat it."
         }
@@ -89,7 +88,6 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::RunEnding => "Follow it with `tow watch` until it has ended.",
         E::RunExists => "Follow the run that exists with `tow watch`.",
         E::RunUnknown => "See `tow list` for the runs of this store.",
-        E::SnapshotsTooMany => "Try again when other clients have finished reading.",
         E::SourceDirty => "Commit the files, or allow it with `--allow-dirty`.",
         E::SourceLink | E::SourceUnusable => "Correct the files of the run.",
         E::SourceMissing => "Send the bundle first; `tow run` does.",

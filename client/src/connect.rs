@@ -278,6 +278,12 @@ impl ServerConnection {
         }
     }
 
+    /// The run that `name` names: an id, a prefix of one, or `@latest`.
+    pub(crate) async fn run(&self, name: &str) -> Result<v1::Run, Failure> {
+        let request = v1::GetRunRequest { run: name.to_owned() };
+        Ok(self.runs().get_run(request).await?.into_inner().run.unwrap_or_default())
+    }
+
     pub(crate) fn runs(&self) -> RunsServiceClient<AuthorizedChannel> {
         RunsServiceClient::new(self.line()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }

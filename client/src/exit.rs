@@ -1,6 +1,9 @@
 //! What the process says with its exit code. Stable: docs/exit-codes.md lists them.
 
 use towpath_engine::{code::ErrorClass, event::RunOutcome, run::Phase};
+use towpath_proto::v1;
+
+use crate::render::board;
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
@@ -81,12 +84,17 @@ pub(crate) fn of_phase(phase: &Phase) -> Option<u8> {
     }
 }
 
-/// The exit code of a run whose phase a server named by `word`, as far as `tow status` goes.
-pub(crate) fn of_word(word: &str, waits_at_gate: bool) -> u8 {
-    match RunOutcome::ALL.into_iter().find(|outcome| outcome.word() == word) {
-        Some(outcome) => of_outcome(outcome),
-        None if word == "running" && waits_at_gate => AT_GATE,
-        None => DONE,
+/// The exit code of a run as a server describes it, as far as `tow status` goes.
+pub(crate) fn of_run(run: &v1::Run) -> u8 {
+    match run.outcome() {
+        v1::RunOutcome::Succeeded => DONE,
+        v1::RunOutcome::Partial => PARTIAL,
+        v1::RunOutcome::Failed => FAILED,
+        v1::RunOutcome::Rejected => REJECTED,
+        v1::RunOutcome::Cancelled => CANCELLED,
+        v1::RunOutcome::TimedOut => TIMED_OUT,
+        v1::RunOutcome::Unspecified if board::is_at_gate(run) => AT_GATE,
+        v1::RunOutcome::Unspecified => DONE,
     }
 }
 

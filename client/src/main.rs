@@ -13,6 +13,7 @@ mod connect;
 mod contexts;
 mod exit;
 mod failure;
+mod json;
 mod pager;
 mod render;
 mod signals;

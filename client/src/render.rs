@@ -2,10 +2,12 @@
 //! terminal.
 
 pub(crate) mod board;
+pub(crate) mod explanation;
 pub(crate) mod gate_card;
 pub(crate) mod plain;
 pub(crate) mod screen;
 pub(crate) mod visible;
+pub(crate) mod words;
 
 use std::io::{self, IsTerminal as _};
 

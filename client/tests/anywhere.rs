@@ -149,8 +149,9 @@ impl Yard {
     fn ended(&self, run: &str) -> String {
         let mut phase = String::new();
         until("the end of the run", || {
-            phase = self.status(run)["phase"].as_str().expect("a phase").to_owned();
-            phase != "running"
+            let status = self.status(run);
+            phase = status["outcome"].as_str().unwrap_or_default().to_owned();
+            !phase.is_empty()
         });
         phase
     }

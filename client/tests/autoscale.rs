@@ -69,8 +69,7 @@ fn text(said: &Output) -> String {
 fn phase(folder: &Path, address: &str, run: &str) -> String {
     let said = tow(folder, &["status", "--server", address, "--output", "json", run]).output();
     let value: Value = serde_json::from_slice(&said.expect("tow runs").stdout).expect("JSON");
-    let phase = value["phase"].as_str().or(value["run"]["phase"].as_str());
-    phase.expect("a phase").to_owned()
+    value["outcome"].as_str().or(value["phase"].as_str()).expect("a phase").to_owned()
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -207,8 +207,6 @@ codes! {
     ProtocolUnsupported = "PROTOCOL_UNSUPPORTED", Unsupported;
     /// The client exceeds its request rate.
     RateExceeded = "RATE_EXCEEDED", NoRoom;
-    /// The client did not read the response.
-    ReaderStalled = "READER_STALLED", TimedOut;
     /// One connection has too many requests in progress.
     RequestsTooMany = "REQUESTS_TOO_MANY", NoRoom;
     /// The request timed out.
@@ -227,8 +225,6 @@ codes! {
     RunExists = "RUN_EXISTS", AlreadyExists;
     /// No run of this store has that id.
     RunUnknown = "RUN_UNKNOWN", NotFound;
-    /// Too many bytes of run states are being read at once.
-    SnapshotsTooMany = "SNAPSHOTS_TOO_MANY", NoRoom;
     /// Files that the run needs are not committed.
     SourceDirty = "SOURCE_DIRTY", Conflict;
     /// A symbolic link points out of the files of the run.

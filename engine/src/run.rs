@@ -346,7 +346,8 @@ impl Run {
         })
     }
 
-    fn index_of(&self, name: &str) -> Option<u32> {
+    /// The place of the job called `name` in file order, from 0.
+    pub fn index_of(&self, name: &str) -> Option<u32> {
         self.by_name.get(name).copied()
     }
 

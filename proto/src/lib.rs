@@ -3,6 +3,7 @@
 
 pub mod streams;
 pub mod time;
+pub mod words;
 
 pub use prost_types;
 

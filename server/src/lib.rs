@@ -27,7 +27,6 @@ mod serve;
 mod server;
 mod sessions;
 mod shared_scheduler;
-mod snapshot_reads;
 mod status;
 pub mod telemetry;
 #[cfg(test)]
@@ -44,6 +43,7 @@ pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_t
 pub use server::{OpenError, Server};
 pub use status::ERROR_DOMAIN;
 pub use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
+pub use wire::{read_back, views};
 
 /// The URL of a store, the only thing that may be shown of it, and where its owner listens.
 pub use towpath_storage::{StoreUrl, socket_in};

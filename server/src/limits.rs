@@ -111,18 +111,6 @@ pub enum Limit {
         /// How long it may take.
         within: Duration,
     },
-    /// Too much of what is being read at once.
-    #[error("more than {bytes_max} bytes of snapshots are being read at once")]
-    SnapshotsTooMany {
-        /// How many there may be.
-        bytes_max: usize,
-    },
-    /// A client that does not read what it asked for.
-    #[error("the client read nothing for {within:?}")]
-    ReaderStalled {
-        /// How long that may take.
-        within: Duration,
-    },
     /// The connection has lasted long enough.
     #[error("the connection has reached its maximum age")]
     ConnectionAged,
@@ -138,8 +126,6 @@ impl Limit {
             Self::RequestsTooMany => ErrorCode::RequestsTooMany,
             Self::ConnectionsTooMany { .. } => ErrorCode::ConnectionsTooMany,
             Self::RequestTimedOut { .. } => ErrorCode::RequestTimedOut,
-            Self::SnapshotsTooMany { .. } => ErrorCode::SnapshotsTooMany,
-            Self::ReaderStalled { .. } => ErrorCode::ReaderStalled,
             Self::ConnectionAged => ErrorCode::ConnectionAged,
         }
     }
@@ -150,11 +136,10 @@ impl Limit {
         match self {
             Self::RateExceeded { wait, .. } => Some(*wait),
             Self::RequestsTooMany => Some(MOMENT),
-            Self::ConnectionsTooMany { .. } | Self::SnapshotsTooMany { .. } => Some(SURPLUS_WITHIN),
+            Self::ConnectionsTooMany { .. } => Some(SURPLUS_WITHIN),
             Self::ConnectionAged => Some(Duration::ZERO),
             Self::MessageTooLarge { .. }
             | Self::CompressionRefused { .. }
-            | Self::ReaderStalled { .. }
             | Self::RequestTimedOut { .. } => None,
         }
     }

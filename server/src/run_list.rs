@@ -22,7 +22,7 @@ const PREFIX_MIN: usize = 6;
 pub(crate) struct RunListEntry {
     pub(crate) summary: RunSummary,
     /// The position of its first record.
-    created: Position,
+    pub(crate) created: Position,
     /// The position and the version of its newest record.
     pub(crate) position: Position,
     pub(crate) version: Version,

@@ -13,7 +13,6 @@ use crate::{
     runs::Runs,
     scheduler_driver::SchedulerDriver,
     shared_scheduler::SharedScheduler,
-    snapshot_reads::SnapshotReads,
     status::store_code,
     timers,
 };
@@ -51,7 +50,6 @@ struct Inner {
     runs: Arc<Runs>,
     driver: Arc<SchedulerDriver>,
     outputs: Arc<Outputs>,
-    snapshot_reads: SnapshotReads,
     health: HealthReporter,
     stop: CancellationToken,
     /// Ends connections that do not end by themselves.
@@ -118,9 +116,7 @@ impl Server {
         // Once the runs are there: what belongs to none of their attempts goes.
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
         let (url, dir) = (opened.url, opened.dir);
-        let snapshot_reads = SnapshotReads::default();
-        let inner =
-            Inner { url, runs, driver, outputs, snapshot_reads, health, stop, cut, tasks, dir };
+        let inner = Inner { url, runs, driver, outputs, health, stop, cut, tasks, dir };
         let server = Self { inner: Arc::new(inner) };
         server.set_health(true).await;
         Ok(server)
@@ -183,10 +179,6 @@ impl Server {
 
     pub(crate) fn outputs(&self) -> &Outputs {
         &self.inner.outputs
-    }
-
-    pub(crate) fn snapshot_reads(&self) -> &SnapshotReads {
-        &self.inner.snapshot_reads
     }
 
     pub(crate) fn health(&self) -> &HealthReporter {

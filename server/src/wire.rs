@@ -1,7 +1,8 @@
 //! Between messages and the engine: commands one way in, views one way out. Nothing is decided.
 
 mod explain;
-mod views;
+pub mod read_back;
+pub mod views;
 
 use towpath_engine::{
     decide::Ended,
@@ -20,12 +21,11 @@ use towpath_proto::{
 
 pub(crate) use explain::explanation;
 use views::blob as blob_message;
-pub(crate) use views::{artifact_of, gate, job, run, source as source_message, summary, waits_for};
+pub(crate) use views::{
+    artifact_of, gate, job, outcome, run, source as source_message, summary, time,
+};
 
 use crate::{outputs::Key, runs::CommandError, telemetry};
-
-/// The word for a run whose records cannot be replayed, where others show their phase.
-pub(crate) const DAMAGED: &str = "damaged";
 
 fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::MessageInvalid { what: what.into() }
@@ -236,7 +236,7 @@ pub(crate) fn worker(view: &SessionView<'_>) -> v1::Worker {
         tags: hello.tags.clone(),
         slots: hello.slots,
         running: u32::try_from(view.running).unwrap_or(u32::MAX),
-        since: Some(views::time(hello.since)),
+        since: Some(time(hello.since)),
         version: hello.version.clone(),
         state: if view.draining { v1::WorkerState::Draining } else { v1::WorkerState::Active }
             .into(),

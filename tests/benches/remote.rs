@@ -202,11 +202,16 @@ async fn first_byte() {
     let (mut runs, mut gates) =
         (RunsServiceClient::new(serving.dial()), GatesServiceClient::new(serving.dial()));
     let (mut asked, mut told, mut floors) = (Vec::new(), Vec::new(), Vec::new());
-    for after in 0..SAMPLES as u32 {
+    for after in 0..SAMPLES {
         floors.push(floor());
         // The job before is recorded, and the worker waits again.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let request = v1::ListJobsRequest { run: run.clone(), after, limit: 1 };
+        let request = v1::ListJobsRequest {
+            run: run.clone(),
+            page_size: 1,
+            page_token: after.to_string(),
+            ..Default::default()
+        };
         let page = runs.list_jobs(request).await.expect("a page").into_inner();
         let job = page.jobs.into_iter().next().expect("a job");
         let request = v1::ApproveGateRequest {

@@ -19,5 +19,6 @@ pub use repository::{Source, root, sources};
 pub use scripted::{ScriptedWorker, failed, succeeded, succeeded_with};
 pub use skip::{is_slow_run, skip};
 pub use test_server::{
-    ANA, BEGINNING, TestServer, WAIT_MAX, code, eventually, file, on_a_runtime, start_request,
+    ANA, BEGINNING, SeenJob, TestServer, WAIT_MAX, code, eventually, file, on_a_runtime,
+    phase_word, start_request,
 };

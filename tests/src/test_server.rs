@@ -16,6 +16,7 @@ use towpath_proto::v1::{
     self, gates_service_client::GatesServiceClient, log_service_client::LogServiceClient,
     runs_service_client::RunsServiceClient, workers_service_client::WorkersServiceClient,
 };
+use towpath_proto::words::Word as _;
 use towpath_server::{Access, Clock, ERROR_DOMAIN, Server, SetClock, SystemClock, dial_socket};
 
 use crate::ScriptedWorker;
@@ -209,25 +210,30 @@ impl TestServer {
             .unwrap_or_default()
     }
 
-    /// The phase of the run, in one word.
+    /// The phase of the run, or its outcome once it has ended, in one word.
     pub async fn phase(&self, run: &str) -> String {
-        self.run(run).await.phase
+        phase_word(&self.run(run).await)
     }
 
     /// How many jobs of the run stand where.
-    pub async fn counts(&self, run: &str) -> v1::Counts {
+    pub async fn counts(&self, run: &str) -> v1::JobCounts {
         self.run(run).await.counts.expect("a run counts its jobs")
     }
 
-    /// All jobs of the run.
+    /// All jobs of the run, with everything about them.
     pub async fn jobs(&self, run: &str) -> Vec<v1::Job> {
-        let mut jobs = Vec::new();
+        let (mut jobs, mut page_token) = (Vec::new(), String::new());
         loop {
-            let after = u32::try_from(jobs.len()).expect("few jobs");
-            let request = v1::ListJobsRequest { run: run.to_owned(), after, limit: 0 };
+            let request = v1::ListJobsRequest {
+                run: run.to_owned(),
+                page_size: 0,
+                page_token,
+                view: v1::JobView::Full.into(),
+            };
             let page = self.runs().list_jobs(request).await.expect("a page").into_inner();
             jobs.extend(page.jobs);
-            if !page.more {
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
                 return jobs;
             }
         }
@@ -242,7 +248,8 @@ impl TestServer {
     /// Every job of the run with its state: `a succeeded, b waiting`.
     pub async fn states(&self, run: &str) -> String {
         let jobs = self.jobs(run).await;
-        let words: Vec<_> = jobs.iter().map(|job| format!("{} {}", job.name, job.state)).collect();
+        let words: Vec<_> =
+            jobs.iter().map(|job| format!("{} {}", job.name, job.state().word())).collect();
         words.join(", ")
     }
 
@@ -273,10 +280,12 @@ impl TestServer {
             let emails = Vec::new();
             let request =
                 v1::ApproveGateRequest { run, job, approval_digest, comment, actor, emails };
-            return Ok(gates.approve_gate(request).await?.into_inner().phase);
+            let run = gates.approve_gate(request).await?.into_inner().run;
+            return Ok(phase_word(&run.expect("a run")));
         }
         let request = v1::RejectGateRequest { run, job, approval_digest, comment, actor };
-        Ok(gates.reject_gate(request).await?.into_inner().phase)
+        let run = gates.reject_gate(request).await?.into_inner().run;
+        Ok(phase_word(&run.expect("a run")))
     }
 
     /// Ends the run.
@@ -397,6 +406,43 @@ impl TestServer {
     /// A worker of the story that presents itself like this.
     pub async fn worker_like(&self, hello: v1::Hello) -> ScriptedWorker {
         ScriptedWorker::connect(self.channel(), hello).await.expect("the worker is welcome")
+    }
+}
+
+/// The phase of a run, or its outcome once it has ended, in one word.
+pub fn phase_word(run: &v1::Run) -> String {
+    let outcome = run.outcome();
+    if outcome == v1::RunOutcome::Unspecified { run.phase().word() } else { outcome.word() }
+}
+
+/// What a story says of a job.
+pub trait SeenJob {
+    /// Its state in one word.
+    fn word(&self) -> String;
+
+    /// Why it failed, in the words of the engine, or why it was skipped: the cause, the need, the
+    /// root and how that ended. Empty: neither.
+    fn reason(&self) -> String;
+}
+
+impl SeenJob for v1::Job {
+    fn word(&self) -> String {
+        self.state().word()
+    }
+
+    fn reason(&self) -> String {
+        if let Some(failure) = &self.failure {
+            let cause = towpath_server::read_back::failure_cause(failure);
+            return cause.map_or_else(|| failure.message.clone(), |cause| cause.to_string());
+        }
+        let Some(skip) = &self.skip else { return String::new() };
+        let words =
+            [skip.cause().word(), skip.need.clone(), skip.root.clone(), skip.root_state().word()];
+        words
+            .into_iter()
+            .filter(|word| !word.is_empty() && word != "unspecified")
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 

@@ -237,7 +237,7 @@ fn a_worker_whose_disk_is_full_loses_one_attempt_and_pauses_until_there_is_space
         let said = scene.says(&["workers", "list", "--output", "json"]);
         String::from_utf8_lossy(&said.stdout).into_owned()
     };
-    assert!(workers().contains("\"draining\": true"), "{}", workers());
+    assert!(workers().contains("\"state\": \"draining\""), "{}", workers());
     let root = Path::new("/proc").join(worker.0.id().to_string()).join("root");
     let filler = own.join("filler");
     let filler = root.join(filler.strip_prefix("/").expect("an absolute path"));

@@ -5,7 +5,15 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult};
 use crate::{
-    authors, cli::RunArg, connect::ServerConnection, exit, failure::Failure, render::safe,
+    authors,
+    cli::RunArg,
+    connect::ServerConnection,
+    exit,
+    failure::Failure,
+    render::{
+        safe,
+        words::{self, GateFacts},
+    },
 };
 
 /// Approve the gate of a job
@@ -33,7 +41,7 @@ pub(crate) async fn approve(app: &App, args: ApproveArgs) -> CommandResult {
     let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;
     let job = safe(&gate.job);
     if let Some(policy) = &gate.policy {
-        app.say(&format!("The gate of `{job}` wants {}.", safe(&policy.words)));
+        app.say(&format!("The gate of `{job}` wants {}.", safe(&words::policy(policy))));
     }
     let request = v1::ApproveGateRequest {
         emails: emails(&gate),
@@ -43,13 +51,14 @@ pub(crate) async fn approve(app: &App, args: ApproveArgs) -> CommandResult {
         comment: args.comment,
         actor: app.actor(),
     };
-    let reply = server.gates().approve_gate(request).await?.into_inner();
-    if reply.approvals_remaining > 0 {
-        app.say(&format!("Approved `{job}`: {}.", safe(&reply.waits_for)));
+    let waiting = server.gates().approve_gate(request).await?.into_inner().gate;
+    if let Some(gate) = &waiting {
+        let waits_for = words::gate_waits_for(&GateFacts::from(gate));
+        app.say(&format!("Approved `{job}`: {}.", safe(&waits_for)));
     } else {
         app.say(&format!("Opened the gate of `{job}`."));
     }
-    if reply.approvals_remaining == 0 && server.is_ours() {
+    if waiting.is_none() && server.is_ours() {
         app.say(&format!("Nobody works on the run; `tow resume {}` does.", short(&gate.run)));
     }
     server.close().await;
@@ -67,7 +76,7 @@ pub(crate) async fn waiting_gate(
     run: &str,
     job: Option<&str>,
 ) -> Result<v1::Gate, Failure> {
-    let request = v1::ListGatesRequest { run: run.to_owned() };
+    let request = v1::ListGatesRequest { run: run.to_owned(), ..Default::default() };
     let mut gates = server.gates().list_gates(request).await?.into_inner().gates;
     let Some(job) = job else {
         return match gates.len() {
@@ -89,13 +98,7 @@ pub(crate) async fn waiting_gate(
         return Ok(gate);
     }
     // Nothing waits under that name: let the server say why, with its own code.
-    let run = server
-        .runs()
-        .get_run(v1::GetRunRequest { run: run.to_owned() })
-        .await?
-        .into_inner()
-        .run
-        .unwrap_or_default();
+    let run = server.run(run).await?;
     let (job, approval_digest) = (job.to_owned(), "0".repeat(64));
     Ok(v1::Gate { run: run.id, job, approval_digest, ..v1::Gate::default() })
 }

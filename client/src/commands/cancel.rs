@@ -6,7 +6,7 @@ use super::{
     App, CommandResult,
     follow::{Follow, follow},
 };
-use crate::{cli::WhichRun, exit};
+use crate::{cli::WhichRun, exit, render::words};
 
 /// End a run
 ///
@@ -27,8 +27,8 @@ pub(crate) async fn cancel(app: &App, args: CancelArgs) -> CommandResult {
     let request =
         v1::CancelRunRequest { run: args.run.run, reason: args.reason, actor: app.actor() };
     let run = server.runs().cancel_run(request).await?.into_inner().run.unwrap_or_default();
-    let mut phase = run.phase;
-    if phase == "cancelling" && server.is_ours() {
+    let mut phase = words::phase(&run);
+    if run.phase() == v1::RunPhase::Cancelling && server.is_ours() {
         let following = Follow {
             run: run.id.as_str().into(),
             short_id: run.short_id.clone(),

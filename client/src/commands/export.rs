@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
-use towpath_engine::{
-    event::{FailureCause, ImportedResult},
-    job::JobState,
-    run::{Job, Run},
-};
+use towpath_engine::event::ImportedResult;
 use towpath_pipeline::pulsaride_jsonl::{self, SeedLine};
-use towpath_proto::v1;
+use towpath_proto::v1::{self, JobState};
 
-use super::{App, CommandResult, follow::snapshot, validate::counted};
-use crate::{atomic_file::replace_file, cli::WhichRun, exit, failure::Failure, render::board};
+use super::{App, CommandResult, status, validate::counted};
+use crate::{
+    atomic_file::replace_file,
+    cli::WhichRun,
+    exit,
+    failure::Failure,
+    render::{board, words::moment},
+};
 
 /// Write a run as a JSONL run file
 ///
@@ -29,21 +31,20 @@ pub(crate) struct ExportArgs {
 /// Writes what has ended.
 pub(crate) async fn export(app: &App, args: ExportArgs) -> CommandResult {
     let server = app.server().await?;
-    let found = server.runs().get_run(v1::GetRunRequest { run: args.run.run }).await;
-    let read = match found {
-        Ok(found) => snapshot(&server, &found.into_inner().run.unwrap_or_default().id).await,
-        Err(status) => Err(status.into()),
+    let read = match server.run(&args.run.run).await {
+        Ok(run) => status::read(&server, &run.id, v1::JobView::Basic).await,
+        Err(failure) => Err(failure),
     };
     server.close().await;
-    let (run, _) = read?;
-    let lines = lines_of(&run);
+    let (run, jobs) = read?;
+    let lines = lines_of(&run.id, &jobs);
     let text = pulsaride_jsonl::write(&lines);
     let Some(path) = args.to_file else {
         app.print(&text)?;
         return Ok(exit::DONE);
     };
     replace_file(&path, text.as_bytes()).map_err(|error| Failure::file(&path, &error))?;
-    let open = run.jobs().len() - lines.len();
+    let open = jobs.len() - lines.len();
     let mut said = format!("Wrote {} to `{}`.", counted(lines.len(), "job"), path.display());
     if open > 0 {
         said = format!("{said} {} not ended yet and omitted.", have(open));
@@ -57,41 +58,41 @@ fn have(count: usize) -> String {
 }
 
 /// A line for each job that has ended.
-fn lines_of(run: &Run) -> Vec<SeedLine> {
-    let Some(header) = run.header() else { return Vec::new() };
-    let id = header.run.as_str();
-    run.jobs().iter().filter_map(|job| line_of(id, job)).collect()
+fn lines_of(run: &str, jobs: &[v1::Job]) -> Vec<SeedLine> {
+    jobs.iter().filter_map(|job| line_of(run, job)).collect()
 }
 
-fn line_of(run: &str, job: &Job) -> Option<SeedLine> {
-    let status = match &job.state {
+fn line_of(run: &str, job: &v1::Job) -> Option<SeedLine> {
+    let status = match job.state() {
         JobState::Succeeded => ImportedResult::Succeeded,
         JobState::Failed | JobState::TimedOut => ImportedResult::Failed,
         JobState::Skipped | JobState::Cancelled | JobState::Rejected => ImportedResult::Skipped,
-        JobState::Waiting
+        JobState::Unspecified
+        | JobState::Waiting
         | JobState::Admitted
         | JobState::Declined
-        | JobState::AtGate(_)
+        | JobState::AtGate
         | JobState::Approved
-        | JobState::Leased(..)
-        | JobState::BackingOff(_)
+        | JobState::Running
+        | JobState::BackingOff
         | JobState::Requeued => return None,
     };
     let line = SeedLine {
         pipeline_run_id: run.to_owned(),
-        job: job.plan.name.clone(),
-        stage: job.plan.stage.clone(),
+        job: job.name.as_str().into(),
+        stage: job.stage.as_str().into(),
         status,
-        started_at: job.leased_at,
-        finished_at: Some(job.since),
-        exit_code: exit_code(job),
+        started_at: moment(job.leased_at.as_ref()),
+        finished_at: moment(job.since.as_ref()),
+        // A job that was skipped or ended with its run may have failed before: that is not its end.
+        exit_code: job.exit_code.filter(|_| status != ImportedResult::Skipped),
         error: board::note(job).trim_end().to_owned(),
     };
     // What another tool recorded goes out as it came in.
     Some(match &job.imported {
         Some(imported) => SeedLine {
-            started_at: imported.started_at,
-            finished_at: imported.finished_at,
+            started_at: moment(imported.started_at.as_ref()),
+            finished_at: moment(imported.finished_at.as_ref()),
             exit_code: imported.exit_code,
             error: imported.error.clone(),
             ..line
@@ -100,22 +101,17 @@ fn line_of(run: &str, job: &Job) -> Option<SeedLine> {
     })
 }
 
-fn exit_code(job: &Job) -> Option<i32> {
-    match (&job.state, &job.cause) {
-        (JobState::Succeeded, _) => Some(0),
-        (JobState::Failed, Some(FailureCause::ExitCode(code))) => Some(*code),
-        (_, _) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use towpath_engine::{
         decide::{Command, CreateRun, ImportRun, ImportedJob, carry_out},
         ids::{Actor, Digest},
         plan::{JobPlan, Plan},
+        run::Run,
         time::Timestamp,
     };
+
+    use towpath_server::views;
 
     use super::*;
 
@@ -159,15 +155,22 @@ mod tests {
         run
     }
 
+    fn lines() -> Vec<SeedLine> {
+        let run = imported();
+        let jobs: Vec<v1::Job> =
+            run.jobs().iter().map(|job| views::job(&run, job, v1::JobView::Basic)).collect();
+        lines_of("new", &jobs)
+    }
+
     #[test]
     fn what_was_imported_goes_out_as_it_came_in() {
-        let text = pulsaride_jsonl::write(&lines_of(&imported()));
+        let text = pulsaride_jsonl::write(&lines());
         assert_eq!(text, RECORD.replace("\"old\"", "\"new\""));
     }
 
     #[test]
     fn what_has_not_ended_is_left_out() {
         let run = imported();
-        assert_eq!((run.jobs().len(), lines_of(&run).len()), (3, 2));
+        assert_eq!((run.jobs().len(), lines().len()), (3, 2));
     }
 }

@@ -11,10 +11,10 @@ use std::time::Duration;
 use gate::AtGate;
 use host::{Host, HostNews, worker_failure};
 use screen::Show;
-use stream::{heard, why_stopped};
-pub(crate) use stream::{server_went_away, snapshot};
+pub(crate) use stream::{folded, server_went_away};
+use stream::{folded_to, heard, why_stopped};
 use tokio_stream::StreamExt as _;
-use towpath_engine::{code::ErrorCode, ids::RunId, run::Run, time::Timestamp};
+use towpath_engine::{code::ErrorCode, ids::RunId, time::Timestamp};
 use towpath_proto::{streams::Records, v1};
 use towpath_server::{Clock as _, SystemClock};
 use towpath_worker::{AttemptsError, WorkerError};
@@ -76,9 +76,7 @@ pub(crate) async fn work_on(
             app.say("The process that had the store open has ended; this one continues.");
             ServerConnection::connect(&app.url()).await?
         };
-        let request = v1::GetRunRequest { run: what.run.to_string() };
-        what.known =
-            server.runs().get_run(request).await?.into_inner().run.unwrap_or_default().version;
+        what.known = server.run(what.run.as_str()).await?.version;
     }
 }
 
@@ -88,13 +86,10 @@ pub(crate) async fn follow(app: &App, server: &ServerConnection, follow: &Follow
     // A server that was named as one has workers of its own.
     let slots = follow.slots.filter(|_| !server.is_remote());
     let mut host = Host::begin(server, follow, slots);
-    let (run, known) = if follow.known == 0 {
-        (Run::default(), 0)
-    } else {
-        snapshot(server, follow.run.as_str()).await?
-    };
-    let request = v1::FollowRequest { run: follow.run.to_string(), after: known, follow: true };
+    // From the beginning: what is drawn is the fold of the run's records, by the engine's own rules.
+    let request = v1::FollowRequest { run: follow.run.to_string(), after: 0, follow: true };
     let mut records = Records::new(server.log().follow(request).await?.into_inner());
+    let run = folded_to(&mut records, follow.known).await?;
     let mut show = Show::new(app, server, run, follow);
     show.begin();
     let finished = until_rest(server, follow, &mut host, &mut show, &mut records).await;

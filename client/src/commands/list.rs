@@ -1,14 +1,20 @@
 //! `tow list`.
 
-use towpath_engine::time::{Timestamp, duration_words};
-use towpath_proto::v1;
+use towpath_engine::time::duration_words;
+use towpath_proto::{
+    v1::{self, RunOutcome, RunPhase},
+    words::Word as _,
+};
 
-use super::{App, CommandResult, follow::now, status::RunJson};
+use super::{App, CommandResult, follow::now};
 use crate::{
     cli::Output,
     connect::store_folder,
-    exit,
-    render::{Mark, safe},
+    exit, json,
+    render::{
+        Mark, board, safe,
+        words::{self, moment},
+    },
 };
 
 /// List runs, newest first
@@ -17,9 +23,9 @@ pub(crate) struct ListArgs {
     /// At most this many
     #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
     limit: u32,
-    /// Only runs in this phase: running, succeeded, failed, partial, rejected, cancelled, timed_out
-    #[arg(long, value_delimiter = ',', value_name = "PHASE")]
-    phase: Vec<String>,
+    /// Only runs in this phase or with this outcome, such as running, failed or partial
+    #[arg(long, value_delimiter = ',', value_name = "PHASE", value_parser = which)]
+    phase: Vec<Which>,
 }
 
 /// Lists the runs of the store.
@@ -28,8 +34,7 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> CommandResult {
     let mut reply = v1::ListRunsResponse::default();
     if !nothing {
         let server = app.server().await?;
-        let request =
-            v1::ListRunsRequest { before: String::new(), limit: args.limit, phases: args.phase };
+        let request = request(args);
         reply = server.runs().list_runs(request).await?.into_inner();
         server.close().await;
     }
@@ -40,38 +45,69 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> CommandResult {
             }
             if reply.runs.is_empty() {
                 app.say("No runs yet. `tow run` begins one.");
-            } else if reply.more {
+            } else if !reply.next_page_token.is_empty() {
                 app.say("Older runs are not shown; use `--limit`.");
             }
         }
         Output::Json => {
-            let runs: Vec<RunJson> = reply.runs.into_iter().map(RunJson::from).collect();
+            let runs: Vec<_> = reply.runs.iter().map(json::of).collect();
             app.json(&runs)?;
         }
         Output::Jsonl => {
             for run in reply.runs {
-                app.json(&RunJson::from(run))?;
+                app.json(&json::of(&run))?;
             }
         }
     }
     Ok(exit::DONE)
 }
 
+/// What a run may be asked for by.
+#[derive(Clone, Copy, Debug)]
+enum Which {
+    Phase(RunPhase),
+    Outcome(RunOutcome),
+}
+
+fn which(word: &str) -> Result<Which, String> {
+    let phase = RunPhase::of_word(word).map(Which::Phase);
+    let either = phase.or_else(|| RunOutcome::of_word(word).map(Which::Outcome));
+    either.ok_or_else(|| "neither a phase nor an outcome of runs".to_owned())
+}
+
+fn request(args: ListArgs) -> v1::ListRunsRequest {
+    let mut request = v1::ListRunsRequest { page_size: args.limit, ..Default::default() };
+    for which in args.phase {
+        match which {
+            Which::Phase(phase) => request.phases.push(phase.into()),
+            Which::Outcome(outcome) => request.outcomes.push(outcome.into()),
+        }
+    }
+    request
+}
+
+fn mark(run: &v1::Run) -> Mark {
+    match run.outcome() {
+        RunOutcome::Succeeded => Mark::Done,
+        RunOutcome::Cancelled => Mark::Skipped,
+        RunOutcome::Partial | RunOutcome::Failed | RunOutcome::Rejected | RunOutcome::TimedOut => {
+            Mark::Failed
+        }
+        RunOutcome::Unspecified if board::is_at_gate(run) => Mark::Gate,
+        RunOutcome::Unspecified if run.phase() == RunPhase::Running => Mark::Running,
+        RunOutcome::Unspecified => Mark::Failed,
+    }
+}
+
 fn line(app: &App, run: &v1::Run) -> String {
     let counts = run.counts.unwrap_or_default();
-    let at_gate = counts.at_gate > 0 && !run.can_move;
-    let mark = match run.phase.as_str() {
-        "succeeded" => Mark::Done,
-        "running" if at_gate => Mark::Gate,
-        "running" => Mark::Running,
-        "cancelled" => Mark::Skipped,
-        _ => Mark::Failed,
-    };
-    let word = if at_gate { "at a gate".to_owned() } else { run.phase.replace('_', " ") };
+    let mark = mark(run);
+    let phase = words::phase(run).replace('_', " ");
+    let word = if board::is_at_gate(run) { "at a gate".to_owned() } else { phase };
     let over =
         counts.succeeded + counts.failed + counts.skipped + counts.cancelled + counts.rejected;
     let total = over + counts.waiting + counts.at_gate + counts.running + counts.backing_off;
-    let ago = Timestamp::parse(&run.created_at)
+    let ago = moment(run.created_at.as_ref())
         .map(|at| format!("{} ago", duration_words(now().ms_since(at))))
         .unwrap_or_default();
     let style = &app.style;

@@ -11,13 +11,16 @@ use towpath_engine::{
 };
 use towpath_proto::{streams::Records, v1};
 
-use super::{App, CommandResult, follow::server_went_away};
+use super::{
+    App, CommandResult,
+    follow::{now, server_went_away},
+};
 use crate::{
     cli::{Output, RunArg},
     connect::ServerConnection,
     exit,
     failure::Failure,
-    render::safe,
+    render::{board::is_over, explanation::explained, safe},
 };
 
 /// Most lines of `--tail`.
@@ -100,8 +103,7 @@ async fn show(
 ) -> CommandResult {
     if request.follow {
         // `@latest` may be another one by the time it is asked for again.
-        let named = v1::GetRunRequest { run: request.run.clone() };
-        request.run = server.runs().get_run(named).await?.into_inner().run.unwrap_or_default().id;
+        request.run = server.run(&request.run).await?.id;
     }
     // Who owns the store alone would wait for a job that no process works on, and keep away the
     // one that could.
@@ -118,8 +120,9 @@ async fn show(
         shown.show_attempt(server, &asked).await?;
         return Ok(exit::DONE);
     }
-    let request = v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone() };
-    let job = server.runs().explain_job(request).await?.into_inner().job.unwrap_or_default();
+    let (run, job) = (asked.run.clone(), asked.job.clone());
+    let request = v1::GetJobRequest { run, job, ..Default::default() };
+    let job = server.runs().get_job(request).await?.into_inner().job.unwrap_or_default();
     let last = if asked.attempt == 0 { job.attempt } else { asked.attempt };
     // Of the attempts before the first look only the newest is shown.
     let first = if shown.attempt == 0 { last.max(1) } else { shown.attempt };
@@ -128,7 +131,11 @@ async fn show(
         shown.show_attempt(server, &asked).await?;
     }
     // Done would say that nothing follows.
-    if is_over(&job.state) || job.attempt > last { Ok(exit::DONE) } else { Err(server_went_away()) }
+    if is_over(job.state()) || job.attempt > last {
+        Ok(exit::DONE)
+    } else {
+        Err(server_went_away())
+    }
 }
 
 /// Shows one attempt of a job after the other until the job is over.
@@ -143,8 +150,8 @@ async fn follow_job(
     let (mut newest, mut waited) = (shown.attempt.saturating_sub(1), None);
     loop {
         let request = v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone() };
-        let explained = server.runs().explain_job(request).await?.into_inner();
-        let job = explained.job.unwrap_or_default();
+        let answer = server.runs().explain_job(request).await?.into_inner();
+        let job = answer.job.clone().unwrap_or_default();
         if job.attempt > newest {
             // Of the attempts before the first look only the newest is shown.
             let first = if shown.attempt == 0 { job.attempt } else { newest + 1 };
@@ -155,20 +162,15 @@ async fn follow_job(
             newest = job.attempt;
             continue;
         }
-        if is_over(&job.state) {
+        if is_over(job.state()) {
             return Ok(exit::DONE);
         }
         // A job passes through several states before it begins; one sentence for each attempt.
-        if job.state != "running" && waited.replace(newest) != Some(newest) {
-            app.say(&safe(&explained.sentence));
+        if job.state() != v1::JobState::Running && waited.replace(newest) != Some(newest) {
+            app.say(&safe(&explained(&answer, now()).sentence));
         }
         changes.next().await?;
     }
-}
-
-/// Whether a job in this state, as servers name it, begins no attempt any more.
-fn is_over(state: &str) -> bool {
-    matches!(state, "succeeded" | "failed" | "timed_out" | "skipped" | "cancelled" | "rejected")
 }
 
 /// What is recorded of one job.
@@ -182,9 +184,7 @@ struct Changes<'a> {
 impl<'a> Changes<'a> {
     /// What is recorded of `job` from now on.
     async fn of(server: &'a ServerConnection, run: &str, job: &str) -> Result<Self, Failure> {
-        let request = v1::GetRunRequest { run: run.to_owned() };
-        let after =
-            server.runs().get_run(request).await?.into_inner().run.unwrap_or_default().version;
+        let after = server.run(run).await?.version;
         let request = v1::FollowRequest { run: run.to_owned(), after, follow: true };
         let records = Records::new(server.log().follow(request.clone()).await?.into_inner());
         Ok(Self { server, job: job.to_owned(), request, records })

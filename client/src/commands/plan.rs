@@ -9,11 +9,11 @@ use std::{
 };
 
 use towpath_engine::{ids::JobName, job::JobState, plan::Plan, run::Run};
-use towpath_proto::v1;
+use towpath_proto::{time::duration_ms, v1};
 
 use super::{
     App, CommandResult,
-    follow::snapshot,
+    follow::folded,
     pipeline::{self, Pipeline},
     status,
 };
@@ -113,16 +113,17 @@ fn estimates(app: &App, pipeline: &str) -> Estimates {
 
 async fn took_before(server: &ServerConnection, pipeline: &str) -> Result<Estimates, Failure> {
     let request = v1::ListRunsRequest {
-        before: String::new(),
-        limit: RUNS_SEARCHED,
-        phases: vec!["succeeded".to_owned()],
+        page_size: RUNS_SEARCHED,
+        outcomes: vec![v1::RunOutcome::Succeeded.into()],
+        ..Default::default()
     };
     let runs = server.runs().list_runs(request).await?.into_inner().runs;
     let Some(run) = runs.into_iter().find(|run| run.pipeline == pipeline) else {
         return Ok(Estimates::default());
     };
-    let jobs = status::jobs(server, &run.id).await?;
-    let ran_ms = jobs.into_iter().filter_map(|job| Some((job.name, job.ran_ms?))).collect();
+    let (_, jobs) = status::read(server, &run.id, v1::JobView::Basic).await?;
+    let took = |job: v1::Job| Some((job.name, duration_ms(job.run_time.as_ref()?)?));
+    let ran_ms = jobs.into_iter().filter_map(took).collect();
     Ok(Estimates { run: Some(run.short_id), ran_ms })
 }
 
@@ -141,9 +142,8 @@ async fn resumed(app: &App, run: &str, file: Option<&Path>) -> Result<PlanReport
 }
 
 async fn read_run(server: &ServerConnection, run: &str) -> Result<(v1::Run, Run), Failure> {
-    let request = v1::GetRunRequest { run: run.to_owned() };
-    let view = server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
-    let (run, _) = snapshot(server, &view.id).await?;
+    let view = server.run(run).await?;
+    let run = folded(server, &view.id).await?;
     Ok((view, run))
 }
 

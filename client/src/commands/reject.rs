@@ -3,7 +3,11 @@
 use towpath_proto::v1;
 
 use super::{App, CommandResult, approve::waiting_gate};
-use crate::{cli::RunArg, exit, render::safe};
+use crate::{
+    cli::RunArg,
+    exit,
+    render::{safe, words},
+};
 
 /// Reject the gate of a job
 ///
@@ -30,8 +34,8 @@ pub(crate) async fn reject(app: &App, args: RejectArgs) -> CommandResult {
         comment: args.comment,
         actor: app.actor(),
     };
-    let phase = server.gates().reject_gate(request).await?.into_inner().phase;
-    let phase = phase.replace('_', " ");
+    let run = server.gates().reject_gate(request).await?.into_inner().run.unwrap_or_default();
+    let phase = words::phase(&run).replace('_', " ");
     app.say(&format!("Rejected `{}`; the run is {phase}.", safe(&gate.job)));
     server.close().await;
     Ok(exit::DONE)

@@ -55,13 +55,7 @@ pub(crate) async fn resume(app: &App, args: ResumeArgs) -> CommandResult {
 
 async fn ask(app: &App, server: &ServerConnection, args: ResumeArgs) -> Result<Follow, Failure> {
     let ResumeArgs { run, from, accept_changes, allow_dirty, wait, tags } = args;
-    let run = server
-        .runs()
-        .get_run(v1::GetRunRequest { run: run.run })
-        .await?
-        .into_inner()
-        .run
-        .unwrap_or_default();
+    let run = server.run(&run.run).await?;
     let pipeline = pipeline_now(app, &run)?;
     let mut file = pipeline.as_ref().map(Pipeline::message);
     if let (true, Some(pipeline), Some(file)) = (accept_changes, &pipeline, &mut file) {

@@ -7,13 +7,13 @@ use super::{
     App, CommandResult,
     follow::{Follow, work_on},
     pipeline,
-    status::RunJson,
 };
 use crate::{
     cli::{Output, WhichFile},
     connect::ServerConnection,
     exit,
     failure::Failure,
+    json,
     source::{SourceArgs, Taken},
 };
 
@@ -119,7 +119,7 @@ async fn begin(
 fn shown(app: &App, run: v1::Run) -> CommandResult {
     match app.output() {
         Output::Text => app.print(&format!("{}\n", run.id))?,
-        Output::Json | Output::Jsonl => app.json(&RunJson::from(run))?,
+        Output::Json | Output::Jsonl => app.json(&json::of(&run))?,
     }
     Ok(exit::DONE)
 }

@@ -4,7 +4,8 @@ use towpath_proto::v1;
 
 use super::{
     App, CommandResult,
-    follow::{Follow, follow, now, snapshot, work_on},
+    follow::{Follow, follow, now, work_on},
+    status,
 };
 use crate::{cli::WhichRun, exit, render::board};
 
@@ -23,19 +24,17 @@ pub(crate) struct WatchArgs {
 /// Follows a run that another process works on.
 pub(crate) async fn watch(app: &App, args: WatchArgs) -> CommandResult {
     let server = app.server().await?;
-    let request = v1::GetRunRequest { run: args.run.run };
-    let run = server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
+    let run = server.run(&args.run.run).await?;
     if server.is_ours() {
-        // No process has the store open, so nobody works on the run.
-        let (state, _) = snapshot(&server, &run.id).await?;
-        app.print(&board::whole(&state, &run.short_id, now(), &app.style))?;
-        let code = exit::of_phase(state.phase());
-        if code.is_none() {
-            app.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
-        }
+        // Nobody has the store open, so nobody works on the run.
+        let (run, jobs) = status::read(&server, &run.id, v1::JobView::Basic).await?;
         server.close().await;
-        let at_gate = state.counts().at_gate > 0 && !state.can_move();
-        return Ok(code.unwrap_or(if at_gate { exit::AT_GATE } else { exit::CONFLICT }));
+        app.print(&board::whole(&run, &jobs, now(), &app.style))?;
+        if run.phase() == v1::RunPhase::Finished {
+            return Ok(exit::of_run(&run));
+        }
+        app.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+        return Ok(if board::is_at_gate(&run) { exit::AT_GATE } else { exit::CONFLICT });
     }
     let following = Follow {
         run: run.id.as_str().into(),

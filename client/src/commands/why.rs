@@ -3,11 +3,15 @@
 use serde::Serialize;
 use towpath_proto::v1;
 
-use super::{App, CommandResult, status::JobJson};
+use super::{App, CommandResult, follow::now};
 use crate::{
     cli::{Output, RunArg},
     exit,
-    render::safe,
+    json::{self, Json},
+    render::{
+        explanation::{Explained, explained},
+        safe,
+    },
 };
 
 /// Explain why a job is in its state
@@ -22,29 +26,29 @@ pub(crate) struct WhyArgs {
     run: RunArg,
 }
 
+/// The answer, and what it means in words.
 #[derive(Serialize)]
 struct WhyJson {
-    waits_for: String,
+    #[serde(flatten)]
+    answer: Json,
     sentence: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    next_command: String,
-    job: JobJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
 }
 
-/// Asks the server and says what it says.
+/// Asks the server and puts its answer into words.
 pub(crate) async fn why(app: &App, args: WhyArgs) -> CommandResult {
     let server = app.server().await?;
     let request = v1::ExplainJobRequest { run: args.run.run, job: args.job };
-    let explained = server.runs().explain_job(request).await?.into_inner();
-    let v1::ExplainJobResponse { job, waits_for, sentence, next_command } = explained;
+    let answer = server.runs().explain_job(request).await?.into_inner();
+    let Explained { sentence, command } = explained(&answer, now());
     if app.output() == Output::Text {
         app.print(&format!("{}\n", safe(&sentence)))?;
-        if !next_command.is_empty() {
-            app.print(&format!("  {}\n", safe(&next_command)))?;
+        if let Some(command) = &command {
+            app.print(&format!("  {}\n", safe(command)))?;
         }
     } else {
-        let job = job.unwrap_or_default().into();
-        app.json(&WhyJson { waits_for, sentence, next_command, job })?;
+        app.json(&WhyJson { answer: json::of(&answer), sentence, command })?;
     }
     server.close().await;
     Ok(exit::DONE)

@@ -1,12 +1,16 @@
 //! `tow workers`.
 
 use clap::Subcommand;
-use serde::Serialize;
-use towpath_engine::time::Timestamp;
-use towpath_proto::{time::timestamp_ms, v1};
+use towpath_proto::v1;
 
 use super::{App, CommandResult};
-use crate::{cli::Output, exit, failure::Failure, render::safe};
+use crate::{
+    cli::Output,
+    exit,
+    failure::Failure,
+    json,
+    render::{safe, words::moment},
+};
 
 /// List, drain and resume workers
 #[derive(Debug, clap::Args)]
@@ -29,28 +33,6 @@ enum What {
         /// The worker
         name: String,
     },
-}
-
-/// A worker, as machines read it. Names are stable.
-#[derive(Serialize)]
-struct WorkerJson {
-    name: String,
-    slots: u32,
-    running: u32,
-    draining: bool,
-    since: String,
-    version: String,
-    tags: Vec<String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    run: String,
-}
-
-impl From<v1::Worker> for WorkerJson {
-    fn from(worker: v1::Worker) -> Self {
-        let (draining, since) = (is_draining(&worker), since(&worker));
-        let v1::Worker { name, tags, slots, running, version, run, .. } = worker;
-        Self { name, slots, running, draining, since, version, tags, run }
-    }
 }
 
 /// Lists workers, or says which of them shall be given nothing new.
@@ -85,11 +67,11 @@ fn list(app: &App, workers: Vec<v1::Worker>) -> Result<(), Failure> {
             }
         }
         Output::Json => {
-            app.json(&workers.into_iter().map(WorkerJson::from).collect::<Vec<_>>())?;
+            app.json(&workers.iter().map(json::of).collect::<Vec<_>>())?;
         }
         Output::Jsonl => {
             for worker in workers {
-                app.json(&WorkerJson::from(worker))?;
+                app.json(&json::of(&worker))?;
             }
         }
     }
@@ -99,18 +81,12 @@ fn list(app: &App, workers: Vec<v1::Worker>) -> Result<(), Failure> {
 fn one(app: &App, worker: v1::Worker) -> Result<(), Failure> {
     match app.output() {
         Output::Text => app.print(&(line(app, &worker) + "\n")),
-        Output::Json | Output::Jsonl => app.json(&WorkerJson::from(worker)),
+        Output::Json | Output::Jsonl => app.json(&json::of(&worker)),
     }
 }
 
 fn is_draining(worker: &v1::Worker) -> bool {
     worker.state() == v1::WorkerState::Draining
-}
-
-/// When its session began.
-fn since(worker: &v1::Worker) -> String {
-    let since = worker.since.as_ref().and_then(timestamp_ms);
-    since.map(|ms| Timestamp(ms).to_string()).unwrap_or_default()
 }
 
 fn line(app: &App, worker: &v1::Worker) -> String {
@@ -119,7 +95,7 @@ fn line(app: &App, worker: &v1::Worker) -> String {
         "{} {:>9}  {state:<8}  since {}  {:<7}  {}",
         app.style.pad(&safe(&worker.name), 24),
         format!("{}/{} jobs", worker.running, worker.slots),
-        since(worker),
+        moment(worker.since.as_ref()).unwrap_or_default(),
         safe(&worker.version),
         safe(&worker.tags.join(",")),
     );

@@ -1,18 +1,22 @@
 //! A run as a picture: its stages, what runs, what waits and why. Used live and at rest.
+//!
+//! Both are drawn from the messages of the contract. At rest they are what the server answered; a run
+//! that is followed is the fold of its records, and what is drawn of it becomes messages first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use towpath_engine::{
-    event::SkipCause,
-    ids::StageName,
-    job::JobState,
-    plan::When,
-    run::{Job, Phase, Run},
-    source::{Origin, Source},
+    run::{Job, Run},
     time::{Timestamp, duration_words},
 };
+use towpath_proto::v1::{self, JobState, JobView, source::Origin};
+use towpath_server::views;
 
-use super::{Mark, Style, safe, worker_word};
+use super::{
+    Mark, Style, safe,
+    words::{self, moment},
+    worker_word,
+};
 
 /// Most running jobs that are shown one by one while the picture moves.
 const RUNNING_MAX: usize = 8;
@@ -20,21 +24,34 @@ const RUNNING_MAX: usize = 8;
 const STAGES_MAX: usize = 6;
 /// Columns of a job's name, if the line is wide enough.
 const NAME_COLUMNS: usize = 28;
+/// Digits of a digest that a person compares.
+const DIGEST_DIGITS: usize = 12;
 
 /// The newest line of a job's output, by job name.
 pub(crate) type LastLines = HashMap<String, String>;
 
+/// How many jobs a run has.
+fn total(run: &v1::Run) -> u32 {
+    let counts = run.counts.unwrap_or_default();
+    ended(&counts) + counts.waiting + counts.at_gate + counts.running + counts.backing_off
+}
+
+/// How many of them have ended.
+fn ended(counts: &v1::JobCounts) -> u32 {
+    counts.succeeded + counts.failed + counts.skipped + counts.cancelled + counts.rejected
+}
+
 /// The line at the top of everything.
-pub(crate) fn head(run: &Run, short_id: &str, style: &Style) -> String {
-    let Some(header) = run.header() else { return String::new() };
+pub(crate) fn head(run: &v1::Run, style: &Style) -> String {
     let sign = if style.ascii { "^" } else { "▲" };
     let dot = style.dot();
-    let title = safe(&header.pipeline);
+    let title = safe(&run.pipeline);
     let rest = format!(
-        "run {short_id} {dot} {} jobs {dot} {} at once {dot} by {}",
-        run.jobs().len(),
-        header.parallelism,
-        header.requested_by,
+        "run {} {dot} {} jobs {dot} {} at once {dot} by {}",
+        run.short_id,
+        total(run),
+        run.parallelism,
+        run.requested_by,
     );
     let title = style.fit(&title, style.width.saturating_sub(4));
     let room = style.width.saturating_sub(title.chars().count() + 4);
@@ -42,16 +59,16 @@ pub(crate) fn head(run: &Run, short_id: &str, style: &Style) -> String {
 }
 
 /// The sign for the state of a job.
-pub(crate) fn mark_of(job: &Job) -> Mark {
-    match &job.state {
+pub(crate) fn mark_of(state: JobState) -> Mark {
+    match state {
         JobState::Succeeded => Mark::Done,
-        JobState::Leased(..) => Mark::Running,
-        JobState::Failed | JobState::TimedOut => Mark::Failed,
+        JobState::Running => Mark::Running,
+        JobState::Failed | JobState::TimedOut | JobState::Rejected => Mark::Failed,
         JobState::Skipped | JobState::Cancelled => Mark::Skipped,
-        JobState::Rejected => Mark::Failed,
-        JobState::AtGate(_) => Mark::Gate,
-        JobState::BackingOff(_) => Mark::Retry,
-        JobState::Waiting
+        JobState::AtGate => Mark::Gate,
+        JobState::BackingOff => Mark::Retry,
+        JobState::Unspecified
+        | JobState::Waiting
         | JobState::Admitted
         | JobState::Declined
         | JobState::Approved
@@ -59,64 +76,83 @@ pub(crate) fn mark_of(job: &Job) -> Mark {
     }
 }
 
+/// Whether a job in this state has ended.
+pub(crate) fn is_over(state: JobState) -> bool {
+    match state {
+        JobState::Succeeded
+        | JobState::Failed
+        | JobState::TimedOut
+        | JobState::Skipped
+        | JobState::Cancelled
+        | JobState::Rejected => true,
+        JobState::Unspecified
+        | JobState::Waiting
+        | JobState::Admitted
+        | JobState::Declined
+        | JobState::AtGate
+        | JobState::Approved
+        | JobState::Running
+        | JobState::BackingOff
+        | JobState::Requeued => false,
+    }
+}
+
 /// The line that stays once a job has ended.
-pub(crate) fn ended_line(job: &Job, style: &Style) -> String {
-    let took = job.ran_ms.map(duration_words).unwrap_or_default();
+pub(crate) fn ended_line(job: &v1::Job, style: &Style) -> String {
     let mut note = note(job);
-    if job.attempt.0 > 1 && job.state == JobState::Succeeded {
+    if job.attempt > 1 && job.state() == JobState::Succeeded {
         note = format!("attempt {}", job.attempt);
     }
-    row(mark_of(job), job, &took, &note, style)
+    row(mark_of(job.state()), &job.name, &words::ran(job), &note, style)
 }
 
 /// What a person should know about a job beyond its sign.
-pub(crate) fn note(job: &Job) -> String {
-    match &job.state {
-        JobState::Failed | JobState::TimedOut => match (&job.cause, &job.imported) {
-            (Some(cause), _) => safe(&cause.to_string()),
-            (None, Some(imported)) => safe(&imported.error),
-            (None, None) => String::new(),
-        },
-        JobState::BackingOff(due) => {
-            let why = job.cause.as_ref().map(|cause| safe(&cause.to_string())).unwrap_or_default();
-            format!("{why}, again at {due}")
+pub(crate) fn note(job: &v1::Job) -> String {
+    match job.state() {
+        JobState::Failed | JobState::TimedOut => safe(&words::reason(job)),
+        JobState::BackingOff => {
+            let due = moment(job.retry_at.as_ref()).unwrap_or_default();
+            format!("{}, again at {due}", safe(&words::reason(job)))
         }
-        JobState::Skipped => match &job.skipped {
-            Some(SkipCause::NeedUnmet { need, root }) if need == root => {
-                format!("skipped: {} did not succeed", safe(root.as_str()))
-            }
-            Some(SkipCause::NeedUnmet { need, root }) => {
-                format!("skipped: {}, because of {}", safe(need.as_str()), safe(root.as_str()))
-            }
-            Some(SkipCause::ConditionFalse) => "skipped: `if` is false".to_owned(),
-            None => "skipped: the run was aborted".to_owned(),
-        },
+        JobState::Skipped => skip_note(job.skip.as_ref()),
         JobState::Cancelled => "cancelled".to_owned(),
-        JobState::Rejected => match &job.gate {
-            Some(gate) if gate.comment.is_empty() => format!("rejected by {}", gate.by),
-            Some(gate) => format!("rejected by {}: {}", gate.by, safe(&gate.comment)),
-            None => "rejected".to_owned(),
-        },
-        JobState::AtGate(approval_digest) => match job.quorum_words() {
-            words if words.is_empty() => {
-                format!("gate, waits for a person ({})", approval_digest.short())
+        JobState::Rejected if job.decision.is_none() => "rejected".to_owned(),
+        JobState::Rejected => safe(&words::reason(job)),
+        JobState::AtGate => {
+            let digest = job.approval_digest.get(..DIGEST_DIGITS).unwrap_or_default();
+            match words::approvals(job.policy.as_ref(), &job.approvals) {
+                words if words.is_empty() => format!("gate, waits for a person ({digest})"),
+                words => format!("gate, {} ({digest})", safe(&words)),
             }
-            words => format!("gate, {} ({})", safe(&words), approval_digest.short()),
-        },
+        }
         JobState::Requeued => "its worker was lost, runs again".to_owned(),
-        JobState::Waiting
+        JobState::Unspecified
+        | JobState::Waiting
         | JobState::Admitted
         | JobState::Declined
         | JobState::Approved
-        | JobState::Leased(..)
+        | JobState::Running
         | JobState::Succeeded => String::new(),
     }
 }
 
-fn row(mark: Mark, job: &Job, took: &str, note: &str, style: &Style) -> String {
+fn skip_note(skip: Option<&v1::JobSkip>) -> String {
+    let Some(skip) = skip else { return "skipped".to_owned() };
+    let (need, root) = (safe(&skip.need), safe(&skip.root));
+    match skip.cause() {
+        v1::SkipCause::NeedUnmet if need == root => format!("skipped: {root} did not succeed"),
+        v1::SkipCause::NeedUnmet => format!("skipped: {need}, because of {root}"),
+        v1::SkipCause::ConditionFalse => "skipped: `if` is false".to_owned(),
+        v1::SkipCause::RunAborted => "skipped: the run was aborted".to_owned(),
+        v1::SkipCause::Imported => "skipped: recorded as skipped".to_owned(),
+        v1::SkipCause::Unspecified => "skipped".to_owned(),
+    }
+}
+
+fn row(mark: Mark, name: &str, took: &str, note: &str, style: &Style) -> String {
     let fixed = 4 + style.mark_width();
     let name_columns = NAME_COLUMNS.min(style.width.saturating_sub(fixed + 11));
-    let name = style.pad(&safe(job.plan.name.as_str()), name_columns);
+    let name = style.pad(&safe(name), name_columns);
     let took = format!("{took:>7}");
     let room = style.width.saturating_sub(fixed + name_columns + 11);
     let note = style.fit(note, room);
@@ -125,13 +161,15 @@ fn row(mark: Mark, job: &Job, took: &str, note: &str, style: &Style) -> String {
 }
 
 /// The jobs of each stage, in one pass: stages in their order, jobs in file order.
-fn by_stage(run: &Run) -> Vec<(&str, Vec<&Job>)> {
-    let stages = run.header().map_or(&[][..], |header| &header.stages);
-    let place: HashMap<&str, usize> = stages.iter().map(StageName::as_str).zip(0..).collect();
-    let mut grouped: Vec<(&str, Vec<&Job>)> =
-        stages.iter().map(|stage| (stage.as_str(), Vec::new())).collect();
-    for job in run.jobs() {
-        if let Some(place) = place.get(job.plan.stage.as_str()) {
+fn by_stage<'a, S: AsRef<str>, J>(
+    stages: &'a [S],
+    jobs: impl Iterator<Item = (&'a str, J)>,
+) -> Vec<(&'a str, Vec<J>)> {
+    let place: HashMap<&str, usize> = stages.iter().map(AsRef::as_ref).zip(0..).collect();
+    let mut grouped: Vec<(&str, Vec<J>)> =
+        stages.iter().map(|stage| (stage.as_ref(), Vec::new())).collect();
+    for (stage, job) in jobs {
+        if let Some(place) = place.get(stage) {
             grouped[*place].1.push(job);
         }
     }
@@ -139,9 +177,10 @@ fn by_stage(run: &Run) -> Vec<(&str, Vec<&Job>)> {
 }
 
 /// One stage in one line: sign, count, and what happens in it.
-fn stage_line(stage: &str, jobs: &[&Job], style: &Style) -> String {
-    let count = |wanted: &[Mark]| jobs.iter().filter(|job| wanted.contains(&mark_of(job))).count();
-    let over = jobs.iter().filter(|job| job.state.is_over()).count();
+fn stage_line(stage: &str, jobs: &[JobState], style: &Style) -> String {
+    let count =
+        |wanted: &[Mark]| jobs.iter().filter(|job| wanted.contains(&mark_of(**job))).count();
+    let over = jobs.iter().filter(|job| is_over(**job)).count();
     let running = count(&[Mark::Running, Mark::Retry]);
     let failed = count(&[Mark::Failed]);
     let mark = if over == jobs.len() {
@@ -175,18 +214,21 @@ fn stage_line(stage: &str, jobs: &[&Job], style: &Style) -> String {
 }
 
 /// The picture of a run at rest: every stage with every job.
-pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) -> String {
-    let mut text = head(run, short_id, style);
+pub(crate) fn whole(run: &v1::Run, jobs: &[v1::Job], now: Timestamp, style: &Style) -> String {
+    let mut text = head(run, style);
     text.push('\n');
-    if let Some(source) = run.header().and_then(|header| header.source.as_ref()) {
+    if let Some(source) = &run.source {
         text.push_str(&source_line(source));
         text.push('\n');
     }
-    for (stage, jobs) in by_stage(run) {
-        text.push_str(&stage_line(stage, &jobs, style));
+    let open: HashSet<&str> =
+        jobs.iter().filter(|job| !is_over(job.state())).map(|job| job.name.as_str()).collect();
+    for (stage, jobs) in by_stage(&run.stages, jobs.iter().map(|job| (job.stage.as_str(), job))) {
+        let states: Vec<JobState> = jobs.iter().map(|job| job.state()).collect();
+        text.push_str(&stage_line(stage, &states, style));
         text.push('\n');
         for job in jobs {
-            text.push_str(&job_row(run, job, now, style));
+            text.push_str(&job_row(job, &open, now, style));
             text.push('\n');
         }
     }
@@ -196,41 +238,41 @@ pub(crate) fn whole(run: &Run, short_id: &str, now: Timestamp, style: &Style) ->
 }
 
 /// Where the files of a run come from.
-fn source_line(source: &Source) -> String {
+fn source_line(source: &v1::Source) -> String {
     let from = match &source.origin {
-        Origin::Bundle(_) => "in a bundle".to_owned(),
-        Origin::Remote(address) => format!("from {}", safe(address)),
+        Some(Origin::Remote(address)) => format!("from {}", safe(address)),
+        Some(Origin::Bundle(_)) | None => "in a bundle".to_owned(),
     };
     let dirty = if source.dirty { ", with changes that are not committed" } else { "" };
     format!("  files: commit {:.12} {from}{dirty}", source.commit)
 }
 
-fn job_row(run: &Run, job: &Job, now: Timestamp, style: &Style) -> String {
-    let took = match job.state.lease() {
-        Some(_) => Some(now.ms_since(job.since)),
-        None => job.ran_ms.filter(|_| job.state.is_over()),
+/// One job at rest. `open`: the jobs of the run that have not ended.
+fn job_row(job: &v1::Job, open: &HashSet<&str>, now: Timestamp, style: &Style) -> String {
+    let since = moment(job.since.as_ref()).unwrap_or_default();
+    let took = if job.state() == JobState::Running {
+        duration_words(now.ms_since(since))
+    } else if is_over(job.state()) {
+        words::ran(job)
+    } else {
+        String::new()
     };
-    let took = took.map(duration_words).unwrap_or_default();
     let mut about = note(job);
-    if let JobState::Leased(attempt, worker) = &job.state {
-        let worker = worker_word(worker.as_str());
-        about = if attempt.0 > 1 { format!("{worker}, attempt {attempt}") } else { worker };
+    if job.state() == JobState::Running {
+        let worker = worker_word(&job.worker);
+        let attempt = job.attempt;
+        about = if attempt > 1 { format!("{worker}, attempt {attempt}") } else { worker };
     }
-    if matches!(job.state, JobState::Waiting | JobState::Admitted) {
-        let open: Vec<String> = job
-            .plan
-            .needs
-            .iter()
-            .filter(|need| run.job(need.as_str()).is_some_and(|need| !need.state.is_over()))
-            .map(|need| safe(need.as_str()))
-            .collect();
-        if !open.is_empty() {
-            about = format!("needs: {}", open.join(", "));
-        } else if job.plan.when == When::Manual {
+    if matches!(job.state(), JobState::Waiting | JobState::Admitted) {
+        let needs = job.needs.iter().filter(|need| open.contains(need.as_str()));
+        let needs: Vec<String> = needs.map(|need| safe(need)).collect();
+        if !needs.is_empty() {
+            about = format!("needs: {}", needs.join(", "));
+        } else if job.when() == v1::JobCondition::Manual {
             about = "gate ahead".to_owned();
         }
     }
-    row(mark_of(job), job, &took, &about, style)
+    row(mark_of(job.state()), &job.name, &took, &about, style)
 }
 
 /// The picture while it moves: open stages, what runs, and a line of numbers. `stopping`: this
@@ -242,46 +284,57 @@ pub(crate) fn moving(
     style: &Style,
     stopping: bool,
 ) -> Vec<String> {
+    let Some(header) = run.header() else { return Vec::new() };
     let mut picture = Vec::new();
+    let stages: Vec<&str> = header.stages.iter().map(|stage| stage.as_str()).collect();
+    // Of most jobs only the state is drawn. Messages of all of them, ten times a second, would cost
+    // more than the drawing.
+    let jobs = run.jobs().iter().map(|job| (job.plan.stage.as_str(), job));
     let is_open = |(_, jobs): &(&str, Vec<&Job>)| jobs.iter().any(|job| !job.state.is_over());
-    for (stage, jobs) in by_stage(run).into_iter().filter(is_open).take(STAGES_MAX) {
-        picture.push(stage_line(stage, &jobs, style));
+    for (stage, jobs) in by_stage(&stages, jobs).into_iter().filter(is_open).take(STAGES_MAX) {
+        let states: Vec<JobState> = jobs.iter().map(|job| views::job_state(&job.state)).collect();
+        picture.push(stage_line(stage, &states, style));
         let running = jobs.into_iter().filter(|job| job.state.lease().is_some());
         for job in running.take(RUNNING_MAX) {
+            let name = job.plan.name.as_str();
             let took = duration_words(now.ms_since(job.since));
-            let mut about = lines.get(job.plan.name.as_str()).cloned().unwrap_or_default();
+            let mut about = lines.get(name).cloned().unwrap_or_default();
             if job.attempt.0 > 1 {
                 about = format!("attempt {}  {about}", job.attempt);
             }
-            picture.push(row(Mark::Running, job, &took, &about, style));
+            picture.push(row(Mark::Running, name, &took, &about, style));
         }
     }
     for job in run.gates() {
-        picture.push(row(Mark::Gate, job, "", &note(job), style));
+        let job = views::job(run, job, JobView::Basic);
+        picture.push(row(Mark::Gate, &job.name, "", &note(&job), style));
     }
+    let run = views::run(run, 0, 0, "");
     picture.push(if stopping {
-        numbers(run, now, style, "stopping")
+        numbers(&run, now, style, "stopping")
     } else {
-        foot(run, now, style)
+        foot(&run, now, style)
     });
     picture
 }
 
 /// A line of numbers.
-pub(crate) fn foot(run: &Run, now: Timestamp, style: &Style) -> String {
-    let counts = run.counts();
-    let at_gate = *run.phase() == Phase::Running && counts.at_gate > 0 && !run.can_move();
-    let word = if at_gate { "waiting at a gate" } else { run.phase().word() };
+pub(crate) fn foot(run: &v1::Run, now: Timestamp, style: &Style) -> String {
+    let word = if is_at_gate(run) { "waiting at a gate".to_owned() } else { words::phase(run) };
     numbers(run, now, style, &word.replace('_', " "))
 }
 
-fn numbers(run: &Run, now: Timestamp, style: &Style, word: &str) -> String {
-    let Some(header) = run.header() else { return String::new() };
-    let counts = run.counts();
-    let over =
-        counts.succeeded + counts.failed + counts.skipped + counts.cancelled + counts.rejected;
-    let took = run.finished_at().unwrap_or(now).ms_since(header.created_at);
-    let mut facts = vec![format!("{over}/{} jobs", run.jobs().len())];
+/// Whether nothing can happen in a run that goes on until a person opens a gate.
+pub(crate) fn is_at_gate(run: &v1::Run) -> bool {
+    let at_gate = run.counts.is_some_and(|counts| counts.at_gate > 0);
+    run.phase() == v1::RunPhase::Running && at_gate && !run.can_move
+}
+
+fn numbers(run: &v1::Run, now: Timestamp, style: &Style, word: &str) -> String {
+    let counts = run.counts.unwrap_or_default();
+    let created_at = moment(run.created_at.as_ref()).unwrap_or(now);
+    let took = moment(run.finished_at.as_ref()).unwrap_or(now).ms_since(created_at);
+    let mut facts = vec![format!("{}/{} jobs", ended(&counts), total(run))];
     for (count, word) in [
         (counts.running, "running"),
         (counts.backing_off, "backing off"),
@@ -304,10 +357,16 @@ fn numbers(run: &Run, now: Timestamp, style: &Style, word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_engine::plan::JobPlan;
+    use towpath_engine::plan::{JobPlan, When};
 
     use super::*;
     use crate::render::tests::{bare, begun, lease};
+
+    fn at_rest(run: &Run, style: &Style) -> String {
+        let jobs: Vec<v1::Job> =
+            run.jobs().iter().map(|job| views::job(run, job, JobView::Basic)).collect();
+        whole(&views::run(run, 0, 0, "7f3ca1"), &jobs, Timestamp(8_300), style)
+    }
 
     fn some_run() -> Run {
         let mut orders = JobPlan::new("orders", "copy", "true");
@@ -321,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_run_at_rest_shows_every_job_and_why_it_waits() {
-        let picture = whole(&some_run(), "7f3ca1", Timestamp(8_300), &bare(80));
+        let picture = at_rest(&some_run(), &bare(80));
         assert_eq!(
             picture,
             "\
@@ -341,7 +400,7 @@ mod tests {
         use unicode_width::UnicodeWidthStr as _;
         for width in [24, 40, 60, 100] {
             let style = bare(width);
-            let picture = whole(&some_run(), "7f3ca1", Timestamp(8_300), &style);
+            let picture = at_rest(&some_run(), &style);
             for line in picture.lines() {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }

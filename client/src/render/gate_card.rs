@@ -10,6 +10,9 @@ use towpath_engine::{
     run::{Assignment, Job, Run},
 };
 
+use towpath_proto::v1::JobView;
+use towpath_server::views;
+
 use super::{
     Mark, Style,
     board::{mark_of, note},
@@ -176,7 +179,7 @@ impl GateCard {
             self.push(indented(2, "Failed, skipped or cancelled in this run:".to_owned()));
         }
         for job in ends {
-            self.push_job(job, &note(job));
+            self.push_job(job, &note(&views::job(run, job, JobView::Basic)));
         }
     }
 
@@ -195,7 +198,7 @@ impl GateCard {
     }
 
     fn push_job(&mut self, job: &Job, about: &str) {
-        let mark = format!("    {} ", self.style.mark(mark_of(job)));
+        let mark = format!("    {} ", self.style.mark(mark_of(views::job_state(&job.state))));
         let columns = self.style.mark_width() + 5;
         self.push(CardLine {
             again: " ".repeat(columns),

@@ -3,13 +3,15 @@
 use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{ApproveGate, Command, RejectGate},
-    run::Job,
+    ids::RunId,
 };
 use towpath_proto::v1::{self, gates_service_server::GatesService};
+use towpath_storage::Position;
 
+use super::runs::reads::{PAGE_MAX, page_size, token_invalid};
 use crate::{
     Server, auth,
-    runs::{CommandError, Loaded},
+    runs::{CommandError, Loaded, locked},
     status,
     telemetry::calls::RequestRun,
     wire,
@@ -21,9 +23,8 @@ impl GatesService for Server {
         &self,
         request: Request<v1::ListGatesRequest>,
     ) -> Result<Response<v1::ListGatesResponse>, Status> {
-        let run = request.into_inner().run;
-        let gates = self.waiting_gates(&run).await.map_err(status::of)?;
-        Ok(Response::new(v1::ListGatesResponse { gates }))
+        let gates = self.waiting_gates(request.into_inner()).await;
+        gates.map(Response::new).map_err(status::of)
     }
 
     async fn approve_gate(
@@ -42,20 +43,50 @@ impl GatesService for Server {
 }
 
 impl Server {
-    async fn waiting_gates(&self, run: &str) -> Result<Vec<v1::Gate>, CommandError> {
-        let runs = match run {
+    /// The gates that wait, oldest run first. A page ends after a gate, named by where its run
+    /// begins in the log and its place in the file: both stay, whatever happens in between.
+    async fn waiting_gates(
+        &self,
+        request: v1::ListGatesRequest,
+    ) -> Result<v1::ListGatesResponse, CommandError> {
+        let size = page_size(request.page_size, PAGE_MAX);
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(place(token).ok_or_else(|| token_invalid(token))?),
+        };
+        let ids = match request.run.as_str() {
             "" => self.runs().live(),
             asked => vec![self.find(asked)?],
         };
-        let mut gates = Vec::new();
-        for id in runs {
+        let mut runs: Vec<(Position, RunId)> = {
+            let list = locked(&self.runs().list);
+            let begun = |id: &RunId| list.get(id).map_or(0, |listed| listed.created);
+            ids.into_iter().map(|id| (begun(&id), id)).collect()
+        };
+        runs.sort();
+        let mut answer = v1::ListGatesResponse::default();
+        for (begun, id) in runs {
+            if after.is_some_and(|(last, _)| begun < last) {
+                continue;
+            }
             let waiting = |loaded: &Loaded| {
-                let gates = loaded.run.gates();
-                gates.filter_map(|job| wire::gate(&id, &loaded.run, job)).collect::<Vec<_>>()
+                let gates = loaded.run.gates().filter_map(|job| {
+                    let nth = loaded.run.index_of(job.plan.name.as_str())?;
+                    let is_new = after.is_none_or(|last| (begun, nth) > last);
+                    is_new.then(|| Some((nth, wire::gate(&id, &loaded.run, job)?))).flatten()
+                });
+                gates.take(size + 1).collect::<Vec<_>>()
             };
-            gates.extend(self.runs().read_durable(&id, waiting).await?);
+            for (nth, gate) in self.runs().read_durable(&id, waiting).await? {
+                if answer.gates.len() == size {
+                    return Ok(answer);
+                }
+                answer.gates.push(gate);
+                answer.next_page_token = format!("{begun}/{nth}");
+            }
         }
-        Ok(gates)
+        answer.next_page_token.clear();
+        Ok(answer)
     }
 
     async fn approve(
@@ -71,17 +102,14 @@ impl Server {
         let approval_digest = wire::digest(&approval_digest)?;
         let approve = ApproveGate { job: job.clone(), approval_digest, comment, identity };
         self.runs().execute(&id, Command::Approve(approve), &by).await?;
-        let answer = |loaded: &Loaded| {
+        // None once the gate is decided, be it by another person meanwhile.
+        let gate = |loaded: &Loaded| {
             about.link(&loaded.run);
-            // None once the gate is decided, be it by another person meanwhile.
             let waiting = loaded.run.gates().find(|waiting| waiting.plan.name == job);
-            v1::ApproveGateResponse {
-                phase: loaded.run.phase().word().to_owned(),
-                approvals_remaining: waiting.map(Job::approvals_remaining).unwrap_or_default(),
-                waits_for: waiting.map(wire::waits_for).unwrap_or_default(),
-            }
+            waiting.and_then(|job| wire::gate(&id, &loaded.run, job))
         };
-        self.runs().read_durable(&id, answer).await
+        let gate = self.runs().read_durable(&id, gate).await?;
+        Ok(v1::ApproveGateResponse { run: Some(self.view(&id).await?), gate })
     }
 
     async fn reject(
@@ -96,10 +124,13 @@ impl Server {
             (!approval_digest.is_empty()).then(|| wire::digest(&approval_digest)).transpose()?;
         let reject = RejectGate { job: wire::job_name(&job), approval_digest, comment };
         self.runs().execute(&id, Command::Reject(reject), &by).await?;
-        let answer = |loaded: &Loaded| {
-            about.link(&loaded.run);
-            v1::RejectGateResponse { phase: loaded.run.phase().word().to_owned() }
-        };
-        self.runs().read_durable(&id, answer).await
+        self.runs().read_durable(&id, |loaded| about.link(&loaded.run)).await?;
+        Ok(v1::RejectGateResponse { run: Some(self.view(&id).await?) })
     }
+}
+
+/// What the token of a page says: the last gate that was answered.
+fn place(token: &str) -> Option<(Position, u32)> {
+    let (begun, nth) = token.split_once('/')?;
+    Some((begun.parse().ok()?, nth.parse().ok()?))
 }

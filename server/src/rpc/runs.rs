@@ -1,16 +1,15 @@
 //! `towpath.v1.RunsService`.
 
 mod output;
+pub(super) mod reads;
 
 use tonic::{Request, Response, Status};
 use towpath_engine::{
     decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
-    event::RunOutcome,
     gate::Identity,
     ids::{Actor, Digest, RunId},
     refusal::Refusal,
     trace::TraceContext,
-    views::{self, Surroundings},
 };
 use towpath_pipeline::pulsaride_jsonl;
 use towpath_proto::v1::{self, runs_service_server::RunsService};
@@ -20,23 +19,16 @@ use crate::{
     Server,
     auth::{self, roles::Role},
     run_ids::{id_of, new_id},
-    run_list::RunListEntry,
     runs::{CommandError, Loaded, locked},
     status,
     telemetry::calls::{RequestRun, caller, is_told},
     wire,
 };
 
-/// Most runs or jobs of one page.
-const PAGE_MAX: u32 = 1_000;
-/// Runs of a page when nobody says how many.
-const PAGE_DEFAULT: u32 = 50;
-
 #[tonic::async_trait]
 impl RunsService for Server {
     type ReadOutputStream = Streamed<v1::ReadOutputResponse>;
     type ReadArtifactStream = Streamed<v1::ReadArtifactResponse>;
-    type ReadSnapshotStream = Streamed<v1::ReadSnapshotResponse>;
 
     async fn start_run(
         &self,
@@ -60,6 +52,13 @@ impl RunsService for Server {
         request: Request<v1::ListRunsRequest>,
     ) -> Result<Response<v1::ListRunsResponse>, Status> {
         self.list(request.into_inner()).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::GetJobResponse>, Status> {
+        self.job(request.into_inner()).await.map(Response::new).map_err(status::of)
     }
 
     async fn list_jobs(
@@ -116,15 +115,6 @@ impl RunsService for Server {
         Ok(Response::new(v1::ImportRunResponse { run }))
     }
 
-    async fn read_snapshot(
-        &self,
-        request: Request<v1::ReadSnapshotRequest>,
-    ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
-        let id = self.find(&request.into_inner().run).map_err(status::of)?;
-        let parts = self.snapshot_reads().read(self.runs(), &id).await.map_err(status::of)?;
-        Ok(Response::new(Box::pin(parts)))
-    }
-
     async fn read_output(
         &self,
         request: Request<v1::ReadOutputRequest>,
@@ -155,19 +145,6 @@ impl RunsService for Server {
 }
 
 impl Server {
-    /// The one run that `asked` names.
-    pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
-        locked(&self.runs().list).find(asked)
-    }
-
-    async fn view(&self, id: &RunId) -> Result<v1::Run, CommandError> {
-        let view = |loaded: &Loaded| {
-            let list = locked(&self.runs().list);
-            wire::run(&loaded.run, loaded.version, loaded.position, list.short(id))
-        };
-        self.runs().read_durable(id, view).await
-    }
-
     async fn command(
         &self,
         run: &str,
@@ -273,127 +250,6 @@ impl Server {
         self.runs().execute(&id, Command::Import(ImportRun { create, jobs }), &by).await?;
         self.view(&id).await
     }
-
-    async fn list(
-        &self,
-        request: v1::ListRunsRequest,
-    ) -> Result<v1::ListRunsResponse, CommandError> {
-        let v1::ListRunsRequest { before, limit, phases } = request;
-        let limit = page(limit, PAGE_DEFAULT);
-        let before = match before.as_str() {
-            "" => None,
-            asked => Some(self.find(asked)?),
-        };
-        let ids: Vec<RunId> = {
-            let list = locked(&self.runs().list);
-            // A run that has ended is known by its outcome; only the others must be looked at.
-            let may_fit = |listed: &&RunListEntry| {
-                let ended = listed.outcome().map(RunOutcome::word);
-                phases.is_empty()
-                    || phases.iter().any(|asked| asked == wire::DAMAGED)
-                    || ended.is_none_or(|word| phases.iter().any(|asked| asked == word))
-            };
-            let all = list.newest_first();
-            let rest: Vec<&RunListEntry> = match &before {
-                Some(before) => {
-                    all.skip_while(|listed| listed.summary.run != *before).skip(1).collect()
-                }
-                None => all.collect(),
-            };
-            rest.into_iter().filter(may_fit).map(|listed| listed.summary.run.clone()).collect()
-        };
-        let mut reply = v1::ListRunsResponse::default();
-        for id in ids {
-            // A run that has ended is not replayed for a list: it may have 200,000 jobs.
-            let run = match self.ended(&id) {
-                Some(run) => run,
-                None => match self.view(&id).await {
-                    Ok(run) => run,
-                    // The others are listed all the same.
-                    Err(CommandError::Unreplayable { .. }) => self.damaged(&id),
-                    Err(error) => return Err(error),
-                },
-            };
-            if phases.is_empty() || phases.contains(&run.phase) {
-                if reply.runs.len() == limit {
-                    reply.more = true;
-                    break;
-                }
-                reply.runs.push(run);
-            }
-        }
-        Ok(reply)
-    }
-
-    /// A run that has ended, as the list of runs has it. One that is set aside is not: its end may
-    /// be what cannot be replayed.
-    fn ended(&self, id: &RunId) -> Option<v1::Run> {
-        if locked(&self.runs().set_aside).contains_key(id) {
-            return None;
-        }
-        let list = locked(&self.runs().list);
-        wire::summary(list.get(id)?, list.short(id))
-    }
-
-    /// What is known of a run whose records cannot be replayed.
-    fn damaged(&self, id: &RunId) -> v1::Run {
-        let list = locked(&self.runs().list);
-        let summary = list.get(id).map(|listed| &listed.summary);
-        v1::Run {
-            id: id.to_string(),
-            short_id: list.short(id).to_owned(),
-            phase: wire::DAMAGED.to_owned(),
-            pipeline: summary.map(|known| known.pipeline.clone()).unwrap_or_default(),
-            requested_by: summary.map(|known| known.requested_by.to_string()).unwrap_or_default(),
-            created_at: summary.map(|known| known.created_at.to_string()).unwrap_or_default(),
-            counts: Some(v1::Counts::default()),
-            ..v1::Run::default()
-        }
-    }
-
-    async fn jobs(
-        &self,
-        request: v1::ListJobsRequest,
-    ) -> Result<v1::ListJobsResponse, CommandError> {
-        let v1::ListJobsRequest { run, after, limit } = request;
-        let (id, limit) = (self.find(&run)?, page(limit, PAGE_MAX));
-        let jobs = |loaded: &Loaded| {
-            let rest = loaded.run.jobs().get(after as usize..).unwrap_or_default();
-            let jobs = rest.iter().take(limit).map(|job| wire::job(&loaded.run, job)).collect();
-            v1::ListJobsResponse { jobs, more: rest.len() > limit }
-        };
-        self.runs().read_durable(&id, jobs).await
-    }
-
-    async fn explain(
-        &self,
-        request: v1::ExplainJobRequest,
-    ) -> Result<v1::ExplainJobResponse, CommandError> {
-        let v1::ExplainJobRequest { run, job } = request;
-        let id = self.find(&run)?;
-        let short_id = locked(&self.runs().list).short(&id).to_owned();
-        let explained = |loaded: &Loaded| {
-            let known = loaded.run.job(&job)?;
-            let lock = known.plan.resource.as_ref().map(|lock| lock.name.as_str());
-            let holder = known.state.lease().map(|(_, worker)| worker);
-            let locks_of_others = self.scheduler().locks_of_others(&id, lock);
-            let around = self.scheduler().inspect(|all| Surroundings {
-                now: self.runs().now(),
-                locks_of_others: &locks_of_others,
-                holder_connected: holder.is_some_and(|worker| all.worker(worker).is_some()),
-                workers: all.worker_supply(&id, &known.plan.tags),
-                leasing_paused: all.is_leasing_paused(),
-            });
-            let reason = views::explain(&loaded.run, known, &around);
-            Some(wire::explanation(&loaded.run, known, &reason, (&short_id, around.now)))
-        };
-        let explained = self.runs().read_durable(&id, explained).await?;
-        explained.ok_or(Refusal::JobUnknown { job: job.as_str().into() }.into())
-    }
-}
-
-fn page(asked: u32, default: u32) -> usize {
-    (if asked == 0 { default } else { asked.min(PAGE_MAX) }) as usize
 }
 
 /// What `file` means now, and who sends it.

@@ -18,6 +18,7 @@ use towpath_server::{
     },
     dial_tcp,
 };
+use towpath_tests::SeenJob as _;
 use towpath_tests::{RealWorker, TestServer, code, eventually, file, start_request};
 use towpath_worker::SessionLimits;
 
@@ -345,7 +346,7 @@ async fn a_job_does_not_begin_when_its_files_cannot_be_put_in_their_place() {
     ] {
         let run = begin(&server, yaml, &files).await;
         assert_eq!(server.ended(&run).await, "failed");
-        let reason = server.job(&run, job).await.reason;
+        let reason = server.job(&run, job).await.reason();
         assert!(reason.starts_with("could not start: "), "{reason}");
         assert!(reason.contains(expected), "{reason}");
     }
@@ -420,7 +421,7 @@ async fn a_missing_bundle_is_a_finding_and_the_job_says_what_is_missing() {
 
     assert_eq!(findings.len(), 1);
     assert!(findings[0].contains("its bundle: there is no blob"), "{findings:?}");
-    let reason = server.job(&run, "a").await.reason;
+    let reason = server.job(&run, "a").await.reason();
     assert!(
         reason.contains("the bundle of the run cannot be fetched: there is no blob"),
         "{reason}"

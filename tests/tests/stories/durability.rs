@@ -227,10 +227,14 @@ fn a_run_that_cannot_be_replayed_stops_nobody_else() {
         let server = TestServer::in_folder(folder.path()).await;
         let listed = server.runs().list_runs(v1::ListRunsRequest::default()).await;
         let listed = listed.expect("a list").into_inner().runs;
-        let phases: Vec<_> = listed.iter().map(|run| (&*run.id, &*run.phase)).collect();
+        let phases: Vec<_> = listed.iter().map(|run| (&*run.id, run.phase())).collect();
         assert_eq!(
             phases,
-            [(&*good, "running"), (&*runs[1], "damaged"), (&*runs[0], "damaged")],
+            [
+                (&*good, v1::RunPhase::Running),
+                (&*runs[1], v1::RunPhase::Damaged),
+                (&*runs[0], v1::RunPhase::Damaged),
+            ],
             "newest first, each by name"
         );
         for run in &runs {

@@ -25,6 +25,7 @@ use towpath_proto::v1::{
     session_request::Message as ToServer, workers_service_client::WorkersServiceClient,
 };
 use towpath_server::{Clock as _, SystemClock, dial_tcp};
+use towpath_tests::SeenJob as _;
 use towpath_tests::{
     RealWorker, ScriptedWorker, TestServer, eventually, file, on_a_runtime, program, skip,
     start_request, succeeded,
@@ -314,7 +315,7 @@ async fn a_worker_whose_clock_is_a_day_off_loses_nothing_and_is_believed_no_time
 
     assert_eq!(server.ended(&run).await, "timed_out");
     for tag in ["ahead", "behind"] {
-        let state = async |name: &str| server.job(&run, &format!("{name}-{tag}")).await.state;
+        let state = async |name: &str| server.job(&run, &format!("{name}-{tag}")).await.word();
         assert_eq!(state("long").await, "succeeded");
         assert_eq!(state("slow").await, "timed_out");
         assert_eq!(state("again").await, "succeeded");

@@ -135,18 +135,26 @@ async fn runs_are_listed_newest_first_a_page_at_a_time() {
         ids.push(server.start(&file(TWO)).await);
     }
     server.cancel(&ids[1]).await.expect("the run ends");
-    let list = async |before: &str, limit, phases: &[&str]| {
-        let phases = phases.iter().map(|phase| (*phase).to_owned()).collect();
-        let request = v1::ListRunsRequest { before: before.to_owned(), limit, phases };
-        let reply = server.runs().list_runs(request).await.expect("a list").into_inner();
+    let list = async |token: &str, page_size, outcomes: &[v1::RunOutcome]| {
+        let outcomes = outcomes.iter().map(|outcome| (*outcome).into()).collect();
+        let page_token = token.to_owned();
+        let phases = Vec::new();
+        let request = v1::ListRunsRequest { page_token, page_size, phases, outcomes };
+        let reply = server.runs().list_runs(request).await?.into_inner();
         let found: Vec<String> = reply.runs.into_iter().map(|run| run.id).collect();
-        (found, reply.more)
+        Ok::<_, tonic::Status>((found, reply.next_page_token))
     };
 
-    assert_eq!(list("", 2, &[]).await, (vec![ids[4].clone(), ids[3].clone()], true));
-    assert_eq!(list(&ids[3], 2, &[]).await, (vec![ids[2].clone(), ids[1].clone()], true));
-    assert_eq!(list(&ids[1], 2, &[]).await, (vec![ids[0].clone()], false));
-    assert_eq!(list("", 0, &["cancelled"]).await, (vec![ids[1].clone()], false));
+    let (first, token) = list("", 2, &[]).await.expect("a page");
+    assert_eq!(first, [ids[4].clone(), ids[3].clone()]);
+    let (second, token) = list(&token, 2, &[]).await.expect("a page");
+    assert_eq!(second, [ids[2].clone(), ids[1].clone()]);
+    let (third, token) = list(&token, 2, &[]).await.expect("a page");
+    assert_eq!((third, token.as_str()), (vec![ids[0].clone()], ""));
+    let ended = list("", 0, &[v1::RunOutcome::Cancelled]).await.expect("a page");
+    assert_eq!(ended, (vec![ids[1].clone()], String::new()));
+    let unknown = list("nonsense", 2, &[]).await.expect_err("no answer had it");
+    assert_eq!(code(&unknown), "MESSAGE_INVALID");
 }
 
 #[tokio::test]

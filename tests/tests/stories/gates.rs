@@ -1,6 +1,7 @@
 //! Gates: stops that only a person opens.
 
 use towpath_proto::v1::{self, gates_service_client::GatesServiceClient};
+use towpath_tests::SeenJob as _;
 use towpath_tests::{TestServer, code, file, on_a_runtime, succeeded_with};
 
 const CUTOVER: &str = "stages: [copy, cutover]
@@ -23,7 +24,7 @@ async fn a_gate_blocks_until_a_person_opens_it() {
     worker.succeed("switch").await;
 
     assert_eq!(server.ended(&run).await, "succeeded");
-    let gate = server.job(&run, "switch").await.gate.expect("a decision");
+    let gate = server.job(&run, "switch").await.decision.expect("a decision");
     assert!(gate.approved);
     assert_eq!((gate.by.as_str(), gate.comment.as_str()), ("human:ana", "counts read"));
     let kinds = server.kinds(&run).await;
@@ -98,7 +99,7 @@ async fn an_approval_covers_what_was_read_and_nothing_else() {
         server.job(&run, "switch").await.approval_digest,
         "it says what waits instead"
     );
-    assert_eq!(server.job(&run, "switch").await.state, "at_gate");
+    assert_eq!(server.job(&run, "switch").await.word(), "at_gate");
     server.approve(&run, "switch").await;
     worker.succeed("switch").await;
 }
@@ -163,7 +164,7 @@ fn a_gate_waits_through_a_restart_and_is_opened_by_another_connection() {
         let mut worker = server.worker("w", 1).await;
         worker.succeed("switch").await;
         assert_eq!(server.ended(&run).await, "succeeded");
-        assert_eq!(server.job(&run, "switch").await.gate.expect("a decision").by, "human:dana");
+        assert_eq!(server.job(&run, "switch").await.decision.expect("a decision").by, "human:dana");
         server.close().await;
     });
 }
@@ -182,7 +183,7 @@ async fn a_rejected_gate_ends_the_run_and_stays_rejected() {
 
     assert_eq!(phase, "rejected");
     assert_eq!(server.states(&run).await, "orders succeeded, switch rejected, after skipped");
-    assert_eq!(server.job(&run, "after").await.reason, "needs switch, which was rejected");
+    assert_eq!(server.job(&run, "after").await.reason(), "need_unmet switch switch rejected");
     let late =
         server.decide(&run, "switch", &approval_digest, true).await.expect_err("it was rejected");
     assert_eq!(code(&late), "GATE_DECIDED");

@@ -251,8 +251,12 @@ async fn the_largest_numbers_are_answered_like_any_other() {
         assert!(records.next().await.is_none_or(|last| last.is_err()), "there is nothing there");
     }
     let mut runs = RunsServiceClient::new(besieged.channel());
-    let request =
-        v1::ListJobsRequest { run: besieged.run.clone(), after: u32::MAX, limit: u32::MAX };
+    let request = v1::ListJobsRequest {
+        run: besieged.run.clone(),
+        page_size: u32::MAX,
+        page_token: u64::MAX.to_string(),
+        ..Default::default()
+    };
     assert_eq!(runs.list_jobs(request).await.expect("a page").into_inner().jobs.len(), 0);
     let request = v1::ReadOutputRequest {
         run: besieged.run.clone(),

@@ -151,7 +151,10 @@ async fn everybody_does_what_their_roles_say_and_nothing_else() {
     let worker = issue(&server, "eu-1", &[Role::Worker]);
     let run = start(&channel, &operator, "").await.expect("she may");
     assert_eq!(run.requested_by, "human:olga", "the token says who it was");
-    let gates = server.gates().list_gates(v1::ListGatesRequest { run: run.id.clone() }).await;
+    let gates = server
+        .gates()
+        .list_gates(v1::ListGatesRequest { run: run.id.clone(), ..Default::default() })
+        .await;
     let gate = gates.expect("gates").into_inner().gates.remove(0);
 
     for (secret, who) in [(&auditor, "auditor"), (&approver, "approver"), (&worker, "worker")] {

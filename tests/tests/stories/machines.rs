@@ -8,6 +8,7 @@ use tonic::transport::Channel;
 use towpath_proto::streams::Records;
 use towpath_proto::v1::{self, report::Ended};
 use towpath_server::dial_tcp;
+use towpath_tests::SeenJob as _;
 use towpath_tests::{
     RealWorker, ScriptedWorker, TestServer, code, eventually, file, on_a_runtime, start_request,
     succeeded,
@@ -76,7 +77,7 @@ async fn a_folder_that_is_not_on_the_workers_machine_is_named() {
     let run = start_in(&server, &folder.path().join("elsewhere"), ONE).await;
 
     assert_eq!(server.ended(&run).await, "failed");
-    let reason = server.job(&run, "a").await.reason;
+    let reason = server.job(&run, "a").await.reason();
     assert!(reason.contains("elsewhere` does not exist on the machine of this worker"), "{reason}");
     worker.stop().await;
     server.close().await;

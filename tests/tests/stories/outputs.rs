@@ -1,6 +1,7 @@
 //! What jobs tell later jobs, print, and leave behind.
 
 use towpath_proto::v1;
+use towpath_tests::SeenJob as _;
 use towpath_tests::{TestServer, code, file, succeeded, succeeded_with};
 
 #[tokio::test]
@@ -62,8 +63,8 @@ jobs:
 
     assert_eq!(server.ended(&run).await, "failed");
     let b = server.job(&run, "b").await;
-    assert_eq!((b.state.as_str(), b.attempt), ("failed", 0));
-    assert!(b.reason.starts_with("could not start: `command`: "), "{}", b.reason);
+    assert_eq!((b.word().as_str(), b.attempt), ("failed", 0));
+    assert!(b.reason().starts_with("could not start: `command`: "), "{}", b.reason());
 }
 
 #[tokio::test]
@@ -84,7 +85,7 @@ jobs:
 
     assert_eq!(server.ended(&run).await, "succeeded");
     let large = server.job(&run, "large").await;
-    assert_eq!((large.state.as_str(), large.reason.as_str()), ("skipped", "its `if` is false"));
+    assert_eq!((large.word().as_str(), large.reason().as_str()), ("skipped", "condition_false"));
     let decided = server.newest(&run, "condition_evaluated").await;
     assert_eq!(decided["event"]["inputs"]["needs.a.outputs.rows"], "12");
     assert_eq!(server.count(&run, "condition_evaluated").await, 2);

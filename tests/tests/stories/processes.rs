@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use towpath_proto::v1;
+use towpath_tests::SeenJob as _;
 use towpath_tests::{RealWorker, TestServer, file};
 
 fn pipeline(yaml: &str, folder: &Path) -> v1::StartRunRequest {
@@ -80,7 +81,10 @@ jobs:
 
     assert_eq!(server.ended(&run).await, "timed_out");
     let slow = server.job(&run, "slow").await;
-    assert_eq!((slow.state.as_str(), slow.reason.as_str()), ("timed_out", "took longer than 1.0s"));
+    assert_eq!(
+        (slow.word().as_str(), slow.reason().as_str()),
+        ("timed_out", "took longer than 1.0s")
+    );
     assert!(text(&server.output(&run, "slow", 0, false).await).contains("begun"));
     worker.stop().await;
 }
@@ -132,10 +136,10 @@ jobs:
     let run = server.try_start(pipeline(&yaml, folder.path())).await.expect("the run begins").id;
 
     assert_eq!(server.ended(&run).await, "failed");
-    assert_eq!(server.job(&run, "code").await.reason, "exit code 7");
-    assert_eq!(server.job(&run, "signal").await.reason, "ended by signal 9");
+    assert_eq!(server.job(&run, "code").await.reason(), "exit code 7");
+    assert_eq!(server.job(&run, "signal").await.reason(), "ended by signal 9");
     let odd = server.job(&run, "odd").await;
-    assert!(odd.reason.starts_with("left something unusable: "), "{}", odd.reason);
+    assert!(odd.reason().starts_with("left something unusable: "), "{}", odd.reason());
     worker.stop().await;
 }
 

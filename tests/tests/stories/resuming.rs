@@ -1,6 +1,8 @@
 //! `resume`, edited files, and records of another tool.
 
+use towpath_proto::time::duration;
 use towpath_proto::v1;
+use towpath_tests::SeenJob as _;
 use towpath_tests::{ANA, TestServer, code, file};
 
 const THREE: &str = "stages: [check, copy, cutover]
@@ -174,7 +176,7 @@ async fn the_record_of_another_tool_becomes_a_run_that_goes_on_here() {
         "preflight succeeded, orders failed, lines skipped, switch skipped"
     );
     let orders = server.job(&run, "orders").await;
-    assert_eq!((orders.reason.as_str(), orders.exit_code), ("lost connection", Some(1)));
+    assert_eq!((orders.reason().as_str(), orders.exit_code), ("lost connection", Some(1)));
     server.resume(&run).await.expect("something is left to do");
     let mut worker = server.worker("w", 1).await;
     for job in ["orders", "lines", "switch"] {
@@ -183,7 +185,7 @@ async fn the_record_of_another_tool_becomes_a_run_that_goes_on_here() {
 
     server.until(&run, "run_finished", 2).await;
     assert_eq!(server.phase(&run).await, "succeeded");
-    assert_eq!(server.job(&run, "preflight").await.ran_ms, Some(4_000));
+    assert_eq!(server.job(&run, "preflight").await.run_time, Some(duration(4_000)));
     assert_eq!(server.findings().await, Vec::<String>::new());
 }
 

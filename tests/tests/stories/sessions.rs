@@ -3,6 +3,7 @@
 use towpath_engine::ids::Digest;
 use towpath_proto::time::duration;
 use towpath_proto::v1::{self, failed::Cause, report::Ended, session_request::Message as ToServer};
+use towpath_tests::SeenJob as _;
 use towpath_tests::{
     ScriptedWorker, TestServer, code, failed, file, on_a_runtime, succeeded, succeeded_with,
 };
@@ -136,7 +137,7 @@ async fn what_is_wrong_with_a_report_fails_its_job_and_nothing_else() {
         worker.until_recorded(&of).await;
 
         assert_eq!(server.ended(&run).await, "failed", "{why}");
-        let reason = server.job(&run, "a").await.reason;
+        let reason = server.job(&run, "a").await.reason();
         assert!(reason.contains(why), "{reason:?} instead of {why:?}");
     }
 }
@@ -167,7 +168,7 @@ async fn what_is_wrong_with_a_part_fails_its_job_and_nothing_else() {
         worker.report(&a, succeeded()).await;
 
         assert_eq!(server.ended(&run).await, "failed", "{why}");
-        let reason = server.job(&run, "a").await.reason;
+        let reason = server.job(&run, "a").await.reason();
         assert!(reason.contains(why), "{reason:?} instead of {why:?}");
     }
 }
@@ -239,7 +240,7 @@ async fn a_lost_job_is_given_out_again_until_it_has_been_lost_too_often() {
     }
 
     assert_eq!(server.ended(&run).await, "failed");
-    assert_eq!(server.job(&run, "a").await.reason, "lost 20 workers");
+    assert_eq!(server.job(&run, "a").await.reason(), "lost 20 workers");
 }
 
 #[tokio::test]

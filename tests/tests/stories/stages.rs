@@ -1,6 +1,7 @@
 //! In which order jobs run, and what a failure means for the others.
 
 use towpath_proto::v1::report::Ended;
+use towpath_tests::SeenJob as _;
 use towpath_tests::{TestServer, code, failed, file, succeeded};
 
 #[tokio::test]
@@ -46,11 +47,11 @@ jobs:
     let mut worker = server.worker("w", 4).await;
 
     let first = worker.take_some(2).await;
-    assert_eq!(server.job(&run, "lines").await.state, "waiting");
+    assert_eq!(server.job(&run, "lines").await.word(), "waiting");
     worker.report(&first["orders"], succeeded()).await;
     worker.succeed("lines").await;
 
-    assert_eq!(server.job(&run, "slow").await.state, "running");
+    assert_eq!(server.job(&run, "slow").await.word(), "running");
     worker.report(&first["slow"], succeeded()).await;
     assert_eq!(server.ended(&run).await, "succeeded");
 }
@@ -74,9 +75,9 @@ jobs:
 
     assert_eq!(server.ended(&run).await, "failed");
     let [a, b, c] = &server.jobs(&run).await[..] else { panic!("three jobs") };
-    assert_eq!((a.reason.as_str(), a.exit_code), ("exit code 3", Some(3)));
-    assert_eq!((b.state.as_str(), b.reason.as_str()), ("skipped", "needs a, which failed"));
-    assert_eq!((c.state.as_str(), c.reason.as_str()), ("skipped", "needs b, and a failed"));
+    assert_eq!((a.reason().as_str(), a.exit_code), ("exit code 3", Some(3)));
+    assert_eq!((b.word().as_str(), b.reason().as_str()), ("skipped", "need_unmet a a failed"));
+    assert_eq!((c.word().as_str(), c.reason().as_str()), ("skipped", "need_unmet b a failed"));
     let skipped = server.newest(&run, "job_skipped").await;
     assert_eq!(skipped["event"]["cause"]["need_unmet"]["root"], "a");
 }
@@ -132,7 +133,7 @@ jobs:
         "preflight failed, orders cancelled, tidy skipped, counts skipped"
     );
     assert_eq!(server.run(&run).await.abort_root, "preflight");
-    assert_eq!(server.job(&run, "counts").await.reason, "the run was aborted: preflight failed");
+    assert_eq!(server.job(&run, "counts").await.reason(), "run_aborted preflight failed");
 }
 
 #[tokio::test]
@@ -154,7 +155,7 @@ jobs:
     worker.report(&running["orders"], succeeded()).await;
 
     assert_eq!(server.ended(&run).await, "failed");
-    assert_eq!(server.job(&run, "orders").await.state, "succeeded");
+    assert_eq!(server.job(&run, "orders").await.word(), "succeeded");
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Why does a job stand where it stands? Tags, locks, places, and the answer to `tow why`.
 
-use towpath_proto::v1;
+use towpath_proto::{v1, words::Word as _};
 use towpath_tests::{TestServer, file, on_a_runtime, succeeded};
 
 async fn waits_for(server: &TestServer, run: &str, job: &str) -> String {
-    let explanation = server.explain(run, job).await;
-    assert!(explanation.sentence.contains(&format!("`{job}`")), "{}", explanation.sentence);
-    explanation.waits_for
+    let answer = server.explain(run, job).await;
+    assert_eq!(answer.job.expect("the job").name, job);
+    assert_eq!(answer.run.expect("its run").id, run);
+    answer.explanation.expect("an explanation").reason().word()
 }
 
 #[tokio::test]
@@ -25,7 +26,8 @@ async fn a_job_waits_until_a_worker_offers_its_tags() {
     server.settle().await;
     assert_eq!(server.states(&run).await, "a waiting");
     assert_eq!(waits_for(&server, &run, "a").await, "tags");
-    assert!(server.explain(&run, "a").await.sentence.contains("eu, big"));
+    let explanation = server.explain(&run, "a").await.explanation.expect("an explanation");
+    assert_eq!(explanation.tags, ["eu", "big"]);
     let mut fit = server.worker_like(hello("fit", &["big", "eu", "fast"])).await;
     fit.succeed("a").await;
 
@@ -47,7 +49,7 @@ async fn a_worker_for_one_run_is_given_nothing_of_another() {
 
     assert_eq!(server.ended(&second).await, "succeeded");
     assert_eq!(server.states(&first).await, "a waiting");
-    assert_eq!(waits_for(&server, &first, "a").await, "paused");
+    assert_eq!(waits_for(&server, &first, "a").await, "no_worker");
 }
 
 #[tokio::test]
@@ -64,7 +66,7 @@ jobs:
 ";
     let run = server.start_with(&file(yaml), 1).await;
 
-    assert_eq!(waits_for(&server, &run, "a").await, "paused");
+    assert_eq!(waits_for(&server, &run, "a").await, "no_worker");
     let mut worker = server.worker("w", 1).await;
     worker.fail("a", 1).await;
     let c = worker.take_job("c").await;
@@ -72,14 +74,14 @@ jobs:
         ("a", "backoff"),
         ("b", "needs"),
         ("c", "running"),
-        ("d", "slots"),
+        ("d", "parallelism"),
         ("e", "gate"),
-        ("z", "stage"),
+        ("z", "earlier_stage"),
     ] {
         assert_eq!(waits_for(&server, &run, job).await, answer, "{job}");
     }
-    let gate = server.explain(&run, "e").await.next_command;
-    assert!(gate.starts_with("tow approve e --run "), "{gate}");
+    let waited = server.explain(&run, "b").await.explanation.expect("an explanation").waits_for;
+    assert_eq!((waited[0].name.as_str(), waited[0].state()), ("a", v1::JobState::BackingOff));
     worker.report(&c, succeeded()).await;
 
     assert_eq!(waits_for(&server, &run, "c").await, "ended");
@@ -176,7 +178,7 @@ jobs:
 
     server.settle().await;
     assert_eq!(server.states(&run).await, "a running, b running, c waiting");
-    assert_eq!(waits_for(&server, &run, "c").await, "slots");
+    assert_eq!(waits_for(&server, &run, "c").await, "free_slot");
     one.report(&a, succeeded()).await;
     one.succeed("c").await;
     two.report(&b, succeeded()).await;
@@ -222,5 +224,5 @@ jobs:
     server.settle().await;
 
     assert_eq!(server.states(&run).await, "a succeeded, b waiting");
-    assert_eq!(waits_for(&server, &run, "b").await, "drained");
+    assert_eq!(waits_for(&server, &run, "b").await, "workers_drained");
 }

@@ -14,6 +14,7 @@ use crate::{
     render::{
         gate_card::{Answer, GateCard},
         height, safe,
+        words::{self, GateFacts},
     },
     signals::Signals,
 };
@@ -134,9 +135,8 @@ impl Show<'_> {
         let request = v1::ApproveGateRequest { run, job, approval_digest, comment, actor, emails };
         match gates.approve_gate(request).await.map_err(Failure::from) {
             Ok(reply) => {
-                let v1::ApproveGateResponse { approvals_remaining, waits_for, .. } =
-                    reply.into_inner();
-                if approvals_remaining > 0 {
+                if let Some(gate) = reply.into_inner().gate {
+                    let waits_for = words::gate_waits_for(&GateFacts::from(&gate));
                     self.app.say(&format!("  Approved: {}.", safe(&waits_for)));
                 }
                 Ok(AtGate::Decided)

@@ -7,22 +7,23 @@ use std::{
 };
 
 use tokio_stream::StreamExt as _;
-use towpath_engine::code::ErrorCode;
 use towpath_engine::{
-    captured_output, codec,
+    captured_output,
     event::{Fact, RunEvent},
     ids::{Digest, JobName},
     job::JobState,
-    run::{Phase, Run},
+    run::{Job, Phase, Run},
 };
 use towpath_proto::{streams::Records, v1};
+use towpath_server::views;
 
-use super::{Follow, LAST_WORD_WITHIN, now};
+use super::{Follow, LAST_WORD_WITHIN, now, stream::apply};
 use crate::{
     cli::Output,
-    commands::{App, events, logs, status::RunJson},
+    commands::{App, events, logs},
     connect::ServerConnection,
     failure::Failure,
+    json,
     render::{
         Style,
         board::{self, LastLines},
@@ -139,17 +140,7 @@ impl<'a> Show<'a> {
     /// not an old one.
     pub(super) async fn catch_up(&mut self, records: &mut Records) {
         let newest = async {
-            let request = v1::GetRunRequest { run: self.server_run() };
-            let newest = self
-                .server
-                .runs()
-                .get_run(request)
-                .await
-                .ok()?
-                .into_inner()
-                .run
-                .unwrap_or_default()
-                .version;
+            let newest = self.server.run(&self.server_run()).await.ok()?.version;
             while self.version < newest {
                 let record = records.next().await?.ok()?;
                 self.take(&record).ok()?;
@@ -162,6 +153,16 @@ impl<'a> Show<'a> {
 
     fn server_run(&self) -> String {
         self.run.header().map(|header| header.run.to_string()).unwrap_or_default()
+    }
+
+    /// The run, as it is drawn.
+    fn run_message(&self) -> v1::Run {
+        views::run(&self.run, self.version, 0, &self.short_id)
+    }
+
+    /// A job of it, as it is drawn.
+    fn message(&self, job: &Job) -> v1::Job {
+        views::job(&self.run, job, v1::JobView::Basic)
     }
 
     /// Whatever ran before we came is shown as running.
@@ -178,12 +179,7 @@ impl<'a> Show<'a> {
     }
 
     pub(super) fn take(&mut self, record: &v1::Record) -> Result<(), Failure> {
-        let unreadable = |what: String| {
-            let what = format!("record {}: {what}", record.position);
-            Failure::new(ErrorCode::LogDamaged, what, "docs/errors/ says what to do.")
-        };
-        let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
-        self.run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;
+        let fact = apply(&mut self.run, record)?;
         self.version = record.version;
         match self.app.output() {
             Output::Jsonl => self.write(|_| events::print(record)),
@@ -222,7 +218,7 @@ impl<'a> Show<'a> {
             let line = format!("    What was approved at {name} is void: {why}.");
             self.lines.push(style.fit(&line, style.width));
         } else if failed_try || job.state.is_over() {
-            self.lines.push(board::ended_line(job, style));
+            self.lines.push(board::ended_line(&self.message(job), style));
         }
     }
 
@@ -259,7 +255,7 @@ impl<'a> Show<'a> {
         }
         let style = &self.style();
         if !std::mem::replace(&mut self.headed, true) {
-            self.lines.insert(0, board::head(&self.run, &self.short_id, style));
+            self.lines.insert(0, board::head(&self.run_message(), style));
         }
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let block = board::moving(&self.run, &last, now(), style, self.stopping);
@@ -276,16 +272,14 @@ impl<'a> Show<'a> {
     /// Leaves the final picture behind.
     pub(super) async fn end(&mut self) -> Result<(), Failure> {
         if self.app.output() == Output::Json {
-            let request = v1::GetRunRequest { run: self.short_id.clone() };
-            let run =
-                self.server.runs().get_run(request).await?.into_inner().run.unwrap_or_default();
-            self.write(|show| show.app.json(&RunJson::from(run)));
+            let run = self.server.run(&self.short_id).await?;
+            self.write(|show| show.app.json(&json::of(&run)));
             return Ok(());
         }
         if self.live {
             self.draw();
             self.clear();
-            let foot = board::foot(&self.run, now(), &self.style()) + "\n";
+            let foot = board::foot(&self.run_message(), now(), &self.style()) + "\n";
             self.write(|show| show.app.print(&foot));
         }
         if self.app.output() == Output::Text {
@@ -300,7 +294,7 @@ impl<'a> Show<'a> {
         let jobs: Vec<_> = self.run.jobs().iter().filter(|job| failed(&job.state)).collect();
         for job in jobs.iter().take(TAILS_MAX) {
             let name = safe(job.plan.name.as_str());
-            self.app.say(&format!("\n{name}: {}", board::note(job)));
+            self.app.say(&format!("\n{name}: {}", board::note(&self.message(job))));
             let run = self.short_id.clone();
             let output = logs::whole_output(self.server, &run, job.plan.name.as_str()).await;
             let lines: Vec<String> = captured_output::lines(&output.unwrap_or_default())

@@ -1,31 +1,43 @@
 //! What a server says of a run: its state, and its events as they come.
 
 use tokio_stream::StreamExt as _;
-use towpath_engine::code::ErrorCode;
-use towpath_engine::run::Run;
+use towpath_engine::{code::ErrorCode, codec, event::Fact, run::Run};
 use towpath_proto::{streams::Records, v1};
 
 use super::LAST_WORD_WITHIN;
 use crate::{connect::ServerConnection, failure::Failure};
 
-/// The state of run `id` and its version.
-pub(crate) async fn snapshot(server: &ServerConnection, id: &str) -> Result<(Run, u64), Failure> {
-    let request = v1::ReadSnapshotRequest { run: id.to_owned() };
-    let mut parts = server.runs().read_snapshot(request).await?.into_inner();
-    let (mut version, mut bytes) = (0, Vec::new());
-    while let Some(part) = parts.next().await {
-        let v1::ReadSnapshotResponse { version: shown, content } = part?;
-        version = shown;
-        bytes.extend_from_slice(&content);
+/// Run `id` as its records left it, up to now.
+pub(crate) async fn folded(server: &ServerConnection, id: &str) -> Result<Run, Failure> {
+    let request = v1::FollowRequest { run: id.to_owned(), after: 0, follow: false };
+    let mut records = Records::new(server.log().follow(request).await?.into_inner());
+    let mut run = Run::default();
+    while let Some(record) = records.next().await {
+        apply(&mut run, &record?)?;
     }
-    let run = Run::from_snapshot(&bytes).map_err(|_| {
-        Failure::new(
-            ErrorCode::VersionMismatch,
-            "the server keeps runs in another form",
-            "Use the same version of `tow` on both sides.",
-        )
-    })?;
-    Ok((run, version))
+    Ok(run)
+}
+
+/// The run of which `records` are the first, as it was at `version`.
+pub(super) async fn folded_to(records: &mut Records, version: u64) -> Result<Run, Failure> {
+    let (mut run, mut seen) = (Run::default(), 0);
+    while seen < version {
+        let record = heard(records.next().await)?;
+        seen = record.version;
+        apply(&mut run, &record)?;
+    }
+    Ok(run)
+}
+
+/// Lets `run` take in `record`; answers what it says.
+pub(super) fn apply(run: &mut Run, record: &v1::Record) -> Result<Fact, Failure> {
+    let unreadable = |what: String| {
+        let what = format!("record {}: {what}", record.position);
+        Failure::new(ErrorCode::LogDamaged, what, "docs/errors/ says what to do.")
+    };
+    let fact = codec::decode(&record.payload).map_err(|error| unreadable(error.to_string()))?;
+    run.evolve(&fact).map_err(|error| unreadable(error.to_string()))?;
+    Ok(fact)
 }
 
 /// The next record, or why there is none.

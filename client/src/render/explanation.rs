@@ -1,0 +1,304 @@
+//! Why a job is in its state, as a sentence and the command that would change it.
+
+use towpath_engine::{
+    expression::quoted,
+    time::{Timestamp, duration_words},
+};
+use towpath_proto::{
+    v1::{self, JobState, WaitReason},
+    words::Word as _,
+};
+use towpath_server::LOCAL_WORKER_PREFIX;
+
+use super::words::{self, GateFacts, moment};
+
+/// An explanation in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Explained {
+    pub(crate) sentence: String,
+    /// What would change it, if there is such a command.
+    pub(crate) command: Option<String>,
+}
+
+/// What `answer` says, at `now`.
+pub(crate) fn explained(answer: &v1::ExplainJobResponse, now: Timestamp) -> Explained {
+    let (job, run) =
+        (answer.job.clone().unwrap_or_default(), answer.run.clone().unwrap_or_default());
+    let explanation = answer.explanation.clone().unwrap_or_default();
+    let asked = Asked { job: &job, run: &run, explanation: &explanation, now };
+    Explained { sentence: asked.sentence(), command: asked.command() }
+}
+
+struct Asked<'a> {
+    job: &'a v1::Job,
+    run: &'a v1::Run,
+    explanation: &'a v1::Explanation,
+    now: Timestamp,
+}
+
+impl Asked<'_> {
+    #[expect(clippy::too_many_lines, reason = "one table: what is said of each reason")]
+    fn sentence(&self) -> String {
+        let name = &self.job.name;
+        let since = || {
+            let since = moment(self.job.since.as_ref()).unwrap_or(self.now);
+            duration_words(self.now.ms_since(since))
+        };
+        match self.explanation.reason() {
+            WaitReason::Ended => self.end(),
+            WaitReason::Running | WaitReason::Ending => {
+                let ends = self.explanation.reason() == WaitReason::Ending;
+                let doing = if ends { "is being ended" } else { "runs" };
+                let (worker, attempt) = (self.worker(), self.job.attempt);
+                format!("`{name}` {doing} on {worker} (attempt {attempt}, {}).", since())
+            }
+            WaitReason::WorkerAbsent => format!(
+                "`{name}` was given to {} (attempt {}, {} ago), which is not here. The job may \
+                 still be running; what it does is not lost.",
+                self.worker(),
+                self.job.attempt,
+                since(),
+            ),
+            WaitReason::Gate => {
+                let digest = self.job.approval_digest.get(..12).unwrap_or_default();
+                let wants = words::gate_waits_for(&GateFacts::from(self.job));
+                let wants = if wants.is_empty() { wants } else { format!(": {wants}") };
+                format!(
+                    "`{name}` waits at its gate for a person since {} ({digest}){wants}.",
+                    since()
+                )
+            }
+            WaitReason::Backoff => {
+                let due = moment(self.job.retry_at.as_ref()).unwrap_or(self.now);
+                let (wait, why) = (duration_words(due.ms_since(self.now)), words::reason(self.job));
+                format!("`{name}` is tried again in {wait} (at {due}): {why}.")
+            }
+            WaitReason::Needs => {
+                let waited = self.explanation.waits_for.iter();
+                let list = waited.map(|need| format!("`{}` ({})", need.name, need.state().word()));
+                let mut list: Vec<String> = list.collect();
+                let count = self.explanation.waits_for_count as usize;
+                let more = count.saturating_sub(list.len());
+                list.extend((more > 0).then(|| format!("and {more} more")));
+                format!("`{name}` waits for {}.", list.join(", "))
+            }
+            WaitReason::EarlierStage => {
+                let first = self.explanation.waits_for.first().cloned().unwrap_or_default();
+                let (stage, state) = (&first.stage, first.state().word());
+                format!("`{name}` waits for stage `{stage}`: `{}` is {state}.", first.name)
+            }
+            WaitReason::Lock => {
+                let lock = self.explanation.lock.clone().unwrap_or_default();
+                let (held, limit) = (lock.held, lock.limit);
+                format!("`{name}` waits for the lock `{}` ({held} of {limit} taken).", lock.name)
+            }
+            WaitReason::RunNotRunning => {
+                format!("`{name}` waits, but the run is {}.", words::phase(self.run))
+            }
+            WaitReason::Parallelism => {
+                let places = self.explanation.parallelism;
+                format!("`{name}` is ready; all {places} places of the run are taken.")
+            }
+            WaitReason::NoWorker => {
+                format!("`{name}` is ready, but no worker is connected that takes jobs of its run.")
+            }
+            WaitReason::WorkersDrained => {
+                format!("`{name}` is ready, but every worker that is connected is drained.")
+            }
+            WaitReason::LeasingPaused => {
+                format!("`{name}` is ready, but the store takes no leases now.")
+            }
+            WaitReason::Tags => {
+                let tags = self.explanation.tags.join(", ");
+                format!("`{name}` is ready, but no worker offers: {tags}.")
+            }
+            WaitReason::FreeSlot => {
+                let manual = self.job.when() == v1::JobCondition::Manual;
+                let gate = if manual { " and approved" } else { "" };
+                format!("`{name}` is ready{gate} and will be given to the next free worker.")
+            }
+            // A server of a later version.
+            WaitReason::Unspecified => format!("`{name}` is {}.", self.job.state().word()),
+        }
+    }
+
+    fn end(&self) -> String {
+        let (name, reason) = (&self.job.name, words::reason(self.job));
+        match self.job.state() {
+            JobState::Succeeded => format!("`{name}` succeeded in {}.", words::ran(self.job)),
+            JobState::Failed | JobState::TimedOut => format!("`{name}` failed: {reason}."),
+            JobState::Skipped => format!("`{name}` was skipped: {reason}."),
+            JobState::Cancelled => format!("`{name}` was cancelled with its run."),
+            JobState::Rejected => {
+                format!("`{name}` is behind a gate that stays shut: {reason}.")
+            }
+            state @ (JobState::Unspecified
+            | JobState::Waiting
+            | JobState::Admitted
+            | JobState::Declined
+            | JobState::AtGate
+            | JobState::Approved
+            | JobState::Running
+            | JobState::BackingOff
+            | JobState::Requeued) => format!("`{name}` is {}.", state.word()),
+        }
+    }
+
+    fn worker(&self) -> &str {
+        let own = self.job.worker.starts_with(LOCAL_WORKER_PREFIX);
+        if own { "this machine" } else { &self.job.worker }
+    }
+
+    fn command(&self) -> Option<String> {
+        let (name, id) = (quoted(&self.job.name), &self.run.short_id);
+        let resume = || format!("tow resume {id}");
+        let of_waited = || {
+            let first = self.explanation.waits_for.first()?;
+            Some(format!("tow why {} --run {id}", quoted(&first.name)))
+        };
+        match self.explanation.reason() {
+            WaitReason::Ended => match self.job.state() {
+                JobState::Failed | JobState::TimedOut => {
+                    Some(format!("tow retry {name} --run {id}"))
+                }
+                JobState::Skipped | JobState::Cancelled | JobState::Rejected => Some(resume()),
+                JobState::Unspecified
+                | JobState::Waiting
+                | JobState::Admitted
+                | JobState::Declined
+                | JobState::AtGate
+                | JobState::Approved
+                | JobState::Running
+                | JobState::BackingOff
+                | JobState::Requeued
+                | JobState::Succeeded => None,
+            },
+            WaitReason::Running | WaitReason::Ending => {
+                Some(format!("tow logs {name} --run {id} -f"))
+            }
+            WaitReason::WorkerAbsent | WaitReason::NoWorker => Some(resume()),
+            WaitReason::Gate => Some(format!("tow approve {name} --run {id}")),
+            WaitReason::Needs | WaitReason::EarlierStage => of_waited(),
+            WaitReason::WorkersDrained => Some("tow workers".to_owned()),
+            WaitReason::Unspecified
+            | WaitReason::Backoff
+            | WaitReason::Lock
+            | WaitReason::RunNotRunning
+            | WaitReason::Parallelism
+            | WaitReason::Tags
+            | WaitReason::LeasingPaused
+            | WaitReason::FreeSlot => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_proto::time::timestamp;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(100_000);
+
+    fn answer(job: v1::Job, explanation: v1::Explanation) -> v1::ExplainJobResponse {
+        let run =
+            v1::Run { id: "7f3ca10b".into(), short_id: "7f3ca1".into(), ..Default::default() };
+        v1::ExplainJobResponse {
+            job: Some(v1::Job { name: "a b".into(), ..job }),
+            explanation: Some(explanation),
+            run: Some(run),
+        }
+    }
+
+    fn said(job: v1::Job, explanation: v1::Explanation) -> (String, String) {
+        let Explained { sentence, command } = explained(&answer(job, explanation), NOW);
+        (sentence, command.unwrap_or_default())
+    }
+
+    fn of(reason: WaitReason) -> v1::Explanation {
+        v1::Explanation { reason: reason.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn every_reason_names_the_job_and_commands_are_quoted() {
+        for number in 0..=16 {
+            let reason = WaitReason::try_from(number).unwrap();
+            let (sentence, command) = said(v1::Job::default(), of(reason));
+            assert!(sentence.starts_with("`a b` ") && sentence.ends_with('.'), "{sentence}");
+            assert!(!command.contains(" a b"), "{command}");
+        }
+        assert!(WaitReason::try_from(17).is_err(), "every reason is looked at");
+    }
+
+    #[test]
+    fn a_gate_says_how_far_it_is_and_who_is_waited_for() {
+        let job = v1::Job {
+            state: JobState::AtGate.into(),
+            since: Some(timestamp(40_000)),
+            approval_digest: "0123456789abcdef".into(),
+            policy: Some(v1::GatePolicy {
+                approvers: vec!["role:approver".into()],
+                min: 2,
+                not: vec![v1::GateExclusion::Requester.into()],
+                expires_after: None,
+            }),
+            approvals: vec![v1::GateApproval { by: "human:bob".into(), ..Default::default() }],
+            approvals_remaining: 1,
+            ..Default::default()
+        };
+        let (sentence, command) = said(job, of(WaitReason::Gate));
+        assert_eq!(
+            sentence,
+            "`a b` waits at its gate for a person since 1m00s (0123456789ab): 1 of 2 approvals, by \
+             human:bob; waits for one more of role:approver, not the requester."
+        );
+        assert_eq!(command, "tow approve 'a b' --run 7f3ca1");
+    }
+
+    #[test]
+    fn needs_are_listed_and_the_first_is_asked_about() {
+        let need = |name: &str, state: JobState| v1::WaitedJob {
+            name: name.into(),
+            state: state.into(),
+            ..Default::default()
+        };
+        let explanation = v1::Explanation {
+            waits_for: vec![need("x", JobState::Running), need("y", JobState::AtGate)],
+            waits_for_count: 5,
+            ..of(WaitReason::Needs)
+        };
+        let (sentence, command) = said(v1::Job::default(), explanation);
+        assert_eq!(sentence, "`a b` waits for `x` (running), `y` (at_gate), and 3 more.");
+        assert_eq!(command, "tow why x --run 7f3ca1");
+    }
+
+    #[test]
+    fn an_end_says_why() {
+        let failed = v1::Job {
+            state: JobState::Failed.into(),
+            failure: Some(v1::JobFailure {
+                kind: v1::FailureKind::ExitCode.into(),
+                exit_code: Some(3),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let (sentence, command) = said(failed, of(WaitReason::Ended));
+        assert_eq!(
+            (&*sentence, &*command),
+            ("`a b` failed: exit code 3.", "tow retry 'a b' --run 7f3ca1")
+        );
+        let skipped = v1::Job {
+            state: JobState::Skipped.into(),
+            skip: Some(v1::JobSkip {
+                cause: v1::SkipCause::NeedUnmet.into(),
+                need: "b".into(),
+                root: "a".into(),
+                root_state: JobState::Rejected.into(),
+            }),
+            ..Default::default()
+        };
+        let (sentence, _) = said(skipped, of(WaitReason::Ended));
+        assert_eq!(sentence, "`a b` was skipped: needs b, and a was rejected.");
+    }
+}
