@@ -76,7 +76,7 @@ pub(crate) fn set_credentials(
 ) -> Result<(), Failure> {
     let unusable = || {
         let advice = "Set `TOW_TOKEN` to what `tow token issue` printed, and nothing else.";
-        Failure::new(ErrorCode::Usage, "what is given as a token cannot be one", advice)
+        Failure::new(ErrorCode::Usage, "the token is not valid", advice)
     };
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
     let token = match std::env::var("TOW_TOKEN") {
@@ -318,7 +318,7 @@ impl ServerConnection {
         if let Some(server) = &self.embedded {
             // Without it other processes wait until this one has ended.
             if let Err(error) = server.listen_locally() {
-                tracing::warn!(%error, "other programs cannot reach this one");
+                tracing::warn!(%error, "failed to listen on the store's socket: other programs cannot connect");
             }
         }
     }

@@ -75,7 +75,7 @@ const fn required(name: &'static str, shape: Shape, doc: &'static str) -> Key {
 /// The keys of the file.
 pub(crate) const FILE_KEYS: [Key; 7] = [
     key("version", Shape::Version, "The format of the file: \"1.0\"."),
-    key("name", Shape::Name, "What people call the pipeline. Default: the name of the file."),
+    key("name", Shape::Name, "The name of the pipeline. Default: the name of the file."),
     required(
         "stages",
         Shape::Stages,
@@ -85,19 +85,19 @@ pub(crate) const FILE_KEYS: [Key; 7] = [
     key(
         "env",
         Shape::Environment,
-        "Environment of every script. A job's own `env` goes before it.",
+        "Environment of every script. A job's own `env` takes precedence.",
     ),
     key("timeout", Shape::Duration, "Longest time the whole run may take, such as `2h`."),
     key("defaults", Shape::Defaults, "Options of every job that does not set them itself."),
 ];
 
 const SHELL_DOC: &str = "The program that reads the script: `bash`, or a list to which the script is appended. Default: `sh -c`.";
-const TAGS_DOC: &str = "What a worker must offer to be given the job.";
+const TAGS_DOC: &str = "What a worker must offer to be assigned the job.";
 const TIMEOUT_DOC: &str = "Longest time one attempt may take, such as `500ms`, `10s`, `5m`, `1h30m`, `2d`. A bare number is seconds.";
 const RETRY_DOC: &str =
     "How often a failed job is retried: a number, or a map with waits and reasons.";
 const ON_FAILURE_DOC: &str =
-    "What the job's failure means. `continue`: what needs it is skipped. `abort`: the run ends.";
+    "What the job's failure means. `continue`: jobs that need it are skipped. `abort`: the run ends.";
 
 /// The keys of `defaults`.
 pub(crate) const DEFAULTS_KEYS: [Key; 5] = [
@@ -130,12 +130,12 @@ pub(crate) const JOB_KEYS: [Key; 21] = [
     key(
         "gate",
         Shape::Gate,
-        "Who opens the gate of a job with `when: manual`. Default: any one person.",
+        "Who approves at the gate of a job with `when: manual`. Default: any one person.",
     ),
     key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
     key("retry", Shape::Retry, RETRY_DOC),
     key("timeout", Shape::Duration, TIMEOUT_DOC),
-    key("grace", Shape::Duration, "Time between asking a script to end and ending it."),
+    key("grace", Shape::Duration, "Time between SIGTERM and SIGKILL when a script is ended."),
     key("env", Shape::Environment, "Environment of the script. `${{ }}` is filled in as it is."),
     key(
         "secrets",
@@ -167,9 +167,9 @@ pub(crate) const JOB_KEYS: [Key; 21] = [
     key(
         "artifacts",
         Shape::Names,
-        "Paths and globs below the working folder that are kept when the job succeeds.",
+        "Paths and globs below the working folder that are stored when the job succeeds.",
     ),
-    key("undo", Shape::Script, "The script that takes the job's effect back."),
+    key("undo", Shape::Script, "The script that reverts the job."),
     key("irreversible", Shape::Flag, "The effect of this job cannot be undone."),
 ];
 
@@ -196,7 +196,7 @@ pub(crate) const GATE_KEYS: [Key; 4] = [
     key(
         "approvers",
         Shape::Approvers,
-        "Who may approve: `role:approver`, `human:ana`. Default: every person who may approve at all.",
+        "Who may approve: `role:approver`, `human:ana`. Default: every person with the role `approver`.",
     ),
     key(
         "min",
@@ -206,7 +206,7 @@ pub(crate) const GATE_KEYS: [Key; 4] = [
     key(
         "not",
         Shape::Excluded,
-        "Who may not, although they fit: `requester`, `author` (of the pipeline file, by git).",
+        "Who is excluded, although listed: `requester`, `author` (of the pipeline file, by git).",
     ),
     key("expires", Shape::Duration, "How long an approval is valid before the job begins."),
 ];
@@ -227,7 +227,7 @@ pub fn json_schema() -> Value {
     let head = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Towpath pipeline",
-        "description": "A pipeline of migration jobs: what runs, in which order, and who has to agree.",
+        "description": "A pipeline of migration jobs: which jobs run, in which order, and who approves.",
     });
     // Both are objects by construction; the pattern avoids a panic that no test could reach.
     if let (Value::Object(schema), Value::Object(head)) = (&mut schema, head) {

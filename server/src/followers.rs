@@ -17,7 +17,7 @@ pub(crate) struct Followers {
     runs: SyncMutex<HashMap<RunId, watch::Sender<()>>>,
 }
 
-/// A follower of one run. When the last of a run is dropped the run is forgotten.
+/// A follower of one run. When the last of a run is dropped the run is removed.
 #[derive(Debug)]
 pub(crate) struct Follower {
     run: RunId,

@@ -212,7 +212,7 @@ mod tests {
         }
 
         assert_eq!(wait(rates.take("ana", start)), Some(Duration::from_millis(100)));
-        assert_eq!(rates.take("bob", start), Ok(()), "everybody has a bucket of their own");
+        assert_eq!(rates.take("bob", start), Ok(()), "every identity has its own bucket");
         let later = start + Duration::from_millis(60);
         assert_eq!(wait(rates.take("ana", later)), Some(Duration::from_millis(40)));
         assert_eq!(rates.take("ana", start + Duration::from_millis(101)), Ok(()));

@@ -213,6 +213,6 @@ mod tests {
         let told = demand_of(&demand, &v1::WatchDemandRequest { all: true, ..Default::default() });
 
         assert_eq!((told.sets.len(), told.left_out), (TAG_SETS_MAX, 1));
-        assert_eq!(told.sets[0].pending, TAG_SETS_MAX as u64, "the least wanted are left out");
+        assert_eq!(told.sets[0].pending, TAG_SETS_MAX as u64, "the least wanted are omitted");
     }
 }

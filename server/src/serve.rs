@@ -199,7 +199,7 @@ impl Server {
             let (reflection, reflection_alpha) = match reflection {
                 Ok(both) => both,
                 Err(error) => {
-                    tracing::error!(%error, "the contract cannot describe itself");
+                    tracing::error!(%error, "failed to build the gRPC reflection service");
                     return;
                 }
             };
@@ -231,7 +231,7 @@ impl Server {
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {
                 served = served => if let Err(error) = served {
-                    tracing::warn!(%error, "a connection ended badly");
+                    tracing::warn!(%error, "connection ended with an error");
                 },
                 // Streams watch the same sign as the server; this ends those that do not.
                 () = cut.cancelled() => {}

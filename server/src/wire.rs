@@ -186,8 +186,8 @@ pub(crate) fn assignment(key: &Key, fence: u64, run: &Run) -> Option<v1::Session
 }
 
 /// Most bytes of an assignment that name files of needed jobs. With the script and the environment,
-/// which take at most 1 MiB each, all must fit a message: a worker ends its session over one of more
-/// than 4 MiB, and does so again in every new session.
+/// which take at most 1 MiB each, all must fit a message: a worker ends its session over one of
+/// more than 4 MiB, and does so again in every new session.
 const NEEDED_FILES_BYTES_MAX: usize = 3 * 512 * 1024;
 /// What a needed file takes besides its names, in bytes.
 const NEEDED_FILE_BYTES: usize = 100;
@@ -262,7 +262,7 @@ pub(crate) fn reported(ended: Option<report::Ended>) -> Reported {
             Some(Cause::Signal(signal)) => Ended::Failed(FailureCause::Signal(signal)),
             Some(Cause::TimedOut(limit)) => match duration_ms(&limit) {
                 Some(ms) => Ended::Failed(FailureCause::TimedOut(ms)),
-                None => return invalid_report("its time limit is no duration"),
+                None => return invalid_report("its time limit is not a duration"),
             },
             Some(Cause::NotStarted(why)) => Ended::Failed(FailureCause::NotStarted(why).bounded()),
             Some(Cause::OutputUnusable(why)) => {

@@ -1,7 +1,7 @@
 //! A bounded map that removes the least recently used entries.
 //!
 //! Two generations: what is found in the old one moves to the young one; when the young one is
-//! full it becomes the old one, and the old one is forgotten. No list to keep, no clock.
+//! full it becomes the old one, and the old one is removed. No list to keep, no clock.
 
 use std::{borrow::Borrow, collections::HashMap, hash::Hash};
 

@@ -84,7 +84,7 @@ pub(crate) async fn waiting_gate(
             0 => Err(Failure::new(
                 ErrorCode::GateNotWaiting,
                 "no gate of the run waits for a decision",
-                "See `tow status` for where the run stands.",
+                "See `tow status` for the state of the run.",
             )),
             _ => {
                 let names: Vec<String> =

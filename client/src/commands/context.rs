@@ -122,7 +122,7 @@ pub(crate) fn context(app: &App, args: ContextArgs) -> CommandResult {
         }
         What::Remove { name } => {
             contexts.remove(&name)?;
-            app.say(&format!("{} is forgotten.", safe(&name)));
+            app.say(&format!("{} is removed.", safe(&name)));
         }
     }
     Ok(exit::DONE)

@@ -96,7 +96,7 @@ fn authors_of(app: &App, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::A
     let found = authors::of(path, bytes);
     if let Err(why) = &found {
         let name = safe(&path.to_string_lossy());
-        app.say(&format!("Nobody knows who wrote `{name}`: {}.", safe(&why.to_string())));
+        app.say(&format!("The authors of `{name}` are unknown: {}.", safe(&why.to_string())));
     }
     found.ok()
 }

@@ -73,7 +73,7 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
         let gone = server.is_ours();
         server.close().await;
         if gone {
-            app.say(&format!("Nobody works on it yet. `tow resume {}` does.", run.short_id));
+            app.say(&format!("No process works on it yet; `tow resume {}` starts.", run.short_id));
         }
         return shown(app, run);
     }

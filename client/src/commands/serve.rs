@@ -182,7 +182,7 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
         () = signals.next() => return Ok(exit::INTERRUPTED),
     };
     if !clean {
-        app.say("Some connections did not end in time and were cut off.");
+        app.say("Some connections did not end in time and were closed.");
     }
     Ok(exit::DONE)
 }

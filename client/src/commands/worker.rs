@@ -145,7 +145,7 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
                 Ok(Ok(last)) if args.reflect_exit => Ok(reflected(last.as_ref())),
                 Ok(Ok(_)) => Ok(exit::DONE),
                 Ok(Err(error)) => Err(failure(&error)),
-                Err(_) => Err(Failure::new(ErrorCode::Unexpected, "the worker broke", "Please report it.")),
+                Err(_) => Err(Failure::new(ErrorCode::Unexpected, "the worker failed", "Please report it.")),
             },
             () = news.tell() => {}
             () = signals.next() => {
@@ -170,7 +170,7 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
 fn run_and_job(asked: &str) -> Result<(String, String), Failure> {
     let parts = asked.split_once('/').filter(|(run, job)| !run.is_empty() && !job.is_empty());
     parts.map(|(run, job)| (run.to_owned(), job.to_owned())).ok_or_else(|| {
-        let message = format!("`{}` names no job of a run", safe(asked));
+        let message = format!("`{}` does not name a job of a run", safe(asked));
         Failure::new(
             ErrorCode::Usage,
             message,

@@ -111,7 +111,7 @@ fn a_reader_that_went_away_stops_the_run_as_an_interruption_does() {
     // What runs may finish, and nothing new begins.
     let mut line = String::new();
     said.read_line(&mut line).expect("a sentence");
-    assert!(line.starts_with("Nobody reads the output any more. Stopping: "), "{line:?}");
+    assert!(line.starts_with("The reader of the output has closed it. Stopping: "), "{line:?}");
     fs::write(folder.path().join("go-two"), "").expect("a file");
 
     let mut rest = String::new();

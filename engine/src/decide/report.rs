@@ -194,7 +194,7 @@ mod tests {
         let skipped = fixture.run.job("c").unwrap().skipped.clone();
         let cause = SkipCause::NeedUnmet { need: "b".into(), root: "a".into() };
         assert_eq!(skipped, Some(cause));
-        assert_eq!(fixture.leases().as_deref(), Some("d"), "what does not need it goes on");
+        assert_eq!(fixture.leases().as_deref(), Some("d"), "jobs that do not need it continue");
         fixture.succeeds("d");
         assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Failed));
     }

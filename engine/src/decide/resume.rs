@@ -95,8 +95,8 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
         events.push(RunEvent::JobsInvalidated { from: from.clone() });
     }
     if events.is_empty() && matches!(run.phase(), Phase::Finished(RunOutcome::Succeeded)) {
-        // Only jobs whose own `if` did not hold are left, and it reads what is frozen: to resume the
-        // run would record that they are skipped again, and nothing else.
+        // Only jobs whose own `if` did not hold are left, and it reads what is frozen: to resume
+        // the run would record that they are skipped again, and nothing else.
         return Err(Refusal::NothingToResume);
     }
     // The first of them names the cause in `gate_voided`; the digest covers all.
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(fixture.run.job("a").unwrap().state.word(), "succeeded");
         assert_eq!(fixture.leases().as_deref(), Some("b"));
         assert_eq!(&*fixture.run.job("b").unwrap().plan.script, "better");
-        assert_eq!(fixture.run.job("b").unwrap().attempt.0, 2, "the fence goes on counting");
+        assert_eq!(fixture.run.job("b").unwrap().attempt.0, 2, "the fence continues");
     }
 
     #[test]

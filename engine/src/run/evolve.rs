@@ -338,7 +338,7 @@ impl Run {
                 // Compared here and not only in the scheduler, so that no order of commands exceeds
                 // what the user asked for.
                 if self.counts().running >= self.header().map_or(1, |header| header.parallelism) {
-                    return Err(IllegalEvent::new(&fact.event, "as many jobs run as may"));
+                    return Err(IllegalEvent::new(&fact.event, "the parallelism is used up"));
                 }
             }
             RunEvent::GateReached { .. } | RunEvent::ConditionEvaluated { .. } => {
@@ -350,14 +350,14 @@ impl Run {
                     .iter()
                     .all(|need| self.jobs[*need as usize].state.is_over());
                 if !open || !self.ready_queue.stage_is_open(index) {
-                    return Err(IllegalEvent::new(&fact.event, "something before it is open"));
+                    return Err(IllegalEvent::new(&fact.event, "a job before it has not ended"));
                 }
             }
             RunEvent::GateApproved { .. } => self.may_count(job, fact)?,
             RunEvent::GateVoided { approval_digest, .. }
                 if job.approval_digest != Some(*approval_digest) =>
             {
-                return Err(IllegalEvent::new(&fact.event, "something else was asked"));
+                return Err(IllegalEvent::new(&fact.event, "it is for another approval digest"));
             }
             RunEvent::RunCreated { .. }
             | RunEvent::JobsPlanned { .. }

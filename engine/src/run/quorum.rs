@@ -181,7 +181,7 @@ impl Run {
         // The event carries the number so that readers need no policy. A wrong one would open the
         // gate early.
         if job.approvals_remaining() != approvals_remaining.saturating_add(1) {
-            return illegal("another number of people is missing");
+            return illegal("the number of remaining approvals differs");
         }
         if job.has_lapsed(fact.at) {
             illegal("the approvals before it have expired")

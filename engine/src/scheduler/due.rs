@@ -129,6 +129,6 @@ mod tests {
 
         assert_eq!(trials, 65);
         due.done(&run);
-        assert_eq!(due.due(Timestamp(0)), [run], "and then it counts at once");
+        assert_eq!(due.due(Timestamp(0)), [run], "and then it is used at once");
     }
 }

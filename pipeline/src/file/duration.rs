@@ -1,4 +1,4 @@
-//! Lengths of time as people write them: `500ms`, `10s`, `5m`, `1h30m`, `2d`.
+//! Durations as people write them: `500ms`, `10s`, `5m`, `1h30m`, `2d`.
 
 /// Longest duration that a file may ask for: ten years, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 3_650 * DAY;
@@ -12,8 +12,8 @@ const UNITS: [(&str, u64); 5] = [("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", S
 
 /// The milliseconds that `text` means, or why it means none. A bare number is seconds.
 pub fn duration_ms(text: &str) -> Result<u64, &'static str> {
-    const SHAPE: &str = "a length of time is written like `500ms`, `10s`, `5m`, `1h30m` or `2d`";
-    const LONG: &str = "a length of time is at most ten years";
+    const SHAPE: &str = "a duration is written like `500ms`, `10s`, `5m`, `1h30m` or `2d`";
+    const LONG: &str = "a duration is at most ten years";
     if text.is_empty() {
         return Err(SHAPE);
     }

@@ -244,7 +244,7 @@ impl<'t> Reader<'t> {
         match duration_ms(text) {
             Ok(ms) if ms >= min_ms => Some(ms),
             Ok(_) => {
-                self.error("VALUE_RANGE", &node.span, format!("{what} is longer than nothing"));
+                self.error("VALUE_RANGE", &node.span, format!("{what} is longer than zero"));
                 None
             }
             Err(why) => {

@@ -138,7 +138,7 @@ impl Certificates {
                         known.edition += 1;
                     }
                     // What was revoked stays revoked.
-                    Err(error) => tracing::error!(%error, "the list before it goes on to count"),
+                    Err(error) => tracing::error!(%error, "failed to read the list of revoked certificates: the previous list stays valid"),
                 }
             }
         }

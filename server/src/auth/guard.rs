@@ -42,8 +42,8 @@ const ASK_AGAIN_EVERY: Duration = Duration::from_millis(500);
 /// How often its certificate is looked at again if nothing was revoked: it may have expired.
 const CHECK_AGAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// Methods that take a stream and answer at its end. How long that lasts depends on the size of what
-/// is sent and on the network, so one time for all of it would refuse slow networks.
+/// Methods that take a stream and answer at its end. How long that lasts depends on the size of
+/// what is sent and on the network, so one time for all of it would refuse slow networks.
 const UPLOADS: [&str; 1] = ["/towpath.v1.BlobsService/PutBlob"];
 
 /// How long the sender of an upload may take for each part of it, beside the request.
@@ -247,7 +247,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let refused = |request: &Request<B>, error: CommandError| -> Self::Future {
-            tracing::info!(path = request.uri().path(), %error, "refused");
+            tracing::info!(path = request.uri().path(), %error, "request refused");
             Box::pin(std::future::ready(Ok(refusal(request, error))))
         };
         // Before anything else: to a page, also why it is refused would say something, and a

@@ -222,7 +222,7 @@ impl Oidc {
             known.0 = stamp;
             match read(&self.settings.keys) {
                 Ok(keys) => known.1 = keys,
-                Err(error) => tracing::error!(%error, "the keys before them go on to count"),
+                Err(error) => tracing::error!(%error, "failed to read the issuer's keys: the previous keys stay valid"),
             }
         }
         known.1.find(kid).cloned()

@@ -311,7 +311,7 @@ impl Tokens {
             known.tokens = match read(&self.path) {
                 Ok(tokens) => tokens.into(),
                 Err(error) => {
-                    tracing::error!(%error, "nobody is let in");
+                    tracing::error!(%error, "failed to read the token file: every token is refused");
                     Arc::default()
                 }
             };

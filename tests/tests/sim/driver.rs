@@ -349,7 +349,7 @@ impl World {
                 self.once_safe(queued.rests_on, recorded);
             }
             Err(No::Refused(_)) => {
-                // What made the attempt invalid must be durable before it is forgotten.
+                // What made the attempt invalid must be durable before it is removed.
                 let leased = Vec::new();
                 let recorded = Then::Recorded { session, attempt, with_lease, leased, held };
                 self.once_safe(self.newest_of(&key.0), recorded);

@@ -106,7 +106,7 @@ impl Host {
         if let Some(task) = &mut self.task {
             let worked = task.await;
             self.task = None;
-            let broke = |_| Err(Box::new(tonic::Status::internal("the worker broke")).into());
+            let broke = |_| Err(Box::new(tonic::Status::internal("the worker failed")).into());
             return HostNews::Ended(worked.unwrap_or_else(broke));
         }
         if !self.others_work {

@@ -106,7 +106,7 @@ impl<'a> Show<'a> {
         }
         if let Err(failure) = write(self) {
             self.unread = Unread::Newly(if failure.is_broken_pipe() {
-                "Nobody reads the output any more".to_owned()
+                "The reader of the output has closed it".to_owned()
             } else {
                 format!("The output cannot be written ({})", failure.message())
             });
@@ -215,7 +215,7 @@ impl<'a> Show<'a> {
             self.lines.push(style.fit(&line, style.width));
         } else if let RunEvent::GateVoided { cause, .. } = &fact.event {
             let (name, why) = (safe(name.as_str()), safe(&cause.words()));
-            let line = format!("    What was approved at {name} is void: {why}.");
+            let line = format!("    The approvals at {name} are void: {why}.");
             self.lines.push(style.fit(&line, style.width));
         } else if failed_try || job.state.is_over() {
             self.lines.push(board::ended_line(&self.message(job), style));
