@@ -70,10 +70,14 @@ impl Service<Request<Body>> for AuthorizedChannel {
                 let response = channel.call(request).await?;
                 let Some(pause) = room_after(&response) else { return Ok(response) };
                 waited += pause;
+                // The pauses are added up, not the time: a slow answer of the server is not a
+                // reason to give up.
                 if waited > ROOM_WITHIN {
                     return Ok(response);
                 }
                 tokio::time::sleep(pause).await;
+                // The connection may have been replaced during the pause, and calling one that is
+                // not ready panics.
                 channel.ready().await?;
             }
         })

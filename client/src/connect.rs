@@ -79,6 +79,7 @@ pub(crate) fn set_credentials(
         Failure::new(ErrorCode::Usage, "the token is not valid", advice)
     };
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file(path, &error));
+    // The environment takes precedence over the token of a context, as with every other setting.
     let token = match std::env::var("TOW_TOKEN") {
         Ok(set) if !set.is_empty() => Some(set),
         Ok(_) | Err(std::env::VarError::NotPresent) => token,
@@ -87,7 +88,9 @@ pub(crate) fn set_credentials(
     let bearer = match token {
         Some(token) => {
             let mut value: MetadataValue<Ascii> =
+                // Files and commands end their token with a line feed, which a header cannot have.
                 format!("Bearer {}", token.trim()).parse().map_err(|_| unusable())?;
+            // Keeps the token out of debug output of the HTTP library.
             value.set_sensitive(true);
             Some(value)
         }
@@ -128,6 +131,7 @@ pub(crate) struct ServerConnection {
 /// `address` with the default port, if it names none.
 pub(crate) fn with_port(address: &str) -> String {
     let bare = address.rsplit(']').next().unwrap_or(address);
+    // `::1` has no port, and its last part must not be read as one.
     let is_v6 = address.matches(':').count() > 1 && !address.starts_with('[');
     match (is_v6, bare.contains(':')) {
         (true, _) => format!("[{address}]:{DEFAULT_PORT}"),
@@ -185,6 +189,7 @@ impl ServerConnection {
         }
         let mut owned = None;
         let until = Instant::now() + TRY_FOR;
+        // At least one try, also if the machine was suspended between the two lines above.
         while owned.is_none() || Instant::now() < until {
             match Server::open(url, Arc::new(SystemClock)).await {
                 Ok(server) => {
@@ -205,6 +210,8 @@ impl ServerConnection {
                 // Whoever owns the store may be stopped: it takes the call and says nothing.
                 let mut log = LogServiceClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});
+                // A connection alone proves nothing: the kernel accepts it for a process that is
+                // stopped.
                 if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
                     let bearer = None;
                     return Ok(Self { channel, bearer, embedded: None, folder, remote: false });
@@ -231,6 +238,7 @@ impl ServerConnection {
         let answer = tokio::time::timeout(DIAL_WITHIN, log.describe(v1::DescribeRequest {})).await;
         let described = match answer {
             Ok(Ok(described)) => described.into_inner(),
+            // An older server. The caller reports different versions, not an unreachable server.
             Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
                 return Err(status.into());
             }
@@ -242,6 +250,8 @@ impl ServerConnection {
             Err(_) => return Err(unreachable(String::new())),
         };
         let ours = env!("CARGO_PKG_VERSION");
+        // Before the first real request: messages of another version could be understood
+        // differently.
         if !same_minor_version(ours, &described.version) {
             let theirs = described.version;
             let message = format!("this is tow {ours}, and the server is tow {theirs}");
@@ -258,6 +268,8 @@ impl ServerConnection {
         let mut pause = TRY_EVERY;
         loop {
             match Self::connect(url).await {
+                // Every other failure is an answer of a server that is there, and waiting would not
+                // change it.
                 Err(failure) if failure.is_unreachable() && Instant::now() < until => {}
                 reached => return reached,
             }
@@ -269,6 +281,8 @@ impl ServerConnection {
     /// As [`ServerConnection::connect`], but never makes a store where there is none.
     pub(crate) async fn connect_existing(url: &str) -> Result<Self, Failure> {
         match store_folder(url) {
+            // Opening would create the store, and a command that reads would leave an empty one
+            // behind.
             Some(folder) if !folder.exists() => Err(Failure::new(
                 ErrorCode::StoreMissing,
                 format!("there is no store at `{}`", folder.display()),
@@ -333,6 +347,7 @@ impl ServerConnection {
     pub(crate) async fn stopped(&self) {
         match &self.embedded {
             Some(server) => server.stopped().cancelled().await,
+            // Another process owns the server; its stop is seen as a lost connection.
             None => std::future::pending().await,
         }
     }
@@ -366,6 +381,7 @@ fn causes(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(deeper) = cause {
+        // The innermost cause: the outer ones of the transport only say that there is an error.
         text = deeper.to_string();
         cause = deeper.source();
     }

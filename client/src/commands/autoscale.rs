@@ -102,6 +102,8 @@ pub(crate) async fn autoscale(app: &App, args: AutoscaleArgs) -> CommandResult {
     };
     let mut fleet = Fleet::new(app, address, args)?;
     let mut signals = Signals::new()?;
+    // The first connection must succeed: a wrong address is a mistake of the user and not an
+    // outage.
     let mut server = app.server().await?;
     if fleet.args.once {
         fleet.look(&server).await?;
@@ -151,6 +153,8 @@ impl<'a> Fleet<'a> {
             ));
         }
         let within = args.start_within.as_deref().map(duration).transpose()?.unwrap_or_default();
+        // Names of an earlier `tow autoscale` may still be connected, and a name can be connected
+        // once.
         let unique = uuid::Uuid::now_v7().simple().to_string();
         Ok(Self {
             app,
@@ -213,6 +217,8 @@ impl<'a> Fleet<'a> {
 
     /// How many workers to launch while `pending` jobs wait.
     fn missing(&self, pending: u64) -> u32 {
+        // Idle or still starting: each of them will take one of the waiting jobs, so none is
+        // launched for that one.
         let coming = self.launched.iter().filter(|launched| !launched.busy).count() as u64;
         let wanted = u32::try_from(pending.saturating_sub(coming)).unwrap_or(u32::MAX);
         let living = self.living();
@@ -231,6 +237,8 @@ impl<'a> Fleet<'a> {
             let ended = launched.command.as_mut().map(Child::try_wait);
             match ended {
                 Some(Ok(Some(status))) if status.success() => worked = true,
+                // Only a worker that never connected counts as a failed launch. One that ran jobs
+                // and then failed is no reason to wait.
                 Some(Ok(Some(status))) if !launched.seen => {
                     failed = Some((launched.name.clone(), status.to_string()));
                     launched.seen = true;
@@ -242,6 +250,8 @@ impl<'a> Fleet<'a> {
         }
         let within = self.start_within;
         self.launched.retain(|launched| {
+            // For `sbatch` and the like: the command has ended and the worker has not connected
+            // yet.
             let comes = !launched.seen && launched.at.elapsed() < within;
             launched.command.is_some() || launched.connected || comes
         });
@@ -253,6 +263,7 @@ impl<'a> Fleet<'a> {
     }
 
     fn back_off(&mut self, why: &str) {
+        // The shift is bounded, because it would overflow after a night of failures.
         let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Instant::now() + pause;
@@ -267,8 +278,11 @@ impl<'a> Fleet<'a> {
             .args(["-c", &self.args.launch])
             .env("TOW_SERVER", self.server)
             .env("TOW_WORKER_NAME", &name)
+            // Inherited tags would differ from `--tags`, and the worker would take other jobs than
+            // were counted.
             .env_remove("TOW_TAGS")
             .stdin(Stdio::null())
+            // Standard output belongs to the JSON lines of this program.
             .stdout(io::stderr())
             // Ctrl-C is meant for this program; what it started continues.
             .process_group(0);

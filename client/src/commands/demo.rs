@@ -128,6 +128,8 @@ impl Demo<'_> {
             .env("TOW_STORE", folder.join(".towpath"))
             .env("TOW_ACTOR", self.app.actor())
             .stdin(Stdio::null())
+            // A demo that fails must not leave a `tow` that works in a folder which is being
+            // deleted.
             .kill_on_drop(true);
         if self.app.global.ascii {
             command.env("TOW_ASCII", "1");
@@ -149,6 +151,8 @@ impl Demo<'_> {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
             let (done, at_work) = (self.work_done().len(), self.at_work());
+            // Killed only while a job is running: otherwise the demo would not show that a running
+            // job is adopted.
             if done < DONE_BEFORE_KILL || at_work == 0 {
                 ripe = None;
             } else if ripe.get_or_insert_with(Instant::now).elapsed() >= INTO_THE_WORK {
@@ -226,6 +230,8 @@ impl Demo<'_> {
 
     /// Compares what was done with what should have been done, and says it.
     fn conclude(&self, jobs: &[String], left_out: &[&str]) -> Result<(), Failure> {
+        // The jobs write the file themselves, so this count does not trust the log that it is to
+        // prove.
         let wrong = deviations(jobs, left_out, &self.work_done());
         if !wrong.is_empty() {
             return Err(unexpected(wrong.join("; ")));
@@ -261,6 +267,7 @@ fn job_names() -> Result<Vec<String>, Failure> {
 /// Lines of the work log by job; a line without its end is not there yet.
 fn tally(log: &str) -> BTreeMap<String, usize> {
     let mut tally = BTreeMap::new();
+    // A killed job may have written half a line.
     for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
         if let Some(job) = line.split_whitespace().next() {
             *tally.entry(job.to_owned()).or_default() += 1;

@@ -60,6 +60,8 @@ pub(crate) async fn work_on(
     what.slots = what.slots.filter(|_| !server.is_remote()).map(|asked| app.jobs_at_once(asked));
     loop {
         let finished = follow(app, &server, &what).await;
+        // Not for a server in this process: its end is the reason of the failure and is shown as
+        // such.
         let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();
         let aged = finished.as_ref().is_err_and(Failure::is_aged);
         let server_is_remote = server.is_remote();
@@ -68,6 +70,8 @@ pub(crate) async fn work_on(
             return finished;
         }
         server = if server_is_remote {
+            // The age of a connection is a limit of the server and nothing that a person has to
+            // know.
             if !aged {
                 app.say("Disconnected from the server; waiting for it to come back. The run continues then.");
             }
@@ -82,9 +86,13 @@ pub(crate) async fn work_on(
 
 /// Follows a run until it has ended, waits for a person, or is left alone.
 pub(crate) async fn follow(app: &App, server: &ServerConnection, follow: &Follow) -> CommandResult {
+    // Before the first record, so that a second `tow` of the same store can connect while this one
+    // works.
     server.listen();
     // A server that was named as one has workers of its own.
     let slots = follow.slots.filter(|_| !server.is_remote());
+    // The worker starts before the snapshot is read: reading the state of a large run takes time in
+    // which jobs can already begin.
     let mut host = Host::begin(server, follow, slots);
     // From the beginning: what is drawn is the fold of the run's records, by the engine's own rules.
     let request = v1::FollowRequest { run: follow.run.to_string(), after: 0, follow: true };
@@ -93,7 +101,10 @@ pub(crate) async fn follow(app: &App, server: &ServerConnection, follow: &Follow
     let mut show = Show::new(app, server, run, follow);
     show.begin();
     let finished = until_rest(server, follow, &mut host, &mut show, &mut records).await;
+    // The command that continues the run needs its id, which is not known where the failure was
+    // made.
     let finished = finished.map_err(|failure| resumable(failure, &follow.short_id));
+    // Before the last picture: the worker's last reports are part of it.
     host.end(&finished).await;
     if matches!(finished, Ok(exit::INTERRUPTED)) {
         show.catch_up(&mut records).await;
@@ -127,6 +138,8 @@ async fn until_rest(
         if let Some(code) = exit::of_phase(show.run.phase()) {
             return Ok(code);
         }
+        // `tow run | head -1`: the output has no reader any more, and jobs must not continue
+        // without one for hours. They are stopped as by Ctrl-C.
         if let Some(why) = show.newly_unread()
             && host.interrupt(show, Some(&why))
         {
@@ -148,6 +161,8 @@ async fn until_rest(
             }
         }
         tokio::select! {
+            // Records first, so that a burst of them is shown before a signal or a tick is looked
+            // at.
             biased;
             record = records.next() => show.take(&heard(record)?)?,
             // The commit of a lease belongs to no request: no response and no record says that it

@@ -73,9 +73,11 @@ pub(crate) fn read(app: &App, path: &Path) -> Result<Pipeline, Failure> {
         Ok(Parsed { plan, warnings }) => {
             for warning in &warnings {
                 let shown = warning.render(&name, &text, colour, Some(width));
+                // A closed standard error must not prevent the run.
                 drop(writeln!(io::stderr().lock(), "{}\n", shown.trim_end()));
             }
             let folder = folder_of(path)?;
+            // With the bytes that were parsed: the file may change while git is read.
             let authors = authors_of(app, path, &bytes, &plan);
             Ok(Pipeline { name, folder, bytes, plan, authors })
         }
@@ -90,6 +92,8 @@ pub(crate) fn read(app: &App, path: &Path) -> Result<Pipeline, Failure> {
 /// Who wrote the file, if a gate of `plan` wants to know. If that cannot be known, says why.
 fn authors_of(app: &App, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::Authors> {
     let mut policies = plan.jobs.iter().filter_map(|job| job.gate.as_ref());
+    // Reading the history takes seconds in a large repository, and addresses of people are not sent
+    // for nothing.
     if !policies.any(|policy| policy.excludes(Excluded::Author)) {
         return None;
     }
@@ -104,6 +108,7 @@ fn authors_of(app: &App, path: &Path, bytes: &[u8], plan: &Plan) -> Option<v1::A
 /// The bytes of the file at `path`, if they can be a pipeline file at all.
 pub(crate) fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
     let found = fs::metadata(path).map_err(|error| Failure::file(path, &error))?;
+    // Reading a pipe or a device would block, or never end.
     if !found.is_file() {
         let error = io::Error::other("this is not a file");
         return Err(Failure::file(path, &error));
@@ -117,6 +122,7 @@ pub(crate) fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 fn folder_of(path: &Path) -> Result<PathBuf, Failure> {
+    // Absolute, because workers and later commands run in other folders.
     let whole = fs::canonicalize(path).map_err(|error| Failure::file(path, &error))?;
     Ok(whole.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned))
 }

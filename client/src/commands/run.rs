@@ -56,6 +56,8 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let pipeline = pipeline::read(app, &path)?;
     let mut server = ServerConnection::connect(&app.url()).await?;
+    // Before the run is created: a source that cannot be sent must not leave a run that no worker
+    // can start.
     let taken = args.source.take(app, &server, &pipeline).await?;
     let mut file = pipeline.message();
     file.source = taken.as_ref().map(|taken| taken.source.clone());
@@ -66,6 +68,8 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
         traceparent: String::new(),
         actor: app.actor(),
         emails: pipeline.emails(),
+        // Always a key, also without the option: the request below is repeated when the connection
+        // is lost, and must not begin two runs.
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };
     let run = begin(app, &mut server, request, taken.as_ref()).await?;
@@ -98,6 +102,7 @@ async fn begin(
 ) -> Result<v1::Run, Failure> {
     loop {
         let asked = async {
+            // With every try: a new server on another copy of the store may not have the bundle.
             if let Some(taken) = taken {
                 taken.send(app, server).await?;
             }
@@ -108,6 +113,7 @@ async fn begin(
             Ok(run) => return Ok(run),
             Err(failure) => failure,
         };
+        // A server in this process does not come back.
         if !failure.is_unreachable() || !server.is_remote() {
             return Err(failure);
         }

@@ -156,11 +156,17 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
         app.json(&config)?;
         return Ok(exit::DONE);
     }
+    // Before the store is opened: a signal that comes while a long log is read must end the process
+    // in the ordinary way.
     let mut signals = Signals::new()?;
     let access = access(&config)?;
+    // Bound before the store is opened and served after it: a wrong address fails at once, and no
+    // client is answered by a server without a log.
     let listener = bind(&config).await?;
     let server = open(&config).await?;
     let address = server.serve(listener, access).map_err(unserved)?;
+    // An error here ends the server: without the socket no other `tow` of the machine can use the
+    // store, and `tow token` would wait.
     server.listen_locally()?;
     if telemetry.wants_figures()
         && let Err(error) = server.export_figures().await
@@ -209,6 +215,7 @@ fn settings(app: &App, args: ServeArgs) -> Result<Config, Failure> {
     Ok(Config {
         listen: with_port(&args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1".to_owned())),
         store: match (&app.global.store, file.store) {
+            // `--store` and `TOW_STORE` are one value here, and both take precedence over the file.
             (None, Some(store)) => store,
             (Some(_), _) | (None, None) => app.store_url(),
         },
@@ -236,6 +243,8 @@ fn access(config: &Config) -> Result<Access, Failure> {
             client_crl: config.client_crl.clone(),
         }),
         (None, None, None) => None,
+        // A certificate without its key would make the server listen without encryption, although
+        // one was asked for.
         (Some(_), None, _) | (None, Some(_), _) | (None, None, Some(_)) => {
             let message = "`--client-ca`, `--tls-cert` and `--tls-key` go together";
             let advice = "`tow pki issue --server HOST` makes a certificate and its key.";
@@ -318,6 +327,7 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     };
     let found = tokio::net::lookup_host(&config.listen).await.map_err(unusable)?;
     let addresses: Vec<SocketAddr> = found.collect();
+    // One address of several is enough: a name may resolve to loopback and to an interface.
     let open = addresses.iter().find(|address| !address.ip().is_loopback());
     if let Some(address) = open.filter(|_| !config.insecure && config.tls_cert.is_none()) {
         return Err(Failure::new(
@@ -338,6 +348,8 @@ async fn open(config: &Config) -> Result<Server, Failure> {
             Ok(server) => return Ok(server),
             Err(error) => {
                 let failure = Failure::from(error);
+                // A supervisor starts the new server while the old one still writes its last
+                // commit.
                 if !failure.is_owned() || Instant::now() >= until {
                     return Err(failure);
                 }

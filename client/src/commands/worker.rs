@@ -107,6 +107,8 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
         let advice = "Name the server with `--server HOST:PORT` or `TOW_SERVER`.";
         return Err(Failure::new(ErrorCode::Usage, "a worker needs a server", advice));
     };
+    // Refused here too, before the server does: the folder of attempts below would already be
+    // created.
     if args.name.starts_with(LOCAL_WORKER_PREFIX) {
         let message = format!("names that begin with `{LOCAL_WORKER_PREFIX}` belong to `tow run`");
         return Err(Failure::new(ErrorCode::Usage, message, "Give the worker another name."));
@@ -127,6 +129,8 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
         keep_work: args.keep_work,
         stay: SessionLimits {
             reconnect: true,
+            // `--once` and `--acquire` are bounds of one job, so that the end of the worker has one
+            // implementation.
             jobs_max: if single { Some(1) } else { args.max_jobs },
             idle: idle.map(Duration::from_millis),
             report_within: Some(Duration::from_millis(duration(&args.report_timeout)?)),
@@ -135,6 +139,7 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
     };
     let (channel, address) = connect::dial(server)?;
     let stop = Stop::default();
+    // A task of its own: the loop below must see signals also while the worker waits for its disk.
     let mut working = tokio::spawn(work(channel, options.clone(), stop.clone()));
     let mut news = News { app, address, name: options.name, links, lost: false };
     let mut signals = Signals::new()?;
@@ -182,6 +187,8 @@ fn run_and_job(asked: &str) -> Result<(String, String), Failure> {
 /// The exit code that says how a job ended.
 fn reflected(last: Option<&Adopted>) -> u8 {
     let Some(Adopted::Ended(ended)) = last else {
+        // A lost attempt has no exit code of its script, and must not look like a success to a
+        // cluster scheduler.
         return if last.is_none() { exit::NOTHING_TO_DO } else { exit::FAILED };
     };
     match ended {
@@ -214,6 +221,8 @@ struct News<'a> {
 impl News<'_> {
     /// Prints the next change; never returns when there are no more.
     async fn tell(&mut self) {
+        // The worker has dropped its side and is ending: its result comes from the other branch of
+        // the loop.
         if self.links.changed().await.is_err() {
             return std::future::pending().await;
         }
@@ -247,6 +256,7 @@ fn default_folder(name: &str) -> PathBuf {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let mut escaped = String::new();
     for c in name.chars() {
+        // A worker's name may contain slashes and dots, and must not name a folder elsewhere.
         if plain(c) { escaped.push(c) } else { escaped.push_str(&format!("%{:x}", u32::from(c))) }
     }
     state.join("towpath/attempts").join(escaped)

@@ -43,10 +43,13 @@ impl Show<'_> {
             .run
             .gates()
             .filter_map(|job| GateCard::new(&self.run, job, &self.short_id, &self.style()));
+        // By digest and not by job: a gate that waits again for something else is a new question.
         let Some(card) = cards.find(|card| !self.asked.contains(&card.approval_digest)) else {
             return Ok(left);
         };
         drop(cards);
+        // Remembered before the prompt, so that an answer that is refused is not asked for again in
+        // a loop.
         self.asked.push(card.approval_digest);
         self.draw();
         self.clear();
@@ -64,6 +67,7 @@ impl Show<'_> {
         if !self.show_card(&card, signals).await {
             return Ok(AtGate::Leave);
         }
+        // Bounded: a program that types into the terminal would otherwise never leave the prompt.
         for _ in 0..ASKED_MAX {
             let Some(line) = ask(&card.question(), signals).await else { break };
             match card.answer(&line) {
@@ -89,6 +93,8 @@ impl Show<'_> {
     async fn show_card(&self, card: &GateCard, signals: &mut Signals) -> bool {
         let columns = Some(self.style().width);
         let rows = card.rows(columns);
+        // With the prompt in view, or the first rows of the card would scroll off the screen
+        // unread.
         if rows.len() + QUESTION_ROWS <= height() {
             self.print_card(card);
             return true;
@@ -131,6 +137,7 @@ impl Show<'_> {
             gates.reject_gate(request).await?;
             return Ok(AtGate::Decided);
         }
+        // Addresses are sent only where a policy compares them: the log keeps what it is given.
         let emails = if asks { authors::own_emails() } else { Vec::new() };
         let request = v1::ApproveGateRequest { run, job, approval_digest, comment, actor, emails };
         match gates.approve_gate(request).await.map_err(Failure::from) {
@@ -141,6 +148,7 @@ impl Show<'_> {
                 }
                 Ok(AtGate::Decided)
             }
+            // Another person has to approve; the run itself is fine and is still watched.
             Err(failure) if is_about_approver(&failure) => {
                 self.app.say(&failure.to_string());
                 Ok(left)
@@ -174,6 +182,8 @@ async fn ask(question: &str, signals: &mut Signals) -> Option<String> {
     drop(err.flush());
     drop(err);
     let (send, receive) = oneshot::channel();
+    // A read of the terminal cannot be cancelled. The thread is left behind when a signal ends the
+    // prompt, and ends with the process.
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = io::stdin().read_line(&mut line);

@@ -44,6 +44,8 @@ impl Host {
         let stop = Stop::default();
         let task = slots.map(|slots| begin_work(server, follow, slots, stop.clone()));
         let mut try_others = tokio::time::interval(TAKE_OVER_EVERY);
+        // After a suspended laptop one check is enough; the default would make up for every missed
+        // second.
         try_others.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { task, stop, interrupted: false, others_work: false, try_others }
     }
@@ -106,9 +108,13 @@ impl Host {
         if let Some(task) = &mut self.task {
             let worked = task.await;
             self.task = None;
+            // A panic of the worker's task. It is reported as an error, because the run would
+            // otherwise be followed without a worker.
             let broke = |_| Err(Box::new(tonic::Status::internal("the worker failed")).into());
             return HostNews::Ended(worked.unwrap_or_else(broke));
         }
+        // Without a task and without others there is nothing to wait for; a future that ends would
+        // make the caller's loop spin.
         if !self.others_work {
             return std::future::pending().await;
         }
@@ -136,6 +142,8 @@ impl Host {
             return;
         }
         // Everything has ended or waits for a person: the worker holds nothing any more.
+        // Bounded all the same: an exit that hangs is worse than a worker that is cut off, whose
+        // jobs are adopted later.
         drop(tokio::time::timeout(Duration::from_secs(30), &mut worker).await);
     }
 }
@@ -157,6 +165,7 @@ fn begin_work(
         tags: follow.tags.clone(),
         run: Some(follow.run.to_string()),
         attempts: attempts_folder(server, follow),
+        // The pipe inside the process belongs to the owner of the store and needs no token.
         bearer: None,
         file_remotes: false,
         keep_work: false,

@@ -118,6 +118,7 @@ impl<'a> Show<'a> {
         match std::mem::replace(&mut self.unread, Unread::Known) {
             Unread::Newly(why) => Some(why),
             Unread::Known => None,
+            // Nothing failed so far: the state is put back as it was.
             Unread::Read => {
                 self.unread = Unread::Read;
                 None
@@ -127,6 +128,8 @@ impl<'a> Show<'a> {
 
     /// Says something beside the picture: above the block that moves, which would erase it.
     pub(super) fn say(&mut self, text: &str) {
+        // A message between two drawings would be overwritten by the next one, so it becomes a line
+        // above the picture.
         let shown = self.live && self.headed && matches!(self.unread, Unread::Read);
         if !shown || !io::stderr().is_terminal() {
             self.app.say(text);
@@ -148,6 +151,7 @@ impl<'a> Show<'a> {
             Some(())
         };
         // What is missing then is in the log, and is shown by `tow status`.
+        // A server that is ending may not answer any more, and the exit must not wait for it.
         drop(tokio::time::timeout(LAST_WORD_WITHIN, newest).await);
     }
 
@@ -234,6 +238,8 @@ impl<'a> Show<'a> {
             follow: true,
         };
         let (mut runs, last) = (self.server.runs(), Arc::clone(&self.last));
+        // Ends with the attempt's stream. Its errors are not shown: the last line of a job is only
+        // decoration.
         tokio::spawn(async move {
             let Ok(chunks) = runs.read_output(request).await else { return };
             let mut chunks = chunks.into_inner();
@@ -254,6 +260,7 @@ impl<'a> Show<'a> {
             return;
         }
         let style = &self.style();
+        // The head needs the name of the pipeline, which is known with the first record only.
         if !std::mem::replace(&mut self.headed, true) {
             self.lines.insert(0, board::head(&self.run_message(), style));
         }
@@ -292,6 +299,8 @@ impl<'a> Show<'a> {
     async fn show_failures(&self) -> Result<(), Failure> {
         let failed = |state: &JobState| matches!(state, JobState::Failed | JobState::TimedOut);
         let jobs: Vec<_> = self.run.jobs().iter().filter(|job| failed(&job.state)).collect();
+        // Each needs a request and up to ten lines; a run in which a thousand jobs failed has one
+        // cause more often than a thousand.
         for job in jobs.iter().take(TAILS_MAX) {
             let name = safe(job.plan.name.as_str());
             self.app.say(&format!("\n{name}: {}", board::note(&self.message(job))));
