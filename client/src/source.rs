@@ -393,10 +393,10 @@ fn made_up(
         };
         index.add(&entry).map_err(unusable)?;
     }
-    let nobody = Signature::new("towpath", "towpath@invalid", &Time::new(0, 0));
-    let nobody = nobody.map_err(unusable)?;
+    let unnamed = Signature::new("towpath", "towpath@invalid", &Time::new(0, 0));
+    let unnamed = unnamed.map_err(unusable)?;
     let tree = index.write_tree_to(own).and_then(|tree| own.find_tree(tree)).map_err(unusable)?;
-    own.commit(None, &nobody, &nobody, "the files of a run", &tree, &[]).map_err(unusable)
+    own.commit(None, &unnamed, &unnamed, "the files of a run", &tree, &[]).map_err(unusable)
 }
 
 /// Looked at before a file is read: what will be refused is not compressed first.

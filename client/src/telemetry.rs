@@ -67,7 +67,7 @@ impl Part {
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     spans: Option<SdkTracerProvider>,
-    figures: Option<SdkMeterProvider>,
+    metrics: Option<SdkMeterProvider>,
     command: Option<Context>,
 }
 
@@ -96,7 +96,7 @@ impl Telemetry {
         }
         if let Some(to) = asked("METRICS", endpoint).filter(|_| part == Part::Server) {
             let complaint = Arc::clone(&complaint);
-            telemetry.figures = figures_to(&to)
+            telemetry.metrics = metrics_to(&to)
                 .map_err(|why| complaint.say(why))
                 .ok()
                 .map(|exporter| Noticed { exporter, complaint: Arc::clone(&complaint) })
@@ -105,7 +105,7 @@ impl Telemetry {
                     let provider = SdkMeterProvider::builder().with_resource(resource(part));
                     provider.with_reader(reader).build()
                 });
-            if let Some(provider) = &telemetry.figures {
+            if let Some(provider) = &telemetry.metrics {
                 global::set_meter_provider(provider.clone());
             }
         }
@@ -113,8 +113,8 @@ impl Telemetry {
     }
 
     /// Whether metrics are exported.
-    pub(crate) fn wants_figures(&self) -> bool {
-        self.figures.is_some()
+    pub(crate) fn wants_metrics(&self) -> bool {
+        self.metrics.is_some()
     }
 
     /// Begins the span of the command `name`, below the one that the environment names.
@@ -138,7 +138,7 @@ impl Telemetry {
 
     /// Ends the span of the command, and exports what is left, for as long as that may take.
     pub(crate) async fn end(self, finished: &Result<u8, Failure>) {
-        let Self { spans, figures, command } = self;
+        let Self { spans, metrics, command } = self;
         if let Some(span) = command.as_ref().map(|command| command.span()) {
             let code = match finished {
                 Ok(code) => *code,
@@ -150,7 +150,7 @@ impl Telemetry {
             span.set_attribute(KeyValue::new("process.exit.code", i64::from(code)));
             span.end();
         }
-        if spans.is_none() && figures.is_none() {
+        if spans.is_none() && metrics.is_none() {
             return;
         }
         // The exporters wait for their own threads: not on one of those that move messages.
@@ -159,7 +159,7 @@ impl Telemetry {
             let left = || until.saturating_duration_since(Instant::now());
             // What went wrong was said when it did.
             drop(spans.map(|spans| spans.shutdown_with_timeout(left())));
-            drop(figures.map(|figures| figures.shutdown_with_timeout(left())));
+            drop(metrics.map(|metrics| metrics.shutdown_with_timeout(left())));
         });
         drop(tokio::time::timeout(FLUSH_WITHIN, flushed).await);
     }
@@ -208,7 +208,7 @@ fn spans_to(endpoint: &str, part: Part) -> Result<OtlpSpans, String> {
     builder.with_retry_policy(tries).build().map_err(|error| error.to_string())
 }
 
-fn figures_to(endpoint: &str) -> Result<MetricExporter, String> {
+fn metrics_to(endpoint: &str) -> Result<MetricExporter, String> {
     let builder = MetricExporter::builder().with_tonic().with_endpoint(endpoint);
     let builder = match trusted("METRICS")? {
         Some(tls) => builder.with_tls_config(tls),

@@ -114,7 +114,7 @@ impl<'p> Graph<'p> {
     }
 
     /// What needs a job.
-    pub fn needers(&self, number: usize) -> impl Iterator<Item = usize> {
+    pub fn dependents(&self, number: usize) -> impl Iterator<Item = usize> {
         self.beside(number, Direction::Outgoing)
     }
 
@@ -136,10 +136,10 @@ impl<'p> Graph<'p> {
         let mut order = Vec::with_capacity(count);
         while let Some(Reverse((_, number))) = ready.pop() {
             order.push(number);
-            for needer in self.needers(number) {
-                open[needer] -= 1;
-                if open[needer] == 0 {
-                    ready.push(key(needer));
+            for dependent in self.dependents(number) {
+                open[dependent] -= 1;
+                if open[dependent] == 0 {
+                    ready.push(key(dependent));
                 }
             }
         }
@@ -216,12 +216,12 @@ impl<'p> Graph<'p> {
     }
 
     /// Everything that needs a job, directly or through others, in order.
-    pub fn transitive_needers(&self, name: &str) -> Vec<JobName> {
+    pub fn transitive_dependents(&self, name: &str) -> Vec<JobName> {
         let Some(number) = self.number(name) else { return Vec::new() };
         let mut reached: HashSet<usize> = HashSet::new();
         let mut open = vec![number];
         while let Some(number) = open.pop() {
-            open.extend(self.needers(number).filter(|needer| reached.insert(*needer)));
+            open.extend(self.dependents(number).filter(|dependent| reached.insert(*dependent)));
         }
         let order = self.order().into_iter();
         self.names(order.filter(|other| *other != number && reached.contains(other)))
@@ -394,9 +394,9 @@ mod tests {
         let mut plan = sample();
         plan.jobs[2].irreversible = true;
         let graph = Graph::of(&plan);
-        assert_eq!(words(&graph.transitive_needers("a")), ["b", "c", "late"]);
-        assert_eq!(words(&graph.transitive_needers("late")), [""; 0]);
-        assert_eq!(words(&graph.transitive_needers("nobody")), [""; 0]);
+        assert_eq!(words(&graph.transitive_dependents("a")), ["b", "c", "late"]);
+        assert_eq!(words(&graph.transitive_dependents("late")), [""; 0]);
+        assert_eq!(words(&graph.transitive_dependents("nobody")), [""; 0]);
         assert_eq!(words(&graph.points_of_no_return()), ["b"]);
         assert!(graph.is_before(3, 0) && !graph.is_before(4, 0) && !graph.is_before(0, 3));
     }

@@ -18,14 +18,14 @@ pub(crate) struct Key {
     /// Whether the map is incomplete without it.
     pub is_required: bool,
     /// What values it takes.
-    pub shape: Shape,
+    pub shape: ValueKind,
     /// What it is for, in words for an editor's tooltip.
     pub doc: &'static str,
 }
 
 /// What values a key takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum ValueKind {
     Version,
     Text,
     Name,
@@ -64,31 +64,31 @@ pub(crate) const GATE_NOT: [&str; 2] = ["requester", "author"];
 /// Largest limit of a resource.
 pub(crate) const RESOURCE_LIMIT_MAX: u32 = 100_000;
 
-const fn key(name: &'static str, shape: Shape, doc: &'static str) -> Key {
+const fn key(name: &'static str, shape: ValueKind, doc: &'static str) -> Key {
     Key { name, is_required: false, shape, doc }
 }
 
-const fn required(name: &'static str, shape: Shape, doc: &'static str) -> Key {
+const fn required(name: &'static str, shape: ValueKind, doc: &'static str) -> Key {
     Key { name, is_required: true, shape, doc }
 }
 
 /// The keys of the file.
 pub(crate) const FILE_KEYS: [Key; 7] = [
-    key("version", Shape::Version, "The format of the file: \"1.0\"."),
-    key("name", Shape::Name, "The name of the pipeline. Default: the name of the file."),
+    key("version", ValueKind::Version, "The format of the file: \"1.0\"."),
+    key("name", ValueKind::Name, "The name of the pipeline. Default: the name of the file."),
     required(
         "stages",
-        Shape::Stages,
+        ValueKind::Stages,
         "The stages in order. All jobs of one end before the next begins.",
     ),
-    required("jobs", Shape::Jobs, "The jobs by name."),
+    required("jobs", ValueKind::Jobs, "The jobs by name."),
     key(
         "env",
-        Shape::Environment,
+        ValueKind::Environment,
         "Environment of every script. A job's own `env` takes precedence.",
     ),
-    key("timeout", Shape::Duration, "Longest time the whole run may take, such as `2h`."),
-    key("defaults", Shape::Defaults, "Options of every job that does not set them itself."),
+    key("timeout", ValueKind::Duration, "Longest time the whole run may take, such as `2h`."),
+    key("defaults", ValueKind::Defaults, "Options of every job that does not set them itself."),
 ];
 
 const SHELL_DOC: &str = "The program that reads the script: `bash`, or a list to which the script is appended. Default: `sh -c`.";
@@ -96,97 +96,100 @@ const TAGS_DOC: &str = "What a worker must offer to be assigned the job.";
 const TIMEOUT_DOC: &str = "Longest time one attempt may take, such as `500ms`, `10s`, `5m`, `1h30m`, `2d`. A bare number is seconds.";
 const RETRY_DOC: &str =
     "How often a failed job is retried: a number, or a map with waits and reasons.";
-const ON_FAILURE_DOC: &str =
-    "What the job's failure means. `continue`: jobs that need it are skipped. `abort`: the run ends.";
+const ON_FAILURE_DOC: &str = "What the job's failure means. `continue`: jobs that need it are skipped. `abort`: the run ends.";
 
 /// The keys of `defaults`.
 pub(crate) const DEFAULTS_KEYS: [Key; 5] = [
-    key("retry", Shape::Retry, RETRY_DOC),
-    key("timeout", Shape::Duration, TIMEOUT_DOC),
-    key("shell", Shape::Shell, SHELL_DOC),
-    key("tags", Shape::Names, TAGS_DOC),
-    key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
+    key("retry", ValueKind::Retry, RETRY_DOC),
+    key("timeout", ValueKind::Duration, TIMEOUT_DOC),
+    key("shell", ValueKind::Shell, SHELL_DOC),
+    key("tags", ValueKind::Names, TAGS_DOC),
+    key("on_failure", ValueKind::Choice(&ON_FAILURE), ON_FAILURE_DOC),
 ];
 
 /// The keys of a job.
 pub(crate) const JOB_KEYS: [Key; 21] = [
-    required("stage", Shape::Name, "The stage the job belongs to."),
+    required("stage", ValueKind::Name, "The stage the job belongs to."),
     required(
         "command",
-        Shape::Lines,
+        ValueKind::Lines,
         "The script. A list is joined line by line. `${{ }}` is filled in as one quoted word.",
     ),
-    key("shell", Shape::Shell, SHELL_DOC),
+    key("shell", ValueKind::Shell, SHELL_DOC),
     key(
         "needs",
-        Shape::Names,
+        ValueKind::Names,
         "Jobs of this or an earlier stage that must succeed first. The name of a matrix means all its jobs.",
     ),
     key(
         "when",
-        Shape::Choice(&WHEN),
+        ValueKind::Choice(&WHEN),
         "When the job runs. `always`: even if a need failed. `manual`: after a person approved it.",
     ),
     key(
         "gate",
-        Shape::Gate,
+        ValueKind::Gate,
         "Who approves at the gate of a job with `when: manual`. Default: any one person.",
     ),
-    key("on_failure", Shape::Choice(&ON_FAILURE), ON_FAILURE_DOC),
-    key("retry", Shape::Retry, RETRY_DOC),
-    key("timeout", Shape::Duration, TIMEOUT_DOC),
-    key("grace", Shape::Duration, "Time between SIGTERM and SIGKILL when a script is ended."),
-    key("env", Shape::Environment, "Environment of the script. `${{ }}` is filled in as it is."),
+    key("on_failure", ValueKind::Choice(&ON_FAILURE), ON_FAILURE_DOC),
+    key("retry", ValueKind::Retry, RETRY_DOC),
+    key("timeout", ValueKind::Duration, TIMEOUT_DOC),
+    key("grace", ValueKind::Duration, "Time between SIGTERM and SIGKILL when a script is ended."),
+    key(
+        "env",
+        ValueKind::Environment,
+        "Environment of the script. `${{ }}` is filled in as it is.",
+    ),
     key(
         "secrets",
-        Shape::Names,
+        ValueKind::Names,
         "Names of variables that the worker adds from its own environment and masks in all output.",
     ),
-    key("tags", Shape::Names, TAGS_DOC),
+    key("tags", ValueKind::Names, TAGS_DOC),
     key(
         "prefer",
-        Shape::Weights,
+        ValueKind::Weights,
         "Tags and how much a free worker is preferred for offering each, 1 to 100.",
     ),
     key(
         "resource",
-        Shape::Resource,
+        ValueKind::Resource,
         "A lock held while the job runs, shared by all runs: a name, or a name and a limit.",
     ),
     key(
         "if",
-        Shape::Text,
+        ValueKind::Text,
         "The job runs only if this expression is true, such as `needs.check.outputs.drift == \"yes\"`.",
     ),
-    key("matrix", Shape::Matrix, "Makes one job for every combination of the values."),
+    key("matrix", ValueKind::Matrix, "Makes one job for every combination of the values."),
     key(
         "outputs",
-        Shape::Names,
+        ValueKind::Names,
         "What the script writes to `$TOW_OUTPUT`. If given, reading anything else is an error.",
     ),
     key(
         "artifacts",
-        Shape::Names,
+        ValueKind::Names,
         "Paths and globs below the working folder that are stored when the job succeeds.",
     ),
-    key("undo", Shape::Script, "The script that reverts the job."),
-    key("irreversible", Shape::Flag, "The effect of this job cannot be undone."),
+    key("undo", ValueKind::Script, "The script that reverts the job."),
+    key("irreversible", ValueKind::Flag, "The effect of this job cannot be undone."),
 ];
 
 /// The keys of a `retry` map.
 pub(crate) const RETRY_KEYS: [Key; 6] = [
     required(
         "max",
-        Shape::Count { min: 0, max: RETRIES_MAX },
+        ValueKind::Count { min: 0, max: RETRIES_MAX },
         "Largest number of attempts after the first.",
     ),
-    key("backoff", Shape::Duration, "Wait before the first retry. Default: none."),
-    key("factor", Shape::Factor, "Every further wait is longer by this factor. Default: 2."),
-    key("backoff_max", Shape::Duration, "No wait is longer. Default: 1h."),
-    key("jitter", Shape::Percent, "The wait varies by up to this many percent. Default: 0."),
+    key("backoff", ValueKind::Duration, "Wait before the first retry. Default: none."),
+    key("factor", ValueKind::Factor, "Every further wait is longer by this factor. Default: 2."),
+    key("backoff_max", ValueKind::Duration, "No wait is longer. Default: 1h."),
+    key("jitter", ValueKind::Percent, "The wait varies by up to this many percent. Default: 0."),
     key(
         "on",
-        Shape::RetryOn,
+        ValueKind::RetryOn,
         "What is retried: exit codes, `timeout`, `signal`, `spawn`. Default: every failure.",
     ),
 ];
@@ -195,28 +198,28 @@ pub(crate) const RETRY_KEYS: [Key; 6] = [
 pub(crate) const GATE_KEYS: [Key; 4] = [
     key(
         "approvers",
-        Shape::Approvers,
+        ValueKind::Approvers,
         "Who may approve: `role:approver`, `human:ana`. Default: every person with the role `approver`.",
     ),
     key(
         "min",
-        Shape::Count { min: 1, max: PEOPLE_MAX },
+        ValueKind::Count { min: 1, max: PEOPLE_MAX },
         "How many different people must approve. Default: 1.",
     ),
     key(
         "not",
-        Shape::Excluded,
+        ValueKind::Excluded,
         "Who is excluded, although listed: `requester`, `author` (of the pipeline file, by git).",
     ),
-    key("expires", Shape::Duration, "How long an approval is valid before the job begins."),
+    key("expires", ValueKind::Duration, "How long an approval is valid before the job begins."),
 ];
 
 /// The keys of a `resource` map.
 pub(crate) const RESOURCE_KEYS: [Key; 2] = [
-    required("name", Shape::Name, "The name that runs share."),
+    required("name", ValueKind::Name, "The name that runs share."),
     key(
         "limit",
-        Shape::Count { min: 1, max: RESOURCE_LIMIT_MAX },
+        ValueKind::Count { min: 1, max: RESOURCE_LIMIT_MAX },
         "How many jobs may hold it at once. Default: 1.",
     ),
 ];
@@ -329,48 +332,52 @@ fn map_of(keys: &[Key]) -> Value {
     map
 }
 
-fn value_of(shape: Shape) -> Value {
+fn value_of(shape: ValueKind) -> Value {
     let reference = |name: &str| json!({ "$ref": format!("#/$defs/{name}") });
     match shape {
-        Shape::Version => json!({ "enum": ["1.0", "1", 1] }),
-        Shape::Text => json!({ "type": ["string", "boolean"] }),
-        Shape::Name => reference("name"),
-        Shape::Names => reference("names"),
-        Shape::Script => json!({ "type": "string", "minLength": 1, "maxLength": SCRIPT_BYTES_MAX }),
-        Shape::Lines => one_or_many(&json!({
+        ValueKind::Version => json!({ "enum": ["1.0", "1", 1] }),
+        ValueKind::Text => json!({ "type": ["string", "boolean"] }),
+        ValueKind::Name => reference("name"),
+        ValueKind::Names => reference("names"),
+        ValueKind::Script => {
+            json!({ "type": "string", "minLength": 1, "maxLength": SCRIPT_BYTES_MAX })
+        }
+        ValueKind::Lines => one_or_many(&json!({
             "type": ["string", "number", "boolean"], "maxLength": SCRIPT_BYTES_MAX,
         })),
-        Shape::Shell => reference("shell"),
-        Shape::Flag => json!({ "type": "boolean" }),
-        Shape::Choice(words) => json!({ "enum": words }),
-        Shape::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
-        Shape::Factor => json!({ "type": "number", "minimum": 1, "maximum": 10 }),
-        Shape::Percent => json!({ "type": "integer", "minimum": 0, "maximum": 100 }),
-        Shape::Duration => reference("duration"),
-        Shape::Environment => reference("environment"),
-        Shape::Weights => json!({
+        ValueKind::Shell => reference("shell"),
+        ValueKind::Flag => json!({ "type": "boolean" }),
+        ValueKind::Choice(words) => json!({ "enum": words }),
+        ValueKind::Count { min, max } => {
+            json!({ "type": "integer", "minimum": min, "maximum": max })
+        }
+        ValueKind::Factor => json!({ "type": "number", "minimum": 1, "maximum": 10 }),
+        ValueKind::Percent => json!({ "type": "integer", "minimum": 0, "maximum": 100 }),
+        ValueKind::Duration => reference("duration"),
+        ValueKind::Environment => reference("environment"),
+        ValueKind::Weights => json!({
             "type": "object",
             "propertyNames": reference("name"),
             "additionalProperties": { "type": "integer", "minimum": 1, "maximum": WEIGHT_MAX },
         }),
-        Shape::Stages => json!({
+        ValueKind::Stages => json!({
             "type": "array", "minItems": 1, "uniqueItems": true, "items": reference("name"),
         }),
-        Shape::Jobs => json!({
+        ValueKind::Jobs => json!({
             "type": "object",
             "minProperties": 1,
             "propertyNames": reference("name"),
             "additionalProperties": reference("job"),
         }),
-        Shape::Defaults => reference("defaults"),
-        Shape::Retry => reference("retry"),
-        Shape::RetryOn => one_or_many(&json!({
+        ValueKind::Defaults => reference("defaults"),
+        ValueKind::Retry => reference("retry"),
+        ValueKind::RetryOn => one_or_many(&json!({
             "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 255 }, { "enum": RETRY_ON }],
         })),
-        Shape::Resource => reference("resource"),
-        Shape::Matrix => reference("matrix"),
-        Shape::Gate => reference("gate"),
-        Shape::Approvers => {
+        ValueKind::Resource => reference("resource"),
+        ValueKind::Matrix => reference("matrix"),
+        ValueKind::Gate => reference("gate"),
+        ValueKind::Approvers => {
             let one = json!({
                 "type": "string",
                 "pattern": "^(role:(viewer|operator|approver|worker|auditor|admin)|human:[ -~]+)$",
@@ -380,7 +387,7 @@ fn value_of(shape: Shape) -> Value {
             all["oneOf"][1]["maxItems"] = APPROVERS_MAX.into();
             all
         }
-        Shape::Excluded => one_or_many(&json!({ "enum": GATE_NOT })),
+        ValueKind::Excluded => one_or_many(&json!({ "enum": GATE_NOT })),
     }
 }
 

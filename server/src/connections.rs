@@ -94,7 +94,10 @@ impl Connections {
         let regular = Permit::among(&self.open, self.limits.connections);
         let surplus = regular.is_none();
         let Some(place) = regular.or_else(|| Permit::among(&self.surplus, SURPLUS_MAX)) else {
-            tracing::warn!(max = self.limits.connections, "connection refused: too many connections");
+            tracing::warn!(
+                max = self.limits.connections,
+                "connection refused: too many connections"
+            );
             return None;
         };
         let patience = if surplus { SURPLUS_WITHIN } else { self.limits.first_request_within };

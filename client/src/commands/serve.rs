@@ -168,8 +168,8 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
     // An error here ends the server: without the socket no other `tow` of the machine can use the
     // store, and `tow token` would wait.
     server.listen_locally()?;
-    if telemetry.wants_figures()
-        && let Err(error) = server.export_figures().await
+    if telemetry.wants_metrics()
+        && let Err(error) = server.export_metrics().await
     {
         tracing::warn!(%error, "failed to start the export of metrics");
     }

@@ -114,11 +114,11 @@ mod tests {
         assert_eq!(has_preferences.preference(&tags(&["eu"])), 0);
         let mut fixture = Fixture::begin(vec![job("a"), has_preferences]);
 
-        assert!(!fixture.run.is_choosy(), "the job without a preference comes first");
+        assert!(!fixture.run.has_preferences(), "the job without a preference comes first");
         fixture.runs("a");
-        assert!(fixture.run.is_choosy());
+        assert!(fixture.run.has_preferences());
         assert_eq!(fixture.leases().as_deref(), Some("b"), "a preference keeps nothing back");
-        assert!(!fixture.run.is_choosy());
+        assert!(!fixture.run.has_preferences());
     }
 
     #[test]

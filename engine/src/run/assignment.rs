@@ -49,8 +49,8 @@ impl Run {
     }
 
     /// Whether it matters which of the workers that could take a job is given it.
-    pub fn is_choosy(&self) -> bool {
-        self.ready_queue.is_choosy()
+    pub fn has_preferences(&self) -> bool {
+        self.ready_queue.has_preferences()
     }
 
     /// How many jobs more may be leased before the run's parallelism is reached.

@@ -40,7 +40,7 @@ impl Run {
     }
 
     fn skip(&self) -> Option<RunEvent> {
-        let (index, need) = self.ready_queue.first_doomed()?;
+        let (index, need) = self.ready_queue.first_blocked()?;
         let need = &self.jobs[need as usize];
         // The root of the chain, not the need that was skipped itself: `tow retry ROOT` then frees
         // every job of the chain, however long it is.
@@ -55,7 +55,7 @@ impl Run {
 
     /// Decides the condition of a job, or says that its gate is reached.
     fn open(&self) -> Option<RunEvent> {
-        let job = &self.jobs[self.ready_queue.first_undecided()? as usize];
+        let job = &self.jobs[self.ready_queue.first_unevaluated()? as usize];
         let name = job.plan.name.clone();
         Some(match (&job.state, &job.plan.condition) {
             (JobState::Declined, _) => {

@@ -295,7 +295,7 @@ impl Run {
         if after.is_over() {
             // Before `moved`, which would otherwise find the job still blocked and leave it in that
             // index.
-            self.ready_queue.settle_doomed(index);
+            self.ready_queue.unblock(index);
         }
         // Read before the job is borrowed mutably: an approval in advance is that of the requester,
         // whom the header names.

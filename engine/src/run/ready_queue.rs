@@ -205,17 +205,17 @@ impl ReadyQueue {
         let stage = self.stage_of[index as usize] as usize;
         self.stage_left[stage] -= 1;
         let dependents = std::mem::take(&mut self.dependents[index as usize]);
-        for needer in &dependents {
-            self.unmet[*needer as usize] -= 1;
+        for dependent in &dependents {
+            self.unmet[*dependent as usize] -= 1;
         }
         self.dependents[index as usize] = dependents;
         // Blocks dependents of a bad end before they are filed below; the other order would file
         // them as ready for a moment.
         self.note_end(index, jobs);
         for place in 0..self.dependents[index as usize].len() {
-            let needer = self.dependents[index as usize][place];
-            self.dequeue(needer);
-            self.file(needer, jobs);
+            let dependent = self.dependents[index as usize][place];
+            self.dequeue(dependent);
+            self.file(dependent, jobs);
         }
         let last = self.stage_jobs.iter().rposition(|jobs| !jobs.is_empty());
         // Kept as a count, because the outcome would otherwise scan the last stage for every end in
@@ -241,17 +241,17 @@ impl ReadyQueue {
             return;
         }
         for place in 0..self.dependents[index as usize].len() {
-            let needer = self.dependents[index as usize][place];
-            let other = &jobs[needer as usize];
+            let dependent = self.dependents[index as usize][place];
+            let other = &jobs[dependent as usize];
             // A job that has begun or waits at its gate is not blocked: its needs had succeeded
             // when it got there, and a later failure of a need, after a retry, does not change
             // that.
             if other.plan.when != When::Always && is_open(&other.state) {
-                self.dequeue(needer);
+                self.dequeue(dependent);
                 // The first bad need is kept. A second one would change the recorded reason of the
                 // skip with the order of reports.
-                self.blocked.entry(needer).or_insert(index);
-                self.place[needer as usize] = QueueState::Blocked;
+                self.blocked.entry(dependent).or_insert(index);
+                self.place[dependent as usize] = QueueState::Blocked;
             }
         }
         let aborts = match job.state {
@@ -355,18 +355,18 @@ impl ReadyQueue {
     }
 
     /// Forgets that `index` is blocked, because it has been skipped.
-    pub(super) fn settle_doomed(&mut self, index: u32) {
+    pub(super) fn unblock(&mut self, index: u32) {
         self.blocked.remove(&index);
         if self.place[index as usize] == QueueState::Blocked {
             self.place[index as usize] = QueueState::NotQueued;
         }
     }
 
-    pub(super) fn first_doomed(&self) -> Option<(u32, u32)> {
+    pub(super) fn first_blocked(&self) -> Option<(u32, u32)> {
         self.blocked.first_key_value().map(|(index, need)| (*index, *need))
     }
 
-    pub(super) fn first_undecided(&self) -> Option<u32> {
+    pub(super) fn first_unevaluated(&self) -> Option<u32> {
         self.unevaluated.first().copied()
     }
 

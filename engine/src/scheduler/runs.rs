@@ -217,7 +217,7 @@ impl Scheduler {
         let mut record = self.runs.remove(run).unwrap_or_default();
         self.note_wants(run, &mut record, &wants, state.room());
         record.room = state.room();
-        record.has_preferences = state.is_choosy();
+        record.has_preferences = state.has_preferences();
         record.is_ending = state.phase().is_ending();
         record.cancels &= record.is_ending;
         record.ready_jobs = ready_jobs;

@@ -138,7 +138,9 @@ impl Certificates {
                         known.edition += 1;
                     }
                     // What was revoked stays revoked.
-                    Err(error) => tracing::error!(%error, "failed to read the list of revoked certificates: the previous list stays valid"),
+                    Err(error) => {
+                        tracing::error!(%error, "failed to read the list of revoked certificates: the previous list stays valid")
+                    }
                 }
             }
         }

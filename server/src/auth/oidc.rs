@@ -222,7 +222,9 @@ impl Oidc {
             known.0 = stamp;
             match read(&self.settings.keys) {
                 Ok(keys) => known.1 = keys,
-                Err(error) => tracing::error!(%error, "failed to read the issuer's keys: the previous keys stay valid"),
+                Err(error) => {
+                    tracing::error!(%error, "failed to read the issuer's keys: the previous keys stay valid")
+                }
             }
         }
         known.1.find(kid).cloned()

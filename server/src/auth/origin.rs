@@ -111,7 +111,7 @@ impl Names {
 /// Refuses `request` if a web page can have made it, or if it asks for nothing that is here.
 pub(crate) fn check<B>(request: &Request<B>, names: &Names) -> Result<(), OriginRefusal> {
     let path = request.uri().path();
-    if path == roles::FIGURES {
+    if path == roles::METRICS {
         // A page whose own name points to this machine could read the answer.
         return named(request, names).map_err(OriginRefusal::Refused);
     }
@@ -211,7 +211,7 @@ pub(crate) fn refusal<B>(
     error: CommandError,
     status: StatusCode,
 ) -> Response<Body> {
-    if speaks_grpc(request) && request.uri().path() != roles::FIGURES {
+    if speaks_grpc(request) && request.uri().path() != roles::METRICS {
         return crate::status::of(error).into_http();
     }
     let said = format!("error[{}]: {error}\n", error.code());

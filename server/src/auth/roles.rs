@@ -97,11 +97,11 @@ pub(crate) const TABLE: [(&str, &[Role]); 29] = [
 ];
 
 /// Where the metrics are, which are no gRPC.
-pub(crate) const FIGURES: &str = "/metrics";
+pub(crate) const METRICS: &str = "/metrics";
 
 /// The roles of which one is needed for the request at `path`. None: nobody may make it.
 pub(crate) fn needed(path: &str) -> &'static [Role] {
-    if path == FIGURES {
+    if path == METRICS {
         return READERS;
     }
     let row = TABLE.iter().find(|(known, _)| *known == path);

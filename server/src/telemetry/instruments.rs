@@ -54,7 +54,7 @@ impl Look {
 
 impl Server {
     /// Shows the metrics to whatever reads the meters of this process, from now on.
-    pub async fn export_figures(&self) -> Result<(), CommandError> {
+    pub async fn export_metrics(&self) -> Result<(), CommandError> {
         let series: Arc<[MetricSeries]> = self.series().await?.into();
         let newest = Mutex::new((Instant::now(), Arc::clone(&series)));
         let (server, runtime) = (self.clone(), Handle::current());

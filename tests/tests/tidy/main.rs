@@ -5,6 +5,7 @@ mod decisions;
 mod manifests;
 mod purity;
 mod texts;
+mod words;
 
 /// Fails with all of `broken`, if there is anything.
 fn none(rule: &str, broken: Vec<String>) {

@@ -59,7 +59,7 @@ pub struct Wanted {
 
 impl ReadyQueue {
     /// Whether a job that waits for a worker prefers some of them.
-    pub(in crate::run) fn is_choosy(&self) -> bool {
+    pub(in crate::run) fn has_preferences(&self) -> bool {
         let waits = |class: usize| {
             let backing_off =
                 |(_, index): &(Timestamp, u32)| self.class_of[*index as usize] as usize == class;
