@@ -68,6 +68,8 @@ impl Permit {
     /// A place among those that `taken` counts, if there are fewer than `most`.
     fn among(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let place = Self(Arc::clone(taken));
+        // Counted first and compared after: two connections at once cannot both take the last
+        // place. The guard gives the count back if there is none.
         (taken.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
     }
 }
@@ -105,6 +107,7 @@ impl Connections {
         // Not all at once, when all have come at once.
         let share = f64::from(uuid::Uuid::now_v7().as_u128() as u32) / f64::from(u32::MAX);
         let state = State {
+            // An IPv4 address over an IPv6 socket is the same machine.
             peer: stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
             surplus,
             admitted: AtomicBool::new(false),
@@ -112,6 +115,8 @@ impl Connections {
             credit: AtomicUsize::new(UNPROVEN_BYTES_MAX),
             reader: AtomicWaker::new(),
             busy: AtomicUsize::new(0),
+            // A random tenth more, so that a thousand workers that connected after a restart do not
+            // all connect again at one moment.
             ends_at: Instant::now() + age + age.mul_f64(share / 10.0),
         };
         let patience = Some(Box::pin(tokio::time::sleep(patience)));
@@ -131,6 +136,7 @@ impl Connection {
         if self.0.surplus {
             return Err(Limit::ConnectionsTooMany { max: connections });
         }
+        // Made before the comparison: its drop takes the count back on the refusal.
         let busy = InFlight(self.clone());
         if self.0.busy.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
             return Err(Limit::RequestsTooMany);
@@ -152,7 +158,7 @@ impl Connection {
 
     /// Whom requests without a name are counted as.
     pub(crate) fn peer(&self) -> String {
-        self.0.peer.map_or_else(|| "somebody".to_owned(), |peer| peer.to_string())
+        self.0.peer.map_or_else(|| "an unknown address".to_owned(), |peer| peer.to_string())
     }
 
     /// Comes back when streams of this connection end.
@@ -187,6 +193,7 @@ impl AsyncRead for ConnectionIo {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(patience) = &mut this.patience {
+            // The first accepted request ends the time limit of the connection; streams may last.
             if this.line.0.admitted.load(Ordering::Relaxed) {
                 this.patience = None;
             } else if patience.as_mut().poll(cx).is_ready() {

@@ -161,6 +161,7 @@ struct Bucket {
 
 impl Rates {
     pub(crate) fn new(limits: &Limits) -> Self {
+        // At least one, or a setting of 0 would lock out the owner as well.
         let (rate, burst) = (f64::from(limits.rate.max(1)), f64::from(limits.burst.max(1)));
         Self { rate, burst, buckets: HashMap::new() }
     }
@@ -172,13 +173,17 @@ impl Rates {
             let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
             (bucket.left + passed * rate).min(burst)
         };
+        // Full buckets have no history and can be dropped without a difference to anyone.
         if self.buckets.len() >= IDENTITIES_MAX && !self.buckets.contains_key(who) {
             self.buckets.retain(|_, bucket| left(bucket) < burst);
         }
         let crowded = self.buckets.len() >= IDENTITIES_MAX && !self.buckets.contains_key(who);
+        // Further identities share one bucket: an attacker with many addresses competes with itself
+        // only.
         let key = if crowded { "" } else { who };
         let known = self.buckets.get(key).map_or(burst, left);
         let taken = known >= 1.0;
+        // Stored also after a refusal, so that the time since then is not counted twice.
         let bucket = Bucket { left: if taken { known - 1.0 } else { known }, at: now };
         self.buckets.insert(key.to_owned(), bucket);
         if taken {

@@ -42,6 +42,8 @@ impl Server {
         self.spawn_serving(incoming, queued(), AccessRule::Owner);
         let mut client_end = Some(client_end);
         let dial = tower::service_fn(move |_: Uri| {
+            // One pipe is one connection: after it has ended the server is closed, and connecting
+            // again cannot succeed.
             let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
             async move { end.map(TokioIo::new) }
         });
@@ -52,6 +54,7 @@ impl Server {
     pub fn listen_locally(&self) -> io::Result<()> {
         let path = self.socket();
         // Ours alone: the owner's lock is held, so whatever is there is left over.
+        // Only a socket is removed. Any other file of this name was not made by `tow`.
         if fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket()) {
             fs::remove_file(&path)?;
         }

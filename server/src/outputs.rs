@@ -44,6 +44,7 @@ fn artifact_part(path: &str) -> String {
 /// What the directory of an attempt is called. A digest is a name that any file system takes,
 /// whatever the job is called.
 fn directory_name(job: &JobName, attempt: Attempt) -> String {
+    // Job names may contain slashes and be longer than a file name; a digest is neither.
     Digest::of(format!("{job}\n{attempt}").as_bytes()).to_string()
 }
 
@@ -94,6 +95,8 @@ impl Drop for OutputGrowth {
         let mut followed = locked(&self.followed);
         // The last follower takes the entry along. A later one of the same output, begun after it
         // was kept, has a sender of its own.
+        // Removed with its last follower, or the map would grow with every attempt that anyone ever
+        // followed.
         let last = followed.get(&self.key).is_some_and(|sender| {
             sender.receiver_count() == 1 && sender.subscribe().same_channel(&self.length)
         });
@@ -160,10 +163,13 @@ impl Outputs {
         let mut file = open_growing(&path, &self.directory(key))?;
         let there = file.seek(SeekFrom::End(0))?;
         let known = there.saturating_sub(offset);
+        // A gap would be filled with zero bytes by the file system, and be read as output.
         if offset > there || offset + content.len() as u64 > BYTES_MAX {
             let what = "output with a hole in it, or too much of it";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
+        // The part that is new: a worker that was disconnected sends from an offset that the server
+        // may have passed.
         let new = usize::try_from(known).ok().and_then(|known| content.get(known..));
         file.write_all(new.unwrap_or_default())
     }
@@ -211,6 +217,8 @@ impl Outputs {
         let mut piece = vec![0; READ_BYTES];
         loop {
             let read = file.read(&mut piece)?;
+            // After a power cut the end of a file may read as zero bytes. The format has none, so
+            // the first one marks the damage.
             let zero = piece[..read].iter().position(|byte| *byte == 0);
             let sound = &piece[..zero.unwrap_or(read)];
             if let Some(newline) = sound.iter().rposition(|byte| *byte == b'\n') {
@@ -243,6 +251,7 @@ impl Outputs {
     /// Tells when an output grows; closed when it is kept.
     pub(crate) fn watch(&self, key: &Key) -> OutputGrowth {
         let mut growing = locked(&self.growing);
+        // Under the lock: between the length and the subscription no write may be missed.
         let length = self.length(key);
         let sender = growing.entry(key.clone()).or_insert_with(|| watch::Sender::new(length));
         let followed = Arc::clone(&self.growing);

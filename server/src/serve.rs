@@ -138,6 +138,7 @@ impl Server {
         let loopback = address.ip().to_canonical().is_loopback();
         // With TLS a browser checks the name itself, against the certificate; and proxies pass on
         // the names that their own clients use.
+        // Only then can a web page of another name reach the server in the browser of its machine.
         let is_open = loopback && tls.is_none();
         let names = if is_open { Names::Loopback(name) } else { Names::Any };
         let mut certificates = None;
@@ -150,6 +151,8 @@ impl Server {
                 config =
                     config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
             }
+            // Before anything is spawned: a wrong certificate must fail the start and not the first
+            // connection.
             server = server.tls_config(config)?;
         }
         let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
@@ -217,6 +220,7 @@ impl Server {
             let served = transport
                 .layer(RequestSpanLayer)
                 .layer(access_rule)
+                // For `/metrics`, which scrapers ask for over HTTP/1.1.
                 .accept_http1(true)
                 .add_routes(metrics::routes(server.clone()))
                 .add_service(bounded!(HealthServer::new(health)))
@@ -276,6 +280,8 @@ pub fn dial_tls(address: &str, tls: &DialTls) -> Result<Channel, Error> {
     Ok(lasting(endpoint.tls_config(config)?))
 }
 
+// The pings notice a server whose machine has failed; without them a worker would wait for the timeout
+// of TCP, which is many minutes.
 fn lasting(endpoint: Endpoint) -> Channel {
     endpoint
         .connect_timeout(CONNECT_WITHIN)

@@ -64,6 +64,7 @@ pub async fn backup(
     mut progress: impl FnMut(u64),
 ) -> Result<BackedUp, StoreError> {
     let doing = "writing the backup";
+    // For an early message; the rename below decides.
     if out.exists() {
         return Err(StoreError::BackupExists { path: out.to_owned() });
     }
@@ -102,6 +103,7 @@ pub async fn backup(
         }
         StoreError::while_doing(doing)(error.error)
     })?;
+    // The name as well: after a power cut the file would otherwise exist without a name.
     sync_directory(directory)?;
     let bytes = bytes + DIGEST_BYTES;
     progress(bytes);
@@ -119,6 +121,7 @@ async fn records_into<W: Write>(
     let mut frame = Vec::new();
     while position < tail {
         let page = store.read_all(position, PAGE_MAX).await?;
+        // The tail was acknowledged, so records up to it must exist.
         if page.is_empty() {
             return Err(StoreError::Damaged { position: position + 1, what: Damage::Hole });
         }
@@ -128,6 +131,8 @@ async fn records_into<W: Write>(
             record.frame_into(&mut frame);
             hash = record.hash_after(&hash);
             position += 1;
+            // Every record is verified while it is copied: a backup of a damaged log would be found
+            // out only when it is needed.
             if record.position != position || record.hash != hash {
                 return Err(StoreError::Damaged { position, what: Damage::HashDiffers });
             }

@@ -81,6 +81,8 @@ impl StoreDir {
     pub(crate) fn open(root: &Path, backend: &'static str) -> Result<Self, StoreError> {
         create_directory(root)?;
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
+        // Before the lock, because even the file `owner` must not be written into a directory of
+        // another user.
         check_private(&root)?;
         // Before anything is read or written: a second process must change nothing here.
         let lock = lock(&root)?;
@@ -187,6 +189,8 @@ fn check_private(root: &Path) -> Result<(), StoreError> {
     let mode = found.mode() & 0o7777;
     let why = if owner != own {
         Exposure::Owner { owner, own }
+    // Readable is accepted: `mkdir` makes such directories, and the files inside have modes of
+    // their own.
     } else if mode & WRITABLE_BY_OTHERS != 0 {
         Exposure::Mode { mode }
     } else {
@@ -198,6 +202,7 @@ fn check_private(root: &Path) -> Result<(), StoreError> {
 fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
     let doing = "locking the store";
     let mut options = OpenOptions::new();
+    // Not truncated: until the lock is held the file belongs to another owner, whose pid is in it.
     options.create(true).truncate(false).read(true).write(true).mode(OWNER_ONLY_FILE);
     let file = options.open(root.join("owner")).map_err(StoreError::while_doing(doing))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -277,6 +282,8 @@ fn write_format(root: &Path, backend: &str, fence_base: u64) -> Result<(), Store
 /// The base of the fences that follows `base` at `now`.
 fn raised(base: u64, now: SystemTime) -> u64 {
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+    // The time is a bound that needs no memory: no store writes a record in every microsecond. The
+    // step covers a clock that was set back.
     u64::try_from(now).unwrap_or(u64::MAX).max(base.saturating_add(FENCE_STEP))
 }
 

@@ -113,6 +113,7 @@ fn without_credentials(url: &str) -> String {
     let (before, parameters) = url.split_once('?').map_or((url, None), |(a, b)| (a, Some(b)));
     // An `@` behind the question mark may belong to a password with a question mark in it.
     let (before, parameters) = match parameters {
+        // Hiding too much is harmless, hiding too little is not.
         Some(parameters) if parameters.contains('@') => (url, None),
         _ => (before, parameters),
     };

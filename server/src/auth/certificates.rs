@@ -80,6 +80,8 @@ impl Certificates {
     pub(crate) fn of(ca: &[u8], path: Option<&Path>) -> Result<Self, CertificatesError> {
         let authority = |why: String| CertificatesError::Authority(why);
         let (mut anchors, mut authorities) = (Vec::new(), Vec::new());
+        // Several are allowed, so that a new authority can be introduced before the old one is
+        // removed.
         for certificate in CertificateDer::pem_slice_iter(ca) {
             let certificate = certificate.map_err(|error| authority(error.to_string()))?;
             let anchor = anchor_from_trusted_cert(&certificate);
@@ -89,6 +91,8 @@ impl Certificates {
         let mut known = Known::default();
         if let Some(path) = path {
             known.stamp = atomic_file::stamp(path);
+            // An unreadable list prevents the start: without it every revoked worker would be
+            // accepted.
             known.list = Some(read(path, &authorities)?);
         }
         Ok(Self { anchors, authorities, path: path.map(Path::to_owned), known: Mutex::new(known) })
@@ -114,6 +118,8 @@ impl Certificates {
             let lists: Vec<_> = known.list.iter().collect();
             let revocation = RevocationOptionsBuilder::new(&lists).ok();
             let revocation = revocation.map(|options| {
+                // The list names revoked certificates only. All others are valid by their
+                // signature.
                 let unknown = webpki::UnknownStatusPolicy::Allow;
                 let depth = webpki::RevocationCheckDepth::EndEntity;
                 options.with_status_policy(unknown).with_depth(depth).build()
@@ -131,6 +137,8 @@ impl Certificates {
         if let Some(path) = &self.path {
             let stamp = atomic_file::stamp(path);
             if stamp != known.stamp {
+                // Also if the read fails, so that a broken file is read and logged once, and not
+                // with every request.
                 known.stamp = stamp;
                 match read(path, &self.authorities) {
                     Ok(list) => {

@@ -98,6 +98,8 @@ impl Port {
     /// Lets a request in: its connection has room, who asks may, and has not asked too often.
     fn admit<B>(&self, request: &Request<B>) -> Result<Admitted, CommandError> {
         let line = Connection::of(request.extensions()).cloned();
+        // Before the identity: a connection beyond the bound must not cost the check of a
+        // signature.
         let begun = line.as_ref().map(|line| line.begin(self.limits.connections)).transpose();
         let principal = self.identify(request);
         let who = match (&principal, &line) {
@@ -106,6 +108,7 @@ impl Port {
             (Ok(None) | Err(_), Some(line)) => line.peer(),
             (Ok(None) | Err(_), None) => String::new(),
         };
+        // Also for a wrong token, by address: guessing tokens is limited like any other request.
         locked(&self.rates).take(&who, Instant::now())?;
         let (principal, busy) = (principal?, begun?);
         if let Some(line) = &line {
@@ -117,6 +120,8 @@ impl Port {
     /// Who asks, if that had to be proven, and whether they may.
     fn identify<B>(&self, request: &Request<B>) -> Result<Option<Principal>, CommandError> {
         let path = request.uri().path();
+        // The description of the contract helps to build requests; a port that other machines reach
+        // does not need to give it away.
         if path.starts_with(REFLECTION) && !self.loopback {
             let (who, what) = ("a client of this port".to_owned(), "reflection".to_owned());
             return Err(CommandError::Forbidden { who, what });
@@ -124,6 +129,7 @@ impl Port {
         if needs_no_proof(path) {
             return Ok(None);
         }
+        // The setting for one machine: on loopback without tokens every client names its own actor.
         if !self.strict && !self.tokens.exist() {
             return Ok(None);
         }
@@ -139,6 +145,7 @@ impl Port {
         let refused = |why| CommandError::Unauthenticated { why };
         let mut presented = request.headers().get_all(AUTHORIZATION).iter();
         if let Some(value) = presented.next() {
+            // Proxies and servers differ in which of two headers they use.
             if presented.next().is_some() {
                 return Err(refused("the request presents more than one token"));
             }
@@ -151,6 +158,8 @@ impl Port {
                 return Err(refused("the token is not written as `Bearer TOKEN`"));
             }
             let (secret, now) = (secret.trim(), self.runs.wall_clock());
+            // Tokens of the store are recognised by their prefix, so that an issuer's key is not
+            // looked up for them.
             if let Some(oidc) = self.oidc.as_ref().filter(|_| !secret.starts_with(TOKEN_PREFIX)) {
                 return oidc.verify(secret, now).map(Principal::of_vouched).map_err(refused);
             }
@@ -158,6 +167,8 @@ impl Port {
             let unknown = "the token is unknown, revoked or expired";
             return token.map(Principal::of_token).ok_or(refused(unknown));
         }
+        // A token takes precedence over the certificate: people may connect from the machine of a
+        // worker.
         let tls = request.extensions().get::<TlsConnectInfo<Connection>>();
         let chain = tls.and_then(TlsConnectInfo::peer_certs);
         let (Some(chain), Some(certificates)) = (chain, &self.certificates) else {
@@ -273,6 +284,7 @@ where
             Err(error) => return refused(&request, error),
         };
         if let Some(principal) = &principal {
+            // Handlers take the identity from here and never from the message.
             request.extensions_mut().insert(principal.clone());
         }
         let mut within = port.limits.request_within;
@@ -286,6 +298,7 @@ where
             let Ok(served) = tokio::time::timeout(within, served).await else {
                 return Ok(status::of(Limit::RequestTimedOut { within }.into()).into_http());
             };
+            // Counted until the response begins: an open stream does not count as a request.
             drop(busy);
             let revoked = Box::pin(async move { port.until_revoked(principal.as_ref()).await });
             let aged = Box::pin(async move { until_aged(line.as_ref()).await });
@@ -354,6 +367,7 @@ impl http_body::Body for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         // Whoever may not hear the rest does not, even if it is there.
+        // Before the body in every poll: a stream that always has data would otherwise never look.
         if let Poll::Ready(status) = self.revoked.as_mut().poll(cx) {
             return self.end(status);
         }

@@ -133,9 +133,12 @@ impl Oidc {
 
     /// Who shows `token` at `now`; if nobody, why.
     pub(crate) fn verify(&self, token: &str, now: Timestamp) -> Result<OidcIdentity, &'static str> {
+        // Before the token is decoded, because the sender is not authenticated yet.
         if token.len() > TOKEN_BYTES_MAX {
             return Err("the token is longer than is read");
         }
+        // The same message as for an unknown token of the store, so that a caller cannot tell which
+        // kind was expected.
         let head = decode_header(token).map_err(|_| "the token is unknown, revoked or expired")?;
         let kid = head.kid.ok_or("the ID token does not name its key")?;
         let key = self.key(&kid).ok_or("the ID token is signed with a key that is not known")?;
@@ -172,6 +175,8 @@ impl Oidc {
         // What does not fit ends at the bounds of the type, which are far enough.
         let at = |seconds: f64| Timestamp((seconds * 1_000.0) as i64);
         let expires_at = Timestamp(at(exp).0.saturating_add(LEEWAY_MS));
+        // With a minute of tolerance: clocks of issuers and servers differ, and a token is usually
+        // valid for an hour.
         if now >= expires_at {
             return Err("the ID token has expired");
         }
@@ -200,6 +205,7 @@ impl Oidc {
         };
         let given = groups.iter().filter_map(|group| self.settings.roles.get(*group)).flatten();
         let mut roles: Vec<Role> = given.copied().collect();
+        // Groups come in any order; the roles are compared and recorded.
         roles.sort_unstable();
         roles.dedup();
         let email = rest.get(EMAIL_CLAIM).and_then(Value::as_str).filter(|_| is_verified);
@@ -218,6 +224,7 @@ impl Oidc {
     fn key(&self, kid: &str) -> Option<Jwk> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = atomic_file::stamp(&self.settings.keys);
+        // Keys are replaced while streams are open, and a withdrawn key must end them.
         if stamp != known.0 {
             known.0 = stamp;
             match read(&self.settings.keys) {

@@ -96,6 +96,7 @@ pub(crate) enum Names {
 impl Names {
     fn allow(&self, host: &str) -> bool {
         let Self::Loopback(own) = self else { return true };
+        // A name with a final dot is the same name to a resolver.
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         // `.localhost` is never asked of a DNS server (RFC 6761), and the two names with `ip6` are
         // those of `/etc/hosts` on Debian: an attacker's DNS server can answer for none of them.
@@ -121,6 +122,8 @@ pub(crate) fn check<B>(request: &Request<B>, names: &Names) -> Result<(), Origin
             .and_then(|()| named(request, names))
             .map_err(OriginRefusal::Refused);
     }
+    // Not a method of gRPC: an ordinary 404 tells a person with a browser more than a status of
+    // gRPC.
     if !is_method(path) {
         return Err(OriginRefusal::NotFound);
     }

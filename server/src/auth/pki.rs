@@ -99,6 +99,8 @@ impl PkiError {
 /// Makes an authority for the installation `install` in the new folder `folder`.
 pub fn init(folder: &Path, install: &str) -> Result<PathBuf, PkiError> {
     named(install)?;
+    // The folder holds the key of the authority; the mode is set at creation, because a later
+    // change would leave a moment in which others can read.
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|source| PkiError::Unusable { path: folder.to_owned(), source })?;
     let key = KeyPair::generate()?;
@@ -137,6 +139,7 @@ pub fn issue(folder: &Path, subject: &Subject, for_long: Duration) -> Result<Iss
     let until = good_for(&mut params, for_long);
     let serial = serial()?;
     params.serial_number = Some(SerialNumber::from(serial.to_vec()));
+    // Tells two authorities of one name apart when a chain is built.
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     let key = KeyPair::generate()?;
@@ -145,6 +148,8 @@ pub fn issue(folder: &Path, subject: &Subject, for_long: Duration) -> Result<Iss
         certificate: folder.join(format!("{file}.pem")),
         key: folder.join(format!("{file}.key")),
     };
+    // The key first: a certificate without its key is useless, a key without its certificate
+    // harmless.
     write(&issued.key, 0o600, &key.serialize_pem())?;
     let (kind, name) = match subject {
         Subject::Server(hosts) => ("server", hosts.join(",")),
@@ -170,6 +175,8 @@ fn serial() -> Result<[u8; SERIAL_BYTES], PkiError> {
     let filled = getrandom::fill(&mut random).map_err(no_chance);
     filled.map_err(PkiError::unusable(Path::new("random numbers")))?;
     if let Some(first) = random.first_mut() {
+        // Positive and never shorter than 16 bytes: some programs read the number as signed or drop
+        // leading zeros.
         *first = *first & 0x3f | 0x40;
     }
     Ok(random)
@@ -187,6 +194,8 @@ pub(crate) fn worker_of(certificate: &[u8]) -> Option<String> {
     let certificate = certificate.into();
     let certificate = webpki::EndEntityCert::try_from(&certificate).ok()?;
     let mut names = certificate.valid_uri_names();
+    // Exactly one name. With two, the server and another reader of the certificate could choose
+    // different ones.
     let (name, None) = (names.next()?, names.next()) else { return None };
     let (install, rest) = name.strip_prefix(IDENTITY_PREFIX)?.split_once('/')?;
     let worker = rest.strip_prefix("worker/")?;
@@ -197,6 +206,7 @@ fn authority(install: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("Towpath {install}"));
+    // No authorities below this one: a stolen certificate of a worker cannot issue others.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     good_for(&mut params, DAY * CA_DAYS);
@@ -206,6 +216,7 @@ fn authority(install: &str) -> CertificateParams {
 /// Makes a certificate good `for_long` from now on; answers until when that is.
 fn good_for(params: &mut CertificateParams, for_long: Duration) -> SystemTime {
     let now = SystemTime::now();
+    // Clocks of workers may be behind that of the machine with the authority.
     params.not_before = (now - BACKDATED).into();
     params.not_after = (now + for_long).into();
     now + for_long

@@ -183,7 +183,10 @@ pub fn issue(folder: &Path, new: NewToken, now: Timestamp) -> Result<Secret, Tok
     let mut random = [0; SECRET_BYTES];
     let no_chance = |error: getrandom::Error| io::Error::other(error.to_string());
     getrandom::fill(&mut random).map_err(no_chance).map_err(TokensError::unusable(&path))?;
+    // With a prefix, so that scanners of repositories recognise a token that was committed.
     let secret = format!("{TOKEN_PREFIX}{}", hex::encode(random));
+    // A plain hash is enough: the secret has 256 random bits, and nothing shorter can be guessed
+    // from its digest.
     let sha256 = hex::encode(Sha256::digest(secret.as_bytes()));
     change(folder, |tokens| {
         if tokens.iter().any(|token| token.name == name) {
@@ -244,6 +247,7 @@ fn change(
 ) -> Result<(), TokensError> {
     let path = folder.join(TOKENS_FILE);
     let unusable = TokensError::unusable(&path);
+    // Two `tow token` at once would otherwise each write the list that they have read.
     let _lock = atomic_file::lock(&folder.join("tokens.lock")).map_err(&unusable)?;
     let mut tokens = read(&path)?;
     change(&mut tokens)?;
@@ -306,11 +310,15 @@ impl Tokens {
         let stamp = atomic_file::stamp(&self.path);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if stamp != known.stamp {
+            // Never reset: deleting the file must not open a server that was closed by its first
+            // token.
             known.seen |= stamp.is_some();
             known.stamp = stamp;
             known.tokens = match read(&self.path) {
                 Ok(tokens) => tokens.into(),
                 Err(error) => {
+                    // And not the previous tokens: the file may be unreadable because a revocation
+                    // was written only in part.
                     tracing::error!(%error, "failed to read the token file: every token is refused");
                     Arc::default()
                 }

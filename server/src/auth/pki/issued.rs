@@ -75,6 +75,8 @@ pub fn revoke(folder: &Path, which: &str, now: Timestamp) -> Result<(PathBuf, us
         let named = entry.name == which && !which.is_empty();
         if named || entry.serial == serial {
             found = true;
+            // The first time is kept: a list that moves the time forward would make earlier
+            // sessions look valid.
             entry.revoked_at.get_or_insert(now);
         }
     }
@@ -83,6 +85,8 @@ pub fn revoke(folder: &Path, which: &str, now: Timestamp) -> Result<(PathBuf, us
         && serial.chars().all(|digit| digit.is_ascii_hexdigit());
     match (found, is_number && serial.len() >= 16) {
         (true, _) => {}
+        // A certificate from before the list of issued ones was kept: its number is all that is
+        // known.
         (false, true) => book.certificates.push(Entry {
             serial,
             kind: "unknown".to_owned(),
@@ -111,6 +115,7 @@ fn publish(folder: &Path, mut book: Book, now: Timestamp) -> Result<(PathBuf, us
     let params = CertificateRevocationListParams {
         this_update: time(now).into(),
         next_update: (time(now) + DAY * CRL_DAYS).into(),
+        // Grows with every list, so that a reader can refuse an older one.
         crl_number: SerialNumber::from(book.lists),
         issuing_distribution_point: None,
         revoked_certs: revoked.collect(),
