@@ -453,7 +453,7 @@ const TOO_LARGE_ADVICE: &str =
 fn problem_failure(problem: &TreeProblem) -> Failure {
     let message = problem.to_string();
     match problem {
-        TreeProblem::ConnectionState { .. } => {
+        TreeProblem::Link { .. } => {
             let advice = "Put what it points to into the repository, or use `--source folder`.";
             Failure::new(ErrorCode::SourceLink, message, advice)
         }

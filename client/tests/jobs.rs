@@ -121,3 +121,15 @@ jobs:
     assert_eq!(fine.code, Some(0), "{}{}", fine.out, fine.err);
     assert_eq!(tow(folder.path(), &["logs", "fine"]).out, "fine\n");
 }
+
+#[test]
+fn each_step_of_a_run_is_one_line_of_the_programs_log() {
+    let folder = folder_with("stages: [s]\njobs:\n  a: {stage: s, command: 'true'}\n");
+
+    let said = tow_started_by(&["env", "TOW_LOG=info"], folder.path(), &["run"]);
+
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    for line in ["worker connected", "run created", "run finished"] {
+        assert_eq!(said.err.matches(line).count(), 1, "{line}: {}", said.err);
+    }
+}

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::LeaseJob,
+    event::{Fact, RunEvent},
     ids::{RunId, WorkerName},
     run::LockUsage,
     scheduler::{CloseReason, Effect, Input, Message, Notice, Scheduler, SessionId},
@@ -112,6 +113,9 @@ impl SharedScheduler {
     /// Tells the scheduler what happened, and has done what it wants to be done. Answers what a
     /// report is to be recorded with, if that was one.
     pub(crate) fn on(&self, input: Input<'_>) -> Option<Record> {
+        if let Input::RunDurable { run, facts, .. } = &input {
+            log_lifecycle(run, facts);
+        }
         let mut effects = Vec::new();
         let (alarm, wanted) = {
             let mut scheduler = locked(&self.scheduler);
@@ -187,6 +191,9 @@ impl SharedScheduler {
     fn close(&self, session: SessionId, reason: CloseReason) {
         let connection = locked(&self.connections).remove(&session);
         let Some(Connection { outbox, closed, opening, error, .. }) = connection else { return };
+        if reason == CloseReason::Left && opening.is_none() {
+            tracing::info!(worker = %outbox.worker(), "worker disconnected: it stops");
+        }
         let error = match reason {
             CloseReason::NameTaken => Some(CommandError::WorkerNameTaken { name: outbox.worker() }),
             CloseReason::Unavailable => Some(error.unwrap_or(CommandError::StoreBusy)),
@@ -204,7 +211,11 @@ impl SharedScheduler {
     /// The connection of a session has ended: on `error`, if there is one to be told.
     pub(crate) fn disconnect(&self, session: SessionId, error: Option<CommandError>) {
         let connection = locked(&self.connections).remove(&session);
-        if let Some(Connection { outbox, closed, .. }) = connection {
+        if let Some(Connection { outbox, closed, opening, .. }) = connection {
+            // A session that was refused was never connected, and has no line of its own.
+            if opening.is_none() {
+                tracing::info!(worker = %outbox.worker(), "worker disconnected");
+            }
             outbox.end(error.map(status::of));
             closed.cancel();
         }
@@ -309,6 +320,21 @@ impl SharedScheduler {
                 tracing::warn!(error, "leasing paused: the store takes no leases");
             }
             Notice::LeasingResumed => tracing::info!("leasing resumed"),
+        }
+    }
+}
+
+/// One line for each step of a run's life that is durable: what happened in between is in the log
+/// of the store, and a line for each lease would hide these.
+fn log_lifecycle(run: &RunId, facts: &[Fact]) {
+    for fact in facts {
+        let by = &fact.by;
+        if let RunEvent::RunCreated { pipeline, jobs, .. } = &fact.event {
+            tracing::info!(%run, pipeline, jobs, %by, "run created");
+        } else if let RunEvent::RunResumed {} = &fact.event {
+            tracing::info!(%run, %by, "run resumed");
+        } else if let RunEvent::RunFinished { outcome, .. } = &fact.event {
+            tracing::info!(%run, outcome = outcome.word(), "run finished");
         }
     }
 }

@@ -28,7 +28,7 @@ pub enum TreeProblem {
     },
     /// A link that leads out of the tree, or might.
     #[error("the link `{}` leads out of the folder, to `{}`", .path.escape_debug(), .target.escape_debug())]
-    ConnectionState {
+    Link {
         /// Where it is.
         path: String,
         /// What it says.
@@ -92,7 +92,7 @@ pub enum EntryKind {
     /// A file that can be run.
     Program,
     /// A link, and what it says.
-    ConnectionState(String),
+    Link(String),
 }
 
 /// Everything in the tree `tree`, if all of it may be written into a folder. Blocks.
@@ -113,7 +113,7 @@ pub fn survey(repository: &Repository, tree: Oid) -> Result<Vec<Entry>, TreeProb
                     folders.push((format!("{path}/"), entry.id()));
                     0
                 }
-                EntryKind::File | EntryKind::Program | EntryKind::ConnectionState(_) => {
+                EntryKind::File | EntryKind::Program | EntryKind::Link(_) => {
                     size_of(&odb, entry.id(), &path)?
                 }
             };
@@ -148,9 +148,9 @@ fn kind_of(odb: &Odb<'_>, mode: i32, id: Oid, path: &str) -> Result<EntryKind, T
             size_of(odb, id, path)?;
             let target = String::from_utf8_lossy(odb.read(id)?.data()).into_owned();
             if target.contains(['\0', '\u{fffd}']) || !link_stays(path, &target) {
-                return Err(TreeProblem::ConnectionState { path: path.to_owned(), target });
+                return Err(TreeProblem::Link { path: path.to_owned(), target });
             }
-            Ok(EntryKind::ConnectionState(target))
+            Ok(EntryKind::Link(target))
         }
         0o160_000 => Err(TreeProblem::Submodule { path: path.to_owned() }),
         _ => Err(TreeProblem::Path { path: path.to_owned(), why: "is of an unknown kind" }),
@@ -182,7 +182,7 @@ pub fn write(
     let entries = survey(repository, tree)?;
     fs::create_dir(root).map_err(unwritable("."))?;
     let (links, others): (Vec<&Entry>, Vec<&Entry>) =
-        entries.iter().partition(|entry| matches!(entry.kind, EntryKind::ConnectionState(_)));
+        entries.iter().partition(|entry| matches!(entry.kind, EntryKind::Link(_)));
     for Entry { path, kind, id, .. } in others.into_iter().chain(links) {
         if stop.is_cancelled() {
             return Err(TreeProblem::Stopped);
@@ -190,7 +190,7 @@ pub fn write(
         let at = root.join(path);
         let written = match kind {
             EntryKind::Folder => fs::create_dir(&at),
-            EntryKind::ConnectionState(target) => symlink(target, &at),
+            EntryKind::Link(target) => symlink(target, &at),
             EntryKind::File | EntryKind::Program => {
                 let mode = if *kind == EntryKind::Program { 0o755 } else { 0o644 };
                 let blob = repository.find_blob(*id)?;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tokio_stream::StreamExt as _;
 use towpath_proto::{streams::Records, v1};
 
-use super::{App, CommandResult, follow::server_went_away};
+use super::{App, CommandResult, follow::connection_lost};
 use crate::{exit, failure::Failure};
 
 /// Show the stored log, one JSON object a line
@@ -58,7 +58,7 @@ pub(crate) async fn events(app: &App, args: EventsArgs) -> CommandResult {
                 }
                 Some(Err(failure)) => return Err(failure),
                 // Without an end of its own: the log continues elsewhere, or it is not known how.
-                None if args.follow => return Err(server_went_away()),
+                None if args.follow => return Err(connection_lost()),
                 None => break,
             },
             _ = tokio::signal::ctrl_c() => return Ok(exit::INTERRUPTED),

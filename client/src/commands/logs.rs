@@ -203,7 +203,7 @@ impl<'a> Changes<'a> {
                     continue;
                 }
                 Some(Err(failure)) => return Err(failure),
-                None => return Err(server_went_away()),
+                None => return Err(connection_lost()),
             };
             self.request.after = record.version;
             // An event of a kind that this program does not know may change any job, and so may

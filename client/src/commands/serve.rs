@@ -174,6 +174,7 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
         tracing::warn!(%error, "failed to start the export of metrics");
     }
     ready(app, &config, &server, address)?;
+    tracing::info!(%address, store = StoreUrl::shown(&config.store), "server started");
     tokio::select! {
         () = signals.next() => {}
         () = server.stopped().cancelled() => {
@@ -182,6 +183,7 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
             return Err(Failure::new(ErrorCode::StoreUnavailable, message, advice));
         }
     }
+    tracing::info!("server stopping");
     app.say("Stopping: no new requests, streams end; a second signal ends at once.");
     let clean = tokio::select! {
         clean = server.drain(Duration::from_millis(config.drain_timeout_ms)) => clean,
@@ -190,6 +192,7 @@ pub(crate) async fn serve(app: &App, args: ServeArgs, telemetry: &Telemetry) -> 
     if !clean {
         app.say("Some connections did not end in time and were closed.");
     }
+    tracing::info!(clean, "server stopped");
     Ok(exit::DONE)
 }
 

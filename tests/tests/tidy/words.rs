@@ -23,7 +23,7 @@ const CRATES: [&str; 8] = [
 ];
 
 /// Words that no name and no message has, and the term to use instead.
-const BANS: [(&str, &str); 17] = [
+const BANS: [(&str, &str); 16] = [
     ("house", "server"),
     ("desk", "fixture, app"),
     ("shelf", "key-value backend"),
@@ -32,7 +32,6 @@ const BANS: [(&str, &str); 17] = [
     ("figures", "metrics"),
     ("doomed", "blocked"),
     ("choosy", "has_preferences"),
-    ("undecided", "unevaluated"),
     ("needers", "dependents"),
     ("workshop", "workspace"),
     ("strays", "orphans"),
@@ -44,13 +43,11 @@ const BANS: [(&str, &str); 17] = [
 ];
 
 /// Phrases that no message has, and what to write instead.
-const PHRASES: [(&str, &str); 7] = [
+const PHRASES: [(&str, &str); 5] = [
     ("goes on", "continues"),
-    ("go on", "continue"),
     ("counts no more", "is no longer valid"),
     ("taken up", "adopted"),
     ("cannot be meant", "is not valid"),
-    ("left out", "omitted"),
     ("went away", "was lost, disconnected"),
 ];
 

@@ -44,11 +44,11 @@ pub(super) fn apply(run: &mut Run, record: &v1::Record) -> Result<Fact, Failure>
 pub(super) fn heard(
     record: Option<Result<v1::Record, tonic::Status>>,
 ) -> Result<v1::Record, Failure> {
-    Ok(record.ok_or_else(server_went_away)??)
+    Ok(record.ok_or_else(connection_lost)??)
 }
 
 /// A stream that has no end of its own ended without a word: its server is being stopped.
-pub(crate) fn server_went_away() -> Failure {
+pub(crate) fn connection_lost() -> Failure {
     let advice = "Nothing that was acknowledged is lost; `tow resume` continues.";
     Failure::new(ErrorCode::Unreachable, "the connection to the server was lost", advice)
 }

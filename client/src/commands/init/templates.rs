@@ -35,7 +35,7 @@ jobs:
     # timeout: 10m
     # secrets: [DATABASE_URL]     # taken from your environment, masked in all output
 
-  # A gate: the run stops here until somebody says `tow approve cutover`.
+  # A gate: the run stops here until a person runs `tow approve cutover`.
   cutover:
     stage: cutover
     command: echo \"the new database is live\"
