@@ -45,6 +45,7 @@ pub(crate) fn of(path: &Path, bytes: &[u8]) -> Result<v1::Authors, Unknown> {
     let repository = Repository::discover(path.parent().unwrap_or(&path))?;
     let root = fs::canonicalize(repository.workdir().ok_or(Unknown::NoWorktree)?)?;
     let name = path.strip_prefix(&root).map_err(|_| Unknown::NoWorktree)?;
+    // The missing part of the history may have more authors, and the gate would open for them.
     if repository.is_shallow() {
         return Err(Unknown::Shallow);
     }
@@ -56,6 +57,7 @@ pub(crate) fn of(path: &Path, bytes: &[u8]) -> Result<v1::Authors, Unknown> {
     };
     let committed = blob_at(&head, name)?.ok_or(Unknown::Uncommitted)?;
     let mut emails = walk(&repository, name)?;
+    // The bytes that were parsed are compared, and not the file, which may have changed since.
     let uncommitted = Oid::hash_object(ObjectType::Blob, bytes)? != committed;
     if uncommitted {
         emails.extend(own_emails());
@@ -79,6 +81,8 @@ fn walk(repository: &Repository, name: &Path) -> Result<BTreeSet<String>, Unknow
     let mut names = vec![name.to_owned()];
     let mut emails = BTreeSet::new();
     let mut commits = repository.revwalk()?;
+    // Children before parents, so that a new name of the file is known before its old one is looked
+    // for.
     commits.set_sorting(Sort::TOPOLOGICAL)?;
     commits.push_head()?;
     for commit in commits {
@@ -97,6 +101,7 @@ fn walk(repository: &Repository, name: &Path) -> Result<BTreeSet<String>, Unknow
             names.extend(before.filter(|before| !names.contains(before)));
         }
         if touched {
+            // Both: a committer can change what the author wrote.
             for who in [commit.author(), commit.committer()] {
                 let address = String::from_utf8_lossy(who.email_bytes());
                 let known = email(&address);
@@ -118,6 +123,7 @@ fn touches(commit: &Commit<'_>, name: &Path) -> Result<bool, git2::Error> {
     }
     for parent in commit.parents() {
         if blob_at(&parent, name)? == own {
+            // A merge that takes the file from one of its parents did not change it.
             return Ok(false);
         }
     }
@@ -139,6 +145,7 @@ fn renamed_from(
     name: &Path,
 ) -> Result<Option<PathBuf>, git2::Error> {
     let Some(parent) = commit.parents().next() else { return Ok(None) };
+    // The diff for renames reads whole trees, and is needed only where the file appears.
     if blob_at(&parent, name)?.is_some() {
         return Ok(None);
     }

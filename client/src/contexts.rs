@@ -92,6 +92,8 @@ impl Contexts {
         }
         self.change(|file| match name {
             Some(name) => {
+                // The comment beside the old value belongs to the person who wrote it, and
+                // replacing the value would drop it.
                 let before = file.get("current").and_then(Item::as_value);
                 let beside = before.map(|before| before.decor().clone());
                 let mut current = value(name);
@@ -135,6 +137,7 @@ impl Contexts {
                 }
             }
             let mut all = Table::new();
+            // Without a line `[contexts]` of its own, as a person would write it.
             all.set_implicit(true);
             let all = file.entry("contexts").or_insert(Item::Table(all));
             all[name] = Item::Table(table);
@@ -149,6 +152,7 @@ impl Contexts {
             if let Some(all) = file.get_mut("contexts").and_then(Item::as_table_like_mut) {
                 all.remove(name);
             }
+            // A `current` that names nothing makes the whole file invalid.
             if was_current {
                 file.remove("current");
             }
@@ -161,6 +165,8 @@ impl Contexts {
             self.text.parse().map_err(|_| invalid(&self.path, "it is not valid TOML"))?;
         change(&mut file);
         let text = file.to_string();
+        // What is about to be written is read once more: a change must not leave a file that the
+        // next command refuses.
         self.said = parsed(&self.path, &text)?;
         let unusable = |error: std::io::Error| Failure::file(&self.path, &error);
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -200,6 +206,7 @@ impl Context {
 
 fn of_file(path: &Path) -> Result<String, Failure> {
     let meta = fs::metadata(path).map_err(|error| Failure::file(path, &error))?;
+    // As ssh does for keys: a token that others can read is not the person's alone.
     if meta.mode() & 0o077 != 0 {
         let mode = meta.permissions().mode() & 0o777;
         let message = format!("`{}` holds a token and has mode {mode:04o}", path.display());
@@ -218,6 +225,7 @@ fn of_command(command: &str) -> Result<String, Failure> {
     let said = Command::new("sh")
         .args(["-c", command])
         .stdin(Stdio::null())
+        // A password manager may have to tell the person something.
         .stderr(Stdio::inherit())
         .output()
         .map_err(|error| failed(error.to_string()))?;
@@ -246,6 +254,8 @@ fn parsed(path: &Path, text: &str) -> Result<Said, Failure> {
         }
     }
     match &said.current {
+        // Refused at once: with a wrong `current`, commands would be sent to the nearest store
+        // instead of a server.
         Some(name) if !said.contexts.contains_key(name) => {
             Err(invalid(path, &format!("`current` names the context `{name}`, and there is none")))
         }

@@ -131,6 +131,7 @@ impl fmt::Display for Failure {
             writeln!(f, "{}", shown.trim_end())?;
             writeln!(f)?;
         }
+        // Messages quote names and texts of servers and jobs, which could control the terminal.
         let message = towpath_engine::captured_output::printable(self.message.as_bytes(), false);
         write!(f, "error[{}]: {message}", self.code_text())?;
         if !self.advice.is_empty() {
@@ -177,6 +178,7 @@ impl From<Status> for Failure {
             return Self { shown, ..failure };
         }
         let code = status.code();
+        // Without details it comes from the transport: the method does not exist there.
         if code == tonic::Code::Unimplemented {
             return Self::new(
                 ErrorCode::VersionMismatch,
@@ -184,6 +186,8 @@ impl From<Status> for Failure {
                 "Use the same version of `tow` on both sides; `tow version` shows both.",
             );
         }
+        // Without details these are errors of the transport itself, and not of a server that is out
+        // of reach.
         let odd = [tonic::Code::Internal, tonic::Code::OutOfRange, tonic::Code::ResourceExhausted];
         if odd.contains(&code) {
             let advice = "Try again; if it happens again, report it.";
@@ -209,6 +213,7 @@ impl From<OpenError> for Failure {
         let mut cause = std::error::Error::source(&error);
         while let Some(deeper) = cause {
             let said = deeper.to_string();
+            // Some errors repeat their cause in their own text.
             if !message.contains(&said) {
                 message = format!("{message}: {said}");
             }

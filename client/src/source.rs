@@ -87,6 +87,7 @@ pub(crate) async fn take(
     match kind {
         SourceKind::Auto | SourceKind::Folder => Ok(None),
         SourceKind::Bundle => Draft::of(pipeline, allow_dirty)?.bundle().map(Some),
+        // Never dirty: workers fetch the commit, and no uncommitted file is in it.
         SourceKind::Remote => Draft::of(pipeline, false)?.remote(app).await.map(Some),
     }
 }
@@ -105,12 +106,15 @@ impl Taken {
             return Ok(());
         };
         let asked = v1::FindBlobRequest { blob: Some(blob.clone()) };
+        // The same commit is sent once, however many runs use it.
         if server.blobs().find_blob(asked).await?.into_inner().found {
             return Ok(());
         }
         let mut file = pack.reopen()?;
         let (parts, stream) = mpsc::channel(PARTS);
         let first = Part::Blob(blob.clone());
+        // Files are read by a thread of their own, and the channel keeps it a few parts ahead of
+        // the network.
         tokio::task::spawn_blocking(move || {
             let mut next = Some(first);
             while let Some(part) = next.take() {
@@ -167,6 +171,8 @@ struct Draft {
 impl Draft {
     fn of(pipeline: &Pipeline, allow_dirty: bool) -> Result<Self, Failure> {
         let scratch = tempfile::tempdir()?;
+        // Objects of the made-up commit are written here, so that the person's repository is never
+        // changed.
         let own = Repository::init_bare(scratch.path()).map_err(unusable)?;
         let origin = match Repository::discover(&pipeline.folder) {
             Ok(origin) => Some(origin),
@@ -185,12 +191,14 @@ impl Draft {
         let changes = if let Some(origin) = &origin {
             let objects = origin.commondir().join("objects");
             let objects = objects.to_str().ok_or_else(|| refused("the repository is not UTF-8"))?;
+            // Reads the existing objects where they are, instead of copying a whole repository.
             own.odb().and_then(|odb| odb.add_disk_alternate(objects)).map_err(unusable)?;
             changes(origin, &folder)?
         } else {
             own.set_workdir(&root, false).map_err(unusable)?;
             changes(&own, "")?
         };
+        // Outside of git there is nothing to compare with, and nothing is dirty.
         let dirty = origin.is_some() && (!changes.is_empty() || head.is_none());
         if dirty && !allow_dirty {
             return Err(dirty_failure(&changes));
@@ -204,6 +212,7 @@ impl Draft {
         };
         drop(head);
         let draft = Self { scratch, origin, commit, parent, folder, dirty };
+        // A pipeline file that git ignores would run here and be missing on every worker.
         draft.has_pipeline(&own, pipeline, allow_dirty)?;
         Ok(draft)
     }
@@ -258,6 +267,7 @@ impl Draft {
         let done = builder.foreach(|piece| {
             size += piece.len() as u64;
             hash.update(piece);
+            // The callback can only stop the packing; the error itself is kept for the message.
             if let Err(error) = pack.write_all(piece) {
                 unwritten = Some(error);
             }
@@ -286,6 +296,7 @@ impl Draft {
             return Err(refused(format!("the address of the remote {why}")));
         }
         let commit = self.commit.to_string();
+        // Only a warning: many servers allow to fetch a commit that no branch points to.
         let listed =
             git(true).args(["ls-remote", "--quiet", "--end-of-options", &address]).output().await;
         let has_it = listed.is_ok_and(|listed| {
@@ -337,6 +348,8 @@ fn changes(repository: &Repository, folder: &str) -> Result<Vec<String>, Failure
             return Err(refused(format!("`{}` is not UTF-8", path.escape_debug())));
         };
         let of_store = path.split('/').any(|part| part == STORE_FOLDER);
+        // New files outside of the pipeline's folder are usually the person's own notes and build
+        // results.
         let elsewhere = entry.status() == Status::WT_NEW && !Path::new(path).starts_with(folder);
         if !of_store && !elsewhere {
             paths.push(path.to_owned());
@@ -378,6 +391,8 @@ fn made_up(
             return Err(problem_failure(&TreeProblem::Submodule { path: path.clone() }));
         };
         let entry = IndexEntry {
+            // All fields but the content are constant, so that the same files give the same commit
+            // and the same bundle.
             ctime: IndexTime::new(0, 0),
             mtime: IndexTime::new(0, 0),
             dev: 0,
@@ -393,6 +408,7 @@ fn made_up(
         };
         index.add(&entry).map_err(unusable)?;
     }
+    // No name and no date, for the same reason; and the commit of a run has no author of its own.
     let unnamed = Signature::new("towpath", "towpath@invalid", &Time::new(0, 0));
     let unnamed = unnamed.map_err(unusable)?;
     let tree = index.write_tree_to(own).and_then(|tree| own.find_tree(tree)).map_err(unusable)?;

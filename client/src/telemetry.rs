@@ -88,12 +88,15 @@ impl Telemetry {
                     .build()
             });
             if let Some(provider) = &exporter {
+                // Server and worker are libraries and take the provider from here, in whichever
+                // process they run.
                 global::set_tracer_provider(provider.clone());
                 towpath_server::telemetry::switch_on();
                 towpath_worker::telemetry::switch_on();
             }
             telemetry.spans = exporter;
         }
+        // Commands are over before a first interval has passed.
         if let Some(to) = asked("METRICS", endpoint).filter(|_| part == Part::Server) {
             let complaint = Arc::clone(&complaint);
             telemetry.metrics = metrics_to(&to)
@@ -253,6 +256,8 @@ struct Complaint(AtomicBool);
 impl Complaint {
     /// Whether `exported` is the first that went wrong since one went well.
     fn is_new(&self, exported: &OTelSdkResult) -> bool {
+        // Once for each outage: the exporter tries every few seconds, for as long as the collector
+        // is down.
         let said = self.0.swap(exported.is_err(), Ordering::Relaxed);
         exported.is_err() && !said
     }

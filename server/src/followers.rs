@@ -51,6 +51,7 @@ impl Follower {
     /// Waits until something is recorded that was not seen.
     pub(crate) async fn wait(&mut self) {
         // The sender lives as long as this follower.
+        // An error is impossible while this follower holds the map; it would only wake too early.
         drop(self.recorded.changed().await);
     }
 }

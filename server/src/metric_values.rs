@@ -162,6 +162,7 @@ pub(crate) fn demand_of(demand: &Demand, asked: &v1::WatchDemandRequest) -> v1::
             leased: wanted.leased,
         })
         .collect();
+    // The sets with most waiting jobs are the ones a launcher needs.
     sets.sort_by_key(|set| std::cmp::Reverse((set.pending, set.leased)));
     let left_out = u32::try_from(sets.len().saturating_sub(TAG_SETS_MAX)).unwrap_or(u32::MAX);
     sets.truncate(TAG_SETS_MAX);
@@ -176,6 +177,7 @@ fn by_state(counts: &Counts) -> [(&'static str, u32); 10] {
         ("running", counts.running),
         ("backing_off", counts.backing_off),
         ("succeeded", counts.succeeded),
+        // The engine counts time-outs as failures too; as metrics the two are apart.
         ("failed", counts.failed.saturating_sub(counts.timed_out)),
         ("timed_out", counts.timed_out),
         ("skipped", counts.skipped),

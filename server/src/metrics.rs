@@ -54,6 +54,8 @@ async fn scrape(server: &Server) -> Response {
         Ok(series) => series,
         Err(error) => {
             tracing::warn!(%error, "failed to collect metrics");
+            // Not an empty page: a scraper would store zeros, and an alert on waiting gates would
+            // be resolved by a broken disk.
             return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
         }
     };
@@ -207,6 +209,8 @@ fn by_tags(counts: impl Iterator<Item = (Tags, u64)>) -> Vec<(String, u64)> {
     let mut sums: BTreeMap<String, u64> = BTreeMap::new();
     for (tags, count) in counts {
         let label = tags.join(",");
+        // Labels come from pipeline files, and each new one is a series that the database of
+        // metrics keeps for ever.
         let known = sums.contains_key(&label) || sums.len() + 1 < SERIES_MAX;
         let own = known && label.len() <= LABEL_BYTES_MAX;
         *sums.entry(if own { label } else { OTHER.to_owned() }).or_default() += count;

@@ -52,6 +52,8 @@ impl Outbox {
     /// Puts a message in as soon as there is room; says whether anybody can still take it.
     pub(crate) async fn send(&self, message: v1::SessionResponse) -> bool {
         let bytes = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
+        // A message larger than the whole bound must still pass, alone; and an empty one must
+        // count, or the queue would have no bound.
         let bytes = bytes.clamp(1, OUTBOX_BYTES_MAX);
         tokio::select! {
             () = self.closed() => false,

@@ -150,6 +150,7 @@ impl SharedScheduler {
                 | Effect::Reconcile { .. }
                 | Effect::CheckJob { .. }) => {
                     // Nobody is there to do it only when the server is closing.
+                    // The driver has ended, and the log takes nothing any more.
                     let _ = self.work.send(Work::Effect(work));
                 }
             }

@@ -40,6 +40,7 @@ pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
         return Err(error);
     }
+    // The rename is durable only with the directory.
     sync_directory(parent_of(path))
 }
 

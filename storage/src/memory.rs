@@ -105,6 +105,7 @@ impl MemoryStore {
             .collect();
         for (reply, appended) in appended.into_iter().rev() {
             // Who no longer waits does not need the answer.
+            // The caller may have dropped its future. The append is done all the same.
             let _ = reply.send(appended);
         }
     }

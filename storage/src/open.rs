@@ -65,6 +65,8 @@ fn check_disk_space(path: &Path) -> Result<(), StoreError> {
     // The directory may not exist yet; the disk it will lie on is that of the nearest that does.
     let there = path.ancestors().find(|ancestor| ancestor.exists());
     let space = DiskSpace::of(there.unwrap_or(Path::new(".")));
+    // Opening an existing store writes little; creating one writes the first files of the database
+    // as well.
     let needed = if store_dir::exists(path) { OPEN_BYTES_MIN } else { FREE_BYTES_MIN };
     Ok(space.check_free(needed)?)
 }
@@ -73,6 +75,8 @@ fn check_disk_space(path: &Path) -> Result<(), StoreError> {
 /// it was checked, and then "no space left" is the answer, not what the database made of it.
 fn full_if_so(error: StoreError, space: &DiskSpace) -> StoreError {
     match space.check_free(OPEN_BYTES_MIN) {
+        // Databases report a full disk in many ways; the free space itself is a more precise
+        // reason.
         Err(full) if matches!(error, StoreError::Unavailable { .. }) => full.into(),
         Ok(()) | Err(_) => error,
     }

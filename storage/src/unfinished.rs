@@ -29,7 +29,10 @@ const TRIES_MAX: usize = 16;
 
 /// An empty file in `directory` for a backup. It is removed unless it gets its name.
 pub(crate) fn backup_file(directory: &Path) -> io::Result<NamedTempFile> {
+    // Here and not at the start of the program: only who writes into a folder may clean it.
     remove_stale(directory);
+    // Between creating and locking, another process may take the file for a leftover and remove it.
+    // It is made again.
     for _ in 1..TRIES_MAX {
         let file = Builder::new().prefix(BACKUP_PREFIX).tempfile_in(directory)?;
         if lock_if_there(file.path(), file.as_file())? {
@@ -74,6 +77,7 @@ fn is_at(path: &Path, file: &File) -> io::Result<bool> {
         Err(error) => return Err(error),
     };
     let ours = file.metadata()?;
+    // A lock is on the file, and the name may belong to another one by now.
     Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino()))
 }
 

@@ -124,6 +124,7 @@ impl Progress {
             None => self.began.elapsed() < Self::SILENT,
         };
         if self.watched && !is_early {
+            // A line that wraps could not be removed by a carriage return.
             let words: String = words().chars().take(self.width.saturating_sub(3)).collect();
             drop(write!(io::stderr().lock(), "\r\u{1b}[K  {words}"));
             self.shown = Some(Instant::now());

@@ -62,6 +62,7 @@ struct DoctorJson<'a> {
 /// Looks at everything.
 pub(crate) async fn doctor(app: &App, _: DoctorArgs) -> CommandResult {
     let url = app.url();
+    // Checks of the machine come first: they work even if the store cannot be opened.
     let mut looks = vec![shell()];
     if let Some(folder) = store_folder(&url).filter(|folder| folder.exists()) {
         looks.extend([private(&folder), room(&folder)]);
@@ -71,6 +72,7 @@ pub(crate) async fn doctor(app: &App, _: DoctorArgs) -> CommandResult {
             show(app, look)?;
         }
     }
+    // An existing store only: a check must not create what it checks.
     let server = ServerConnection::connect_existing(&url).await?;
     let examined = examine(app, &server, &mut looks).await;
     server.close().await;
@@ -132,6 +134,8 @@ async fn check(app: &App, server: &ServerConnection) -> Result<v1::CheckResponse
         }
     }
     progress.clear();
+    // A stream that ends without its last report was interrupted; the part that was checked proves
+    // nothing about the rest.
     last.ok_or_else(|| {
         Failure::new(ErrorCode::Unreachable, "the check did not come to its end", "Try again.")
     })

@@ -57,6 +57,7 @@ struct ImportJson {
 pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let bytes = record_of(&args.record)?;
+    // Checked here as well as in the server, so that all problems are shown with their lines.
     let record = understood(&args.record, &bytes)?;
     let pipeline = pipeline::read(app, &path)?;
     if let Some(line) = record.torn_tail {
@@ -70,6 +71,7 @@ pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
     let url = app.url();
     if store_folder(&url).is_some_and(|folder| !folder.exists()) {
         // A refused record must leave no trace, and a store that is made for it would be one.
+        // The whole import on a store in memory, with the same rules.
         let rehearsal = ServerConnection::connect("memory:").await?;
         let imported = rehearsal.runs().import_run(request.clone()).await;
         rehearsal.close().await;
@@ -86,6 +88,7 @@ pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
 fn record_of(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |error: io::Error| Failure::file(path, &error);
     let mut bytes = Vec::new();
+    // One byte more than allowed tells a file of exactly the bound from a larger one.
     let mut take = |from: &mut dyn Read| from.take(RECORD_BYTES_MAX + 1).read_to_end(&mut bytes);
     if path == Path::new("-") {
         take(&mut io::stdin().lock()).map_err(failed)?;

@@ -81,6 +81,8 @@ pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
         let finished = show(app, &server, &mut shown, &mut request, is_lost).await;
         let (is_ours, is_remote) = (server.is_ours(), server.is_remote());
         server.close().await;
+        // Without `--follow` the person asked for what there is, and a lost connection is a
+        // failure.
         if is_ours || !follow || !finished.as_ref().is_err_and(Failure::is_unreachable) {
             return finished;
         }
@@ -145,6 +147,7 @@ async fn follow_job(
     shown: &mut Shown,
     asked: v1::ReadOutputRequest,
 ) -> CommandResult {
+    // Subscribed before the state is read, so that no change falls between the two.
     let mut changes = Changes::of(server, &asked.run, &asked.job).await?;
     // An attempt that was shown before the connection was lost may have printed more.
     let (mut newest, mut waited) = (shown.attempt.saturating_sub(1), None);
@@ -205,6 +208,7 @@ impl<'a> Changes<'a> {
                 Some(Err(failure)) => return Err(failure),
                 None => return Err(connection_lost()),
             };
+            // Where to continue if the connection is replaced because of its age.
             self.request.after = record.version;
             // An event of a kind that this program does not know may change any job, and so may
             // one that names none, such as the end of the run.
@@ -263,6 +267,7 @@ impl Shown {
                 }
                 Err(failure) => return Err(failure),
             };
+            // Bytes that were printed before the connection was lost are skipped.
             let seen = again.min(content.len());
             again -= seen;
             let records = whole.take(content.get(seen..).unwrap_or_default());
@@ -286,6 +291,7 @@ impl WholeLines {
     /// The whole records that `content` completes.
     fn take(&mut self, content: &[u8]) -> Vec<u8> {
         self.open.extend_from_slice(content);
+        // A part of the stream may end inside a record, and half of one cannot be read.
         let end = self.open.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let rest = self.open.split_off(end);
         self.taken += end;
@@ -386,6 +392,7 @@ impl Printer {
         // is before and after it for one piece. Raw bytes stay those of the job.
         let is_gap = line.source == OutputSource::Note;
         let to_out = line.source == OutputSource::Out || (is_gap && !self.raw);
+        // Each stream has its own open line: output and errors of a job alternate.
         let side = usize::from(!to_out);
         let mut bytes = Vec::new();
         if is_gap && std::mem::take(&mut self.inside[side]) {

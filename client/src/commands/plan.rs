@@ -90,6 +90,8 @@ where
 impl Estimates {
     /// Milliseconds; without an earlier run every job is as long as any other.
     fn of(&self, job: &JobName) -> u64 {
+        // Without an earlier run every job has the weight 1, so that the longest chain is that with
+        // most jobs. With one, a new job has none.
         let unknown = u64::from(self.run.is_none());
         self.ran_ms.get(job.as_str()).copied().unwrap_or(unknown)
     }
@@ -99,6 +101,7 @@ impl Estimates {
 /// there is none.
 fn estimates(app: &App, pipeline: &str) -> Estimates {
     let url = app.url();
+    // `tow plan` must not create a store, and must not wait for a server that is not needed.
     if store_folder(&url).is_none_or(|folder| !folder.exists()) {
         return Estimates::default();
     }
@@ -171,6 +174,8 @@ fn outlook_of_resume(
         timeout_ms: None,
     };
     let digest_now = now.map(|now| now.plan.digest().to_string());
+    // Compared by digest, as the server does: the report says what `tow resume` would really
+    // answer.
     let changed = digest_now.as_ref().is_some_and(|now| *now != view.plan_sha256);
     let plan = now.filter(|_| changed).map_or(&frozen, |now| &now.plan);
     let kept: BTreeSet<&JobName> = run

@@ -58,6 +58,7 @@ pub async fn restore_to(
     match url.directory()? {
         Directory::Whole(target) => restore_aside(file, url, &target, progress).await,
         Directory::Beside(target) => {
+            // Before the backup is read, which may take minutes.
             refuse_unless_empty(&target)?;
             let mut source = Source::verified(file)?;
             let mut opened = url.open()?;
@@ -125,6 +126,7 @@ async fn fill(
     loop {
         match source.part()? {
             Part::Record { position, stream, version, record } => {
+                // Records after blobs, or with a gap, were not written by `backup`.
                 if found > 0 || position != appends.next {
                     return Err(source.damaged(BackupDamage::Malformed));
                 }
@@ -190,6 +192,8 @@ impl Appends<'_> {
                 && gathered.expected + gathered.records.len() as Version + 1 == version
                 && gathered.bytes < APPEND_BYTES
         });
+        // Records of one stream in a row become one append, because a sync for each record would
+        // take hours for a large log.
         if !fits {
             self.queue();
             // A few at once share a sync; all at once would be refused as busy.
@@ -307,6 +311,7 @@ impl Source {
                 blobs: u64::from_be_bytes(self.array()?),
                 hash: self.array()?,
             }),
+            // Later versions may add parts. They would have another header, so this byte is damage.
             _ => Err(self.damaged(BackupDamage::Malformed)),
         }
     }

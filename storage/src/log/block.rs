@@ -151,6 +151,8 @@ impl Block {
         // The header has a seal of its own, because the hash chain covers the records only: a
         // changed `indexed below` would make recovery skip records of the index, silently.
         let header = Header::of(value).ok_or(Damage::Malformed)?;
+        // The key of the block says the first position: a block under a wrong key was copied or
+        // moved.
         if header.first != first || header.count == 0 {
             return Err(Damage::Malformed);
         }
@@ -162,6 +164,7 @@ impl Block {
         for position in first..first + u64::from(header.count) {
             let frame = frame_at(&value[start..]).ok_or(Damage::Malformed)?;
             let end = start + frame.len;
+            // Over the stored bytes as they are, and before they are used.
             hash = chain(&hash, &value[start..end]);
             if frame.position != position {
                 return Err(Damage::HashDiffers);

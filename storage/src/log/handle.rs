@@ -41,6 +41,8 @@ impl Log {
     ) -> Result<Self, StoreError> {
         // In this order: an unreadable mark, a log shorter than it, and a log with another record
         // at its position must each be refused before anything is written.
+        // Read before it is opened for writing: opening would replace it with the tail that it is
+        // to be compared with.
         let remembered = HighWaterMark::read(high_water)?;
         let reader = Arc::new(Reader::new(kv));
         let last = reader.last_block()?;
