@@ -147,7 +147,7 @@ impl Certificates {
                     }
                     // What was revoked stays revoked.
                     Err(error) => {
-                        tracing::error!(%error, "failed to read the list of revoked certificates: the previous list stays valid")
+                        tracing::error!(%error, "failed to read the list of revoked certificates: the previous list stays valid");
                     }
                 }
             }

@@ -230,7 +230,7 @@ impl Oidc {
             match read(&self.settings.keys) {
                 Ok(keys) => known.1 = keys,
                 Err(error) => {
-                    tracing::error!(%error, "failed to read the issuer's keys: the previous keys stay valid")
+                    tracing::error!(%error, "failed to read the issuer's keys: the previous keys stay valid");
                 }
             }
         }
