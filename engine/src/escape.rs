@@ -15,6 +15,7 @@ pub fn is_obeyed(c: char) -> bool {
 pub fn shown(text: &str) -> String {
     let mut quoted = shown_all(&text.chars().take(QUOTE_CHARS_MAX).collect::<String>());
     if text.chars().nth(QUOTE_CHARS_MAX).is_some() {
+        // Cut by characters: a quoted name of megabytes would otherwise fill the message.
         quoted.push('…');
     }
     quoted

@@ -135,7 +135,11 @@ pub struct Known<'a> {
 
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::empty();
+    // A missing value is an error and never an empty text, which a script could take for a valid
+    // argument.
     language.set_undefined_behavior(UndefinedBehavior::Strict);
+    // Files are written by people who may not own the server, and the expression is evaluated
+    // there.
     language.set_fuel(Some(FUEL));
     language.set_debug(true);
     language.add_filter("abs", filters::abs);
@@ -171,6 +175,7 @@ pub const TESTS: [&str; 5] = ["defined", "undefined", "startingwith", "endingwit
 pub fn check(expr: &str, known: &Known<'_>) -> Result<(), Vec<ExprError>> {
     let parsed = path::parse(expr).map_err(|error| vec![error])?;
     compile(&parsed.flat).map_err(|error| vec![error])?;
+    // All references are checked, so that a file with ten wrong names needs one round and not ten.
     let mut faults = Vec::new();
     for reference in &parsed.references {
         if let Some(message) = fault(&reference.path, known) {
@@ -185,6 +190,7 @@ pub fn check_condition(expr: &str, known: &Known<'_>) -> Result<(), Vec<ExprErro
     check(expr, known)?;
     let parsed = path::parse(expr).map_err(|error| vec![error])?;
     too_many_reads(&parsed).map_err(|error| vec![error])?;
+    // Outputs are texts: `if: needs.a.outputs.changed` would be true for the text "false".
     let bare = parsed.references.first().filter(|first| expr.trim() == &expr[first.range.clone()]);
     match bare {
         Some(bare) => Err(vec![ExprError::syntax(bare.range.clone(), text_as_condition(expr))]),
@@ -343,6 +349,7 @@ pub fn fill_matrix(template: &str, context: &Context, as_word: bool) -> String {
         if let Ok(value) = value_of(expr, context) {
             filled.push_str(&template[done..place.outer.start]);
             filled.push_str(&if as_word { quoted(&value) } else { Cow::Borrowed(&*value) });
+            // The value itself is not scanned again: a `${{ }}` in an output must not be evaluated.
             done = place.outer.end;
         }
     }

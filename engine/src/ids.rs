@@ -274,6 +274,7 @@ impl FromStr for Actor {
             _ => return Err(ActorMalformed),
         };
         let fits = !name.is_empty() && name.len() <= Self::NAME_BYTES_MAX;
+        // Names are shown in terminals and log lines.
         if !fits || name.chars().any(char::is_control) {
             return Err(ActorMalformed);
         }

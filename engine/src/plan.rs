@@ -40,6 +40,7 @@ impl Plan {
     /// The digest that approvals and resumes are bound to: over everything that is planned.
     pub fn digest(&self) -> Digest {
         #[derive(Serialize)]
+        // Without the name of the pipeline: renaming it changes nothing that an approval covers.
         struct Frozen<'a> {
             stages: &'a [StageName],
             jobs: &'a [JobPlan],

@@ -18,6 +18,8 @@ impl Timestamp {
 
     /// Milliseconds from `earlier` to this moment, 0 if it is in the future.
     pub fn ms_since(self, earlier: Self) -> u64 {
+        // Never negative: durations are shown and compared, and a time from another clock may be
+        // later.
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
 

@@ -21,6 +21,7 @@ pub struct Misplaced {
 
 /// `value` as one word: as it is if no shell could misread it, else in single quotes.
 pub fn quoted(value: &str) -> Cow<'_, str> {
+    // A short list of what no shell treats specially, instead of a long one of what some do.
     let is_safe = |c: char| c.is_ascii_alphanumeric() || "_./:@%+,-".contains(c);
     if !value.is_empty() && value.chars().all(is_safe) {
         return Cow::Borrowed(value);
@@ -41,6 +42,8 @@ pub fn misplaced(script: &str) -> Result<Vec<Misplaced>, ExprError> {
         if let Some((words, in_quotes)) = reader.objection() {
             misplaced.push(Misplaced { range: place.outer.clone(), place: words, in_quotes });
         }
+        // The placeholder is one word to the shell, so the reader continues behind it in the same
+        // state.
         reader.at = place.outer.end;
     }
     Ok(misplaced)
@@ -96,6 +99,8 @@ impl<'t> Reader<'t> {
 
     /// Why no word can stand here, and whether quotes are all that is wrong.
     fn objection(&self) -> Option<(&'static str, bool)> {
+        // Checked first: a backslash or a dollar sign before the word changes its first character
+        // in every state.
         let words = match self.script[..self.at].chars().next_back() {
             Some('\\') => return Some(("comes after a backslash", false)),
             Some('$') => return Some(("comes after a dollar sign", false)),
@@ -158,6 +163,8 @@ impl<'t> Reader<'t> {
                 self.within.pop();
             }
             Some(Within::Comment) => self.at += 1,
+            // Never left again: everything after the first placeholder in a here-document is
+            // refused.
             Some(Within::Heredoc) => self.at += 1,
             Some(Within::Arithmetic(open)) => self.arithmetic(c, open),
             Some(Within::Backtick) if c == '`' => self.leave(),
@@ -216,6 +223,8 @@ impl<'t> Reader<'t> {
     fn escape(&mut self) {
         let joins = self.rest().starts_with("\\\n") || self.rest().starts_with("\\\r");
         let before = self.script[..self.at].chars().next_back();
+        // After white space the joined lines are still two words. Within a word they may become an
+        // operator.
         self.lost |= joins && !before.is_none_or(char::is_whitespace);
         self.at += 2;
     }

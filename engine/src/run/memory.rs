@@ -10,6 +10,8 @@ const INDEX_BYTES: usize = 200;
 impl Run {
     /// About how many bytes of memory the run takes. Walks all jobs.
     pub fn memory_bytes(&self) -> usize {
+        // An estimate, used to decide which idle runs are dropped from memory. It must grow with
+        // everything that a job or a user can make large.
         let jobs = self.jobs.iter().map(Job::memory_bytes).sum::<usize>();
         size_of::<Self>() + jobs + self.carried.values().map(Job::memory_bytes).sum::<usize>()
     }

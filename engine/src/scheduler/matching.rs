@@ -62,6 +62,7 @@ impl Scheduler {
     /// Gives a job of `run` to a worker, if it has one and somebody is free. The next follows when
     /// this one is decided.
     pub(super) fn match_run(&mut self, run: &RunId) {
+        // The run first: a new job looks for the best session among all that are free.
         if self.is_paused() || !self.is_available(run) {
             return;
         }
@@ -72,6 +73,8 @@ impl Scheduler {
 
     /// Fills the free slots of a session, a job of each run in turn.
     pub(super) fn match_session(&mut self, id: SessionId) {
+        // A loop, because a session may have several free slots; each lease changes `indexed`,
+        // which ends it.
         while !self.is_paused()
             && let Some(session) = self.sessions.get(&id).filter(|session| session.indexed > 0)
             && let Some(run) = self.next_run_for(session)
@@ -83,6 +86,7 @@ impl Scheduler {
     /// Other numbers of places of these locks are taken: what waited for one may begin.
     pub(super) fn match_locks(&mut self, names: &[String]) {
         for name in names {
+            // Only kinds that the change has opened: a lock that is taken can only close some.
             for kind in self.demand.lock_changed(name, &self.supply, &self.locks) {
                 self.match_kind(kind);
                 // Workers of one run are not for the others: their run may not be the next one.
@@ -105,6 +109,7 @@ impl Scheduler {
 
     /// Gives out whatever can be given out, after nothing could be for a while.
     pub(super) fn match_all(&mut self) {
+        // Collected first, because every lease changes the index that is walked.
         let free: Vec<SessionId> = self.supply.free().collect();
         for session in free {
             self.match_session(session);
@@ -144,6 +149,7 @@ impl Scheduler {
     /// The free session that the next job of `run` goes to.
     fn choose_session(&self, run: &RunId) -> Option<SessionId> {
         let record = self.runs.get(run).filter(|record| record.indexed)?;
+        // Sessions of this run alone come into question as well, and are in no index of tags.
         let mut candidates: Vec<Rank> = self
             .supply
             .of_run(run)
@@ -164,6 +170,7 @@ impl Scheduler {
             let tags = self.sessions.get(id).map_or(&[][..], |session| &session.hello.tags);
             self.next_want(record, tags).map_or(0, |want| want.want.weight(tags))
         };
+        // Weights are computed only then: they cost a look at the tags of every candidate.
         let best = if record.has_preferences {
             candidates.into_iter().min_by_key(|rank| (Reverse(weight(rank)), *rank))
         } else {
@@ -189,6 +196,8 @@ impl Scheduler {
             None => self.next_want(record, &session.hello.tags).map(|want| &want.want),
         };
         let lock = want.and_then(|want| want.lock.as_ref()).map(|(name, _)| name.clone());
+        // The slot is taken before the lease is decided, or a second run could be promised the same
+        // one.
         let Some(lease) = self.reserve(id) else { return };
         if let Some(name) = &lock {
             self.locks.keep(name);
@@ -197,6 +206,8 @@ impl Scheduler {
         }
         self.deciding.insert(run.clone(), Deciding { session: id, lock });
         self.pause.in_flight += 1;
+        // Out of the index until the decision is back: one lease of a run at a time, because the
+        // second depends on what the first changes.
         self.index_run(&run);
         self.take_turn(id, &run);
         self.out.push(Effect::Lease { session: id, run, lease });
@@ -208,6 +219,7 @@ impl Scheduler {
             return None;
         }
         let session = self.sessions.get_mut(&id)?;
+        // Counted apart from what is held: a lease that fails gives the slot back.
         session.reserved += 1;
         let lease = LeaseJob {
             worker: session.hello.worker.clone(),
@@ -249,6 +261,8 @@ impl Scheduler {
     pub(super) fn take_turn(&mut self, id: SessionId, run: &RunId) {
         let takes_any = |session: &Session| session.hello.only.is_none();
         if self.sessions.get(&id).is_some_and(takes_any) {
+            // The turn moves with the request and not with its success, so that a run whose leases
+            // fail does not keep it.
             self.turn = run.clone();
         }
     }
@@ -256,6 +270,7 @@ impl Scheduler {
     pub(super) fn lease_decided(&mut self, id: SessionId, run: &RunId, recorded: bool) {
         let changed = self.end_deciding(id, run);
         if !recorded {
+            // Every answer is counted, also a refusal: a pause ends when none is out any more.
             self.pause.in_flight = self.pause.in_flight.saturating_sub(1);
             self.unreserve(id);
             let session = self.sessions.get(&id);
@@ -302,6 +317,7 @@ impl Scheduler {
             LeaseStage::Write => Vec::new(),
         };
         match blame {
+            // Only this run: one damaged run must not stop the leases of all others.
             Blame::Run => self.hold_back(run, self.now + RETRY_AFTER),
             Blame::Store => self.pause_leasing(),
         }
@@ -316,6 +332,7 @@ impl Scheduler {
             // Another lease of the same moment.
             return;
         }
+        // The first failure of an outage is reported. Later ones only make the pause longer.
         if !std::mem::replace(&mut self.pause.trying, true) {
             self.pause.wait = PAUSE_MIN;
             self.out.push(Effect::Notice(Notice::LeasingPaused));
@@ -350,6 +367,8 @@ impl Scheduler {
             }
         }
         self.give(id, leased);
+        // After a pause one lease is tried. If it is durable the store works again, and all
+        // sessions are matched.
         let resumed = self.pause.until.is_none() && std::mem::take(&mut self.pause.trying);
         if resumed {
             self.out.push(Effect::Notice(Notice::LeasingResumed));

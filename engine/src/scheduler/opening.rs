@@ -23,10 +23,14 @@ impl Scheduler {
         let worker = hello.worker.clone();
         let current = self.workers.get(&worker).and_then(|known| known.current);
         let old = current.and_then(|current| self.sessions.get(&current));
+        // Two processes under one name would both run the jobs of that name. The same process
+        // connects again after a lost connection.
         if old.is_some_and(|old| old.hello.worker_instance_id != hello.worker_instance_id) {
             let reason = CloseReason::NameTaken;
             return self.out.push(Effect::Close { session: id, reason });
         }
+        // The old connection is half open at most; leases that are on their way to it are lost by
+        // the reconciliation below.
         if let Some(old) = current {
             self.replace(old);
         }
@@ -57,6 +61,7 @@ impl Scheduler {
         else {
             return;
         };
+        // One at a time for each worker: two reconciliations would decide on each other's losses.
         known.reconciling = Some(id);
         self.reconciling.insert(id, worker.clone());
         let named = known.leases.iter().chain(&session.hello.held);
@@ -81,8 +86,12 @@ impl Scheduler {
             return self.fail_opening(id);
         };
         let named = &session.hello.held;
+        // By the log and not by memory: leases that are recorded and not held were assigned while
+        // the worker was away.
         let (held, lost): (Vec<_>, Vec<_>) =
             leased.into_iter().partition(|attempt| named.contains(attempt));
+        // Not ready yet: the losses must be durable before the worker gets new jobs, or one of them
+        // could be the job that is being lost.
         session.stage = SessionStage::Settling;
         session.held = held.into_iter().map(|attempt| (attempt, false)).collect();
         for attempt in lost {
@@ -143,6 +152,7 @@ impl Scheduler {
     fn begin(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.stage = SessionStage::Ready;
+        // The answer names what is valid; the worker ends everything else that it holds.
         let held: BTreeSet<AttemptId> = session.held.keys().cloned().collect();
         let (worker, hello) = (session.hello.worker.clone(), session.hello.clone());
         self.absences.disarm(&worker);
@@ -158,6 +168,7 @@ impl Scheduler {
             if let Some(lease) = self.leases.get_mut(&attempt) {
                 lease.session = Some(id);
             }
+            // The run was cancelled while the worker was away, and the message about it is lost.
             if self.runs.get(&attempt.run).is_some_and(|run| run.cancels) {
                 self.cancel(id, &attempt);
             }
@@ -187,6 +198,8 @@ impl Scheduler {
             }
             None => Vec::new(),
         };
+        // The worker has said that it holds nothing any more: waiting for the expiry would only
+        // delay its jobs.
         for attempt in leases {
             self.lose(&attempt, LossReason::Left);
         }
@@ -213,6 +226,8 @@ impl Scheduler {
         }
         if known.current == Some(id) {
             known.current = None;
+            // From the last heartbeat and not from now: a connection that was dead for 20 seconds
+            // must not add to the lease.
             self.await_reconnect(worker, heard);
         }
         self.forget_worker(worker);

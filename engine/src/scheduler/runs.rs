@@ -69,6 +69,7 @@ impl Scheduler {
 
     pub(super) fn run_set_aside(&mut self, run: &RunId) {
         let leases: Vec<AttemptId> = self.leases_of(run).map(|(id, _)| id.clone()).collect();
+        // A run that cannot be replayed can record nothing, so its leases would be tried for ever.
         for attempt in leases {
             self.drop_loss(&attempt);
             self.remove_lease(&attempt);
@@ -93,6 +94,7 @@ impl Scheduler {
         if !facts.is_empty() {
             self.release_run(run);
         }
+        // After the leases: the room of the run depends on them.
         self.note_run(run, state, at);
         self.match_changed(run, &changed);
     }
@@ -100,6 +102,8 @@ impl Scheduler {
     pub(super) fn run_durable(&mut self, run: &RunId, facts: &[Fact], version: u64) {
         let changed = self.locks.durable(run, version);
         let ending = facts.iter().any(|fact| begins_the_end(&fact.event));
+        // Workers get a cancellation only when it is durable; a crash before that
+        // would leave a run that continues without its jobs.
         let record = self.runs.get_mut(run);
         // A run that was cancelled and resumed since must not have its new attempts cancelled.
         if let Some(record) = record.filter(|record| ending && record.is_ending) {
@@ -123,6 +127,7 @@ impl Scheduler {
     fn leases_of(&self, run: &RunId) -> impl Iterator<Item = (&AttemptId, &LeaseRecord)> {
         let first = AttemptId { run: run.clone(), job: "".into(), attempt: Attempt(0) };
         let run = run.clone();
+        // Leases are ordered by run, so those of one run are found without a walk over all.
         self.leases.range(first..).take_while(move |(attempt, _)| attempt.run == run)
     }
 
@@ -208,6 +213,8 @@ impl Scheduler {
     /// Applies what a run wants now.
     fn note_run(&mut self, run: &RunId, state: &Run, at: Timestamp) {
         self.check_awaited(run, state);
+        // An ended run is forgotten at once: a server with a million of them keeps none in the
+        // scheduler.
         if !state.phase().is_live() {
             self.forget_run(run);
             return;
@@ -219,6 +226,7 @@ impl Scheduler {
         record.room = state.room();
         record.has_preferences = state.has_preferences();
         record.is_ending = state.phase().is_ending();
+        // A resume clears it.
         record.cancels &= record.is_ending;
         record.ready_jobs = ready_jobs;
         self.runs.insert(run.clone(), record);
@@ -229,6 +237,8 @@ impl Scheduler {
     fn note_wants(&mut self, run: &RunId, record: &mut RunRecord, wants: &[Wanted], room: u32) {
         let same = record.wants.len() == wants.len()
             && record.wants.iter().zip(wants).all(|(old, new)| old.want == new.want);
+        // Most events change how many jobs are ready and not what they want, and the index need not
+        // be touched.
         if !same {
             self.unindex(run, record);
             let old = std::mem::take(&mut record.wants);
@@ -249,6 +259,8 @@ impl Scheduler {
             for (known, wanted) in record.wants.iter_mut().zip(wants) {
                 if self.demand.is_free(known.id, &self.locks) == free {
                     let places = known.want.lock.as_ref().map_or(u32::MAX, |(_, limit)| *limit);
+                    // What could really begin: demand drives the number of machines that are
+                    // started.
                     let pending = wanted.jobs.min(left).min(places);
                     left -= pending;
                     self.demand.count(known.id, known.pending, pending);
