@@ -207,7 +207,8 @@ impl ServerConnection {
             }
             let folder = store_folder(url).unwrap_or_default();
             if let Ok(channel) = dial_socket(socket_in(&folder)).await {
-                // Whoever owns the store may be stopped: it takes the call and says nothing.
+                // The owner of the store may be stopped: it accepts the connection and does not
+                // answer.
                 let mut log = LogServiceClient::new(channel.clone());
                 let answer = log.describe(v1::DescribeRequest {});
                 // A connection alone proves nothing: the kernel accepts it for a process that is

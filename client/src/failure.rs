@@ -141,7 +141,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What kind of failure a gRPC code stands for, where that is all that is known.
+/// The class of a gRPC code, for a status without details.
 fn class_of(code: tonic::Code) -> ErrorClass {
     use tonic::Code as C;
     match code {

@@ -298,7 +298,7 @@ pub enum RunEvent {
         /// The job that failed.
         root: JobName,
     },
-    /// Somebody ended the run: what runs is cancelled, and so is the rest.
+    /// An actor ended the run: running jobs are cancelled, and so are the others.
     RunCancelRequested {
         /// What they said.
         #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -329,7 +329,7 @@ pub enum RunEvent {
         /// The first stage that runs again.
         from: StageName,
     },
-    /// Somebody gave one job, and what was skipped because of it, another chance.
+    /// An actor retried one job, and the jobs that were skipped because of it.
     JobRetried {
         /// The job.
         job: JobName,

@@ -433,7 +433,7 @@ fn evaluate(parsed: &path::Parsed, context: &Context) -> Result<Value, ExprError
 pub struct Placeholder {
     /// From `${{` to `}}`.
     pub outer: Range<usize>,
-    /// What stands between.
+    /// The range between the brackets.
     pub inner: Range<usize>,
 }
 
@@ -454,7 +454,7 @@ pub fn placeholders(template: &str) -> Result<Vec<Placeholder>, ExprError> {
     Ok(places)
 }
 
-/// Where `}}` stands outside of quotes.
+/// The offset of `}}` outside of quotes.
 fn closing(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut quote = None;

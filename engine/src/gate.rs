@@ -69,7 +69,7 @@ fn is_one(min: &u32) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Approver {
-    /// Everybody who has this role.
+    /// Every person with this role.
     Role(String),
     /// This person.
     Person(Actor),
@@ -79,9 +79,9 @@ pub enum Approver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Excluded {
-    /// Whoever requested the run or replaced its plan.
+    /// The actors who requested the run or replaced its plan.
     Requester,
-    /// Whoever wrote the pipeline file, or committed it.
+    /// The authors and committers of the pipeline file.
     Author,
 }
 
@@ -198,7 +198,7 @@ impl GatePolicy {
     /// Whether they may approve here; if not, why.
     pub(crate) fn admits(&self, asking: &Asking<'_>) -> Result<(), Refusal> {
         let (job, by) = (asking.job.clone(), asking.by.0.to_string());
-        // A Cyrillic `а` makes a second `ana`. Without a policy nobody counts people, so any name
+        // A Cyrillic `а` makes a second `ana`. Without a policy people are not counted, so any name
         // is fine.
         if *self != Self::default() && !asking.by.0.name.is_ascii() {
             let why = "a name with non-ASCII letters can look like another name".to_owned();

@@ -63,8 +63,8 @@ pub enum JobState {
 impl JobState {
     /// The state after `event`, which must name this job.
     ///
-    /// One row per legal step. A step without a row cannot be recorded, because the server walks
-    /// this table before every append, and cannot be replayed, because `evolve` walks it too.
+    /// One row per legal step. A step without a row cannot be recorded, because the server checks
+    /// this table before every append, and cannot be replayed, because `evolve` checks it too.
     pub fn next(&self, event: &RunEvent) -> Result<Self, IllegalEvent> {
         use RunEvent as E;
         match (self, event) {
@@ -165,7 +165,7 @@ impl JobState {
         if let Self::Leased(attempt, worker) = self { Some((*attempt, worker)) } else { None }
     }
 
-    /// Whether the job has ended, for this run as it stands.
+    /// Whether the job has ended, in the current state of the run.
     pub fn is_over(&self) -> bool {
         match self {
             Self::Succeeded

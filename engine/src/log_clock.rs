@@ -15,7 +15,7 @@ pub const JUMP_MS_MIN: u64 = 60_000;
 /// What the two clocks of a machine show at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The wall clock. Anybody may set it, in both directions.
+    /// The wall clock. It may be set at any time, in both directions.
     pub wall: Timestamp,
     /// The time since a moment that stays the same for as long as the process lives. Never goes
     /// back.

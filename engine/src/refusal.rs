@@ -110,7 +110,7 @@ pub enum Refusal {
         /// Who wanted to approve.
         by: String,
     },
-    /// Nobody can tell whether they wrote the pipeline file.
+    /// The approver's address is unknown, so they could be an author of the pipeline file.
     #[error("the e-mail address of `{by}` is unknown, so `{by}` could be an author of the file")]
     ApproverEmailUnknown {
         /// The job.
@@ -181,7 +181,7 @@ pub enum Refusal {
         /// Its stage, as the record has it.
         stage: StageName,
     },
-    /// The record of another tool says that a job succeeded which stands behind a gate.
+    /// The record of another tool says that a job behind a gate succeeded.
     #[error("the record says that `{job}` succeeded, but the gate of `{gate}` was not approved")]
     ImportPassesGate {
         /// The job that the record names.

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Nothing here waits, reads a clock or knows a socket: time is an argument, measured from any
-//! moment by a clock that never goes back. Whoever drives the scheduler carries the effects out and
+//! moment by a clock that never goes back. The driver of the scheduler carries the effects out and
 //! feeds what came of them back as inputs; the server's driver does it against the log, the
 //! simulation against a simulated disk, and both run this same code.
 //!
@@ -202,7 +202,7 @@ impl Scheduler {
         effects.append(&mut self.out);
     }
 
-    /// How long a worker may be silent.
+    /// How long a worker may send no heartbeat.
     pub fn lease(&self) -> Duration {
         self.lease
     }

@@ -35,7 +35,7 @@ pub struct Source {
     /// The commit that was checked out when the client made this one up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// It holds changes that nobody has committed.
+    /// It has uncommitted changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dirty: bool,
 }
@@ -155,7 +155,7 @@ fn is_ignored(c: char) -> bool {
 
 /// Whether a link at `path` that says `target` stays inside, whatever other such links there are.
 ///
-/// Only leading `..` are taken: after a name, which may be a link itself, nobody can tell where
+/// Only leading `..` are taken: after a name, which may be a link itself, it is unknown where
 /// `..` leads.
 pub fn link_stays(path: &str, target: &str) -> bool {
     // The folder of the link, not the link: a relative target begins there.

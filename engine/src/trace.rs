@@ -43,7 +43,7 @@ impl TraceContext {
         self.span
     }
 
-    /// Whether somebody records the trace.
+    /// Whether the trace is recorded.
     pub fn is_sampled(&self) -> bool {
         self.sampled
     }

@@ -295,7 +295,7 @@ pub struct DiagnosticJson {
     pub end_line: usize,
     /// The character after its last, from 1.
     pub end_column: usize,
-    /// What stands beside the marked text.
+    /// The label beside the marked text.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub label: String,
     /// What to do about it.

@@ -17,5 +17,5 @@ pub mod externalscaler {
     tonic::include_proto!("externalscaler");
 }
 
-/// The compiled contract, for gRPC reflection and for whoever reads messages by their form.
+/// The compiled contract, for gRPC reflection and for programs that read messages by their form.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

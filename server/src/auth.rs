@@ -23,7 +23,7 @@ use towpath_proto::v1;
 use self::{oidc::OidcIdentity, roles::Role, tokens::Token};
 use crate::{connections::Connection, runs::CommandError, wire};
 
-/// Somebody whose identity is proven.
+/// An authenticated client.
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
     pub(crate) actor: Actor,
@@ -110,7 +110,7 @@ claims!(
     RejectGateRequest
 );
 
-/// Who makes `request`: whoever it was proven to be, else whoever it says.
+/// The actor of `request`: the authenticated one, else the one that the request names.
 pub(crate) fn actor<T: Claims>(request: &Request<T>) -> Result<Actor, CommandError> {
     let claimed = request.get_ref().claimed();
     let Some(principal) = request.extensions().get::<Principal>() else {
@@ -142,7 +142,7 @@ pub(crate) fn identity<T>(request: &Request<T>, claimed: &[String]) -> Identity 
     }
 }
 
-/// Refuses whoever was proven to be somebody with none of `roles`.
+/// Refuses an authenticated client with none of `roles`.
 pub(crate) fn needs<T>(
     request: &Request<T>,
     roles: &[Role],

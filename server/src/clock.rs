@@ -45,7 +45,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is set.
+/// A clock that only moves when it is set.
 #[derive(Debug, Default)]
 pub struct SetClock {
     wall: AtomicI64,

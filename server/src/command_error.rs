@@ -110,7 +110,7 @@ pub enum CommandError {
         /// The name.
         name: String,
     },
-    /// Nobody will be given the job any more.
+    /// The job will not be assigned any more.
     #[error("job `{job}` is {state}")]
     JobEnded {
         /// The job.

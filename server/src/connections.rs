@@ -29,7 +29,7 @@ use crate::limits::{
 pub(crate) struct Connections {
     limits: Limits,
     open: Arc<AtomicUsize>,
-    /// Those beyond the bound, which are only told so.
+    /// Those beyond the bound, which only get an error.
     surplus: Arc<AtomicUsize>,
 }
 
@@ -42,13 +42,13 @@ struct State {
     peer: Option<IpAddr>,
     /// There are more connections than there may be.
     surplus: bool,
-    /// A request was let in.
+    /// A request was admitted.
     admitted: AtomicBool,
     /// Its client has proven who it is, or does not have to.
     proven: AtomicBool,
     /// Bytes that are read before that.
     credit: AtomicUsize,
-    /// Whoever waits for more than these.
+    /// The task that waits for more than these.
     reader: AtomicWaker,
     /// Requests that are worked on.
     busy: AtomicUsize,
@@ -60,7 +60,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct InFlight(Connection);
 
-/// Somebody's place among the connections.
+/// A place among the connections; given back when dropped.
 #[derive(Debug)]
 struct Permit(Arc<AtomicUsize>);
 
@@ -91,7 +91,7 @@ impl Connections {
         Self { limits, open: Arc::default(), surplus: Arc::default() }
     }
 
-    /// Takes a connection in. `None`: there are so many that this one is not even told.
+    /// Accepts a connection. `None`: there are so many that this one gets no answer.
     pub(crate) fn take_in(&self, stream: TcpStream) -> Option<ConnectionIo> {
         let regular = Permit::among(&self.open, self.limits.connections);
         let surplus = regular.is_none();
@@ -144,8 +144,8 @@ impl Connection {
         Ok(busy)
     }
 
-    /// Notes that a request was let in, of a client that `proved` who it is, or that asked for what
-    /// needs no proof.
+    /// Notes that a request was admitted, of a client that `proved` who it is, or that asked for
+    /// what needs no proof.
     pub(crate) fn admit(&self, proved: bool) {
         self.0.admitted.store(true, Ordering::Relaxed);
         if proved {
@@ -172,7 +172,7 @@ impl Connection {
 pub(crate) struct ConnectionIo {
     stream: TcpStream,
     line: Connection,
-    /// Until a request was let in.
+    /// Until a request was admitted.
     patience: Option<Pin<Box<Sleep>>>,
     _place: Permit,
 }

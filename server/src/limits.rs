@@ -1,5 +1,4 @@
-//! How much is taken from one message, one connection, one identity: bounds with names, and what is
-//! said to whoever passes one.
+//! Bounds of messages, connections and identities, and the errors of clients that exceed one.
 
 use std::{
     collections::HashMap,
@@ -27,12 +26,12 @@ pub(crate) const REQUESTS_MAX: usize = 64;
 pub(crate) const RESETS_MAX: usize = 20;
 /// How long a client may take to agree on keys.
 pub(crate) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes that are read of a connection before one of its requests was let in: a handshake, the
+/// Bytes that are read of a connection before one of its requests was admitted: a handshake, the
 /// beginning of HTTP/2, and all headers of the first requests fit in.
 pub(crate) const UNPROVEN_BYTES_MAX: usize = 128 * 1024;
 /// Bytes that are read for every request that needs no proof, such as a health check.
 pub(crate) const HEALTH_BYTES: usize = 4 * 1024;
-/// Connections beyond the bound that are told so; those beyond these are closed without a word.
+/// Connections beyond the bound that get an error; further ones are closed without an answer.
 pub(crate) const SURPLUS_MAX: usize = 64;
 /// How long a connection beyond the bound stays open.
 pub(crate) const SURPLUS_WITHIN: Duration = Duration::from_secs(2);
@@ -56,7 +55,7 @@ pub struct Limits {
     pub connection_age: Duration,
     /// How long one request may take, or the next part of an upload. Streams have no end.
     pub request_within: Duration,
-    /// How long a connection may stay without a request that is let in, handshake included.
+    /// How long a connection may stay without an admitted request, handshake included.
     pub first_request_within: Duration,
 }
 
@@ -73,7 +72,7 @@ impl Default for Limits {
     }
 }
 
-/// A bound that somebody passed.
+/// A bound that a client exceeded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Limit {
     /// A message with more bytes than are read.
@@ -250,7 +249,7 @@ mod tests {
         assert!(rates.buckets.len() <= IDENTITIES_MAX + 1);
         assert_eq!(rates.take("ana", start), Ok(()));
 
-        // Whoever has not asked for a while is forgotten, and loses nothing by it.
+        // An idle identity is removed, which changes nothing for it.
         assert_eq!(rates.take("new", start + Duration::from_secs(9)), Ok(()));
         assert_eq!(rates.buckets.len(), 1);
     }

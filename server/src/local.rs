@@ -60,7 +60,7 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         // The folder already keeps others out; these two hold when its mode is changed later, which
-        // nobody notices while the server runs.
+        // the running server would not notice.
         fs::set_permissions(&path, Permissions::from_mode(SOCKET_MODE))?;
         let owner = fs::metadata(self.folder())?.uid();
         let incoming = UnixListenerStream::new(listener).filter_map(move |accepted| {
@@ -71,8 +71,8 @@ impl Server {
     }
 }
 
-/// Whether a process of the user `owner` is at the other end of `stream`, by the word of the kernel.
-/// Whoever is let in here needs no token, so a connection whose sender is not known is closed too.
+/// Whether a process of the user `owner` is at the other end of `stream`, by the word of the
+/// kernel. Clients need no token here, so a connection whose user is unknown is closed too.
 fn is_owned(stream: &UnixStream, owner: u32) -> bool {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == owner => true,

@@ -1,5 +1,5 @@
 //! The whole server in numbers: what `/metrics` shows and what starts workers. Read from the views
-//! whenever somebody asks, so that a number survives a restart and cannot disagree with the log.
+//! at each request, so that a number survives a restart and cannot disagree with the log.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     runs::{CommandError, locked},
 };
 
-/// Most sets of tags that are told at once.
+/// Most sets of tags in one message.
 const TAG_SETS_MAX: usize = 256;
 
 /// Tags in alphabetical order.
@@ -169,7 +169,7 @@ pub(crate) fn demand_of(demand: &Demand, asked: &v1::WatchDemandRequest) -> v1::
     v1::Demand { sets, left_out }
 }
 
-/// How many jobs stand where, each in one state only.
+/// How many jobs are in which state, each in one state only.
 fn by_state(counts: &Counts) -> [(&'static str, u32); 10] {
     [
         ("waiting", counts.waiting),

@@ -84,7 +84,7 @@ pub(crate) struct MetricSeries {
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
     pub(crate) kind: MetricKind,
-    /// What its points are told apart by. Empty: there is one point.
+    /// The label that distinguishes its points. Empty: there is one point.
     pub(crate) label: &'static str,
     /// The points by label; milliseconds, if it counts in seconds.
     pub(crate) points: Vec<(String, u64)>,

@@ -1,4 +1,4 @@
-//! A whole store in one file, and back, for a store that nobody has open: no run is loaded, no
+//! A whole store in one file, and back, for a store that no process has open: no run is loaded, no
 //! timer ticks, nothing is dispatched.
 
 use std::path::Path;

@@ -49,7 +49,8 @@ impl Outbox {
         self.worker.to_string()
     }
 
-    /// Puts a message in as soon as there is room; says whether anybody can still take it.
+    /// Puts a message in as soon as there is room; returns whether the other side can still receive
+    /// it.
     pub(crate) async fn send(&self, message: v1::SessionResponse) -> bool {
         let bytes = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
         // A message larger than the whole bound must still pass, alone; and an empty one must
@@ -66,17 +67,17 @@ impl Outbox {
     /// The last that the worker hears, if there is anything to be said.
     pub(crate) fn end(&self, status: Option<Status>) {
         if let Some(status) = status {
-            // The worker is not there any more: it is told nothing.
+            // The worker is disconnected and gets nothing.
             let _ = self.send.send((Err(status), None));
         }
     }
 
-    /// Whether the other side is gone.
+    /// Whether the other side is disconnected.
     pub(crate) fn is_closed(&self) -> bool {
         self.send.is_closed()
     }
 
-    /// Waits until the other side is gone.
+    /// Waits until the other side is disconnected.
     pub(crate) async fn closed(&self) {
         self.send.closed().await;
     }

@@ -80,12 +80,12 @@ impl OutputGrowth {
     }
 
     /// Comes back when the output has grown, and once when it is kept: after that nothing changes
-    /// any more, and whoever waits in a loop would never sleep.
+    /// any more, and a task that waits in a loop would never sleep.
     pub(crate) async fn changed(&mut self) {
         if self.kept {
             return std::future::pending().await;
         }
-        // An error means that nobody will write any more.
+        // An error means that nothing will be written any more.
         self.kept = self.length.changed().await.is_err();
     }
 }

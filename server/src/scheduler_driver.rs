@@ -88,7 +88,7 @@ impl SchedulerDriver {
         Self { runs, scheduler }
     }
 
-    /// Does what the scheduler wants, until told to stop.
+    /// Carries out what the scheduler wants, until the server stops.
     pub(crate) async fn run(
         self: Arc<Self>,
         mut work: mpsc::UnboundedReceiver<Work>,

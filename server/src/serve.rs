@@ -46,7 +46,7 @@ use crate::{
 };
 
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
-/// More often than leases lapse: a worker must notice in time that its server is gone.
+/// More often than leases lapse: a worker must notice in time that its server has failed.
 const DIALLED_KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Pause after a connection that could not be taken.
@@ -54,7 +54,7 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// Who is let in at a port.
+/// How clients authenticate at a port.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// Nobody is let in without proof; else only once the store has tokens.
@@ -65,7 +65,7 @@ pub struct Access {
     pub oidc: Option<OidcSettings>,
     /// The name under which the port was asked for: clients use it, too.
     pub name: Option<String>,
-    /// How much is taken from anybody.
+    /// The bounds of the port.
     pub limits: Limits,
 }
 
@@ -129,7 +129,7 @@ pub enum ServeError {
 }
 
 impl Server {
-    /// Serves whoever connects to `listener`, until the server closes. Answers the address that it
+    /// Serves the connections of `listener`, until the server closes. Answers the address that it
     /// listens on.
     pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
         let Access { strict, tls, oidc, name, limits } = access;
@@ -280,8 +280,8 @@ pub fn dial_tls(address: &str, tls: &DialTls) -> Result<Channel, Error> {
     Ok(lasting(endpoint.tls_config(config)?))
 }
 
-// The pings notice a server whose machine has failed; without them a worker would wait for the timeout
-// of TCP, which is many minutes.
+// The pings notice a server whose machine has failed; without them a worker would wait for the
+// timeout of TCP, which is many minutes.
 fn lasting(endpoint: Endpoint) -> Channel {
     endpoint
         .connect_timeout(CONNECT_WITHIN)

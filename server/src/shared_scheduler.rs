@@ -1,5 +1,5 @@
-//! The scheduler of the engine, shared by all who tell it what happened, and the connections that
-//! it speaks of.
+//! The scheduler of the engine, shared by all tasks that feed it inputs, and the connections of its
+//! sessions.
 //!
 //! Whatever it wants to be done that needs no log is done here and at once; the rest goes to the
 //! driver (`scheduler_driver`).
@@ -29,7 +29,7 @@ use crate::{
     status,
 };
 
-/// Shortest time for which a worker may be silent.
+/// Shortest time that a worker may send no heartbeat.
 const LEASE_MIN: Duration = Duration::from_millis(4);
 
 /// What the driver is to do.
@@ -149,7 +149,7 @@ impl SharedScheduler {
                 | Effect::Lose { .. }
                 | Effect::Reconcile { .. }
                 | Effect::CheckJob { .. }) => {
-                    // Nobody is there to do it only when the server is closing.
+                    // The driver is missing only while the server is closing.
                     // The driver has ended, and the log takes nothing any more.
                     let _ = self.work.send(Work::Effect(work));
                 }
@@ -177,7 +177,7 @@ impl SharedScheduler {
         let mut connections = locked(&self.connections);
         let connection = connections.get_mut(&session);
         if let Some(opening) = connection.and_then(|connection| connection.opening.take()) {
-            // Nobody waits any more if the connection broke meanwhile.
+            // No task waits any more if the connection was lost meanwhile.
             let _ = opening.send(Ok(()));
         }
     }
@@ -223,8 +223,8 @@ impl SharedScheduler {
         self.on(Input::Disconnected { session });
     }
 
-    /// Ends the session of `worker` if its connection is broken and nobody has noticed yet: else a
-    /// process that was just ended would keep its name from the next.
+    /// Ends the session of `worker` if its connection is broken and this was not noticed yet: else
+    /// a process that was just ended would keep its name from the next.
     pub(crate) fn disconnect_broken(&self, worker: &WorkerName) {
         let Some(session) = locked(&self.scheduler).session_of(worker) else { return };
         let broken = |connection: &Connection| connection.outbox.is_closed();
@@ -256,7 +256,7 @@ impl SharedScheduler {
         self.inspect(|scheduler| scheduler.locks_of_others(run, names))
     }
 
-    /// How long a worker may be silent, in milliseconds.
+    /// How long a worker may send no heartbeat, in milliseconds.
     pub(crate) fn lease_ms(&self) -> u64 {
         self.inspect(|scheduler| u64::try_from(scheduler.lease().as_millis()).unwrap_or(u64::MAX))
     }

@@ -1,4 +1,4 @@
-//! Spans of requests, runs and attempts, and the metrics, for whoever collects them.
+//! Spans of requests, runs and attempts, and the metrics, for collectors.
 //!
 //! The program that runs the server decides whether they go anywhere, and calls [`switch_on`]
 //! once it has set up the exporter. Until then nothing here does anything.
@@ -29,7 +29,7 @@ pub fn switch_on() {
     ON.store(true, Ordering::Relaxed);
 }
 
-/// Whether anybody wants spans.
+/// Whether spans are exported.
 pub(crate) fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
@@ -53,7 +53,7 @@ fn place(context: &Context) -> Option<TraceContext> {
     TraceContext::new(known.trace_id().to_bytes(), known.span_id().to_bytes(), flags.is_sampled())
 }
 
-/// The trace context that the worker of an attempt is told: that of its span, or, if nobody
+/// The trace context for the worker of an attempt: that of its span, or, if nobody
 /// collects that, the one of the run's request.
 pub(crate) fn of_attempt(run: &Run, job: &JobName, attempt: Attempt) -> String {
     let told = if is_on() { run.attempt_span(job, attempt) } else { run.asked_in() };

@@ -10,7 +10,7 @@ use crate::runs::{Runs, locked};
 /// Longest time between two looks, whatever is due: a bound on the harm of a clock that jumps.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Issues what is due until told to stop.
+/// Issues what is due until the server stops.
 pub(crate) async fn run(runs: Arc<Runs>, stop: CancellationToken) {
     loop {
         let now = runs.now();

@@ -141,7 +141,7 @@ impl Blobs {
         self.keep(unfinished)
     }
 
-    /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is gone
+    /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is removed
     /// again unless it is kept.
     pub fn begin(&self, bytes: u64) -> Result<UnfinishedBlob, StoreError> {
         self.disk_space.check(bytes)?;

@@ -169,7 +169,7 @@ pub async fn a_page_is_bounded_by_bytes(store: Store) {
     assert_eq!(everything(store.as_ref(), Some("run/a"), count).await.len(), count);
 }
 
-/// Whoever sees the tail move, or an append acknowledged, can read up to there.
+/// A reader that sees the tail move, or an append acknowledged, can read up to there.
 pub async fn what_is_acknowledged_or_watched_can_be_read(store: Store) {
     let mut watch = store.watch();
     let reader = tokio::spawn({

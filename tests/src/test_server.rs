@@ -25,7 +25,7 @@ use crate::ScriptedWorker;
 pub const ANA: &str = "human:ana";
 /// How long a story waits for something before it says that it never came.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
-/// When the clocks that stand still begin to stand still.
+/// The time of the test clocks.
 pub const BEGINNING: Timestamp = Timestamp(1_763_715_723_000);
 
 /// A pipeline file: its version, and `rest`.
@@ -72,17 +72,17 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// A server that forgets everything in the end, with a clock that stands still.
+    /// A server that forgets everything in the end, with a clock that only the test moves.
     pub async fn in_memory() -> Self {
         Self::with_set_clock("memory:").await
     }
 
-    /// A server in `folder` that forgets nothing, with a clock that stands still.
+    /// A server in `folder` that forgets nothing, with a clock that only the test moves.
     pub async fn in_folder(folder: &Path) -> Self {
         Self::with_set_clock(&format!("sled:{}", folder.display())).await
     }
 
-    /// A server at `url`, with a clock that stands still.
+    /// A server at `url`, with a clock that only the test moves.
     pub async fn with_set_clock(url: &str) -> Self {
         let clock = Arc::new(SetClock::at(BEGINNING));
         let server = Self::open(url, Arc::<SetClock>::clone(&clock)).await;
@@ -94,7 +94,7 @@ impl TestServer {
         Self::open("memory:", Arc::new(SystemClock)).await
     }
 
-    /// A server at `url` whose leases lapse after `lease_ms` milliseconds of silence.
+    /// A server at `url` whose leases lapse after `lease_ms` milliseconds without a heartbeat.
     pub async fn with_lease(url: &str, lease_ms: u64) -> Self {
         let clock = Arc::new(SystemClock);
         let server = Server::open_with_lease(url, clock, lease_ms).await.expect("the server opens");
@@ -253,7 +253,7 @@ impl TestServer {
         words.join(", ")
     }
 
-    /// Why a job stands where it stands.
+    /// Why a job is in its state.
     pub async fn explain(&self, run: &str, job: &str) -> v1::ExplainJobResponse {
         let request = v1::ExplainJobRequest { run: run.to_owned(), job: job.to_owned() };
         self.runs().explain_job(request).await.expect("an explanation").into_inner()

@@ -1,4 +1,4 @@
-//! The pipelines of `examples/`, run as they stand, by the program, with real databases.
+//! The pipelines of `examples/`, run without changes, by the program, with real databases.
 
 use std::{
     fs,

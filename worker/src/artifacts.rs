@@ -89,8 +89,7 @@ pub enum ArtifactsUnusable {
 }
 
 /// The files below `folder` that `patterns` name, sorted by path, each once. Blocks.
-///
-/// A folder stands for all files below it. Symbolic links are never followed out of the folder,
+/// A folder means all files below it. Symbolic links are never followed out of the folder,
 /// and globs do not follow them at all.
 pub(crate) fn find(
     folder: &Path,
@@ -152,7 +151,7 @@ fn find_one(
     let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
     let walked = walk(root, &start, pattern)?;
     let matches = |path: &str| {
-        // A folder that matches stands for what is below it.
+        // A folder that matches means the files below it.
         path.match_indices('/')
             .map(|(end, _)| &path[..end])
             .chain([path])

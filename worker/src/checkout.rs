@@ -65,7 +65,7 @@ pub enum TreeProblem {
         /// Why.
         source: io::Error,
     },
-    /// Somebody ended it.
+    /// It was cancelled.
     #[error("it was cancelled")]
     Stopped,
 }

@@ -21,7 +21,7 @@ pub const PASSED_ON: [&str; 9] =
 /// Names that begin so belong to Towpath; a job cannot set them.
 pub const RESERVED_PREFIX: &str = "TOW_";
 
-/// The worker's own token. It opens the server to whoever has it, so no job ever gets it, not even
+/// The worker's own token. It gives access to the server, so no job ever gets it, not even
 /// one that names it as a secret.
 const TOKEN_VARIABLE: &str = "TOW_TOKEN";
 
@@ -64,7 +64,7 @@ impl Environment {
             .filter(|(name, _)| passes(name))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        // Nobody watches: a script that asks is told not to draw.
+        // There is no terminal: scripts should not draw.
         seen.insert("TERM".into(), "dumb".into());
         for (name, value) in &script.env {
             if !name.starts_with(RESERVED_PREFIX) {

@@ -14,7 +14,7 @@ use base64::Engine as _;
 pub const SECRET_BYTES_MIN: usize = 4;
 /// Longest secret, in bytes: room for keys and certificates, and a bound on what is searched for.
 pub const SECRET_BYTES_MAX: usize = 16 * 1024;
-/// What stands in place of a secret.
+/// The text that replaces a secret.
 pub const STARS: &str = "***";
 /// `base64` breaks its lines after 76 characters, `openssl` after 64.
 const BASE64_COLUMNS: [usize; 2] = [64, 76];

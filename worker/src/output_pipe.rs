@@ -18,9 +18,9 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 pub(crate) enum PipeRead {
     /// So many bytes: see [`OutputPipe::bytes`].
     Bytes(usize),
-    /// Nothing now; somebody may still write.
+    /// Nothing now; a process may still write.
     Nothing,
-    /// Nothing, and nobody can write any more.
+    /// Nothing, and no process can write any more.
     Closed,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct OutputPipe {
 }
 
 impl OutputPipe {
-    /// Opens the pipe at `path`, whether or not anybody writes to it.
+    /// Opens the pipe at `path`, whether or not a process writes to it.
     ///
     /// A pipe that a process is about to close for the last time must not be opened for the next
     /// writer: the runtime never takes back that it saw the end of a pipe.
@@ -48,9 +48,8 @@ impl OutputPipe {
     }
 
     /// Reads what is there, without waiting.
-    ///
-    /// The only way to notice that nobody has a pipe open for writing since before it was opened
-    /// here: the system tells that to a read, but wakes no one for it.
+    /// The only way to notice that no process has a pipe open for writing since before it was
+    /// opened here: the system tells that to a read, but wakes no one for it.
     pub(crate) fn take_now(&mut self) -> PipeRead {
         self.fill_buffer();
         let read = nix::unistd::read(&self.pipe, &mut self.buffer);

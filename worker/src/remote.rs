@@ -34,7 +34,7 @@ const SETTINGS: [&str; 8] = [
     "maintenance.auto=false",
 ];
 
-/// The program `git`, equipped so that it asks nobody and runs nothing; `files` lets it read
+/// The program `git`, configured so that it never prompts and runs no hooks; `files` lets it read
 /// repositories of this machine.
 pub fn git(files: bool) -> Command {
     let mut git = Command::new("git");

@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::{NamedTempFile, TempDir};
 
-/// Most bytes of sources that are kept while nobody uses them.
+/// Most bytes of unused sources that are kept.
 pub const SOURCES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Begins the names of what is not whole yet.
 const UNFINISHED_PREFIX: &str = ".part-";
@@ -201,7 +201,7 @@ mod tests {
         drop(sources.scratch_folder().unwrap());
         assert_eq!(names(folder.path()), [""; 0]);
 
-        // Killed: nobody was left to remove them.
+        // The worker was killed and could not remove them.
         fs::create_dir(folder.path().join(".part-1")).unwrap();
         fs::write(folder.path().join(".part-2"), "half").unwrap();
         drop(make(&sources, "whole", 0));

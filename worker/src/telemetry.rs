@@ -38,7 +38,7 @@ fn execution(attempt: &TraceContext) -> TraceContext {
     attempt.child(&["execution"])
 }
 
-/// What a script is given as `TRACEPARENT`: its execution, or, if nobody collects that, its
+/// What a script is given as `TRACEPARENT`: its execution, or, if that is not exported, its
 /// attempt, as `attempt` says it.
 pub(crate) fn of_script(attempt: &str) -> String {
     let known = attempt.parse().ok().filter(|_| is_on());
@@ -74,7 +74,7 @@ pub(crate) fn executed(
     let builder = SpanBuilder::from_name(format!("execute {job}"))
         .with_start_time(began)
         .with_attributes(attributes);
-    // Whoever makes ids finds this one where it looks for it.
+    // The generator of ids finds this one in the context.
     let _known: ContextGuard = Context::new().with_value(execution(&above)).attach();
     let mut span = global::tracer(SCOPE).build_with_context(builder, &below(&above));
     if wrong {

@@ -60,7 +60,7 @@ pub(crate) struct Prepared {
 /// Why there is no folder.
 #[derive(Debug)]
 pub(crate) enum PrepareError {
-    /// Somebody ended it.
+    /// It was cancelled.
     Cancelled,
     /// It cannot be made; why.
     Because(String),
@@ -268,7 +268,7 @@ async fn receive(
     Err(Unfetched::Because("did not arrive with the bytes of its digest".to_owned()))
 }
 
-/// The answer, unless the server falls silent.
+/// The answer, unless the server stops sending.
 async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let silent = |_| Status::unavailable("the server stopped sending");
     tokio::time::timeout(SILENCE_MAX, answer).await.map_err(silent)?

@@ -110,7 +110,7 @@ pub(crate) fn context(app: &App, args: ContextArgs) -> CommandResult {
                 return Err(Failure::new(ErrorCode::Usage, "a context needs a server", advice));
             };
             // A `~` that no shell has replaced stays as it is, because it was quoted or stands
-            // after a `=`: the file means the home folder by it, whoever's that is.
+            // after a `=`: the file then means the home folder of its reader.
             let whole = |path: PathBuf| match path.starts_with("~") {
                 true => path,
                 false => std::path::absolute(&path).unwrap_or(path),

@@ -189,7 +189,7 @@ impl Demo<'_> {
         Err(unexpected(format!("`tow {command}` should end with exit code {code}, but: {how}")))
     }
 
-    /// Whoever pressed Ctrl-C pressed it for the other `tow` as well: it is let end by itself.
+    /// Ctrl-C reaches the other `tow` as well, which then ends by itself.
     async fn interrupted(&self, mut child: Child) -> Result<(), Failure> {
         child.wait().await?;
         Err(Failure::new(ErrorCode::Interrupted, "the demo was interrupted", ""))

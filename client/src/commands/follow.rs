@@ -39,7 +39,7 @@ pub(crate) struct Follow {
     pub(crate) known: u64,
     /// Run its jobs in this process, this many at once.
     pub(crate) slots: Option<u32>,
-    /// Stay at a gate until somebody opens it elsewhere.
+    /// Wait at a gate until it is opened elsewhere.
     pub(crate) wait: bool,
     /// What this worker offers.
     pub(crate) tags: Vec<String>,

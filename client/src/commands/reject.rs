@@ -23,7 +23,7 @@ pub(crate) struct RejectArgs {
     comment: String,
 }
 
-/// Keeps a gate shut.
+/// Rejects a gate.
 pub(crate) async fn reject(app: &App, args: RejectArgs) -> CommandResult {
     let server = app.server().await?;
     let gate = waiting_gate(&server, &args.run.run, args.job.as_deref()).await?;

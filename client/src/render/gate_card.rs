@@ -32,7 +32,7 @@ pub(crate) enum Answer {
     Approve,
     Reject,
     Leave,
-    /// They would approve, but not by the word that this card asks for.
+    /// They would approve, but did not type the word that this card requires.
     Unproven,
 }
 
@@ -303,7 +303,7 @@ fn indented(columns: usize, text: String) -> CardLine {
     CardLine { again: format!("{blanks}  "), lead: (blanks, columns + 2), text, bold: false }
 }
 
-/// How many `${{ }}` stand in `text`.
+/// How many `${{ }}` are in `text`.
 fn open_placeholders(text: &str) -> usize {
     placeholders(text).map_or(1, |places| places.len())
 }

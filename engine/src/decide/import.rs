@@ -88,7 +88,7 @@ pub(super) fn decide(
 
 /// The gate that `job` has itself, or that one of the jobs it needs has, however indirectly.
 ///
-/// A record of another tool is a file that anybody can write. A result in it must not stand for
+/// A record of another tool is a file that anyone can write. A result in it must not stand for
 /// what a person of this store would have had to allow: neither for the gated job, nor for a job
 /// behind it, whose success would let through what needs it.
 fn gate_before<'p>(

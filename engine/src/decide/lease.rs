@@ -19,7 +19,7 @@ pub struct LeaseJob {
     pub lease_ms: u64,
     /// How many jobs of other runs hold each lock.
     pub busy: LockUsage,
-    /// The one job that the worker is there for, whatever tags it asks for.
+    /// The one job that the worker was started for, with any tags.
     pub only: Option<JobName>,
 }
 

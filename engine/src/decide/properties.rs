@@ -66,7 +66,7 @@ fn jobs() -> Vec<JobPlan> {
     jobs
 }
 
-/// Texts of every size that somebody may send, of characters that JSON writes in one, two and six
+/// Texts of every size that a client may send, of characters that JSON writes in one, two and six
 /// bytes.
 fn text() -> impl Strategy<Value = String> {
     let of = select(vec!["x", "\"", "\n", "\0", "é"]);

@@ -86,7 +86,7 @@ pub(super) fn decide(
         Ended::Cancelled if run.phase().is_ending() => {
             RunEvent::JobCancelled { job: name, attempt, ran_ms, captured_output }
         }
-        // The worker was told to stop, not the run: the job goes back.
+        // The worker was stopped, not the run: the job is leased again.
         Ended::Cancelled => {
             let reason = "the worker was stopped".to_owned();
             RunEvent::JobLost { job: name, attempt, worker, reason }

@@ -101,8 +101,8 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
     }
     // The first of them names the cause in `gate_voided`; the digest covers all.
     let lost = run.jobs().iter().find(|job| job.state.is_over_badly());
-    // Whoever continues after an approval means what was approved: without a word to the contrary
-    // nothing runs again that would make it void.
+    // A resume after an approval continues what was approved: without `--from` or an edited file no
+    // job runs again that would make the approval void.
     let asked = !events.is_empty() || !run.would_void(|job| job.state.is_over_badly());
     if let Some(job) = lost.filter(|_| asked) {
         void = void.or(Some(VoidCause::JobRepeated(job.plan.name.clone())));

@@ -55,7 +55,7 @@ pub(crate) fn creation(jobs: Vec<JobPlan>) -> CreateRun {
     }
 }
 
-/// A run, its facts, and a clock that moves when told.
+/// A run, its facts, and a clock that the test moves.
 pub(crate) struct Fixture {
     pub(crate) run: Run,
     pub(crate) facts: Vec<Fact>,

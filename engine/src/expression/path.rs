@@ -100,7 +100,7 @@ const WORDS: [&str; 13] = [
 ];
 const ROOTS: [&str; 4] = ["needs", "matrix", "env", "run"];
 
-/// What the next name would be, by what stands before it.
+/// What the next name means, by the text before it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
     Anything,
@@ -235,7 +235,7 @@ impl<'t> Cursor<'t> {
         &self.text[start..self.at]
     }
 
-    /// A name in which hyphens may stand between other characters.
+    /// A name that may have hyphens between other characters.
     fn hyphenated(&mut self) -> &'t str {
         let start = self.at;
         loop {

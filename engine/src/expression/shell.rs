@@ -1,4 +1,4 @@
-//! Values as words of a POSIX shell, and the places of a script where a word can stand.
+//! Values as words of a POSIX shell, and the places of a script where a word is allowed.
 //!
 //! A quoted word stays one word only outside of other quotes. Reading a script precisely enough
 //! to be sure is the work of a shell, so whatever looks intricate is refused: the way around,
@@ -8,7 +8,7 @@ use std::{borrow::Cow, ops::Range};
 
 use super::{ExprError, placeholders};
 
-/// A `${{ }}` that stands where its value would not stay one word.
+/// A `${{ }}` in a place where its value would not stay one word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misplaced {
     /// The `${{ }}`, in bytes of the script.
@@ -29,7 +29,7 @@ pub fn quoted(value: &str) -> Cow<'_, str> {
     Cow::Owned(format!("'{}'", value.replace('\'', r"'\''")))
 }
 
-/// The `${{ }}` of a script that stand within quotes, comments and the like.
+/// The `${{ }}` of a script within quotes, comments and the like.
 pub fn misplaced(script: &str) -> Result<Vec<Misplaced>, ExprError> {
     let places = placeholders(script)?;
     if places.is_empty() {
@@ -97,7 +97,7 @@ impl<'t> Reader<'t> {
         self.within.contains(&Within::Double)
     }
 
-    /// Why no word can stand here, and whether quotes are all that is wrong.
+    /// Why no word is allowed here, and whether only the quotes are wrong.
     fn objection(&self) -> Option<(&'static str, bool)> {
         // Checked first: a backslash or a dollar sign before the word changes its first character
         // in every state.
@@ -276,7 +276,7 @@ impl<'t> Reader<'t> {
             ')' if self.within.last() == Some(&Within::Paren) => self.leave(),
             '#' if self.begins_word() => self.enter(Within::Comment, 1),
             'c' if self.begins_word() && self.rest().starts_with("case") => {
-                // A pattern's lone `)` cannot be told from the end of a substitution.
+                // A pattern's lone `)` cannot be distinguished from the end of a substitution.
                 self.lost |= !self.within.is_empty();
                 self.at += 1;
             }
@@ -289,7 +289,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Whether `word` stands here, alone.
+    /// Whether `word` is here, alone.
     fn begins_with(&self, word: &str) -> bool {
         let after = self.rest().strip_prefix(word);
         let is_alone = |rest: &str| rest.is_empty() || rest.starts_with([' ', '\t', '\n', '\\']);

@@ -3,8 +3,8 @@
 //! Each consequence is one event; the caller applies it and calls again, until there is none. The
 //! indexes of the ready_queue make each answer cost the same in a run of ten jobs or of a million.
 //!
-//! Every answer must fit a record, whatever jobs wrote and however long their names are. Nobody
-//! asked for it, so nobody can be refused: a consequence that cannot be written would undo the
+//! Every answer must fit a record, whatever jobs wrote and however long their names are. No client
+//! requested it, so no client can be refused: a consequence that cannot be written would undo the
 //! command that it follows from, every time that command is given.
 
 use std::collections::{BTreeMap, btree_map::Entry};

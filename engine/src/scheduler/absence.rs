@@ -168,7 +168,7 @@ impl Scheduler {
             let reason = self.losses.get(&attempt).map(|loss| loss.reason);
             self.drop_loss(&attempt);
             self.losses_due.remove(&(at, attempt.clone()));
-            // A session that holds it now was told so by the log.
+            // A session that holds it now holds it according to the log.
             let held = self.leases.get(&attempt).is_none_or(|lease| lease.session.is_some());
             if let Some(reason) = reason.filter(|_| !held) {
                 self.lose(&attempt, reason);

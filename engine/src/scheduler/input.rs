@@ -1,4 +1,4 @@
-//! What a scheduler is told.
+//! The inputs of a scheduler.
 
 use super::{Hello, SessionId};
 use crate::{
@@ -24,7 +24,7 @@ pub enum Input<'a> {
     RunLoaded {
         /// Which run.
         run: &'a RunId,
-        /// How it stands.
+        /// Its state.
         state: &'a Run,
         /// The moment by the log's clock.
         at: Timestamp,
@@ -33,7 +33,7 @@ pub enum Input<'a> {
     RunDecided {
         /// Which run.
         run: &'a RunId,
-        /// How it stands now.
+        /// Its state now.
         state: &'a Run,
         /// Its version once that is recorded. Of two decisions the later one has the greater.
         version: u64,
@@ -92,7 +92,7 @@ pub enum Input<'a> {
         session: SessionId,
     },
     /// An operator wants a worker to be given nothing new, or jobs again. Remembered by name,
-    /// whether or not the worker is connected; whoever drives the scheduler feeds it again after a
+    /// whether or not the worker is connected; the driver of the scheduler feeds it again after a
     /// restart.
     DrainChanged {
         /// The worker.

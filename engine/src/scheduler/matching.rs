@@ -59,7 +59,7 @@ impl Scheduler {
         self.pause.holds()
     }
 
-    /// Gives a job of `run` to a worker, if it has one and somebody is free. The next follows when
+    /// Gives a job of `run` to a worker, if it has one and a worker is free. The next follows when
     /// this one is decided.
     pub(super) fn match_run(&mut self, run: &RunId) {
         // The run first: a new job looks for the best session among all that are free.

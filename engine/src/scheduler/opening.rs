@@ -148,7 +148,7 @@ impl Scheduler {
         self.out.push(Effect::Close { session: id, reason });
     }
 
-    /// Lets a session begin: its welcome is the first that the worker is told.
+    /// Lets a session begin: its welcome is the first message to the worker.
     fn begin(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.stage = SessionStage::Ready;
@@ -174,7 +174,7 @@ impl Scheduler {
             }
         }
         if let Some((run, job)) = hello.only.zip(hello.job) {
-            // It may have ended since somebody looked.
+            // It may have ended since it was checked.
             self.out.push(Effect::CheckJob { session: id, run, job });
         }
         self.index_session(id);
@@ -212,7 +212,7 @@ impl Scheduler {
         self.end_session(id, &session, self.now);
     }
 
-    /// A session has been taken out; its worker was last heard at `heard`.
+    /// A session has been taken out; its worker's last heartbeat was at `heard`.
     pub(super) fn end_session(
         &mut self,
         id: SessionId,

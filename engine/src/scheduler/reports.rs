@@ -48,8 +48,8 @@ impl Scheduler {
         self.match_session(id);
     }
 
-    /// Sends assignments, which are durable, to the session that they are for. What nobody is
-    /// there for any more is lost at once: nobody was told, so nobody runs it.
+    /// Sends assignments, which are durable, to the session that they are for. An assignment
+    /// without its session is lost at once: it was not sent, so no worker runs it.
     pub(super) fn give(&mut self, id: SessionId, leased: Vec<Leased>) {
         for Leased { attempt, fence } in leased {
             let there = self.sessions.get_mut(&id).filter(|session| session.is_ready());

@@ -35,7 +35,7 @@ pub struct Hello {
     pub tags: Vec<String>,
     /// Only jobs of this run.
     pub only: Option<RunId>,
-    /// Only this job of that run, whatever tags it asks for.
+    /// Only this job of that run, with any tags.
     pub job: Option<JobName>,
     /// How many assignments it accepts in this session.
     pub jobs_max: Option<u32>,

@@ -1,4 +1,4 @@
-//! Why does a job stand where it stands? (`tow why`.)
+//! Why is a job in its state? (`tow why`.)
 //!
 //! The answer is data. Which sentence and which command line say it is up to the client: the server
 //! and the engine know no command line.
@@ -89,7 +89,7 @@ pub enum WaitReason {
     WorkersDrained,
     /// A worker that offers its tags: none that is connected does.
     Tags {
-        /// What the job asks for.
+        /// The tags of the job.
         tags: Vec<String>,
     },
     /// The store, which takes no leases now.

@@ -61,7 +61,7 @@ pub(super) fn plan(
     check_stages(reader, templates, &frame.stages);
     understand_needs(reader, templates, &mut jobs, &names, &stages);
     check_resources(reader, templates, &jobs);
-    // Messages point to the template, because that is what stands in the file.
+    // Messages point to the template, because that is what the file contains.
     let origins: Vec<usize> = jobs.iter().map(|job| job.template).collect();
     let plan = Plan { jobs: jobs.into_iter().map(|job| job.plan).collect(), ..frame };
     let graph = Graph::of(&plan);

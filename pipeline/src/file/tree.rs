@@ -27,7 +27,7 @@ const KEYS_COMPARED_MAX: usize = 16;
 /// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct Node<'t> {
-    /// In bytes of the file. For an alias: where the alias stands.
+    /// In bytes of the file. For an alias: the span of the alias.
     pub span: Range<usize>,
     /// The value.
     pub shape: Shape<'t>,

@@ -1,5 +1,5 @@
-//! Files that several processes change: a lock lets one change a file at a time, and a stamp tells a
-//! reader that the file has changed. [`towpath_storage::durable_fs`] replaces the file itself.
+//! Files that several processes change: a lock lets one change a file at a time, and a stamp tells
+//! a reader that the file has changed. [`towpath_storage::durable_fs`] replaces the file itself.
 
 use std::{
     fs, io,
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// Waits until nobody else changes what the lock at `path` is for; until the file is dropped.
+/// Waits for the exclusive lock at `path`, which is held until the file is dropped.
 pub(super) fn lock(path: &Path) -> io::Result<fs::File> {
     let lock =
         fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;

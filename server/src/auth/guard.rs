@@ -36,7 +36,7 @@ use crate::{
     status,
 };
 
-/// How often an open stream is asked whether whoever opened it still may.
+/// How often the identity of an open stream is checked again.
 const ASK_AGAIN_EVERY: Duration = Duration::from_millis(500);
 
 /// How often its certificate is looked at again if nothing was revoked: it may have expired.
@@ -50,10 +50,10 @@ const UPLOADS: [&str; 1] = ["/towpath.v1.BlobsService/PutBlob"];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartWithin(pub(crate) Duration);
 
-/// Who is let in where.
+/// Which clients are accepted.
 #[derive(Clone, Debug)]
 pub(crate) enum AccessRule {
-    /// A pipe or the store's socket: whoever is there owns the store.
+    /// A pipe or the store's socket: its clients belong to the owner of the store.
     Owner,
     /// A port.
     Port(Arc<Port>),
@@ -68,7 +68,7 @@ pub(crate) struct Port {
     /// What the certificates of workers are checked against, if they are asked for.
     pub(crate) certificates: Option<Certificates>,
     pub(crate) runs: Arc<Runs>,
-    /// Nobody is let in without proof; else only once there are tokens.
+    /// Every client must authenticate; else only once there are tokens.
     pub(crate) strict: bool,
     /// Only programs of this machine reach it.
     pub(crate) loopback: bool,
@@ -78,7 +78,7 @@ pub(crate) struct Port {
     pub(crate) rates: Mutex<Rates>,
 }
 
-/// Somebody who was let in.
+/// An admitted request.
 struct Admitted {
     principal: Option<Principal>,
     line: Option<Connection>,
@@ -104,7 +104,7 @@ impl Port {
         let principal = self.identify(request);
         let who = match (&principal, &line) {
             (Ok(Some(principal)), _) => principal.actor.to_string(),
-            // Whoever proves nothing is counted by the machine.
+            // An unauthenticated client is counted by its address.
             (Ok(None) | Err(_), Some(line)) => line.peer(),
             (Ok(None) | Err(_), None) => String::new(),
         };
@@ -328,7 +328,7 @@ async fn until_aged(line: Option<&Connection>) -> Status {
     status::of(Limit::ConnectionAged.into())
 }
 
-/// The answer to whoever is not let in, in the protocol of the request.
+/// The refusal, in the protocol of the request.
 fn refusal<B>(request: &Request<B>, error: CommandError) -> Response<Body> {
     let unknown = matches!(error, CommandError::Unauthenticated { .. });
     let much = matches!(error, CommandError::Limit(_));
@@ -340,7 +340,7 @@ fn refusal<B>(request: &Request<B>, error: CommandError) -> Response<Body> {
     origin::refusal(request, error, status)
 }
 
-/// An answer that ends when whoever asked may not hear the rest.
+/// A response that ends when its client's identity becomes invalid.
 struct Watched {
     body: Option<Body>,
     revoked: BoxFuture<'static, Status>,
@@ -366,7 +366,7 @@ impl http_body::Body for Watched {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        // Whoever may not hear the rest does not, even if it is there.
+        // A client that lost its right gets no further data, even if there is some.
         // Before the body in every poll: a stream that always has data would otherwise never look.
         if let Poll::Ready(status) = self.revoked.as_mut().poll(cx) {
             return self.end(status);

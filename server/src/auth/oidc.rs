@@ -77,7 +77,7 @@ pub enum OidcError {
     },
 }
 
-/// Somebody whom the issuer vouches for.
+/// A person identified by the issuer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OidcIdentity {
     pub(crate) actor: Actor,
@@ -131,7 +131,7 @@ impl Oidc {
         Ok(Self { settings, known: Mutex::new((stamp, keys)) })
     }
 
-    /// Who shows `token` at `now`; if nobody, why.
+    /// The person of `token` at `now`; or why the token is refused.
     pub(crate) fn verify(&self, token: &str, now: Timestamp) -> Result<OidcIdentity, &'static str> {
         // Before the token is decoded, because the sender is not authenticated yet.
         if token.len() > TOKEN_BYTES_MAX {

@@ -25,7 +25,7 @@ const PAGE_HEADERS: [&str; 2] = ["origin", "sec-fetch-site"];
 /// Most bytes of a path or a name that a message repeats.
 const REPEATED_BYTES_MAX: usize = 100;
 
-/// Why a request was refused before anybody asked who sends it.
+/// Why a request was refused before its identity was checked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestRefused {
     /// A gRPC method was called by another protocol.
@@ -89,7 +89,7 @@ pub(crate) enum OriginRefusal {
 pub(crate) enum Names {
     /// Any: other machines reach it, or its certificate says who it is.
     Any,
-    /// Those of loopback, and that under which it was told to listen.
+    /// Those of loopback, and the name of its `--listen`.
     Loopback(Option<String>),
 }
 
@@ -117,7 +117,7 @@ pub(crate) fn check<B>(request: &Request<B>, names: &Names) -> Result<(), Origin
         return named(request, names).map_err(OriginRefusal::Refused);
     }
     if speaks_grpc(request) {
-        // Unknown methods go on: gRPC clients expect UNIMPLEMENTED as a gRPC status.
+        // Unknown methods are passed on: gRPC clients expect UNIMPLEMENTED as a gRPC status.
         return unmarked(request)
             .and_then(|()| named(request, names))
             .map_err(OriginRefusal::Refused);

@@ -19,7 +19,7 @@ use towpath_engine::time::Timestamp;
 
 pub use issued::{CRL_FILE, Entry, list, revoke};
 
-/// The authority's certificate, which everybody is given.
+/// The authority's certificate, for all servers and workers.
 pub const CA_FILE: &str = "ca.pem";
 const CA_KEY_FILE: &str = "ca.key";
 /// What the installation is called, as the authority was made with it.
@@ -155,7 +155,7 @@ pub fn issue(folder: &Path, subject: &Subject, for_long: Duration) -> Result<Iss
         Subject::Server(hosts) => ("server", hosts.join(",")),
         Subject::Worker(name) => ("worker", name.clone()),
     };
-    // In the book before anybody has it: what is not known cannot be taken back by name.
+    // Recorded before the certificate is written: an unknown certificate cannot be revoked by name.
     let entry = Entry {
         serial: hex::encode(serial),
         kind: kind.to_owned(),

@@ -1,10 +1,10 @@
-//! Who may ask for what: one table. What is not in it nobody may ask for.
+//! Which role may send which request: one table. A request that is not in it is refused.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// What somebody may do. Nobody has more than what was given.
+/// What an identity may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -12,7 +12,7 @@ pub enum Role {
     Viewer,
     /// Starts, resumes, retries, cancels and imports runs.
     Operator,
-    /// Opens gates and keeps them shut.
+    /// Approves and rejects gates.
     Approver,
     /// Runs jobs.
     Worker,
@@ -99,7 +99,7 @@ pub(crate) const TABLE: [(&str, &[Role]); 29] = [
 /// Where the metrics are, which are no gRPC.
 pub(crate) const METRICS: &str = "/metrics";
 
-/// The roles of which one is needed for the request at `path`. None: nobody may make it.
+/// The roles of which one is needed for the request at `path`. None: it is always refused.
 pub(crate) fn needed(path: &str) -> &'static [Role] {
     if path == METRICS {
         return READERS;
@@ -108,7 +108,7 @@ pub(crate) fn needed(path: &str) -> &'static [Role] {
     row.map_or(&[], |(_, allowed)| allowed)
 }
 
-/// Whether somebody with `roles` may make the request at `path`.
+/// Whether a client with `roles` may send the request at `path`.
 pub(crate) fn may(roles: &[Role], path: &str) -> bool {
     needed(path).iter().any(|role| roles.contains(role))
 }

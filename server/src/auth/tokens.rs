@@ -1,4 +1,5 @@
-//! Bearer tokens: who they stand for is kept in the store's folder, the secrets themselves are not.
+//! Bearer tokens: their actors and roles are stored in the store's folder, the secrets themselves
+//! are not.
 
 use std::{
     fmt, fs, io,
@@ -29,7 +30,7 @@ const SECRET_BYTES: usize = 32;
 /// The form of the file.
 const FORM: u32 = 1;
 
-/// The party that a token stands for.
+/// The kind of a token's actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenKind {
@@ -56,7 +57,7 @@ impl TokenKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// Whom it stands for; one token for each name.
+    /// The name of its actor; one token for each name.
     pub name: String,
     /// The party that goes by the name.
     pub kind: TokenKind,
@@ -69,7 +70,7 @@ pub struct Token {
     /// From when on it is no longer valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// The e-mail addresses of whoever it stands for, as git knows them.
+    /// The e-mail addresses of its actor, as git knows them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub emails: Vec<String>,
 }
@@ -84,7 +85,7 @@ impl Token {
 /// A token to be issued.
 #[derive(Clone, Debug)]
 pub struct NewToken {
-    /// Whom it stands for.
+    /// The name of its actor.
     pub name: String,
     /// The party that goes by the name.
     pub kind: TokenKind,
@@ -92,7 +93,7 @@ pub struct NewToken {
     pub roles: Vec<Role>,
     /// From when on it is no longer valid.
     pub expires_at: Option<Timestamp>,
-    /// The e-mail addresses of whoever it stands for.
+    /// The e-mail addresses of its actor.
     pub emails: Vec<String>,
 }
 
@@ -155,7 +156,7 @@ struct File {
     tokens: Vec<Token>,
 }
 
-/// A secret on its way to the one who will use it. Shows itself to nobody else.
+/// A secret on its way to the one who will use it. It is never logged.
 pub struct Secret(String);
 
 impl Secret {
@@ -171,7 +172,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Issues a token for the store in `folder`. Nobody can be shown the secret again.
+/// Issues a token for the store in `folder`. The secret cannot be shown again.
 pub fn issue(folder: &Path, new: NewToken, now: Timestamp) -> Result<Secret, TokensError> {
     let NewToken { name, kind, roles, expires_at, emails } = new;
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
@@ -268,7 +269,7 @@ pub(crate) struct Tokens {
 struct Known {
     stamp: Option<Stamp>,
     tokens: Arc<[Token]>,
-    /// There was a file once: without one nobody is let in.
+    /// The file existed once: if it is missing then, every token is refused.
     seen: bool,
 }
 
@@ -305,7 +306,8 @@ impl Tokens {
         found.filter(|token| token.expires_at.is_none_or(|end| now < end)).cloned()
     }
 
-    /// The tokens as the file has them now. A file that cannot be read lets nobody in.
+    /// The tokens as the file has them now. An unreadable file has no tokens, so every client is
+    /// refused.
     fn fresh(&self) -> (Arc<[Token]>, bool) {
         let stamp = atomic_file::stamp(&self.path);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

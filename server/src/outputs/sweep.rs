@@ -20,7 +20,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Most directories that one sweep checks; the rest waits for the next.
 const SWEPT_MAX: usize = 10_000;
 
-/// Sweeps until told to stop.
+/// Sweeps until the server stops.
 pub(crate) async fn sweep_always(outputs: Arc<Outputs>, runs: Arc<Runs>, stop: CancellationToken) {
     loop {
         tokio::select! {
@@ -34,7 +34,7 @@ pub(crate) async fn sweep_always(outputs: Arc<Outputs>, runs: Arc<Runs>, stop: C
     }
 }
 
-/// Removes the directories of all attempts that nobody holds.
+/// Removes the directories of all attempts without a lease.
 pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
     // RunListEntry before it is asked who holds what. What an attempt that is leased meanwhile
     // makes is then not in the list, and what is in the list and not held never will be again.

@@ -27,13 +27,13 @@ const SESSION: &str = "/towpath.v1.WorkersService/Session";
 #[derive(Clone, Debug)]
 struct Call(Context);
 
-/// Where a request stands in a trace: the span of the request, if there is one, or the caller's.
+/// The trace context of a request: the span of the request, if there is one, or the caller's.
 pub(crate) fn caller<M>(request: &tonic::Request<M>) -> Option<TraceContext> {
     let told = || traceparent(request.metadata());
     request.extensions().get::<Call>().map_or_else(told, |call| place(&call.0))
 }
 
-/// Whether the caller said where the request stands.
+/// Whether the caller sent a trace context.
 pub(crate) fn is_told(metadata: &MetadataMap) -> bool {
     traceparent(metadata).is_some()
 }
@@ -59,7 +59,7 @@ impl RequestRun {
     }
 }
 
-/// Gives every request a span, while anybody wants spans.
+/// Gives every request a span, while spans are exported.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestSpanLayer;
 

@@ -62,7 +62,7 @@ impl Server {
         let meter = global::meter(SCOPE);
         for &MetricSeries { name, help, kind, .. } in &*series {
             let (look, called) = (Arc::clone(&look), format!("towpath.{name}"));
-            // An instrument lives as long as its meter, whether or not anybody holds it.
+            // An instrument lives as long as its meter, whether or not it is held.
             match kind {
                 MetricKind::Now => {
                     let gauge = meter.u64_observable_gauge(called).with_description(help);

@@ -28,7 +28,7 @@ pub(crate) struct Ended {
     status: Status,
 }
 
-/// The spans that end with what `command` meant for `run`. Nothing, while nobody wants spans.
+/// The spans that end with what `command` meant for `run`. Nothing, while spans are not exported.
 pub(crate) fn ended(run: &Run, command: &Command, written: &[Written]) -> Vec<Ended> {
     if !is_on() || run.asked_in().is_none() {
         return Vec::new();
@@ -47,7 +47,7 @@ impl Ended {
     /// Hands the span to the exporter.
     pub(crate) fn export(self) {
         let Self { above, own, builder, end, status } = self;
-        // Whoever makes ids finds this one where it looks for it.
+        // The generator of ids finds this one in the context.
         let _known: opentelemetry::ContextGuard = Context::new().with_value(own).attach();
         let mut span = global::tracer(SCOPE).build_with_context(builder, &below(&above));
         span.set_status(status);

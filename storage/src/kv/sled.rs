@@ -197,9 +197,10 @@ impl Drop for GuardedDb {
 /// Whenever sled 0.34.7 opens a log that has grown, it writes `snap.LSN.generating`, syncs it and
 /// renames it. At the next start it reads the newest file whose name begins with `snap.`, and
 /// ignores names with an ending that it no longer uses. So half a snapshot, which a kill or a
-/// full disk leaves, would be read, fail its checksum, and keep the store shut for ever, although
-/// nothing of the log is wrong. A snapshot only shortens the start: without one sled reads its
-/// whole log. What it then comes back with is checked against our own mark and hashes as always.
+/// full disk leaves, would be read, fail its checksum, and make the store unusable for ever,
+/// although nothing of the log is wrong. A snapshot only shortens the start: without one sled reads
+/// its whole log. What it then comes back with is checked against our own mark and hashes as
+/// always.
 fn remove_unusable_snapshots(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();

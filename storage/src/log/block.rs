@@ -156,7 +156,8 @@ impl Block {
         if header.first != first || header.count == 0 {
             return Err(Damage::Malformed);
         }
-        // The count is not believed before its records are there: it could ask for any memory.
+        // The count is not trusted before its records are read: it could request any amount of
+        // memory.
         let mut records = Vec::with_capacity(header.count.min(4096) as usize);
         let mut hash = header.before;
         let mut start = HEADER_BYTES;

@@ -168,7 +168,7 @@ impl Reader {
     /// The block that holds `position`.
     pub(crate) fn block_holding(&self, position: Position) -> Result<Arc<Block>, StoreError> {
         let block = self.block_at_or_before(position)?;
-        // The block before a hole is found instead of the one that is gone.
+        // The block before a hole is found instead of the missing one.
         let block = block.filter(|block| block.at(position).is_some());
         block.ok_or(StoreError::Damaged { position, what: Damage::Hole })
     }

@@ -65,7 +65,7 @@ pub struct Record {
 impl Record {
     /// The running hash after this record when it follows `previous`.
     ///
-    /// Equal to `self.hash` in a sound log; [`crate::verify`] walks a whole log with it.
+    /// Equal to `self.hash` in a sound log; [`crate::verify`] checks a whole log with it.
     pub fn hash_after(&self, previous: &RunningHash) -> RunningHash {
         let mut frame = Vec::with_capacity(self.frame_bytes());
         self.frame_into(&mut frame);

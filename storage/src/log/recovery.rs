@@ -48,7 +48,7 @@ pub(crate) fn recover_unindexed(reader: &Reader, last: &Block) -> Result<(), Sto
         let newest = blocks.last().ok_or_else(hole)?.tail().position;
         for block in blocks {
             let position = before.map_or(last.indexed_below, |tail| tail.position + 1);
-            // A gap between keys is a block that is gone; a block that is there was verified, so
+            // A gap between keys is a missing block; a block that is there was verified, so
             // its own hashes say nothing about its neighbours.
             if block.first() != position {
                 return Err(StoreError::Damaged { position, what: Damage::Hole });

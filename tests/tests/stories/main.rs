@@ -1,5 +1,5 @@
 //! Stories over the whole server: a real server, real gRPC over a pipe, a store in memory, and a
-//! clock that stands still. One file for each promise.
+//! clock that only the test moves. One file for each promise.
 
 mod anywhere;
 mod cancelling;

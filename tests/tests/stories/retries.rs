@@ -1,4 +1,4 @@
-//! Second chances and limits of time, under a clock that moves when told.
+//! Retries and time limits, under a clock that the test moves.
 
 use towpath_proto::time::duration;
 use towpath_proto::v1::{Failed, failed::Cause, report::Ended};

@@ -1,4 +1,4 @@
-//! Why does a job stand where it stands? Tags, locks, places, and the answer to `tow why`.
+//! Why is a job in its state? Tags, locks, places, and the answer to `tow why`.
 
 use towpath_proto::{v1, words::Word as _};
 use towpath_tests::{TestServer, file, on_a_runtime, succeeded};

@@ -23,7 +23,7 @@ const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Host {
     task: Option<JoinHandle<WorkResult>>,
     stop: Stop,
-    /// It was told to stop: by a signal, or because the reader of the output has closed it any
+    /// It was stopped: by a signal, or because the reader of the output has closed it any
     /// more.
     pub(super) interrupted: bool,
     /// The run is worked on elsewhere on this machine.
@@ -82,7 +82,7 @@ impl Host {
     /// Stops a step further: first what runs may finish, then it is ended. `true`: there is
     /// nothing to wait for.
     pub(super) fn interrupt(&mut self, show: &mut Show<'_>, why: Option<&str>) -> bool {
-        // Whoever only watches, or found the run in the hands of another process, just leaves.
+        // A process that only watches, or whose run another process works on, just ends.
         if self.task.is_none() {
             return true;
         }

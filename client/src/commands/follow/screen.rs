@@ -51,7 +51,7 @@ pub(super) struct Show<'a> {
     pub(super) last: Arc<Mutex<LastLines>>,
     /// Gates that the person at this terminal was asked about.
     pub(super) asked: Vec<Digest>,
-    /// The newest event that was taken in.
+    /// The newest event that was applied.
     pub(super) version: u64,
     pub(super) live: bool,
     pub(super) headed: bool,
