@@ -37,6 +37,6 @@ fn a_file_without_authors_begins_no_run_that_excludes_them() {
     let app = App::with(&[("towpath.yml", &text)]);
     let run = said(&mut app.command(&["run"]));
     assert_eq!(run.code, 6);
-    assert!(run.err.contains("Nobody knows who wrote `towpath.yml`: "), "{}", run.err);
+    assert!(run.err.contains("The authors of `towpath.yml` are unknown: "), "{}", run.err);
     assert!(run.err.contains("error[AUTHORS_UNKNOWN]"), "{}", run.err);
 }
