@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     os::{fd::AsFd as _, unix::net::UnixListener as StdListener},
     path::PathBuf,
@@ -22,7 +21,7 @@ use super::{
     HELLO,
     orphans::Orphans,
     request::{Request, Start},
-    script::{Script, Surroundings},
+    script::{KeptScript, Surroundings},
 };
 
 /// How often killed processes that are not gone yet are looked at.
@@ -34,7 +33,7 @@ const FIRST_WORKER_MAX: Duration = Duration::from_secs(10);
 /// Bytes that are read from the socket at once, at least.
 const READ_BYTES: usize = 16 * 1024;
 
-/// Keeps scripts until nobody needs that any more. `files`: see [`Surroundings::files`].
+/// Keeps scripts until nobody needs that any more. `files`: see [`Surroundings::new`].
 ///
 /// Its standard input is the socket that it listens on. The worker made it: were it made here, a
 /// worker that comes right after a killed one could find no socket and take for dead a keeper that
@@ -46,7 +45,7 @@ pub(super) fn serve(files: Option<u64>) -> io::Result<()> {
     prctl::set_child_subreaper(true)?;
     let listener = StdListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     listener.set_nonblocking(true)?;
-    let surroundings = Surroundings { nothing: File::open("/dev/null")?, files };
+    let surroundings = Surroundings::new(files)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let keeper = Keeper {
@@ -64,7 +63,7 @@ pub(super) fn serve(files: Option<u64>) -> io::Result<()> {
 struct Keeper {
     surroundings: Surroundings,
     /// By the directory of the attempt.
-    scripts: BTreeMap<PathBuf, Script>,
+    scripts: BTreeMap<PathBuf, KeptScript>,
     /// Scripts that this process had no file descriptors for.
     waiting: Vec<Start>,
     orphans: Orphans,
@@ -100,7 +99,7 @@ impl Keeper {
     /// Whether a worker may still ask for something, or ask what became of a script.
     fn is_needed(&self) -> bool {
         let comes = self.first_until.is_some_and(|until| Instant::now() < until);
-        comes || self.worker.is_some() || self.scripts.values().any(Script::is_wanted)
+        comes || self.worker.is_some() || self.scripts.values().any(KeptScript::is_wanted)
     }
 
     /// A worker has connected. What the one before asked for and was not begun never will be: the
@@ -138,7 +137,7 @@ impl Keeper {
     }
 
     fn start(&mut self, start: Start) {
-        match Script::start(&start, &self.surroundings) {
+        match KeptScript::start(&start, &mut self.surroundings) {
             Ok(script) => drop(self.scripts.insert(start.attempt, script)),
             Err(_) => self.waiting.push(start),
         }
@@ -175,12 +174,12 @@ impl Keeper {
     }
 
     fn leaders(&self) -> Vec<i32> {
-        self.scripts.values().filter_map(Script::leader).map(nix::unistd::Pid::as_raw).collect()
+        self.scripts.values().filter_map(KeptScript::leader).map(nix::unistd::Pid::as_raw).collect()
     }
 
     /// The next moment at which something must be done unasked.
     fn due(&self) -> Option<Instant> {
-        let going = self.scripts.values().any(Script::is_going).then_some(GOING_PAUSE);
+        let going = self.scripts.values().any(KeptScript::is_going).then_some(GOING_PAUSE);
         let waiting = (!self.waiting.is_empty()).then_some(START_PAUSE);
         let soon = going.into_iter().chain(waiting).min().map(|pause| Instant::now() + pause);
         soon.into_iter().chain(self.orphans.due()).chain(self.first_until).min()

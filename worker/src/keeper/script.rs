@@ -26,6 +26,8 @@ use crate::{journal, process_group};
 
 /// A shell reports a command that a signal of number `n` ended as this plus `n`; so does a journal.
 const SIGNAL_OFFSET: i32 = 128;
+/// Standard streams of a script: input, output and errors.
+const STREAMS: usize = 3;
 /// How long killed processes may take to be gone.
 const DYING_MAX: Duration = Duration::from_secs(2);
 /// The variable that tells whose a process is.
@@ -35,9 +37,28 @@ const MARK: &str = "TOW_OUTPUT";
 #[derive(Debug)]
 pub(super) struct Surroundings {
     /// What a script reads.
-    pub(super) nothing: File,
+    nothing: File,
     /// The soft limit of open files that scripts begin with. `None`: that of this process.
-    pub(super) files: Option<u64>,
+    files: Option<u64>,
+    /// Keeps low descriptor numbers free for the standard streams of the next script.
+    ///
+    /// `posix_spawn` refuses a number that is not below the soft limit (`EBADF`), and a script is
+    /// started under [`Self::files`]: with many scripts running, new numbers are above it.
+    reserved: Vec<File>,
+}
+
+impl Surroundings {
+    pub(super) fn new(files: Option<u64>) -> io::Result<Self> {
+        let mut new = Self { nothing: File::open("/dev/null")?, files, reserved: Vec::new() };
+        new.reserve();
+        Ok(new)
+    }
+
+    /// Occupies the lowest free numbers again, after a script was started.
+    fn reserve(&mut self) {
+        // Without a free descriptor the next start fails as well, and is tried again later.
+        self.reserved = (0..STREAMS).map_while(|_| self.nothing.try_clone().ok()).collect();
+    }
 }
 
 /// How far a script is.
@@ -55,7 +76,7 @@ enum State {
 
 /// A script that is kept.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(super) struct KeptScript {
     state: State,
     /// The script's first process, whose number is also that of its group. 0: there is none.
     leader: Pid,
@@ -69,10 +90,10 @@ pub(super) struct Script {
     released: bool,
 }
 
-impl Script {
+impl KeptScript {
     /// Starts what `start` asks for. An error says that its worker cannot be told anything: try
     /// again later.
-    pub(super) fn start(start: &Start, surroundings: &Surroundings) -> io::Result<Self> {
+    pub(super) fn start(start: &Start, surroundings: &mut Surroundings) -> io::Result<Self> {
         let end = open(&start.attempt, "end", true)?;
         let mark = start.variables.iter().find(|(name, _)| name == MARK);
         let mut script = Self {
@@ -84,7 +105,11 @@ impl Script {
             _unread: None,
             released: false,
         };
-        if let Err(why) = script.spawn(start, surroundings) {
+        // The next descriptors that are opened are those of the script, and get these numbers.
+        surroundings.reserved.clear();
+        let spawned = script.spawn(start, surroundings);
+        surroundings.reserve();
+        if let Err(why) = spawned {
             let (word, error) = match &why {
                 Unstarted::Files(error) => ("unwritable", error),
                 Unstarted::Program(error) => ("unstarted", error),
@@ -96,10 +121,12 @@ impl Script {
 
     fn spawn(&mut self, start: &Start, surroundings: &Surroundings) -> Result<(), Unstarted> {
         let attempt = &start.attempt;
-        let unread = [open(attempt, "out", false)?, open(attempt, "err", false)?];
+        // First of all: they need the reserved numbers.
+        let nothing = surroundings.nothing.try_clone()?;
         // Open for reading and writing: a script neither waits for a reader nor dies for want of
         // one, not even when worker and keeper were killed.
         let (out, err) = (open(attempt, "out", true)?, open(attempt, "err", true)?);
+        let unread = [open(attempt, "out", false)?, open(attempt, "err", false)?];
         let mut journal = OpenOptions::new().append(true).open(journal::path(attempt))?;
         // Before it starts. A worker that finds neither this nor a number may say that the script
         // never started, and the job is run again.
@@ -110,7 +137,7 @@ impl Script {
             .env_clear()
             .envs(start.variables.iter().map(|(name, value)| (name, value)))
             .current_dir(&start.folder)
-            .stdin(Stdio::from(surroundings.nothing.try_clone()?))
+            .stdin(Stdio::from(nothing))
             .stdout(Stdio::from(out))
             .stderr(Stdio::from(err))
             // A group of its own: a signal to it must reach neither its keeper nor other scripts.
