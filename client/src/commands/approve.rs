@@ -59,7 +59,10 @@ pub(crate) async fn approve(app: &App, args: ApproveArgs) -> CommandResult {
         app.say(&format!("Opened the gate of `{job}`."));
     }
     if waiting.is_none() && server.is_ours() {
-        app.say(&format!("Nobody works on the run; `tow resume {}` does.", short(&gate.run)));
+        app.say(&format!(
+            "No process works on the run; `tow resume {}` continues it.",
+            short(&gate.run)
+        ));
     }
     server.close().await;
     Ok(exit::DONE)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use gate::AtGate;
 use host::{Host, HostNews, worker_failure};
 use screen::Show;
-pub(crate) use stream::{folded, server_went_away};
+pub(crate) use stream::{connection_lost, folded};
 use stream::{folded_to, heard, why_stopped};
 use tokio_stream::StreamExt as _;
 use towpath_engine::{code::ErrorCode, ids::RunId, time::Timestamp};

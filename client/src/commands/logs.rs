@@ -13,7 +13,7 @@ use towpath_proto::{streams::Records, v1};
 
 use super::{
     App, CommandResult,
-    follow::{now, server_went_away},
+    follow::{connection_lost, now},
 };
 use crate::{
     cli::{Output, RunArg},
@@ -133,11 +133,7 @@ async fn show(
         shown.show_attempt(server, &asked).await?;
     }
     // Done would say that nothing follows.
-    if is_over(job.state()) || job.attempt > last {
-        Ok(exit::DONE)
-    } else {
-        Err(server_went_away())
-    }
+    if is_over(job.state()) || job.attempt > last { Ok(exit::DONE) } else { Err(connection_lost()) }
 }
 
 /// Shows one attempt of a job after the other until the job is over.

@@ -49,7 +49,10 @@ async fn show(app: &App, server: &ServerConnection, args: StatusArgs) -> Command
         app.print(&board::whole(&run, &jobs, now(), &app.style))?;
         let is_live = run.phase() != v1::RunPhase::Finished;
         if server.is_ours() && run.can_move && is_live {
-            app.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+            app.say(&format!(
+                "No process works on this run; `tow resume {}` continues it.",
+                run.short_id
+            ));
         }
         return Ok(code);
     }

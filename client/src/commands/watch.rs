@@ -26,14 +26,17 @@ pub(crate) async fn watch(app: &App, args: WatchArgs) -> CommandResult {
     let server = app.server().await?;
     let run = server.run(&args.run.run).await?;
     if server.is_ours() {
-        // Nobody has the store open, so nobody works on the run.
+        // No process has the store open, so none works on the run.
         let (run, jobs) = status::read(&server, &run.id, v1::JobView::Basic).await?;
         server.close().await;
         app.print(&board::whole(&run, &jobs, now(), &app.style))?;
         if run.phase() == v1::RunPhase::Finished {
             return Ok(exit::of_run(&run));
         }
-        app.say(&format!("Nobody works on this run. `tow resume {}` does.", run.short_id));
+        app.say(&format!(
+            "No process works on this run; `tow resume {}` continues it.",
+            run.short_id
+        ));
         return Ok(if board::is_at_gate(&run) { exit::AT_GATE } else { exit::CONFLICT });
     }
     let following = Follow {
