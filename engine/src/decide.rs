@@ -92,7 +92,7 @@ pub enum CarryOutError {
 }
 
 impl CarryOutError {
-    /// Whether the run has changed without a record of it. Its holder must drop it and
+    /// Whether the run has changed without a record of it. Whoever holds it must give it up and
     /// read it again: the next command would be decided, and appended, on what never happened, and
     /// no replay would reach that state.
     pub fn spoils_the_run(&self) -> bool {
@@ -159,7 +159,7 @@ pub fn carry_out(
         written.push((fact, bytes));
     }
     // Bounded: an append that is too large is refused whole, so that the command itself could
-    // never be recorded, by any client and after any number of attempts.
+    // never be recorded, whoever gives it and however often.
     while bytes_written < CONSEQUENCES_BYTES_MAX
         && let Some(event) = run.consequence()
     {

@@ -1,4 +1,4 @@
-//! `tow doctor`: the whole log is read, every view is rebuilt from it, and the two are compared.
+//! `tow doctor`: the whole log is walked, every view is rebuilt from it, and the two are compared.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -115,7 +115,7 @@ fn is_listed_right(list: &RunList, id: &RunId, rebuilt: &Run) -> bool {
     shown.is_none_or(|shown| shown == wire::run(rebuilt, listed.version, listed.position, ""))
 }
 
-/// A run in memory, and a run from its snapshot, must be the run of the log.
+/// A run in memory, and a run from its snapshot, must be the run that the log tells.
 async fn compare(
     server: &Server,
     id: &RunId,

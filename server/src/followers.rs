@@ -17,7 +17,7 @@ pub(crate) struct Followers {
     runs: SyncMutex<HashMap<RunId, watch::Sender<()>>>,
 }
 
-/// A follower of one run. When the last of a run is dropped the run is removed.
+/// A follower of one run. When the last of a run is dropped the run is forgotten.
 #[derive(Debug)]
 pub(crate) struct Follower {
     run: RunId,
@@ -51,7 +51,6 @@ impl Follower {
     /// Waits until something is recorded that was not seen.
     pub(crate) async fn wait(&mut self) {
         // The sender lives as long as this follower.
-        // An error is impossible while this follower holds the map; it would only wake too early.
         drop(self.recorded.changed().await);
     }
 }

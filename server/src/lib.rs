@@ -1,8 +1,7 @@
 //! The process that owns the log: it decides and appends, and shows what follows over gRPC.
 //!
 //! Start at `runs` (load, decide, append: the only way into the log), then `scheduler_driver`
-//! (who is given which job: the rules are in the engine's `scheduler`), then any file of `rpc`
-//! (wire in, execute, wire out).
+//! (who is given which job: the rules are in the engine's `scheduler`), then any file of `rpc` (wire in, execute, wire out).
 
 pub mod auth;
 mod check;
@@ -55,5 +54,5 @@ pub fn store_usages(durable_only: bool) -> String {
     towpath_storage::usages(towpath_storage::BACKENDS, durable_only)
 }
 
-/// How long a worker may send no heartbeat before its leases expire, in milliseconds.
+/// How long a worker may be silent before its leases lapse, in milliseconds.
 pub const LEASE_MS: u64 = 30_000;

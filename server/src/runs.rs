@@ -168,7 +168,7 @@ impl Runs {
                 tracing::warn!(ms, "the wall clock jumped ahead; the log's time follows it");
             }
             Some(Jump::Behind(ms)) => {
-                tracing::warn!(ms, "the wall clock is behind the log; the log's time continues");
+                tracing::warn!(ms, "the wall clock is behind the log; the log's time goes on");
             }
             None => {}
         }
@@ -309,7 +309,7 @@ impl Runs {
                     if nth == 0 {
                         return Err(error);
                     }
-                    tracing::error!(run = %id, %error, "failed to decide a command: it is omitted from its append");
+                    tracing::error!(run = %id, %error, "failed to decide a command: it is left out of its append");
                     // What came before it is good, and went with the memory that was given up. It
                     // is decided again alone; else a lease that fails would keep out, for ever, the
                     // report that freed its slot.

@@ -86,7 +86,7 @@ pub(super) fn decide(
         Ended::Cancelled if run.phase().is_ending() => {
             RunEvent::JobCancelled { job: name, attempt, ran_ms, captured_output }
         }
-        // The worker was stopped, not the run: the job is leased again.
+        // The worker was told to stop, not the run: the job goes back.
         Ended::Cancelled => {
             let reason = "the worker was stopped".to_owned();
             RunEvent::JobLost { job: name, attempt, worker, reason }
@@ -194,7 +194,7 @@ mod tests {
         let skipped = fixture.run.job("c").unwrap().skipped.clone();
         let cause = SkipCause::NeedUnmet { need: "b".into(), root: "a".into() };
         assert_eq!(skipped, Some(cause));
-        assert_eq!(fixture.leases().as_deref(), Some("d"), "jobs that do not need it continue");
+        assert_eq!(fixture.leases().as_deref(), Some("d"), "what does not need it goes on");
         fixture.succeeds("d");
         assert_eq!(*fixture.run.phase(), Phase::Finished(RunOutcome::Failed));
     }

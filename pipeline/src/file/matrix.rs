@@ -180,7 +180,7 @@ fn leave_out(
     });
     // Almost always a typing mistake, and without the error the job that should not run would run.
     if combinations.len() == before {
-        let message = "this excludes nothing: no combination has these values".to_owned();
+        let message = "this leaves nothing out: no combination has these values".to_owned();
         reader.error("MATRIX_SHAPE", &exclude.span, message);
     }
 }
@@ -204,7 +204,7 @@ fn add(
             reader.error("MATRIX_SHAPE", &include.span, message);
         }
         Some(values) if combinations.contains(&values) => {
-            let message = "this combination exists already".to_owned();
+            let message = "this combination is there already".to_owned();
             reader.error("MATRIX_SHAPE", &include.span, message);
         }
         Some(values) => combinations.push(values),

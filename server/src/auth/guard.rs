@@ -36,7 +36,7 @@ use crate::{
     status,
 };
 
-/// How often the identity of an open stream is checked again.
+/// How often an open stream is asked whether whoever opened it still may.
 const ASK_AGAIN_EVERY: Duration = Duration::from_millis(500);
 
 /// How often its certificate is looked at again if nothing was revoked: it may have expired.
@@ -158,8 +158,6 @@ impl Port {
                 return Err(refused("the token is not written as `Bearer TOKEN`"));
             }
             let (secret, now) = (secret.trim(), self.runs.wall_clock());
-            // Tokens of the store are recognised by their prefix, so that an issuer's key is not
-            // looked up for them.
             if let Some(oidc) = self.oidc.as_ref().filter(|_| !secret.starts_with(TOKEN_PREFIX)) {
                 return oidc.verify(secret, now).map(Principal::of_vouched).map_err(refused);
             }
