@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_name_hides_nobody() {
+    fn a_new_author_name_does_not_hide_an_author() {
         let place = Place::new();
         place.writes("old.yml", &"a line\n".repeat(20));
         place.commits("ana@example.org", "ana@example.org");

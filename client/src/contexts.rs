@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_may_not_say_is_shown_where_it_stands() {
+    fn invalid_values_are_reported_with_their_place() {
         for (text, shown) in [
             ("[contexts.a]\nserver = \"a:1\"\ntoken = \"towpath_1\"\n", "line 3"),
             ("[contexts.a]\n", "server"),

@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_somebody_knows_is_taken_and_every_other_is_random() {
+    fn known_ids_are_used_and_others_are_random() {
         let ids = Ids::default();
         let known: TraceContext =
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();

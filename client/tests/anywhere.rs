@@ -180,7 +180,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_run_goes_on_when_the_folder_it_came_from_is_gone_and_a_backup_brings_its_files() {
+fn a_run_continues_without_its_source_directory_and_a_backup_has_its_files() {
     let mut yard = Yard::new();
     let run = yard.begin("repository/db", &[]);
     fs::remove_dir_all(yard.at("repository")).expect("it is there");
@@ -240,7 +240,7 @@ fn what_is_not_committed_is_named_and_goes_along_only_if_asked() {
     assert_eq!(source["dirty"], true);
     assert_eq!(source["parent"].as_str().map(str::len), Some(40));
     assert!(!yard.at("repository/.git/objects").join("pack/x").exists());
-    // The same files are the same bundle, and another commit of nobody's is not made.
+    // The same files are the same bundle: no second commit is made.
     let again = yard.begin("repository/db", &["--allow-dirty"]);
     assert_eq!(yard.status(&again)["source"], source);
 }
@@ -358,7 +358,7 @@ fn a_job_keeps_its_folder_when_its_worker_is_killed_and_comes_back() {
     let worker = yard.worker("w", &[]);
     let run = yard.begin("repository/db", &[]);
     until("the beginning of the job", || yard.at("meet-began").exists());
-    // SIGKILL: nobody is left to tidy up.
+    // SIGKILL: no process is left to clean up.
     drop(worker);
     yard.write("w/work/of-nobody.1/x", "x");
     let _worker = yard.worker("w", &[]);

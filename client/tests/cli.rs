@@ -278,7 +278,7 @@ fn a_first_file_fits_what_is_there() {
 }
 
 #[test]
-fn the_first_file_runs_as_it_stands() {
+fn the_first_file_runs_unchanged() {
     let app = App::with(&[]);
     app.ends(0, &["init", "--template", "empty"]);
     app.ends(12, &["run"]);
@@ -320,7 +320,7 @@ fn a_record_comes_in_and_goes_out_again() {
 }
 
 #[test]
-fn an_imported_run_goes_on_and_is_planned() {
+fn an_imported_run_continues_and_is_planned() {
     let app = App::with(&[("towpath.yml", TWO), ("old.jsonl", RECORD)]);
     app.ends(0, &["import", "old.jsonl"]);
 

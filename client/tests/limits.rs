@@ -94,7 +94,7 @@ fn readers_that_do_not_read_cost_the_server_little() {
     for _ in 0..READERS {
         let mut reader =
             Running(tow(folder.path(), &["logs", "a", "--server", &address]).spawn().expect("tow"));
-        // One line has come, so the stream is open; nobody asks for the next.
+        // One line has come, so the stream is open; the next is never read.
         let mut out = BufReader::new(reader.0.stdout.take().expect("its output"));
         out.read_line(&mut String::new()).expect("a line");
         readers.push((reader, out));

@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_comes_with_what_it_stands_on() {
+    fn an_answer_lists_the_facts_it_depends_on() {
         let expr = "needs.copy.outputs.rows|int > 1 or needs['odd: name (a, b)'].outcome == 'x'";
 
         let (holds, inputs) = evaluate_condition(expr, &context()).unwrap();
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_told_apart_and_located() {
+    fn unknown_names_are_distinguished_and_located() {
         let told = [
             ("needs.copi.outcome == 'x'", 0..18, "there is no job `copi`"),
             ("needs.late.outcome == 'x'", 0..18, "not among the job's needs"),

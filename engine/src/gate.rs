@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_shares_an_address_with_the_requester_is_told_which() {
+    fn an_approver_with_the_requesters_address_is_refused_with_the_address() {
         let identity = |email: &str| Identity { roles: vec![], emails: vec![email.to_owned()] };
         let (ana, bob, job) = (Actor::human("ana"), Actor::human("bob"), JobName::from("cutover"));
         let (of_ana, of_bob) = (identity("team@example.org"), identity("team@example.org"));

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_ahead_is_reported_and_time_goes_on() {
+    fn a_clock_that_was_ahead_is_reported_and_time_continues() {
         let mut clock = running();
 
         let ahead = clock.stamp(reading(START + YEAR_MS, 10));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restart_time_goes_on_from_the_newest_event() {
+    fn after_a_restart_time_continues_from_the_newest_event() {
         let newest = Timestamp(START + YEAR_MS);
         let mut clock = LogClock::new(newest, Duration::from_millis(7));
 

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_stands_here_once() {
+    fn every_kind_is_here_once() {
         let kinds: std::collections::BTreeSet<_> =
             one_of_each_kind().iter().map(RunEvent::kind).collect();
         assert_eq!(kinds.len(), one_of_each_kind().len());

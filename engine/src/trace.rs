@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn children_are_told_apart_by_what_they_are_and_by_nothing_else() {
+    fn children_are_distinguished_by_their_kind_alone() {
         let parent = read(KNOWN).unwrap();
         let child = parent.child(&["attempt", "a", "1"]);
         assert_eq!(child, parent.child(&["attempt", "a", "1"]));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_try_has_a_span_of_its_own_and_a_run_that_goes_on_another_one() {
+    fn every_attempt_has_its_own_span_and_a_continued_run_another() {
         let mut fixture =
             Fixture::begin_with(vec![job("a")], |run| run.traceparent = Some(KNOWN.to_owned()));
         let first = fixture.run.span().unwrap();

@@ -361,7 +361,7 @@ error[NEED_UNKNOWN]: there is no job `migrate-products`
     }
 
     #[test]
-    fn all_problems_are_told_at_once() {
+    fn all_problems_are_reported_at_once() {
         let text = "\
 version: '9'
 stage: [one]
@@ -415,7 +415,7 @@ jobs:
     }
 
     #[test]
-    fn every_cycle_is_told_once_with_its_way() {
+    fn every_cycle_is_reported_once_with_its_path() {
         let text = jobs(
             "  a: {stage: one, command: x, needs: [b]}
   b: {stage: one, command: x, needs: [c, a]}
@@ -555,7 +555,7 @@ jobs:
     }
 
     #[test]
-    fn files_without_the_necessary_are_told_what_is_missing() {
+    fn missing_required_keys_are_named() {
         assert_eq!(codes(""), ["FILE_EMPTY"]);
         assert_eq!(codes("# nothing\n"), ["FILE_EMPTY"]);
         assert_eq!(codes("~"), ["FILE_EMPTY"]);

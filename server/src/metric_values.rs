@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_sets_of_tags_are_told_than_may_be() {
+    fn the_number_of_reported_tag_sets_is_bounded() {
         let each = |n: usize| (vec![format!("t{n:03}")], Wanted { pending: n as u64, leased: 0 });
         let demand = (0..=TAG_SETS_MAX).map(each).collect();
 

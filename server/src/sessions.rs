@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_told_apart_by_their_first_two_numbers() {
+    fn versions_differ_by_their_first_two_numbers() {
         let series = VERSION.rsplit_once('.').unwrap().0;
         assert!(compatible(&format!("{series}.99")));
         assert!(!compatible(&format!("9{VERSION}")));

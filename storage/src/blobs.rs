@@ -126,7 +126,6 @@ impl Blobs {
 
     /// Keeps what `source` yields, without ever holding it in memory.
     pub fn put_read(&self, mut source: impl Read) -> Result<BlobRef, StoreError> {
-        // The size is not known; the space is checked again by the file system.
         let mut unfinished = self.begin(0)?;
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -141,7 +140,7 @@ impl Blobs {
         self.keep(unfinished)
     }
 
-    /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is removed
+    /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is gone
     /// again unless it is kept.
     pub fn begin(&self, bytes: u64) -> Result<UnfinishedBlob, StoreError> {
         self.disk_space.check(bytes)?;
@@ -181,7 +180,6 @@ impl Blobs {
     pub fn get(&self, sha256: &[u8; 32], range: Range<u64>) -> Result<Vec<u8>, StoreError> {
         let size = self.verify(sha256)?;
         let start = range.start.min(size);
-        // A page, whatever the caller asks for: the size of a blob is chosen by a job.
         let len = range.end.min(size).saturating_sub(start).min(READ_BYTES_MAX as u64);
         let len = usize::try_from(len).expect("BUG: a page is bounded");
         let mut bytes = vec![0; len];
@@ -219,7 +217,6 @@ impl Blobs {
         let mut blobs = Vec::new();
         for directory in names_in(&self.directory)? {
             // Unfinished blobs and other people's files are not blobs.
-            // Blobs are in directories of two digits, so that no directory has a million entries.
             if directory.file_name().is_none_or(|name| name.len() != 2) {
                 continue;
             }

@@ -304,7 +304,7 @@ mod tests {
     use crate::error::StoreErrorKind;
 
     #[test]
-    fn a_second_opener_is_told_the_pid_of_the_first() {
+    fn a_second_opener_gets_the_pid_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let first = StoreDir::open(dir.path(), "sled").unwrap();
 
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_file_of_a_dead_process_never_blocks() {
+    fn the_owner_file_of_an_ended_process_never_blocks() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("owner"), "999999999\n").unwrap();
 

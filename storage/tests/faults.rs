@@ -248,7 +248,7 @@ async fn a_last_batch_of_fjall_that_lost_its_middle_is_named() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_gone_is_a_rollback() {
+async fn a_missing_database_is_a_rollback() {
     for backend in durable_backends() {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("{backend}:{}", directory.path().display());

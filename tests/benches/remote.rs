@@ -1,9 +1,10 @@
 //! Many machines: how soon an idle worker begins, how many jobs go through one server, what a
 //! thousand idle workers cost, and how a hundred runs share eight workers. `tow serve` is a process
-//! of its own, everybody else reaches it over loopback TCP, and everything is durable. Prints, beside
-//! floors measured in the same run; asserts nothing.
+//! of its own, everybody else reaches it over loopback TCP, and everything is durable. Prints,
+//! beside floors measured in the same run; asserts nothing.
 //!
-//! `cargo bench -p towpath-tests --bench remote` (needs `tow` of the same profile: it is built first).
+//! `cargo bench -p towpath-tests --bench remote` (needs `tow` of the same profile: it is built
+//! first).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -135,7 +136,7 @@ async fn ended(channel: Channel, runs: usize) -> Vec<Instant> {
     );
     let mut ends = Vec::new();
     while ends.len() < runs {
-        let record = log.next().await.expect("the log goes on").expect("a record");
+        let record = log.next().await.expect("the log continues").expect("a record");
         if record.kind == "run_finished" {
             ends.push(Instant::now());
         }

@@ -1,6 +1,6 @@
-//! What a job costs the server beside others that wait: idle workers, waiting runs, and followers of
-//! an idle run. Each line is measured beside the same jobs alone, in the same process; ratios are
-//! what counts. Prints; asserts nothing.
+//! What a job costs the server beside others that wait: idle workers, waiting runs, and followers
+//! of an idle run. Each line is measured beside the same jobs alone, in the same process; ratios
+//! are what counts. Prints; asserts nothing.
 //!
 //! `cargo bench -p towpath-tests --bench scheduler`
 
@@ -359,7 +359,7 @@ async fn jobs_of(server: &Server) -> f64 {
     let mut log = Records::new(
         LogServiceClient::new(server.connect()).follow(request).await.expect("a log").into_inner(),
     );
-    while log.next().await.expect("the log goes on").expect("a record").kind != "run_finished" {}
+    while log.next().await.expect("the log continues").expect("a record").kind != "run_finished" {}
     used() - before
 }
 

@@ -39,7 +39,7 @@ pub fn failed(exit_code: i32) -> Ended {
     Ended::Failed(v1::Failed { cause: Some(Cause::ExitCode(exit_code)) })
 }
 
-/// A session, and what came through it and nobody asked for yet.
+/// A session, and the messages that it received and no test has read yet.
 #[derive(Debug)]
 pub struct ScriptedWorker {
     send: mpsc::Sender<v1::SessionRequest>,
@@ -101,7 +101,7 @@ impl ScriptedWorker {
             if let Some(assignment) = self.assignments.pop_front() {
                 return assignment;
             }
-            self.sort("an assignment").await.expect("the session goes on");
+            self.sort("an assignment").await.expect("the session continues");
         }
     }
 
@@ -128,7 +128,7 @@ impl ScriptedWorker {
             if let Some(cancel) = self.cancels.pop_front() {
                 return cancel;
             }
-            self.sort("a cancel").await.expect("the session goes on");
+            self.sort("a cancel").await.expect("the session continues");
         }
     }
 
@@ -196,7 +196,7 @@ impl ScriptedWorker {
                 return;
             }
             let what = format!("the receipt of {}/{}", of.job, of.attempt);
-            self.sort(&what).await.expect("the session goes on");
+            self.sort(&what).await.expect("the session continues");
         }
     }
 

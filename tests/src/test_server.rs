@@ -152,13 +152,13 @@ impl TestServer {
 
     /// Lets `ms` milliseconds pass, and does what is due then.
     pub async fn pass(&self, ms: u64) {
-        self.clock.as_ref().expect("a clock that stands still").advance(ms);
+        self.clock.as_ref().expect("a manual clock").advance(ms);
         self.server.tick().await;
     }
 
     /// Sets the wall clock by `ms` milliseconds, in either direction. No time passes.
     pub fn set_clock(&self, ms: i64) {
-        self.clock.as_ref().expect("a clock that stands still").jump(ms);
+        self.clock.as_ref().expect("a manual clock").jump(ms);
     }
 
     /// Gives out everything that can be given out now. What runs after this was ready before it;
@@ -373,7 +373,7 @@ impl TestServer {
         let seen = async {
             let mut left = times;
             while left > 0 {
-                let record = stream.next().await.expect("the log goes on").expect("a record");
+                let record = stream.next().await.expect("the log continues").expect("a record");
                 left -= usize::from(record.kind == kind);
             }
         };

@@ -21,7 +21,7 @@ const STAGES: usize = 8;
 const JOBS_PER_STAGE: usize = 15;
 /// When a `tow` is killed, counted from its start.
 const MOMENTS_MS: std::ops::Range<u64> = 20..400;
-/// How long a `tow` may take that nobody kills.
+/// How long a `tow` may take that is not killed.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Exit codes of `tow` that the test has to tell apart.
@@ -136,7 +136,7 @@ impl Scene {
         fs::read_to_string(self.path("stderr")).unwrap_or_default()
     }
 
-    /// The whole log, from a `tow` that nobody kills.
+    /// The whole log, from a `tow` that is not killed.
     fn log(&mut self) -> Vec<serde_json::Value> {
         let seen = std::mem::take(&mut self.seen);
         let ended = self.live(&["events"], None);
@@ -233,5 +233,5 @@ fn nothing_acknowledged_is_lost_and_nothing_is_done_twice() {
 /// Says something that the test harness does not swallow.
 fn say(line: &str) {
     let mut out = std::io::stderr().lock();
-    writeln!(out, "{line}").expect("somebody listens");
+    writeln!(out, "{line}").expect("a reader");
 }

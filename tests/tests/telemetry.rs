@@ -259,7 +259,7 @@ impl Scene {
     }
 }
 
-/// An address of this machine that nobody listens on.
+/// An address of this machine without a listener.
 fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").to_string()
@@ -394,7 +394,7 @@ async fn a_run_in_one_process_is_one_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_goes_on_after_its_end_stays_in_its_trace() {
+async fn a_continued_run_stays_in_its_trace() {
     let (collector, otlp) = Collector::begin().await;
     let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: 'test -e there'}\n";
     let scene = Scene::new(yaml, Some(otlp));

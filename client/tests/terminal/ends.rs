@@ -1,4 +1,4 @@
-//! How `tow` ends when the store fails, or nobody reads its output.
+//! How `tow` ends when the store fails, or its output has no reader.
 
 use std::{
     fs,
@@ -59,7 +59,7 @@ pub(crate) fn err(output: &Output) -> String {
 }
 
 #[test]
-fn a_commit_that_fails_ends_the_run_whoever_asked_for_it() {
+fn a_failed_commit_ends_the_run_for_every_requester() {
     let traces = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     if !traces.is_ok_and(|output| output.status.success()) {
         drop(writeln!(std::io::stderr(), "skipped: no strace here that may trace"));
@@ -67,7 +67,7 @@ fn a_commit_that_fails_ends_the_run_whoever_asked_for_it() {
     }
     let folder = folder_with("stages: [s]\njobs:\n  a: {stage: s, command: 'true'}\n");
     let db = folder.path().join("store/sled/db").display().to_string();
-    // The first commit is the run itself; the second, that of a lease, is nobody's request.
+    // The first commit is the run itself; the second, that of a lease, belongs to no request.
     let tracer = ["strace", "-f", "-o", "/dev/null", "-P", &db, "-e", "trace=fdatasync"];
     let tracer = [&tracer[..], &["-e", "inject=fdatasync:error=EIO:when=2"]].concat();
 

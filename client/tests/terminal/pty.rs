@@ -146,7 +146,7 @@ impl Terminal {
         let (from, until) = (self.written.len(), Instant::now() + WITHIN);
         let fits =
             |picture: &str| picture.lines().all(|row| columns_of(row) <= usize::from(columns));
-        // Between two erasures stands a whole picture.
+        // Between two erasures is a whole picture.
         let whole = |written: &str| {
             let mut pictures: Vec<_> = written.split("\u{1b}[J").skip(1).collect();
             pictures.pop();
@@ -182,7 +182,7 @@ impl Terminal {
 
     /// Types `keys`.
     pub(crate) fn types(&mut self, keys: &str) {
-        self.controller.write_all(keys.as_bytes()).expect("somebody listens");
+        self.controller.write_all(keys.as_bytes()).expect("a reader");
     }
 
     /// Waits for the end; answers the exit code. Everything that was written is taken in.

@@ -34,7 +34,7 @@ fn began(folder: &Path, name: &str) {
     }
 }
 
-/// A process whose end nobody waits for. Ends with the test.
+/// A process without a `wait`. Ends with the test.
 struct Other(Child);
 
 impl Drop for Other {
@@ -125,7 +125,7 @@ fn a_terminal_that_only_watches_can_be_left() {
 }
 
 #[test]
-fn who_watches_goes_on_with_the_run_when_its_process_dies_and_the_store_lives() {
+fn a_watcher_continues_a_run_whose_process_was_killed() {
     let job = |name: &str| {
         format!("stages: [s]\njobs:\n  {name}: {{stage: s, command: '{}'}}\n", waits(name))
     };

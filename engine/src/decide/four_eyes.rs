@@ -152,7 +152,7 @@ fn a_gate_lets_in_whom_it_names() {
 }
 
 #[test]
-fn whoever_asked_for_the_run_may_not_approve_it() {
+fn the_requester_of_a_run_may_not_approve_it() {
     let begin = || {
         at_the_gate(not(&[Excluded::Requester]), |create| {
             create.requester.emails = vec!["ana@example.org".into()];
@@ -171,7 +171,7 @@ fn whoever_asked_for_the_run_may_not_approve_it() {
 }
 
 #[test]
-fn whoever_replaced_the_plan_counts_as_a_requester() {
+fn the_actor_who_replaced_the_plan_counts_as_a_requester() {
     let policy = not(&[Excluded::Requester]);
     let mut fixture = at_the_gate(policy.clone(), |_| {});
     let mut edited = jobs(policy);
@@ -185,7 +185,7 @@ fn whoever_replaced_the_plan_counts_as_a_requester() {
 }
 
 #[test]
-fn authors_may_not_approve_and_neither_may_whoever_could_be_one() {
+fn authors_and_possible_authors_may_not_approve() {
     let authors = |uncommitted| Authors { emails: vec!["bob@example.org".into()], uncommitted };
     for (uncommitted, who, answer) in [
         (false, person("bob", &[OWNER], &["bob@example.org"]), Some("APPROVER_IS_AUTHOR")),
@@ -236,7 +236,7 @@ fn the_log_keeps_of_people_what_its_gates_ask_about() {
 }
 
 #[test]
-fn yes_is_one_approval_of_whoever_asked_under_the_same_rules() {
+fn yes_is_one_approval_of_the_requester_under_the_same_rules() {
     let yes = |create: &mut CreateRun| {
         create.gates_preapproved = true;
         create.requester = person("ana", &["approver"], &[]).1;

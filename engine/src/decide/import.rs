@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_imported_run_goes_on_after_what_is_done() {
+    fn an_imported_run_continues_after_finished_jobs() {
         let create = creation(vec![job("a"), needing(job("b"), "a")]);
         let jobs = vec![imported("a", ImportedResult::Succeeded)];
         let mut fixture = Fixture::empty();

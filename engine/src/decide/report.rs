@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_of_a_dead_try_changes_nothing() {
+    fn a_report_of_an_ended_attempt_changes_nothing() {
         let mut fixture = Fixture::begin(vec![job("a")]);
         fixture.leases();
         let late = fixture.report("a", Ended::Failed(FailureCause::ExitCode(1)));

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_was_merely_interrupted_goes_on_without_an_event() {
+    fn an_interrupted_run_continues_without_an_event() {
         let mut fixture = Fixture::begin(vec![job("a")]);
         let before = fixture.facts.len();
         fixture.carries_out(&resume());
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_was_dropped_and_comes_back_goes_on_with_the_next_attempt() {
+    fn a_job_that_was_removed_and_added_again_continues_with_the_next_attempt() {
         let mut fixture = Fixture::begin(vec![job("a"), job("b")]);
         fixture.runs("a");
         fixture.leases();

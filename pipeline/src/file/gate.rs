@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_where_it_stands() {
+    fn every_problem_is_reported_with_its_place() {
         for (options, expected) in [
             ("gate: {min: 2}", "GATE_POINTLESS 3:29"),
             ("when: always, gate: {}", "GATE_POINTLESS 3:43"),

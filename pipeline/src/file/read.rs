@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_and_keys_are_told_from_other_names() {
+    fn variables_and_keys_are_distinguished_from_other_names() {
         assert!(is_variable("A_1") && is_variable("_x") && is_key("n-rows"));
         for name in ["", "1A", "A=B", "A B", "A\0", "Ä"] {
             assert!(!is_variable(name) && !is_key(name), "{name:?}");

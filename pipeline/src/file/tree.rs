@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_key_is_told_with_both_places() {
+    fn a_duplicate_key_is_reported_with_both_places() {
         let (tree, found) = read("a: 1\nb: 2\na: 3\n");
         assert!(tree.is_some());
         assert_eq!((found[0].code, found[0].span.clone()), ("KEY_DUPLICATE", 10..11));
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plain_yaml_is_refused_where_it_stands() {
+    fn unsupported_yaml_is_refused_with_its_place() {
         assert_eq!(code("a: 1\n---\nb: 2\n"), "DOCUMENTS_SEVERAL");
         assert_eq!(code("a: !!python/object x"), "TAG_REFUSED");
         assert_eq!(code("a: !!str 5"), "none");

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_table_nobody_may() {
+    fn methods_missing_from_the_table_are_forbidden() {
         for path in [
             "",
             "/",

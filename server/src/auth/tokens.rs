@@ -269,7 +269,7 @@ pub(crate) struct Tokens {
 struct Known {
     stamp: Option<Stamp>,
     tokens: Arc<[Token]>,
-    /// The file existed once: if it is missing then, every token is refused.
+    /// There was a file once: without one nobody is let in.
     seen: bool,
 }
 

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_while_nobody_wants_it() {
+    fn no_span_is_built_without_a_subscriber() {
         let fact = Fact {
             at: Timestamp(1),
             by: Actor::timer(),

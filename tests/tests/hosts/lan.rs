@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output};
 
-/// The first three bytes of all addresses. Nobody else is on this network.
+/// The first three bytes of all addresses. No other machine is on this network.
 const NETWORK: &str = "10.77.0";
 /// The namespace of the switch, which is a machine itself.
 const SWITCH: &str = "switch";

@@ -2,8 +2,8 @@
 //! them, and a run of 500 jobs. Meanwhile plugs are pulled, the server is killed, workers are
 //! stopped, killed and rolled. Every attempt that succeeded leaves its effect exactly once.
 //!
-//! `TOW_SEED` asks for the troubles of an earlier failure. Without root, or where namespaces are not
-//! permitted, it is skipped.
+//! `TOW_SEED` asks for the troubles of an earlier failure. Without root, or where namespaces are
+//! not permitted, it is skipped.
 
 mod lan;
 mod world;
@@ -187,7 +187,7 @@ fn live_through(world: &mut World, troubles: Vec<Trouble>, chance: &mut Chance) 
         inflict(world, trouble, chance);
     }
     while world.is_following() {
-        assert!(began.elapsed() < RUN_MAX, "the run goes on for over {RUN_MAX:?}");
+        assert!(began.elapsed() < RUN_MAX, "the run continues for over {RUN_MAX:?}");
         thread::sleep(Duration::from_millis(100));
     }
     let status = world.client_ended();
@@ -261,7 +261,7 @@ fn check(world: &World) {
         let fence = leased[&(job.clone(), *attempt)];
         let place = |kind: &str| noted.get(&(kind.to_owned(), job.clone(), *attempt, fence));
         assert!(place("begin").is_some(), "{job}/{attempt} succeeded and never began");
-        let places = place("done").expect("whoever succeeded has left its effect");
+        let places = place("done").expect("a succeeded job left its effect");
         done.insert(job.clone(), places[0]);
     }
     check_order(&noted, &done);
@@ -321,5 +321,5 @@ fn every_effect_is_there_exactly_once_per_attempt_that_succeeded() {
 /// Says something that the test harness does not swallow.
 fn say(line: &str) {
     let mut out = std::io::stderr().lock();
-    writeln!(out, "{line}").expect("somebody listens");
+    writeln!(out, "{line}").expect("a reader");
 }

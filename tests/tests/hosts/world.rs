@@ -1,5 +1,5 @@
-//! A server, three workers and a client, each on a machine of its own, over TLS; and what can happen
-//! to them.
+//! A server, three workers and a client, each on a machine of its own, over TLS; and what can
+//! happen to them.
 
 use std::{
     fs::{self, File},
@@ -36,7 +36,7 @@ pub(crate) struct World {
     client: Option<Child>,
     token: String,
     starts: usize,
-    /// Last: namespaces go when nobody is in them any more.
+    /// Last: the kernel removes a namespace with its last process.
     lan: Lan,
 }
 
@@ -193,7 +193,7 @@ impl World {
             .collect()
     }
 
-    /// The last of what everybody said, for whoever has to find out what went wrong.
+    /// The last lines of all logs, to diagnose a failed test.
     fn said(&self) -> String {
         let mut all = String::new();
         for start in 1..=self.starts {
@@ -265,7 +265,7 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("a pid"))
 }
 
-/// Sends `signal` and waits for the end. Somebody who does not end is made to.
+/// Sends `signal` and waits for the end. A process that does not end is killed.
 fn ended(child: Option<Child>, signal: Signal) -> ExitStatus {
     let mut child = child.expect("it runs");
     kill(pid(&child), signal).expect("it can be sent a signal");

@@ -9,7 +9,7 @@ fn cancelled() -> Ended {
 }
 
 #[tokio::test]
-async fn a_run_that_nobody_works_on_is_cancelled_at_once() {
+async fn a_run_without_a_process_is_cancelled_at_once() {
     let server = TestServer::in_memory().await;
     let run = server.start(&file("stages: [s]\njobs:\n  a: {stage: s, command: x}\n")).await;
 

@@ -58,7 +58,7 @@ fn what_a_vanished_worker_held_is_given_out_again_when_it_comes_back() {
         assert_eq!(
             server.states(&run).await,
             "a succeeded, b running, c running, d waiting",
-            "until then nobody knows better"
+            "until then no newer state is known"
         );
         let mut worker = server.worker("w", 2).await;
         assert_eq!(worker.held(), []);
@@ -92,7 +92,7 @@ fn a_store_that_is_served_is_not_served_twice() {
 }
 
 #[test]
-fn a_closed_house_can_be_opened_again_in_the_same_process() {
+fn a_closed_server_can_be_opened_again_in_the_same_process() {
     let folder = tempfile::tempdir().expect("a folder");
     on_a_runtime(async {
         let server = TestServer::in_folder(folder.path()).await;
@@ -162,7 +162,7 @@ fn the_doctor_sees_a_forged_snapshot_of_a_run() {
 }
 
 #[test]
-fn the_doctor_sees_a_blob_that_is_gone_or_damaged() {
+fn the_doctor_finds_a_missing_or_damaged_blob() {
     let folder = tempfile::tempdir().expect("a folder");
     let (run, _, _) = crash_in_the_middle(folder.path());
     let blob = newest_file(&folder.path().join("blobs")).expect("a blob");
@@ -206,7 +206,7 @@ fn append_raw(folder: &Path, run: &str, kind: &'static str, bytes: &[u8]) {
 }
 
 #[test]
-fn a_run_that_cannot_be_replayed_stops_nobody_else() {
+fn a_run_that_cannot_be_replayed_stops_no_other_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let envelope = r#"{"at":"2100-01-01T00:00:00.000Z","by":"human:ana","event":{"kind":"#;
     let bad = ["\"run_started\"}}", "\"run_painted\"}}"].map(|end| format!("{envelope}{end}"));

@@ -77,7 +77,7 @@ async fn start_in(server: &TestServer, folder: &Path, yaml: &str) -> String {
 }
 
 fn is_gone(pid: &str) -> bool {
-    // What nobody has waited for yet is dead all the same.
+    // A process without a `wait` from its parent is dead as well.
     let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
     stat.map_or(true, |stat| stat.contains(") Z "))
 }
@@ -141,7 +141,7 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
             tokio::task::yield_now().await;
         }
 
-        assert!(!asked.is_finished(), "nobody was told");
+        assert!(!asked.is_finished(), "no worker was informed");
     });
     let of = on_a_runtime(async {
         let server = TestServer::in_folder(folder.path()).await;
@@ -197,7 +197,7 @@ async fn many_workers_race_for_few_jobs_and_each_job_is_given_out_once() {
     for worker in racing {
         given += worker.await.expect("the worker does not panic");
     }
-    assert_eq!(given, 41, "nobody was given what another had");
+    assert_eq!(given, 41, "no worker was assigned a job of another");
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn a_worker_process_that_is_stopped_past_its_lease_ends_its_job_when_it_wa
     assert_eq!(server.ended(&run).await, "succeeded");
     let kinds = server.kinds(&run).await;
     let pid = fs::read_to_string(&first).expect("a pid").trim().to_owned();
-    assert!(!is_gone(&pid), "nobody has ended the first attempt");
+    assert!(!is_gone(&pid), "the first attempt was not ended");
     sleeper.signal(Signal::SIGCONT);
 
     eventually("the first attempt is ended", || is_gone(&pid)).await;
@@ -260,7 +260,7 @@ fn time(record: &v1::Record) -> Timestamp {
     fact.at
 }
 
-/// Makes a library that sets the clock of whoever is preloaded with it forward by `seconds`; `None`
+/// Makes a library that sets the clock of a process that preloads it forward by `seconds`; `None`
 /// where it cannot be made, or has no effect.
 fn wrong_clock(folder: &Path, seconds: i64) -> Option<std::path::PathBuf> {
     let (source, library) = (folder.join("clock.c"), folder.join(format!("clock{seconds}.so")));
@@ -390,7 +390,7 @@ async fn readers_that_do_not_read_cost_the_server_no_memory() {
         let request = v1::ReadOutputRequest { run, job, attempt: 0, follow: false };
         let mut runs = RunsServiceClient::new(channel());
         let mut stream = runs.read_output(request).await.expect("output").into_inner();
-        stream.next().await.expect("the output goes on").expect("a chunk");
+        stream.next().await.expect("the output continues").expect("a chunk");
         slow.push(stream);
     }
     until_idle(server.0.id()).await;

@@ -14,7 +14,7 @@ jobs:
 ";
 
 #[tokio::test]
-async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice() {
+async fn a_reader_that_reconnects_gets_every_record_once() {
     let server = TestServer::in_memory().await;
     let run = server.start(&file(TWO)).await;
     let mut worker = server.worker("w", 1).await;
@@ -23,7 +23,7 @@ async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice()
     let mut first = Records::new(server.log().follow(follow(0)).await.expect("a log").into_inner());
     let mut seen = Vec::new();
     while seen.len() < 4 {
-        seen.push(first.next().await.expect("the log goes on").expect("a record"));
+        seen.push(first.next().await.expect("the log continues").expect("a record"));
     }
     drop(first);
     worker.succeed("a").await;
@@ -32,7 +32,7 @@ async fn a_reader_that_stops_and_goes_on_misses_nothing_and_sees_nothing_twice()
     let mut second =
         Records::new(server.log().follow(follow(stopped_at)).await.expect("a log").into_inner());
     while seen.last().is_some_and(|record| record.kind != "run_finished") {
-        seen.push(second.next().await.expect("the log goes on").expect("a record"));
+        seen.push(second.next().await.expect("the log continues").expect("a record"));
     }
 
     let all = server.records("", 0).await;
@@ -65,7 +65,7 @@ async fn the_log_of_one_run_is_followed_by_its_own_versions() {
     let request = v1::FollowRequest { run: second.clone(), after: 0, follow: true };
     let mut stream = Records::new(server.log().follow(request).await.expect("a log").into_inner());
     for _ in 0..3 {
-        stream.next().await.expect("the log goes on").expect("a record");
+        stream.next().await.expect("the log continues").expect("a record");
     }
 
     let only = v1::Hello { worker: "w".to_owned(), slots: 1, run: second, ..Default::default() };
@@ -73,7 +73,7 @@ async fn the_log_of_one_run_is_followed_by_its_own_versions() {
     worker.succeed("a").await;
 
     let next = tokio::time::timeout(towpath_tests::WAIT_MAX, stream.next()).await;
-    let next = next.expect("the reader hears of it").expect("the log goes on").expect("a record");
+    let next = next.expect("the reader is woken").expect("the log continues").expect("a record");
     assert_eq!((next.version, next.kind.as_str()), (4, "job_leased"));
     assert!(next.position > next.version, "places in the log are other numbers");
 }
@@ -103,7 +103,7 @@ async fn what_is_followed_is_what_was_decided() {
 }
 
 #[tokio::test]
-async fn a_reader_that_never_reads_holds_nobody_up() {
+async fn a_reader_that_never_reads_delays_no_other_reader() {
     let server = TestServer::in_memory().await;
     let jobs: String = (0..800).map(|n| format!("  j{n}: {{stage: s, command: x}}\n")).collect();
     let run = server.start(&file(&format!("stages: [s]\njobs:\n{jobs}"))).await;
@@ -123,7 +123,7 @@ async fn a_reader_that_never_reads_holds_nobody_up() {
     // And once it wakes up, everything is there for it.
     let mut woken = asleep.pop().expect("a reader");
     for record in server.records("", 0).await {
-        assert_eq!(woken.next().await.expect("the log goes on").expect("a record"), record);
+        assert_eq!(woken.next().await.expect("the log continues").expect("a record"), record);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Gates that want certain people, several of them, and nobody with a stake in the run. Who they
+//! Gates that require certain people, several of them, and none who requested the run. Who they
 //! are is proven by tokens, at a port.
 
 use tonic::{
@@ -126,7 +126,7 @@ fn remaining(answer: &v1::ApproveGateResponse) -> u32 {
 }
 
 #[tokio::test]
-async fn whoever_asked_for_the_run_may_not_approve_it() {
+async fn the_requester_of_a_run_may_not_approve_it() {
     let mut town = Town::new().await;
     town.people(&["ana", "bob"]);
     let run = town.starts("ana", "{not: [requester]}").await;
@@ -206,7 +206,7 @@ async fn the_gate_lets_in_whom_it_names_as_their_token_says() {
 }
 
 #[tokio::test]
-async fn authors_may_not_approve_and_claims_help_nobody() {
+async fn authors_may_not_approve_even_with_claims() {
     let mut town = Town::new().await;
     let roles = [Role::Operator, Role::Approver];
     town.issue("eve", TokenKind::Human, &roles, &["eve@example.org"]);
@@ -215,7 +215,7 @@ async fn authors_may_not_approve_and_claims_help_nobody() {
     town.people(&["nemo"]);
     let mut request = start_request(&gated("{not: [author]}"));
 
-    let unknown = town.try_start("ana", request.clone()).await.expect_err("nobody knows them");
+    let unknown = town.try_start("ana", request.clone()).await.expect_err("unknown actors");
     assert_eq!(code(&unknown), "AUTHORS_UNKNOWN");
     let emails = vec!["Eve@example.org".to_owned()];
     let file = request.file.as_mut().expect("a file");
@@ -323,7 +323,7 @@ async fn an_open_gate_shuts_when_what_was_approved_runs_again() {
     town.people(&["ana", "bob", "cleo"]);
     let request = v1::StartRunRequest { file: Some(pipeline("x")), ..start_request("") };
     let run = town.try_start("ana", request).await.expect("the run begins");
-    // It does not offer `db`: the gate stands open, and the job does not begin.
+    // It does not offer `db`: the gate is open, and the job does not begin.
     let mut worker = town.server.worker("w", 1).await;
     worker.succeed("orders").await;
     town.approves("bob", &run).await;
@@ -344,7 +344,7 @@ async fn an_open_gate_shuts_when_what_was_approved_runs_again() {
 }
 
 #[tokio::test]
-async fn approvals_expire_while_nobody_has_begun() {
+async fn approvals_expire_before_the_job_begins() {
     let mut town = Town::new().await;
     town.people(&["ana", "bob"]);
     let run = town.starts("ana", "{expires: 10m, not: [requester]}").await;
@@ -415,7 +415,7 @@ fn approvals_survive_a_restart_because_they_are_in_the_log() {
 }
 
 #[tokio::test]
-async fn what_a_gate_wants_is_told_to_whoever_asks() {
+async fn a_gate_reports_its_requirements() {
     let mut town = Town::new().await;
     town.people(&["ana", "bob"]);
     let run = town.starts("ana", "{approvers: 'role:approver', min: 2, not: requester}").await;

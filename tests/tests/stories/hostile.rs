@@ -55,7 +55,7 @@ impl Besieged {
     }
 
     /// A proper client is answered, and the log is as it was after the run began.
-    async fn stands(self) {
+    async fn still_serves(self) {
         let asked =
             RunsServiceClient::new(self.channel()).list_runs(v1::ListRunsRequest::default()).await;
         assert_eq!(asked.expect("an answer").into_inner().runs.len(), 1);
@@ -96,7 +96,7 @@ fn send(
     let (answer, mut stream) = to.send_request(request, false).expect("a stream");
     stream.send_data(body, end).expect("a body");
     if !end {
-        // Whoever lets go of the stream resets it.
+        // Dropping the stream resets it.
         tokio::spawn(async move { std::future::poll_fn(|cx| stream.poll_reset(cx)).await });
     }
     answer
@@ -150,7 +150,7 @@ async fn a_message_of_one_byte_too_many_is_refused_by_name() {
     // Of `Runs` more is read, because pipeline files may be large.
     let (run, fits) = ("/towpath.v1.RunsService/GetRun", most(2 * MIB));
     assert_eq!(code(&answered(&besieged, run, &fits).await), "RUN_UNKNOWN");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn an_announced_gigabyte_is_refused_before_it_comes() {
         let refused = status(send(&mut raw, request(path), frame(0, 1 << 30, b""), false)).await;
         assert_eq!(code(&refused), "MESSAGE_TOO_LARGE", "{path}");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn a_part_that_names_no_attempt_is_refused() {
         worker.say(message).await;
         assert_eq!(code(&worker.refusal().await), "MESSAGE_INVALID");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn packed_messages_are_not_unpacked() {
     let mut raw = besieged.raw().await;
     let unnamed = status(send(&mut raw, request(LIST), bomb, true)).await;
     assert_eq!(code(&unnamed), "MESSAGE_INVALID");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -221,10 +221,10 @@ async fn what_is_no_message_is_refused_by_name() {
     assert_eq!(code(&cut), "MESSAGE_INVALID");
     let none = status(send(&mut raw, request(run), Bytes::new(), true)).await;
     assert_eq!(code(&none), "MESSAGE_INVALID");
-    // Nothing of a request that begins a run: no file, and nobody who asks.
+    // A request for a run without a file and without an actor.
     let empty = answered(&besieged, "/towpath.v1.RunsService/StartRun", b"").await;
     assert!(["MESSAGE_INVALID", "ARGUMENT_OUT_OF_BOUNDS"].contains(&&*code(&empty)), "{empty:?}");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn a_report_that_names_no_attempt_is_refused() {
     .expect("a session");
     worker.say(ToServer::Report(v1::Report::default())).await;
     assert_eq!(code(&worker.refusal().await), "MESSAGE_INVALID");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -269,7 +269,7 @@ async fn the_largest_numbers_are_answered_like_any_other() {
         let all = tokio::time::timeout(WAIT_MAX, TestServer::collect(output.into_inner())).await;
         assert!(all.expect("in time").is_ok_and(|all| all.is_empty()));
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -294,5 +294,5 @@ async fn headers_without_measure_are_refused_and_odd_ones_do_no_harm() {
         let (answered, headers) = told(send(&mut raw, strange, frame(0, 0, b""), true)).await;
         assert!(answered == StatusCode::OK || answered.is_client_error(), "{name}: {headers:?}");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }

@@ -52,7 +52,7 @@ fn issue_until(
     issued.expect("a token").reveal().to_owned()
 }
 
-/// `message` as a request of whoever holds `secret`.
+/// `message` as a request of the holder of `secret`.
 fn with<T>(message: T, secret: &str) -> Request<T> {
     let mut request = Request::new(message);
     if !secret.is_empty() {
@@ -82,7 +82,7 @@ async fn approve(channel: &Channel, secret: &str, gate: &v1::Gate) -> Result<(),
 }
 
 #[tokio::test]
-async fn without_proof_nobody_is_let_in() {
+async fn unauthenticated_requests_are_refused() {
     let server = TestServer::with_system_clock().await;
     let channel = dial_tcp(&server.serve_guarded(strict()).await).expect("an address");
     let now = SystemClock.now();
@@ -323,7 +323,7 @@ async fn two_ends_that_do_not_agree_on_tls_say_so_in_time() {
         assert!(!refused.message().is_empty());
         assert_ne!(refused.code(), Code::Ok);
     }
-    // Whoever comes next is not disturbed.
+    // Later requests are not affected.
     let good = dial(&address, ca(folder.path()), None);
     assert_eq!(code(&runs_of(&good, "").await.expect_err("nobody")), "UNAUTHENTICATED");
     server.close().await;
@@ -353,7 +353,7 @@ async fn a_revoked_certificate_ends_its_session_and_opens_none() {
     let refused = connect(first, "eu-1").await.expect_err("over the same connection");
     assert_eq!(code(&refused), "UNAUTHENTICATED");
     assert_eq!(server.count(&run, "job_succeeded").await, 0);
-    // Others are not disturbed, and a list that is damaged makes nobody good again.
+    // Other clients are not affected, and a damaged list makes no revoked certificate valid again.
     let of = other.take().await;
     assert_ne!(of.attempt, held.attempt);
     fs::write(folder.path().join(pki::CRL_FILE), "nothing").expect("a file");

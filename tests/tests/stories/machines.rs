@@ -171,14 +171,14 @@ async fn a_lease_lapses_when_its_worker_stays_away_and_its_late_report_changes_n
 }
 
 #[tokio::test]
-async fn a_worker_that_slept_too_long_ends_what_it_held_and_goes_on() {
+async fn a_worker_that_slept_too_long_ends_its_jobs_and_continues() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = TestServer::with_lease("memory:", 200).await;
     let run = server.start(&file(ONE)).await;
     let mut sleeper = server.worker("sleeper", 1).await;
     let of = sleeper.take_job("a").await.attempt.expect("an attempt");
 
-    // It says nothing, and yet its connection stands.
+    // It sends nothing, but its connection is open.
     server.until(&run, "job_lost", 1).await;
     let worker = RealWorker::begin(&server, "awake", 1, folder.path());
     server.ended(&run).await;
@@ -201,7 +201,7 @@ async fn a_void_attempt_is_ended_before_its_job_begins_again_on_the_same_machine
     let run = start_in(&server, folder.path(), yaml).await;
     until_there(&folder.path().join("began")).await;
     worker.kill().await;
-    // Somebody says in its name that it holds nothing: the attempt is void.
+    // Another client reports in its name that it holds nothing: the attempt is lost.
     let impostor = server.worker_like(v1::Hello { draining: true, ..hello("w", "", Vec::new()) });
     drop(impostor.await);
     assert_eq!(server.count(&run, "job_lost").await, 1);
@@ -328,7 +328,7 @@ async fn the_same_request_begins_one_run_however_often_it_is_made() {
 }
 
 #[tokio::test]
-async fn the_same_key_of_somebody_else_is_another_key() {
+async fn the_same_key_of_another_actor_is_another_key() {
     let server = TestServer::in_memory().await;
     let by = |actor: &str| v1::StartRunRequest {
         idempotency_key: "k".to_owned(),
@@ -426,7 +426,7 @@ async fn a_worker_whose_name_is_taken_says_so_and_ends() {
 }
 
 #[test]
-fn a_reader_that_does_not_read_holds_nobody_up() {
+fn a_reader_that_does_not_read_delays_no_job() {
     on_a_runtime(async {
         let server = TestServer::in_memory().await;
         let request = v1::FollowRequest { run: String::new(), after: 0, follow: true };
@@ -442,7 +442,7 @@ fn a_reader_that_does_not_read_holds_nobody_up() {
         let tail = server.run(&run).await.position;
         let mut read = 0;
         while read < tail {
-            read = slow.next().await.expect("the log goes on").expect("a record").position;
+            read = slow.next().await.expect("the log continues").expect("a record").position;
         }
         let following = server.log();
         assert!(server.server().drain(Duration::from_secs(10)).await, "everything ended in time");

@@ -40,7 +40,7 @@ fn unquoted(word: &str) -> String {
             '\'' => text.extend(chars.by_ref().take_while(|inner| *inner != '\'')),
             '\\' => text.extend(chars.next()),
             plain => {
-                assert!(plain.is_ascii_alphanumeric(), "{plain:?} stands outside of quotes");
+                assert!(plain.is_ascii_alphanumeric(), "{plain:?} is outside of quotes");
                 text.push(plain);
             }
         }
@@ -171,7 +171,7 @@ async fn output_can_be_followed_while_the_job_runs_and_read_when_it_has_ended() 
 }
 
 #[tokio::test]
-async fn what_is_said_twice_stands_in_the_output_once() {
+async fn repeated_output_is_stored_once() {
     let server = TestServer::in_memory().await;
     let run = server.start(&file(ONE)).await;
     let mut worker = server.worker("w", 1).await;

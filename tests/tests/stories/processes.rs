@@ -111,7 +111,7 @@ jobs:
     assert_eq!(server.states(&run).await, "long cancelled");
     let stat = Path::new("/proc").join(&pid).join("stat");
     let gone = || match std::fs::read_to_string(&stat) {
-        // What nobody has waited for yet is dead all the same.
+        // A process without a `wait` from its parent is dead as well.
         Ok(stat) => stat.contains(") Z "),
         Err(_) => true,
     };
@@ -120,7 +120,7 @@ jobs:
 }
 
 #[tokio::test]
-async fn a_failing_script_tells_its_exit_code_and_a_dead_one_its_signal() {
+async fn a_failed_script_has_its_exit_code_and_a_killed_one_its_signal() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = TestServer::with_system_clock().await;
     let worker = RealWorker::begin(&server, "real", 4, folder.path());
@@ -144,7 +144,7 @@ jobs:
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_drain_finishes_what_runs() {
+async fn a_draining_worker_finishes_running_jobs() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = TestServer::with_system_clock().await;
     let worker = RealWorker::begin(&server, "real", 1, folder.path());

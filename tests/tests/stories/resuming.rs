@@ -147,7 +147,7 @@ async fn a_file_is_the_same_file_after_a_resume() {
     for _ in 0..3 {
         worker.fail("a", 1).await;
         server.pass(1_000).await;
-        server.resume_with(with_file(&run, &yaml, false)).await.expect("nobody edited it");
+        server.resume_with(with_file(&run, &yaml, false)).await.expect("an unedited file");
     }
 }
 
@@ -167,7 +167,7 @@ async fn import(server: &TestServer, yaml: &str, record: &str) -> Result<v1::Run
 }
 
 #[tokio::test]
-async fn the_record_of_another_tool_becomes_a_run_that_goes_on_here() {
+async fn the_record_of_another_tool_becomes_a_run_that_continues_here() {
     let server = TestServer::in_memory().await;
 
     let run = import(&server, &file(THREE), RECORD).await.expect("the record fits the file").id;

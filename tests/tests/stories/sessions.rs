@@ -292,7 +292,7 @@ fn a_worker_keeps_its_job_through_a_restart_of_the_server() {
 }
 
 #[tokio::test]
-async fn a_worker_that_comes_back_to_an_ending_run_is_told_to_end_its_job() {
+async fn a_reconnected_worker_must_end_its_job_of_an_ending_run() {
     let server = TestServer::in_memory().await;
     let run = server.start(&file(ONE)).await;
     let mut first = server.worker("w", 1).await;

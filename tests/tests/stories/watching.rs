@@ -28,7 +28,7 @@ jobs:
 
 /// The answer to a plain `GET`: its head and its body.
 async fn get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).await.expect("somebody listens");
+    let mut stream = TcpStream::connect(address).await.expect("a reader");
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("a request");
     let mut answer = String::new();
@@ -68,7 +68,7 @@ async fn the_figures_are_what_the_views_say() {
     let plain = worker.take_job("plain").await;
     server.pass(5_000).await;
 
-    let figures = scrape(&address).await;
+    let metrics = scrape(&address).await;
 
     let counts = server.counts(&run).await;
     for (state, count) in [
@@ -77,7 +77,7 @@ async fn the_figures_are_what_the_views_say() {
         ("running", counts.running),
         ("succeeded", counts.succeeded),
     ] {
-        assert_eq!(figures[&format!("towpath_jobs{{state=\"{state}\"}}")], f64::from(count));
+        assert_eq!(metrics[&format!("towpath_jobs{{state=\"{state}\"}}")], f64::from(count));
     }
     let records = server.records("", 0).await.len() as f64;
     for (series, value) in [
@@ -97,7 +97,7 @@ async fn the_figures_are_what_the_views_say() {
         ("towpath_log_position", position(&server).await),
         ("towpath_events_total", records),
     ] {
-        assert_eq!(figures.get(series), Some(&value), "{series} in {figures:#?}");
+        assert_eq!(metrics.get(series), Some(&value), "{series} in {metrics:#?}");
     }
     worker.report(&plain, succeeded()).await;
     assert_eq!(scrape(&address).await["towpath_jobs{state=\"succeeded\"}"], 1.0);
@@ -120,10 +120,10 @@ async fn one_port_speaks_grpc_and_plain_http() {
 #[test]
 fn what_is_counted_in_the_log_survives_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
-    let kept = |figures: &BTreeMap<String, f64>| -> BTreeMap<String, f64> {
+    let kept = |metrics: &BTreeMap<String, f64>| -> BTreeMap<String, f64> {
         let lasting = ["towpath_runs", "towpath_jobs", "towpath_gates_w", "towpath_log_position"];
         let lasts = |name: &String| lasting.iter().any(|lasting| name.starts_with(lasting));
-        figures.clone().into_iter().filter(|(name, _)| lasts(name)).collect()
+        metrics.clone().into_iter().filter(|(name, _)| lasts(name)).collect()
     };
     on_a_runtime(async {
         let server = TestServer::in_folder(folder.path()).await;
@@ -147,14 +147,14 @@ fn what_is_counted_in_the_log_survives_a_restart() {
 
 /// What is wanted and what is held, each in all.
 async fn next(demand: &mut Streaming<v1::WatchDemandResponse>) -> (u64, u64) {
-    let told = demand.next().await.expect("the stream goes on").expect("demand");
+    let told = demand.next().await.expect("the stream continues").expect("demand");
     let told = told.demand.expect("demand");
     let pending = told.sets.iter().map(|set| set.pending).sum();
     (pending, told.sets.iter().map(|set| set.leased).sum())
 }
 
 #[tokio::test]
-async fn demand_is_told_at_once_and_whenever_it_changes() {
+async fn demand_is_sent_at_once_and_on_every_change() {
     let server = TestServer::in_memory().await;
     let watch = |tags: &[&str], all: bool| {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
@@ -179,7 +179,7 @@ async fn demand_is_told_at_once_and_whenever_it_changes() {
 }
 
 #[tokio::test]
-async fn keda_is_told_one_worker_for_each_job_that_wants_or_has_one() {
+async fn keda_gets_one_worker_for_each_job_that_needs_or_has_one() {
     let server = TestServer::in_memory().await;
     let address = server.serve(ANYWHERE).await;
     let mut keda = ExternalScalerClient::new(dial_tcp(&address).expect("an address"));

@@ -282,7 +282,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_has_succeeded_is_in_nobodys_way() {
+    fn succeeded_jobs_block_no_other_job() {
         let took = |job: &JobName| if job.as_str() == "orders" { 7 } else { 1 };
         let outlook = PlanReport::of(&one_of_everything(), |job| job.as_str() > "d", took);
 

@@ -5,7 +5,7 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn leases_expire_when_the_worker_was_silent_for_a_lease_and_not_before() {
+fn leases_expire_one_lease_time_after_the_last_heartbeat() {
     let mut world = World::new();
     let run = world.run("r", jobs(&["a"]));
     let one = world.worker("w");

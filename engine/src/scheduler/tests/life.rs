@@ -126,7 +126,7 @@ fn a_worker_that_comes_back_keeps_what_it_names_and_loses_the_rest() {
 }
 
 #[test]
-fn a_worker_that_comes_back_to_an_ending_run_is_told_to_end_its_job() {
+fn a_reconnected_worker_must_end_its_job_of_an_ending_run() {
     let mut world = World::new();
     let run = world.run("r", jobs(&["a"]));
     let one = world.worker("w");

@@ -110,7 +110,7 @@ fn a_good_token_says_who_asks_and_what_they_may() {
 }
 
 #[test]
-fn an_address_names_somebody_only_if_the_issuer_verified_it() {
+fn only_a_verified_address_identifies_an_actor() {
     let mut issuer = Issuer::new();
     issuer.oidc.settings.name_claim = "email".to_owned();
     let with = |verified: Value| {

@@ -66,7 +66,7 @@ async fn grpc_methods_are_refused_over_http1_whatever_the_content_type() {
     let health = "/grpc.health.v1.Health/Check";
     let answer = http1(&besieged.address, "POST", health, &host, b"").await;
     assert!(answer.contains("PROTOCOL_UNSUPPORTED"), "{answer}");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn grpc_methods_are_refused_over_http2_with_another_content_type() {
     let mut raw = besieged.raw().await;
     let answer = status(send(&mut raw, proto, frame(0, 0, b""), true)).await;
     assert_eq!(answer.code(), Code::Ok, "{answer:?}");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn requests_with_the_marks_of_a_web_page_are_refused() {
         let found = (refused.code(), code(&refused));
         assert_eq!(found, (Code::PermissionDenied, "ORIGIN_REFUSED".to_owned()), "{name}: {value}");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_server_on_loopback_answers_to_loopback_names_only() {
         let answer = status(send(&mut raw, authority(name), frame(0, 0, b""), true)).await;
         assert_eq!(answer.code(), Code::Ok, "{name}: {answer:?}");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn paths_that_are_no_method_are_not_found() {
     let mut raw = besieged.raw().await;
     let unknown = status(send(&mut raw, request("/x.Y/Z"), frame(0, 0, b""), true)).await;
     assert_eq!(unknown.code(), Code::Unimplemented, "gRPC clients get a gRPC status");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 /// Chromium, if it is installed.
@@ -221,7 +221,7 @@ fetch({target:?}, {{mode: 'no-cors', method: 'POST', body}})
     done.expect("the page has sent its request and says so");
 
     running.kill().await.expect("Chromium ends");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -235,5 +235,5 @@ async fn a_page_of_a_name_that_points_to_loopback_reads_no_metrics() {
     let opened = tokio::time::timeout(BROWSER_WITHIN, opened).await.expect("in time");
     let dom = String::from_utf8_lossy(&opened.expect("Chromium starts").stdout).into_owned();
     assert!(dom.contains("HOST_REFUSED") && !dom.contains("towpath_runs"), "{dom}");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }

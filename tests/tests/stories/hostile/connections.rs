@@ -29,12 +29,12 @@ use super::{Besieged, GATES, LIST, ONE, frame, request, send, status};
 #[tokio::test]
 async fn more_streams_than_agreed_are_refused() {
     let besieged = Besieged::new().await;
-    // Whoever never says that it agrees is answered by us, and not by the transport.
+    // A client that never completes the handshake is answered by the server, not by the transport.
     for agrees in [true, false] {
         let (refused, ended) = flood(&besieged, agrees, false).await;
         assert!(ended.is_some() || refused >= STREAMS - 128, "{refused} of {STREAMS}");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_flood_of_resets_ends_its_connection() {
     for agrees in [true, false] {
         assert_eq!(flood(&besieged, agrees, true).await.1, Some(ENHANCE_YOUR_CALM));
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 /// Requests of one flood.
@@ -131,7 +131,7 @@ async fn a_connection_that_asks_nothing_is_closed_and_one_that_asked_stays() {
 
     assert_eq!(closed.await, [true; 5]);
     runs.list_runs(v1::ListRunsRequest::default()).await.expect("the same connection");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn frames_that_no_request_needs_are_not_read_for_ever_before_a_request() {
         writing.abort();
         assert!(answers.len() <= 160 * 1024, "{} bytes of answers", answers.len());
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 /// The parts of an upload of `content`, its name first.
@@ -182,7 +182,7 @@ async fn an_upload_may_last_as_long_as_its_parts_come() {
     let stalled = tokio_stream::iter(parts(b"abcdef", 2)).take(2).chain(tokio_stream::pending());
     let refused = tokio::time::timeout(WAIT_MAX, blobs.put_blob(stalled)).await.expect("in time");
     assert_eq!(code(&refused.expect_err("nothing more comes")), "REQUEST_TIMED_OUT");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn a_worker_at_a_port_takes_no_name_of_a_local_worker() {
         let refused = ScriptedWorker::connect(besieged.channel(), hello).await.expect_err("a name");
         assert_eq!(code(&refused), "WORKER_NAME_RESERVED");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn reflection_answers_in_both_versions_and_lists_health() {
         assert!(said.contains("grpc.health.v1.Health"), "{version}: {said}");
         assert!(said.contains("towpath.v1.RunsService"), "{version}: {said}");
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn one_connection_asks_so_much_at_once_and_no_more() {
         }
     };
     tokio::time::timeout(WAIT_MAX, answered).await.expect("there is room again");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -262,9 +262,9 @@ async fn a_request_that_does_not_come_to_its_end_is_ended() {
     let mut log = LogServiceClient::new(besieged.channel());
     let mut records = Records::new(log.follow(follow).await.expect("a stream").into_inner());
     let more = async { while records.next().await.is_some_and(|record| record.is_ok()) {} };
-    assert!(tokio::time::timeout(4 * short, more).await.is_err(), "it goes on");
+    assert!(tokio::time::timeout(4 * short, more).await.is_err(), "the stream is still open");
     drop(records);
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -275,11 +275,11 @@ async fn the_time_that_a_client_gives_is_kept() {
     let mut raw = besieged.raw().await;
     let refused = status(send(&mut raw, hurried, frame(0, 100, b"x"), false)).await;
     assert!([Code::Cancelled, Code::DeadlineExceeded].contains(&refused.code()), "{refused:?}");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_ask_again() {
+async fn a_rate_limited_client_gets_a_time_to_retry() {
     let limits = Limits { rate: 2, burst: 3, ..Limits::default() };
     let besieged = Besieged::with(limits).await;
     let mut runs = RunsServiceClient::new(besieged.channel());
@@ -307,7 +307,7 @@ async fn who_asks_too_often_is_told_when_to_ask_again() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_bound_are_told_so_and_make_room() {
+async fn connections_beyond_the_bound_are_refused_and_free_their_place() {
     let besieged = Besieged::with(Limits { connections: 2, ..Limits::default() }).await;
     let mut first = besieged.raw().await;
     let second = besieged.raw().await;
@@ -336,7 +336,7 @@ async fn connections_beyond_the_bound_are_told_so_and_make_room() {
     })
     .await
     .expect("there is room again");
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
@@ -352,7 +352,7 @@ async fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
         body.send_data(part, false).expect("a body");
         drop(tokio::time::timeout(Duration::from_millis(50), connection).await);
     }
-    besieged.stands().await;
+    besieged.still_serves().await;
 }
 
 #[tokio::test]
