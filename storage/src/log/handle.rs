@@ -114,6 +114,12 @@ impl EventStore for Log {
         after: Version,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        if let Err(stopped) = self.shared.check_running() {
+            return std::future::ready(Err(stopped)).boxed();
+        }
+        if let Some(newest) = self.shared.reader().read_newest(stream, after, limit) {
+            return std::future::ready(newest).boxed();
+        }
         let stream = stream.to_owned();
         self.reading(move |shared| shared.reader().read(&stream, after, limit))
     }

@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+
 use super::{
     block::Block,
     index::{Extent, UnindexedTail, block_key, extents_of, position_of, stream_key},
@@ -20,6 +22,13 @@ use crate::{
 /// Bytes of verified blocks that one generation of the cache keeps.
 const BLOCKS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Bytes of blocks, as they were written, that one generation of the cache keeps.
+const WRITTEN_BYTES_MAX: usize = 512 * 1024;
+
+/// Extents that are read on a thread that must not block: at most as many blocks are verified, and
+/// each takes less than a millisecond.
+const NEWEST_EXTENTS_MAX: usize = 4;
+
 /// Blocks, or index entries, that are fetched from the backend at once.
 const FETCH_MAX: usize = 16;
 
@@ -30,6 +39,9 @@ pub(crate) struct Reader {
     /// Runs the index does not know yet.
     pub(crate) unindexed: Mutex<UnindexedTail>,
     blocks: Mutex<Recent<Position, Arc<Block>>>,
+    /// Blocks as the writer has just made them durable. Kept apart from those that were verified:
+    /// most are never read, and verifying them would cost every commit.
+    written: Mutex<Recent<Position, Bytes>>,
 }
 
 /// A page that is being filled.
@@ -64,7 +76,54 @@ impl Reader {
     /// A reader of `kv` with nothing waiting for the index.
     pub(crate) fn new(kv: Arc<dyn KvBackend>) -> Self {
         let blocks = Mutex::new(Recent::new(BLOCKS_BYTES_MAX));
-        Self { kv, unindexed: Mutex::default(), blocks }
+        let written = Mutex::new(Recent::new(WRITTEN_BYTES_MAX));
+        Self { kv, unindexed: Mutex::default(), blocks, written }
+    }
+
+    /// Remembers a block that has just become durable, as it was written.
+    pub(crate) fn remember(&self, first: Position, value: Bytes) {
+        let bytes = value.len();
+        self.written().insert(first, value, bytes);
+    }
+
+    /// As [`Reader::read`], if that needs nothing of the backend and little time. `None`: it does.
+    ///
+    /// Followers ask for what was written a moment ago, and then whether there is more. Without
+    /// this each commit would cost each of them two rounds through a thread that may block.
+    pub(crate) fn read_newest(
+        &self,
+        stream: &str,
+        after: Version,
+        limit: usize,
+    ) -> Option<Result<Vec<Record>, StoreError>> {
+        let mut next = after.checked_add(1)?;
+        let extents: Vec<Extent> = {
+            let unindexed = self.unindexed();
+            let waiting = unindexed.extents(stream);
+            // What is indexed lies before the first that waits, and nothing lies between.
+            if next < waiting.first()?.version {
+                return None;
+            }
+            let newer = waiting.iter().filter(|extent| extent.last() >= next);
+            newer.take(NEWEST_EXTENTS_MAX + 1).copied().collect()
+        };
+        if extents.len() > NEWEST_EXTENTS_MAX || !extents.iter().all(|it| self.is_known(it.block)) {
+            return None;
+        }
+        let mut page = Page::new(limit);
+        for extent in extents {
+            match self.extent_into(&mut page, stream, extent, &mut next) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(page.records))
+    }
+
+    /// Whether the block that begins at `first` is in memory.
+    fn is_known(&self, first: Position) -> bool {
+        self.cached(first).is_some() || self.written().get(&first, Bytes::len).is_some()
     }
 
     /// At most `limit` records after `after`, up to the durable `tail`.
@@ -206,6 +265,9 @@ impl Reader {
         if let Some(block) = self.cached(first) {
             return Ok(block);
         }
+        if let Some(value) = self.written().get(&first, Bytes::len) {
+            return self.verified(first, &value);
+        }
         let value = self.kv.get(&block_key(first));
         let value = value.map_err(|error| error.at(first, "reading the log"))?;
         let hole = StoreError::Damaged { position: first, what: Damage::Hole };
@@ -216,7 +278,7 @@ impl Reader {
         self.blocks().get(&first, |block| block.bytes)
     }
 
-    fn verified(&self, first: Position, value: &bytes::Bytes) -> Result<Arc<Block>, StoreError> {
+    fn verified(&self, first: Position, value: &Bytes) -> Result<Arc<Block>, StoreError> {
         let block = Block::verified(first, value);
         let block = Arc::new(block.map_err(|what| StoreError::Damaged { position: first, what })?);
         self.blocks().insert(first, Arc::clone(&block), block.bytes);
@@ -292,6 +354,10 @@ impl Reader {
     /// The extents that wait for the index.
     pub(crate) fn unindexed(&self) -> MutexGuard<'_, UnindexedTail> {
         self.unindexed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Recent<Position, Bytes>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn blocks(&self) -> MutexGuard<'_, Recent<Position, Arc<Block>>> {

@@ -120,6 +120,24 @@ async fn nothing_is_acknowledged_or_seen_before_the_backend_says_durable() {
 }
 
 #[tokio::test]
+async fn the_newest_records_are_read_without_the_backend() {
+    // given: three commits, and a backend that has nothing to answer with
+    let rig = Rig::new();
+    for version in 0..3 {
+        rig.gate.send(true).unwrap();
+        rig.log().append("run/a", version, vec![fact("1")]).await.unwrap();
+    }
+    let all = rig.log().read_all(0, 10).await.unwrap();
+    let map = std::mem::take(&mut *rig.kv.map.lock().unwrap());
+
+    // when, then: a follower gets what is new, and that there is no more
+    assert_eq!(rig.log().read("run/a", 0, 10).await.unwrap(), all);
+    assert_eq!(rig.log().read("run/a", 1, 1).await.unwrap(), all[1..2]);
+    assert_eq!(rig.log().read("run/a", 3, 10).await.unwrap(), []);
+    *rig.kv.map.lock().unwrap() = map;
+}
+
+#[tokio::test]
 async fn what_waits_while_the_disk_is_busy_is_one_commit() {
     let rig = Rig::new();
     let first = rig.log().append("run/a", 0, vec![fact("1")]);

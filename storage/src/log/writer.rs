@@ -5,6 +5,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
+
 use super::{
     block::{Filling, Tail},
     high_water::HighWaterMark,
@@ -126,12 +128,13 @@ impl Writer {
             (due, oldest)
         };
         let mut entries: Vec<Entry> = Vec::with_capacity(blocks.len() + due.len());
-        let mut cost = 0;
+        let (mut cost, mut written) = (0, Vec::with_capacity(blocks.len()));
         for block in blocks {
-            let key = block_key(block.first()).to_vec();
+            let first = block.first();
             let value = block.seal(indexed_below);
             cost += cost_of(value.len());
-            entries.push((key, value));
+            written.push((first, Bytes::copy_from_slice(&value)));
+            entries.push((block_key(first).to_vec(), value));
         }
         for (stream, extents) in &due {
             let version = extents.first().map_or(0, |extent| extent.version);
@@ -141,6 +144,10 @@ impl Writer {
         // damage, and a block without the entries that it calls written would hide records.
         let put = self.reader.kv.put(entries);
         put.map_err(|error| error.at(first, "committing records"))?;
+        // Only now, when they are durable: no reader may see a record that a power cut can remove.
+        for (first, value) in written {
+            self.reader.remember(first, value);
+        }
         // Readers look at this tail before the index, so what moves to the index between their two
         // looks is seen twice and never missed.
         let mut unindexed = self.reader.unindexed();
