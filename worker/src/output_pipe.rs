@@ -12,6 +12,9 @@ use tokio::net::unix::pipe;
 
 /// Most bytes of one read: what a pipe holds by default on Linux.
 const READ_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a read before any was full. Most scripts print less, and to fill three large buffers
+/// with zeros for each of them costs as much as starting a thread.
+const READ_BYTES_FIRST: usize = 4 * 1024;
 
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub(crate) fn open_pipe(path: &Path) -> io::Result<File> {
 pub(crate) struct OutputPipe {
     pipe: pipe::Receiver,
     buffer: Vec<u8>,
+    /// The latest read filled the buffer: there is probably more.
+    was_full: bool,
     closed: bool,
 }
 
@@ -44,14 +49,14 @@ impl OutputPipe {
     /// writer: the runtime never takes back that it saw the end of a pipe.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let pipe = pipe::Receiver::from_file(open_pipe(path)?)?;
-        Ok(Self { pipe, buffer: Vec::new(), closed: false })
+        Ok(Self { pipe, buffer: Vec::new(), was_full: false, closed: false })
     }
 
     /// Reads what is there, without waiting.
     /// The only way to notice that no process has a pipe open for writing since before it was
     /// opened here: the system tells that to a read, but wakes no one for it.
     pub(crate) fn take_now(&mut self) -> PipeRead {
-        self.fill_buffer();
+        self.make_buffer();
         let read = nix::unistd::read(&self.pipe, &mut self.buffer);
         self.took(read.map_err(io::Error::from))
     }
@@ -59,7 +64,7 @@ impl OutputPipe {
     /// Waits until there is something to read, and reads it. Never `Nothing`. May be dropped
     /// while it waits without losing a byte.
     pub(crate) async fn take(&mut self) -> PipeRead {
-        self.fill_buffer();
+        self.make_buffer();
         loop {
             let read = match self.pipe.readable().await {
                 Ok(()) => self.pipe.try_read(&mut self.buffer),
@@ -72,8 +77,10 @@ impl OutputPipe {
         }
     }
 
-    fn fill_buffer(&mut self) {
+    fn make_buffer(&mut self) {
         if self.buffer.is_empty() {
+            self.buffer = vec![0; READ_BYTES_FIRST];
+        } else if self.was_full && self.buffer.len() < READ_BYTES_MAX {
             self.buffer = vec![0; READ_BYTES_MAX];
         }
     }
@@ -87,6 +94,7 @@ impl OutputPipe {
             Err(_) => PipeRead::Closed,
         };
         self.closed = took == PipeRead::Closed;
+        self.was_full = took == PipeRead::Bytes(self.buffer.len());
         took
     }
 
