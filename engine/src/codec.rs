@@ -1,5 +1,7 @@
 //! A fact and its bytes. The only place that knows how a fact is written, old formats included.
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use crate::event::Fact;
 
 /// Longest encoded fact, in bytes. What is larger belongs in a blob.
@@ -22,7 +24,7 @@ pub enum EncodeError {
 pub struct DecodeError(#[from] serde_json::Error);
 
 /// The one line of JSON for `fact`, without a line end.
-pub fn encode(fact: &Fact) -> Result<Vec<u8>, EncodeError> {
+pub fn encode<E: Serialize>(fact: &Fact<E>) -> Result<Vec<u8>, EncodeError> {
     let bytes = serde_json::to_vec(fact).expect("BUG: a fact is always JSON");
     if bytes.len() > FACT_BYTES_MAX {
         return Err(EncodeError::TooLong { bytes: bytes.len() });
@@ -32,7 +34,7 @@ pub fn encode(fact: &Fact) -> Result<Vec<u8>, EncodeError> {
 
 /// The fact that `bytes` say. Refuses unknown kinds and unknown fields: an old program must stop
 /// at a newer log, not read it with holes.
-pub fn decode(bytes: &[u8]) -> Result<Fact, DecodeError> {
+pub fn decode<E: DeserializeOwned>(bytes: &[u8]) -> Result<Fact<E>, DecodeError> {
     Ok(serde_json::from_slice(bytes)?)
 }
 
@@ -59,7 +61,7 @@ mod tests {
     fn an_unknown_field_or_kind_stops_the_reader() {
         let line = r#"{"at":"1970-01-01T00:00:00.000Z","by":"human:ana","event":KIND}"#;
         for event in [r#"{"kind":"run_painted"}"#, r#"{"kind":"run_aborted","root":"a","x":1}"#] {
-            assert!(decode(line.replace("KIND", event).as_bytes()).is_err(), "{event}");
+            assert!(decode::<RunEvent>(line.replace("KIND", event).as_bytes()).is_err(), "{event}");
         }
     }
 

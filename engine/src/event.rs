@@ -476,11 +476,11 @@ impl RunEvent {
 /// An event with its circumstances: what one line of the log says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fact {
+pub struct Fact<E = RunEvent> {
     /// When the server decided it. Never goes backwards within a log.
     pub at: Timestamp,
     /// Who issued the command it follows from.
     pub by: Actor,
     /// What happened.
-    pub event: RunEvent,
+    pub event: E,
 }

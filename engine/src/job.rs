@@ -3,30 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    aggregate::IllegalEvent,
     event::{FailureCause, ImportedResult, RunEvent},
     ids::{Attempt, Digest, WorkerName},
     time::Timestamp,
 };
 
-/// An event that the state it meets does not allow. Before an append it is a bug of ours; after a
-/// read it is damage of the log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{event}` is not allowed when {state}")]
-pub struct IllegalEvent {
-    /// The event's kind.
-    pub event: &'static str,
-    /// The state that refused it, in words.
-    pub state: String,
-}
-
-impl IllegalEvent {
-    /// `event` met a state described by `state`.
-    pub fn new(event: &RunEvent, state: impl Into<String>) -> Self {
-        Self { event: event.kind(), state: state.into() }
-    }
-}
-
-/// The state of a job.
+/// Where a job stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {

@@ -5,6 +5,7 @@
 //! enters once per command, as an argument. Start at `event` (the facts), continue to `job` (the
 //! table of states), `run` (the fold) and `decide` (the commands).
 
+pub mod aggregate;
 pub mod captured_output;
 pub mod code;
 pub mod codec;

@@ -62,6 +62,14 @@ impl LogClock {
         Self { origin: (newest, elapsed), newest, follows_wall: false, reported_behind: false }
     }
 
+    /// Has a log that nothing was stamped for yet go on from `newest`, if that is later: its newest
+    /// event is known only once the streams of every kind are read.
+    pub fn go_on_from(&mut self, newest: Timestamp, elapsed: Duration) {
+        if newest > self.newest {
+            *self = Self::new(newest, elapsed);
+        }
+    }
+
     /// The time of the log at `reading`.
     pub fn stamp(&mut self, reading: Reading) -> Stamp {
         let Reading { wall, elapsed } = reading;

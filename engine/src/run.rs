@@ -4,9 +4,11 @@
 //! `run::phase`. What follows by itself is in `run::consequences`; the indexes that make every
 //! step cost only what it touches are in `run::ready_queue` and can be rebuilt from the rest.
 
+mod aggregate;
 mod assignment;
 mod consequences;
 mod evolve;
+mod header;
 mod memory;
 mod phase;
 mod quorum;
@@ -20,63 +22,22 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use assignment::Assignment;
+pub use header::Header;
 pub use phase::Phase;
 pub use ready_queue::{Counts, LockUsage, Want, Wanted};
 
 use crate::{
+    aggregate::IllegalEvent,
     event::{Artifact, Fact, FailureCause, SkipCause},
-    gate::{Approval, Authors, Identity},
-    ids::{Actor, Attempt, Blob, Digest, JobName, RunId, StageName},
-    job::{IllegalEvent, JobState},
+    gate::Approval,
+    ids::{Actor, Attempt, Blob, Digest, JobName},
+    job::JobState,
     plan::{JobPlan, Plan},
-    source::Source,
     time::Timestamp,
 };
 use ready_queue::ReadyQueue;
 
-/// What the request for a run said.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    /// The run.
-    pub run: RunId,
-    /// The name of the pipeline.
-    pub pipeline: String,
-    /// The pipeline file, as the client named it.
-    pub file: String,
-    /// The folder the scripts run in, as the client named it.
-    pub folder: String,
-    /// Digest of the file's bytes.
-    pub file_sha256: Digest,
-    /// Digest of the plan.
-    pub plan_sha256: Digest,
-    /// The stages in order.
-    pub stages: Vec<StageName>,
-    /// Most jobs that run at once.
-    pub parallelism: u32,
-    /// Gates are approved by the requester as soon as they are reached.
-    pub gates_preapproved: bool,
-    /// How long the whole run may take, in milliseconds, from its beginning or its last resume.
-    pub timeout_ms: Option<u64>,
-    /// When the whole run has taken too long.
-    pub due: Option<Timestamp>,
-    /// W3C trace context of the request.
-    pub traceparent: Option<String>,
-    /// The files of the run. `None`: they are in `folder`, and workers share it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Source>,
-    /// The requester.
-    pub requested_by: Actor,
-    /// What is known about the requester.
-    pub requester: Identity,
-    /// Who replaced the plan since then, the newest last.
-    pub accepted: Vec<(Actor, Identity)>,
-    /// Who wrote the pipeline file. `None`: unknown.
-    pub authors: Option<Authors>,
-    /// When the run was requested.
-    pub created_at: Timestamp,
-}
-
-/// A person's decision at a gate.
+/// What a person said at a gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateDecision {
     /// Whether the gate was opened.
@@ -191,6 +152,9 @@ pub struct Run {
     /// job would pass for one of the new.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     retired: BTreeMap<JobName, (Attempt, u32)>,
+    /// When the whole run has taken too long.
+    #[serde(default)]
+    due: Option<Timestamp>,
     /// How many jobs the plan announced.
     announced: u32,
     /// The job that aborted the run.
@@ -215,6 +179,7 @@ impl PartialEq for Run {
             && self.jobs == other.jobs
             && self.carried == other.carried
             && self.retired == other.retired
+            && self.due == other.due
             && self.announced == other.announced
             && self.abort_root == other.abort_root
             && self.newest_at == other.newest_at
@@ -276,6 +241,11 @@ impl Run {
         self.abort_root.as_ref()
     }
 
+    /// When the whole run has taken too long. `None`: it may take as long as it takes.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.due
+    }
+
     /// When the newest event was decided.
     pub fn newest_at(&self) -> Timestamp {
         self.newest_at
@@ -315,8 +285,7 @@ impl Run {
             // More follows from the last command than one append may hold.
             return Some(now);
         }
-        let due = self.header.as_ref().and_then(|header| header.due);
-        let due = due.filter(|_| self.phase == Phase::Running);
+        let due = self.due.filter(|_| self.phase == Phase::Running);
         let expires = self.ready_queue.next_lapse().filter(|_| self.phase == Phase::Running);
         [due, expires, self.ready_queue.next_backoff(now)].into_iter().flatten().min()
     }

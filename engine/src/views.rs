@@ -1,7 +1,9 @@
 //! What is shown of the events, folded one event at a time. Views decide nothing.
 
 mod explanation;
+mod list;
 mod run_summary;
 
 pub use explanation::{NEEDS_NAMED_MAX, Surroundings, WaitReason, WorkerSupply, explain};
+pub use list::{FindError, List, Listed, Summary};
 pub use run_summary::{EndCounts, RunEnd, RunSummary};

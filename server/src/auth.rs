@@ -21,7 +21,7 @@ use towpath_engine::{
 use towpath_proto::v1;
 
 use self::{oidc::OidcIdentity, roles::Role, tokens::Token};
-use crate::{connections::Connection, runs::CommandError, wire};
+use crate::{command_error::CommandError, connections::Connection, wire};
 
 /// An authenticated client.
 #[derive(Clone, Debug)]

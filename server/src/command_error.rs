@@ -2,9 +2,10 @@
 //! `status`.
 
 use towpath_engine::{
-    ids::{Attempt, Digest, JobName, RunId},
-    job::IllegalEvent,
+    aggregate::IllegalEvent,
+    ids::{Attempt, Digest, JobName},
     refusal::Refusal,
+    views::FindError,
 };
 use towpath_storage::{StoreError, Version};
 
@@ -48,10 +49,10 @@ pub enum CommandError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The log says something that cannot have happened.
-    #[error("the log of run `{run}` cannot be replayed at version {version}: {why}")]
+    #[error("the stream `{stream}` cannot be replayed at version {version}: {why}")]
     Unreplayable {
-        /// The run.
-        run: RunId,
+        /// The stream.
+        stream: String,
         /// Where in its stream.
         version: Version,
         /// What is wrong with it.
@@ -179,4 +180,13 @@ pub enum CommandError {
     /// The engine decided on something that cannot be replayed.
     #[error("a bug in the engine: {0}")]
     Bug(#[from] IllegalEvent),
+}
+
+impl From<FindError> for CommandError {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Unknown => Refusal::RunUnknown.into(),
+            FindError::Ambiguous { prefix, count } => Self::RunAmbiguous { prefix, count },
+        }
+    }
 }

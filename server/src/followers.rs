@@ -1,5 +1,5 @@
-//! Who follows which run: a follower wakes for what is recorded of its own run and for nothing
-//! else, however many runs and followers there are.
+//! Who follows which stream: a follower wakes for what is recorded in its own stream and for nothing
+//! else, however many streams and followers there are.
 
 use std::{
     collections::HashMap,
@@ -7,36 +7,35 @@ use std::{
 };
 
 use tokio::sync::watch;
-use towpath_engine::ids::RunId;
 
-use crate::runs::locked;
+use crate::sync::locked;
 
-/// The followers of runs.
+/// The followers of streams.
 #[derive(Debug, Default)]
 pub(crate) struct Followers {
-    runs: SyncMutex<HashMap<RunId, watch::Sender<()>>>,
+    streams: SyncMutex<HashMap<String, watch::Sender<()>>>,
 }
 
-/// A follower of one run. When the last of a run is dropped the run is forgotten.
+/// A follower of one stream. When the last of a stream is dropped the stream is forgotten.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    run: RunId,
+    stream: String,
     recorded: watch::Receiver<()>,
     followers: Arc<Followers>,
 }
 
 impl Followers {
-    /// Follows `run` from now on.
-    pub(crate) fn follow(self: &Arc<Self>, run: &RunId) -> Follower {
-        let mut runs = locked(&self.runs);
+    /// Follows `stream` from now on.
+    pub(crate) fn follow(self: &Arc<Self>, stream: &str) -> Follower {
+        let mut streams = locked(&self.streams);
         let recorded =
-            runs.entry(run.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
-        Follower { run: run.clone(), recorded, followers: Arc::clone(self) }
+            streams.entry(stream.to_owned()).or_insert_with(|| watch::Sender::new(())).subscribe();
+        Follower { stream: stream.to_owned(), recorded, followers: Arc::clone(self) }
     }
 
-    /// Something of `run` was recorded, and can be read.
-    pub(crate) fn recorded(&self, run: &RunId) {
-        if let Some(recorded) = locked(&self.runs).get(run) {
+    /// Something was recorded in `stream`, and can be read.
+    pub(crate) fn recorded(&self, stream: &str) {
+        if let Some(recorded) = locked(&self.streams).get(stream) {
             recorded.send_replace(());
         }
     }
@@ -57,10 +56,10 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let mut runs = locked(&self.followers.runs);
+        let mut streams = locked(&self.followers.streams);
         // This receiver is one of those that are counted.
-        if runs.get(&self.run).is_some_and(|recorded| recorded.receiver_count() <= 1) {
-            runs.remove(&self.run);
+        if streams.get(&self.stream).is_some_and(|recorded| recorded.receiver_count() <= 1) {
+            streams.remove(&self.stream);
         }
     }
 }
@@ -74,10 +73,10 @@ mod tests {
     #[tokio::test]
     async fn a_follower_wakes_for_its_own_run_alone() {
         let followers = Arc::new(Followers::default());
-        let (mut one, mut other) = (followers.follow(&"a".into()), followers.follow(&"b".into()));
-        let mut same = followers.follow(&"a".into());
+        let (mut one, mut other) = (followers.follow("run/a"), followers.follow("run/b"));
+        let mut same = followers.follow("run/a");
 
-        followers.recorded(&"a".into());
+        followers.recorded("run/a");
 
         assert!(one.wait().now_or_never().is_some() && same.wait().now_or_never().is_some());
         assert!(other.wait().now_or_never().is_none());
@@ -87,8 +86,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_recorded_before_it_was_read_wakes_nobody() {
         let followers = Arc::new(Followers::default());
-        let mut follower = followers.follow(&"a".into());
-        followers.recorded(&"a".into());
+        let mut follower = followers.follow("run/a");
+        followers.recorded("run/a");
         follower.seen();
         assert!(follower.wait().now_or_never().is_none());
     }
@@ -96,10 +95,10 @@ mod tests {
     #[test]
     fn a_run_that_nobody_follows_is_forgotten() {
         let followers = Arc::new(Followers::default());
-        let (one, other) = (followers.follow(&"a".into()), followers.follow(&"a".into()));
+        let (one, other) = (followers.follow("run/a"), followers.follow("run/a"));
         drop(one);
-        assert_eq!(locked(&followers.runs).len(), 1);
+        assert_eq!(locked(&followers.streams).len(), 1);
         drop(other);
-        assert!(locked(&followers.runs).is_empty());
+        assert!(locked(&followers.streams).is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! The process that owns the log: it decides and appends, and shows what follows over gRPC.
 //!
-//! Start at `runs` (load, decide, append: the only way into the log), then `scheduler_driver`
+//! Start at `streams` (load, decide, append: the only way into the log), then `scheduler_driver`
 //! (who is given which job: the rules are in the engine's `scheduler`), then any file of `rpc` (wire in, execute, wire out).
 
 pub mod auth;
@@ -10,17 +10,15 @@ mod command_error;
 mod connections;
 mod followers;
 mod limits;
-mod load;
 mod local;
 mod metric_values;
 mod metrics;
 pub mod offline_backup;
+mod open_log;
 mod outbox;
 mod outputs;
 mod rpc;
-mod run_cells;
 mod run_ids;
-mod run_list;
 mod runs;
 mod scheduler_driver;
 mod serve;
@@ -28,6 +26,8 @@ mod server;
 mod sessions;
 mod shared_scheduler;
 mod status;
+mod streams;
+mod sync;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
@@ -36,9 +36,9 @@ mod wire;
 
 pub use auth::certificates::CertificatesError;
 pub use clock::{Clock, SetClock, SystemClock};
+pub use command_error::CommandError;
 pub use limits::{Limit, Limits};
 pub use local::{LOCAL_URI, dial_socket};
-pub use runs::CommandError;
 pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
 pub use server::{OpenError, Server};
 pub use status::ERROR_DOMAIN;

@@ -1,13 +1,12 @@
 //! The whole server in numbers: what `/metrics` shows and what starts workers. Read from the views
 //! at each request, so that a number survives a restart and cannot disagree with the log.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{collections::BTreeMap, time::Duration};
 
+use tokio::sync::mpsc;
+use tonic::Status;
 use towpath_engine::{
-    event::{Fact, RunEvent, RunOutcome},
+    event::RunOutcome,
     ids::WorkerName,
     run::{Counts, Phase, Run},
     scheduler::Scheduler,
@@ -15,47 +14,16 @@ use towpath_engine::{
 };
 use towpath_proto::v1;
 
-use crate::{
-    Server,
-    runs::{CommandError, locked},
-};
+use crate::{Server, command_error::CommandError, sync::locked};
 
 /// Most sets of tags in one message.
 const TAG_SETS_MAX: usize = 256;
 
+/// Shortest time between two looks at what wants a worker.
+const DEMAND_EVERY: Duration = Duration::from_millis(200);
+
 /// Tags in alphabetical order.
 pub(crate) type Tags = Vec<String>;
-
-/// What was recorded since the server began.
-#[derive(Debug, Default)]
-pub(crate) struct EventCounters {
-    appends: AtomicU64,
-    events: AtomicU64,
-    lost: AtomicU64,
-}
-
-impl EventCounters {
-    /// Applies one append that is durable.
-    pub(crate) fn take(&self, facts: &[Fact]) {
-        let lost = |fact: &&Fact| matches!(fact.event, RunEvent::JobLost { .. });
-        self.appends.fetch_add(1, Ordering::Relaxed);
-        self.events.fetch_add(facts.len() as u64, Ordering::Relaxed);
-        self.lost.fetch_add(facts.iter().filter(lost).count() as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn appends(&self) -> u64 {
-        self.appends.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn events(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    /// Leases that were lost.
-    pub(crate) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
-    }
-}
 
 /// Jobs that want a worker or have one, by their tags.
 pub(crate) type Demand = BTreeMap<Tags, Wanted>;
@@ -91,10 +59,14 @@ impl Server {
     /// What the views say now.
     pub(crate) async fn metric_values(&self) -> Result<MetricValues, CommandError> {
         let mut metric_values = MetricValues::default();
-        metric_values.count_ended(locked(&self.runs().list).outcomes());
+        {
+            let list = locked(&self.runs().list);
+            let ends = list.newest_first().filter_map(|listed| listed.summary.end.as_ref());
+            metric_values.count_ended(ends.map(|end| end.outcome));
+        }
         for id in self.runs().live() {
             match self.runs().lock_latest(&id).await {
-                Ok(loaded) => metric_values.take(&loaded.run),
+                Ok(loaded) => metric_values.take(&loaded.state),
                 // Set aside by now, and counted below.
                 Err(CommandError::Unreplayable { .. }) => {}
                 Err(error) => return Err(error),
@@ -141,6 +113,37 @@ impl MetricValues {
 }
 
 impl Server {
+    /// Sends what the demand for workers means, and again whenever that has changed.
+    pub(crate) async fn tell<T: Clone + PartialEq>(
+        &self,
+        meaning: impl Fn(&Demand) -> T,
+        send: mpsc::Sender<Result<T, Status>>,
+    ) {
+        let mut wanted = self.scheduler().watch_wanted();
+        let mut told = None;
+        loop {
+            // Seen before reading: what changes in between wakes the wait below.
+            wanted.borrow_and_update();
+            let meant = meaning(&self.demand());
+            if told.as_ref() != Some(&meant) {
+                told = Some(meant.clone());
+                if send.send(Ok(meant)).await.is_err() {
+                    return;
+                }
+            }
+            let changed = async {
+                tokio::time::sleep(DEMAND_EVERY).await;
+                // The sender lives as long as the server.
+                drop(wanted.changed().await);
+            };
+            tokio::select! {
+                () = send.closed() => return,
+                () = self.stopping().cancelled() => return,
+                () = changed => {}
+            }
+        }
+    }
+
     /// What wants a worker now. The scheduler keeps it in step, so that it costs what there are
     /// different tags, and not what there are runs.
     pub(crate) fn demand(&self) -> Demand {

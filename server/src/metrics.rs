@@ -18,8 +18,8 @@ use towpath_proto::v1;
 
 use crate::{
     Server,
+    command_error::CommandError,
     metric_values::{MetricValues, Tags},
-    runs::CommandError,
 };
 
 /// Where the metrics are.
@@ -96,18 +96,23 @@ impl Server {
         let metric_values = self.metric_values().await?;
         let mut all = of_runs(self, &metric_values);
         all.extend(of_workers(&self.workers(), &metric_values));
-        let counters = &self.runs().counters;
+        let (log, runs) = (self.log(), self.runs());
         let since = |name, help, value| single(name, help, MetricKind::SinceBegin, value);
         all.extend([
-            since("appends", "Appends to the log since the server began", counters.appends()),
-            since("events", "Events recorded since the server began", counters.events()),
-            since("leases_lost", "Leases lost since the server began", counters.lost()),
+            since("appends", "Appends to the log since the server began", log.appends()),
+            since("events", "Events recorded since the server began", log.events()),
+            since("leases_lost", "Leases lost since the server began", runs.hooks.leases_lost()),
         ]);
-        let position = *self.runs().store.watch().borrow();
+        let position = log.position();
         let help = "Position of the newest durable record";
         all.push(single("log_position", help, MetricKind::Now, position));
         let help = "How far the time of the log is ahead of this machine's wall clock";
-        all.push(single("clock_ahead", help, MetricKind::Seconds, self.runs().clock_ahead_ms()));
+        all.push(single(
+            "clock_ahead",
+            help,
+            MetricKind::Seconds,
+            self.runs().log.clock_ahead_ms(),
+        ));
         Ok(all)
     }
 }
@@ -152,7 +157,7 @@ fn of_runs(server: &Server, metric_values: &MetricValues) -> Vec<MetricSeries> {
     let words = |counts: &BTreeMap<&'static str, u64>| -> Vec<(String, u64)> {
         counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
     };
-    let now = server.runs().now();
+    let now = server.runs().log.now();
     let age = metric_values.oldest_gate.map_or(0, |since| now.ms_since(since));
     let help = "How long the gate has waited that has waited longest; 0 if none does";
     let damaged = "Runs that were found damaged since the server began, and are set aside";

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use towpath_engine::ids::{Attempt, AttemptId, Blob, Digest, JobName};
 use towpath_storage::{Blobs, StoreError};
 
-use crate::runs::locked;
+use crate::sync::locked;
 
 /// Longest output or artifact of one attempt that is taken, in bytes. Workers bound themselves to
 /// less; this bounds a worker that does not.

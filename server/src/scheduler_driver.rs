@@ -18,10 +18,14 @@ use towpath_proto::v1;
 use towpath_storage::{AppendError, StoreError};
 
 use crate::{
+    command_error::CommandError,
     outbox::Outbox,
-    runs::{CommandError, Loaded, Recorded, Runs, locked},
+    runs::Runs,
     sessions,
     shared_scheduler::{Delivery, SharedScheduler, Work},
+    streams::Loaded,
+    streams::Recorded,
+    sync::locked,
     wire,
 };
 
@@ -84,7 +88,7 @@ impl End {
 
 impl SchedulerDriver {
     pub(crate) fn new(runs: Arc<Runs>) -> Self {
-        let scheduler = Arc::clone(&runs.scheduler);
+        let scheduler = Arc::clone(&runs.hooks.scheduler);
         Self { runs, scheduler }
     }
 
@@ -199,7 +203,7 @@ impl SchedulerDriver {
                 continue;
             }
             let of_worker = |loaded: &Loaded| -> Vec<AttemptId> {
-                let leases = loaded.run.leased().filter_map(|job| {
+                let leases = loaded.state.leased().filter_map(|job| {
                     let (attempt, by) = job.state.lease()?;
                     let id = || AttemptId { run: run.clone(), job: job.plan.name.clone(), attempt };
                     (by == worker).then(id)
@@ -248,7 +252,7 @@ impl SchedulerDriver {
             jobs_max: (hello.jobs_max > 0).then_some(hello.jobs_max),
             draining: hello.draining,
             held,
-            since: self.runs.now(),
+            since: self.runs.log.now(),
         };
         let (session, delivery, opened) = self.scheduler.connect(outbox.clone());
         self.scheduler.on(Input::Hello { session, hello });
@@ -334,7 +338,7 @@ impl SchedulerDriver {
             return Ok(true);
         }
         let counts = |loaded: &Loaded| {
-            let job = loaded.run.job(attempt.job.as_str());
+            let job = loaded.state.job(attempt.job.as_str());
             job.is_some_and(|job| job.state.lease() == Some((attempt.attempt, &worker)))
         };
         match self.runs.read_durable(&attempt.run, counts).await {
@@ -359,7 +363,7 @@ impl SchedulerDriver {
     /// Refuses a worker that is there for a job that no worker will be given any more.
     async fn still_open(&self, run: &RunId, job: &JobName) -> Result<(), CommandError> {
         let state = |loaded: &Loaded| {
-            let known = loaded.run.job(job.as_str());
+            let known = loaded.state.job(job.as_str());
             known.map(|job| job.state.is_over().then(|| job.state.word()))
         };
         match self.runs.read_durable(run, state).await? {
@@ -393,7 +397,7 @@ impl SchedulerDriver {
             if let RunEvent::JobLeased { job, attempt, .. } = &fact.event {
                 let (job, attempt) = (job.clone(), *attempt);
                 let attempt = AttemptId { run: run.clone(), job, attempt };
-                all.push(Leased { attempt, fence: self.runs.fence_base + position });
+                all.push(Leased { attempt, fence: self.runs.log.fence_base + position });
             }
         }
         all

@@ -8,12 +8,14 @@ use towpath_engine::code::ErrorCode;
 use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
-    Clock, CommandError, LEASE_MS, load,
+    Clock, CommandError, LEASE_MS,
+    open_log::OpenLog,
     outputs::{Outputs, sweep::sweep_always},
-    runs::Runs,
+    runs::{RunHooks, Runs},
     scheduler_driver::SchedulerDriver,
     shared_scheduler::SharedScheduler,
     status::store_code,
+    streams::Streams,
     timers,
 };
 
@@ -47,6 +49,7 @@ pub struct Server {
 #[derive(Debug)]
 struct Inner {
     url: StoreUrl,
+    log: Arc<OpenLog>,
     runs: Arc<Runs>,
     driver: Arc<SchedulerDriver>,
     outputs: Arc<Outputs>,
@@ -91,32 +94,24 @@ impl Server {
         lease_ms: u64,
     ) -> Result<Self, OpenError> {
         let (opened, blobs) = open_store(url, open).await?;
-        let snapshots = opened.dir.snapshots();
-        let list = load::list(&*opened.store, &snapshots).await?;
+        let (snapshots, fence_base) = (opened.dir.snapshots(), opened.dir.fence_base());
+        let log = Arc::new(OpenLog::new(opened.store, clock, snapshots, fence_base));
         let (scheduler, work) = SharedScheduler::new(Duration::from_millis(lease_ms));
-        let disk_space = opened.dir.disk_space();
-        let mut runs = Runs::new(opened.store, clock, snapshots, disk_space, list, scheduler);
-        runs.fence_base = opened.dir.fence_base();
-        let runs = Arc::new(runs);
+        let hooks = RunHooks::new(scheduler, opened.dir.disk_space());
+        let runs = Streams::open(&log, hooks).await?;
         let driver = Arc::new(SchedulerDriver::new(Arc::clone(&runs)));
         let outputs = Arc::new(Outputs::new(opened.dir.spool(), blobs));
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
         tasks.spawn(Arc::clone(&driver).run(work, stop.clone()));
-        for run in runs.live() {
-            // Loaded now, so that the timer knows when it is due, and the scheduler what it wants
-            // and who holds what.
-            match runs.lock_latest(&run).await {
-                // Set aside: the other runs of the store are served.
-                Ok(_) | Err(CommandError::Unreplayable { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        // Loaded now, so that the timer knows when they are due, and the scheduler what they want
+        // and who holds what.
+        runs.load_live().await?;
         // Once the runs are there: what belongs to none of their attempts goes.
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
         let (url, dir) = (opened.url, opened.dir);
-        let inner = Inner { url, runs, driver, outputs, health, stop, cut, tasks, dir };
+        let inner = Inner { url, log, runs, driver, outputs, health, stop, cut, tasks, dir };
         let server = Self { inner: Arc::new(inner) };
         server.set_health(true).await;
         Ok(server)
@@ -136,14 +131,16 @@ impl Server {
         let ended = tokio::time::timeout(within, self.inner.tasks.wait()).await;
         self.inner.cut.cancel();
         self.inner.tasks.wait().await;
-        self.inner.runs.close().await;
+        for kind in self.inner.log.kinds() {
+            kind.close().await;
+        }
         ended.is_ok()
     }
 
     /// Does what is due now; for tests whose clock stands still.
     pub async fn tick(&self) {
         timers::tick(&self.inner.runs).await;
-        self.inner.runs.scheduler.settle().await;
+        self.inner.runs.hooks.scheduler.settle().await;
     }
 
     /// The store's own folder.
@@ -153,7 +150,7 @@ impl Server {
 
     /// Cancelled when the store takes nothing any more, because a commit failed.
     pub fn stopped(&self) -> &CancellationToken {
-        &self.inner.runs.stopped
+        &self.inner.log.stopped
     }
 
     /// Where other programs of this machine reach the server.
@@ -165,6 +162,10 @@ impl Server {
         &self.inner.url
     }
 
+    pub(crate) fn log(&self) -> &Arc<OpenLog> {
+        &self.inner.log
+    }
+
     pub(crate) fn runs(&self) -> &Arc<Runs> {
         &self.inner.runs
     }
@@ -174,7 +175,7 @@ impl Server {
     }
 
     pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
-        &self.inner.runs.scheduler
+        &self.inner.runs.hooks.scheduler
     }
 
     pub(crate) fn outputs(&self) -> &Outputs {

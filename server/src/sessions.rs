@@ -3,7 +3,7 @@
 use towpath_engine::{ids::invisible_in, refusal::Refusal};
 use towpath_proto::v1;
 
-use crate::runs::CommandError;
+use crate::command_error::CommandError;
 
 /// Longest name of a worker, in bytes.
 const NAME_BYTES_MAX: usize = 128;

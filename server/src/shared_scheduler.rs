@@ -23,11 +23,7 @@ use towpath_engine::{
     scheduler::{CloseReason, Effect, Input, Message, Notice, Scheduler, SessionId},
 };
 
-use crate::{
-    outbox::Outbox,
-    runs::{CommandError, locked},
-    status,
-};
+use crate::{command_error::CommandError, outbox::Outbox, status, sync::locked};
 
 /// Shortest time that a worker may send no heartbeat.
 const LEASE_MIN: Duration = Duration::from_millis(4);

@@ -8,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use towpath_engine::code::{ErrorClass, ErrorCode};
 use towpath_storage::{StoreError, StoreErrorKind};
 
-use crate::{limits::Limit, runs::CommandError};
+use crate::{command_error::CommandError, limits::Limit};
 
 /// The domain of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "towpath";
@@ -105,8 +105,8 @@ impl CommandError {
             Self::RunAmbiguous { prefix, count } => {
                 vec![("prefix", prefix.clone()), ("count", count.to_string())]
             }
-            Self::Unreplayable { run, version, .. } => {
-                vec![("run", run.to_string()), ("version", version.to_string())]
+            Self::Unreplayable { stream, version, .. } => {
+                vec![("stream", stream.clone()), ("version", version.to_string())]
             }
             Self::ArtifactUnknown { job, path } => {
                 vec![("job", job.clone()), ("path", path.clone())]

@@ -17,15 +17,18 @@ use towpath_engine::{
     run::LockUsage,
     scheduler::Scheduler,
     time::Timestamp,
+    views::List,
 };
 use towpath_storage::{DiskSpace, MemoryStore};
 
 use crate::{
     SetClock,
-    run_list::RunList,
-    runs::{Loaded, Queued, Runs},
+    open_log::OpenLog,
+    runs::RunHooks,
+    runs::Runs,
     scheduler_driver::SchedulerDriver,
     shared_scheduler::{SharedScheduler, Work},
+    streams::{Loaded, Queued, Streams},
 };
 
 pub(crate) const WORKER: &str = "w";
@@ -56,20 +59,15 @@ impl Fixture {
         let (scheduler, work) = SharedScheduler::new(lease);
         let store = Arc::new(MemoryStore::default());
         let clock = Arc::new(SetClock::at(Timestamp(1_000)));
-        let runs = Runs::new(
-            Arc::<MemoryStore>::clone(&store),
-            clock,
-            PathBuf::new(),
-            DiskSpace::of(Path::new("/")),
-            RunList::default(),
-            scheduler,
-        );
-        (Self { store, runs: Arc::new(runs) }, work)
+        let log = OpenLog::new(Arc::<MemoryStore>::clone(&store), clock, PathBuf::new(), 0);
+        let hooks = RunHooks::new(scheduler, DiskSpace::of(Path::new("/")));
+        let runs = Streams::with_list(&Arc::new(log), hooks, List::default());
+        (Self { store, runs }, work)
     }
 
     /// How many jobs a worker could begin now.
     pub(crate) fn wanted(&self) -> u64 {
-        let wanted = self.runs.scheduler.inspect(Scheduler::wanted);
+        let wanted = self.runs.hooks.scheduler.inspect(Scheduler::wanted);
         wanted.values().map(|(pending, _)| pending).sum()
     }
 
@@ -106,7 +104,7 @@ impl Fixture {
     }
 
     pub(crate) async fn state(&self, run: &RunId, job: &str) -> JobState {
-        let state = |loaded: &Loaded| loaded.run.job(job).unwrap().state.clone();
+        let state = |loaded: &Loaded| loaded.state.job(job).unwrap().state.clone();
         self.runs.read_durable(run, state).await.unwrap()
     }
 }

@@ -25,7 +25,7 @@ pub(crate) use views::{
     artifact_of, gate, job, outcome, run, source as source_message, summary, time,
 };
 
-use crate::{outputs::Key, runs::CommandError, telemetry};
+use crate::{command_error::CommandError, outputs::Key, telemetry};
 
 fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::MessageInvalid { what: what.into() }
@@ -341,7 +341,7 @@ mod tests {
 
         let loaded = fixture.runs.lock_latest(&run).await.unwrap();
         let key = Key { run: run.clone(), job: "last".into(), attempt: Attempt(1) };
-        let Some(message) = assignment(&key, 1, &loaded.run) else {
+        let Some(message) = assignment(&key, 1, &loaded.state) else {
             panic!("not leased: {leased:?}")
         };
         assert_eq!(leased[0].event.job(), Some(&key.job));
@@ -349,7 +349,7 @@ mod tests {
         let Some(Message::Assignment(sent)) = message.message else { panic!("another message") };
         assert!(sent.script.len() > 1_000_000 && sent.env["E"].len() > 1_000_000, "both at bounds");
         assert!(bytes > 2_000_000 && bytes < ANSWER_BYTES_MAX, "{bytes}");
-        let (files, left_out) = needed_files(&loaded.run, loaded.run.job("last").unwrap());
+        let (files, left_out) = needed_files(&loaded.state, loaded.state.job("last").unwrap());
         assert!(left_out > 0, "the bound of files is reached too");
         let files: usize = files.iter().map(prost::Message::encoded_len).sum();
         // What else there is, is bounded by the events it comes from: 60 KiB each.

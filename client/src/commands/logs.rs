@@ -8,6 +8,7 @@ use towpath_engine::{
     captured_output::{OutputLine, OutputSource, lines, printable},
     code::ErrorCode,
     codec,
+    event::Fact,
 };
 use towpath_proto::{streams::Records, v1};
 
@@ -208,8 +209,9 @@ impl<'a> Changes<'a> {
             self.request.after = record.version;
             // An event of a kind that this program does not know may change any job, and so may
             // one that names none, such as the end of the run.
-            let of_another = codec::decode(&record.payload)
-                .is_ok_and(|fact| fact.event.job().is_some_and(|job| job.as_str() != self.job));
+            let of_another = codec::decode(&record.payload).is_ok_and(|fact: Fact| {
+                fact.event.job().is_some_and(|job| job.as_str() != self.job)
+            });
             if !of_another {
                 return Ok(());
             }

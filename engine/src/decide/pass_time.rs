@@ -5,9 +5,7 @@ use crate::{event::RunEvent, refusal::Refusal, run::Run, time::Timestamp};
 /// A run that has taken too long is ended, and approvals that have expired are void. (A job in
 /// back-off needs no event to become due.)
 pub(super) fn decide(run: &Run, now: Timestamp) -> Result<Vec<RunEvent>, Refusal> {
-    let due = run.header().and_then(|header| header.due).is_some_and(|due| due <= now);
-    // A run that is being ended has no time limit: its scripts have their `grace`, which the worker
-    // keeps.
+    let due = run.due().is_some_and(|due| due <= now);
     if !run.phase().is_running() {
         return Ok(Vec::new());
     }

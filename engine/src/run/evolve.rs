@@ -2,10 +2,11 @@
 
 use super::{GateDecision, Header, Imported, Job, Phase, Run};
 use crate::{
+    aggregate::IllegalEvent,
     event::{Fact, RunEvent},
     gate::Approval,
     ids::{Actor, Attempt, JobName, StageName},
-    job::{IllegalEvent, JobState},
+    job::JobState,
 };
 
 impl Run {
@@ -65,87 +66,19 @@ impl Run {
     }
 
     fn create(&mut self, fact: &Fact) {
-        let RunEvent::RunCreated {
-            run,
-            pipeline,
-            file,
-            file_sha256,
-            plan_sha256,
-            stages,
-            jobs,
-            parallelism,
-            gates_preapproved,
-            due,
-            traceparent,
-            folder,
-            // The key is looked up in the list of runs, so the state of a run does not keep it.
-            idempotency_key: _,
-            source,
-            requester,
-            authors,
-        } = &fact.event
-        else {
-            return;
-        };
-        self.announced = *jobs;
-        self.header = Some(Header {
-            run: run.clone(),
-            pipeline: pipeline.clone(),
-            file: file.clone(),
-            folder: folder.clone(),
-            file_sha256: *file_sha256,
-            plan_sha256: *plan_sha256,
-            stages: stages.clone(),
-            parallelism: *parallelism,
-            gates_preapproved: *gates_preapproved,
-            // The limit is kept, not only the due time, because each resume starts it again.
-            timeout_ms: due.map(|due| due.ms_since(fact.at)),
-            due: *due,
-            traceparent: traceparent.clone(),
-            source: source.clone(),
-            requested_by: fact.by.clone(),
-            requester: requester.clone(),
-            accepted: Vec::new(),
-            authors: authors.clone(),
-            created_at: fact.at,
-        });
+        let RunEvent::RunCreated { jobs, due, .. } = &fact.event else { return };
+        (self.announced, self.due) = (*jobs, *due);
+        self.header = Header::begin(fact);
     }
 
     /// Takes the header of an edited file over, and keeps the jobs aside until the new plan says
     /// which of them there still are.
     fn replace_plan(&mut self, fact: &Fact) {
-        let RunEvent::PlanReplaced {
-            file_sha256,
-            plan_sha256,
-            stages,
-            jobs,
-            timeout_ms,
-            source,
-            requester,
-            authors,
-        } = &fact.event
-        else {
-            return;
-        };
+        let RunEvent::PlanReplaced { jobs, .. } = &fact.event else { return };
         if let Some(header) = &mut self.header {
-            header.file_sha256 = *file_sha256;
-            header.plan_sha256 = *plan_sha256;
-            header.stages.clone_from(stages);
-            header.timeout_ms = *timeout_ms;
-            // `None` says that the client did not send files again, and not that the run has none
-            // now.
-            if source.is_some() {
-                header.source.clone_from(source);
-            }
-            header.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
-            header.authors.clone_from(authors);
-            // Once for each actor, however often they accept: the list would otherwise grow with
-            // every edit, and four eyes compares with each entry.
-            header.accepted.retain(|(by, _)| *by != fact.by);
-            header.accepted.push((fact.by.clone(), requester.clone()));
+            header.replace(fact);
         }
-        // The new plan follows in later events, so the old jobs wait in `carried` until `start`
-        // knows which of them are not in it any more.
+        self.set_due(fact);
         let old = std::mem::take(&mut self.jobs);
         self.carried = old.into_iter().map(|job| (job.plan.name.clone(), job)).collect();
         self.announced = *jobs;
@@ -244,7 +177,13 @@ impl Run {
         self.reindex();
     }
 
-    /// Notes that a run continues, if it had finished.
+    /// Gives the run the time that a new one would have.
+    fn set_due(&mut self, fact: &Fact) {
+        let timeout_ms = self.header.as_ref().and_then(|header| header.timeout_ms);
+        self.due = timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
+    }
+
+    /// Notes that a run goes on, if it had finished.
     fn reopen(&mut self, fact: &Fact) {
         if self.finished_at.take().is_some() {
             self.reopened_at = Some(fact.at);
@@ -261,10 +200,7 @@ impl Run {
         // root.
         self.abort_root = None;
         self.reopen(fact);
-        if let Some(header) = &mut self.header {
-            // A resumed run has the time that a new one would have.
-            header.due = header.timeout_ms.map(|allowed| fact.at.plus_ms(allowed));
-        }
+        self.set_due(fact);
         self.reindex();
     }
 

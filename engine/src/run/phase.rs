@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    aggregate::IllegalEvent,
     event::{RunEvent, RunOutcome},
-    job::IllegalEvent,
 };
 
 /// The phase of a run.

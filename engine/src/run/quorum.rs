@@ -2,10 +2,11 @@
 
 use super::{Job, Run};
 use crate::{
+    aggregate::IllegalEvent,
     event::{Fact, RunEvent, SkipCause, VoidCause},
     gate::{Approval, Asking, GatePolicy, Identity, is_human, is_same_person},
     ids::{Actor, Digest, JobName},
-    job::{IllegalEvent, JobState},
+    job::JobState,
     refusal::Refusal,
     time::Timestamp,
 };

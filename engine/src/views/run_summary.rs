@@ -6,10 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Summary;
 use crate::{
     event::{Fact, RunEvent, RunOutcome},
-    ids::{Actor, Digest, JobName, RunId, StageName},
-    source::Source,
+    ids::JobName,
+    run::{Header, Phase, Run},
     time::Timestamp,
     trace::{TraceContext, run_span},
 };
@@ -17,31 +18,9 @@ use crate::{
 /// A run, as a list shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSummary {
-    /// The run.
-    pub run: RunId,
-    /// The name of the pipeline.
-    pub pipeline: String,
-    /// The pipeline file, as the client named it.
-    pub file: String,
-    /// The folder the scripts run in, as the client named it.
-    pub folder: String,
-    /// Digest of the file's bytes.
-    pub file_sha256: Digest,
-    /// Digest of the plan.
-    pub plan_sha256: Digest,
-    /// The stages in order.
-    pub stages: Vec<StageName>,
-    /// Most jobs that run at once.
-    pub parallelism: u32,
-    /// The files of the run, if workers do not share `folder`.
-    pub source: Option<Source>,
-    /// The requester.
-    pub requested_by: Actor,
-    /// When the run was requested.
-    pub created_at: Timestamp,
-    /// W3C trace context of the request.
-    pub traceparent: Option<String>,
-    /// When an actor last resumed the run after it had finished.
+    /// What the run was asked to be.
+    pub header: Header,
+    /// When it was last resumed after it had finished.
     pub reopened_at: Option<Timestamp>,
     /// The job whose failure aborted the run.
     pub abort_root: Option<JobName>,
@@ -75,73 +54,33 @@ pub struct EndCounts {
     pub rejected: u32,
 }
 
-impl RunSummary {
-    /// The run that `fact` begins, if it begins one.
-    pub fn begin(fact: &Fact) -> Option<Self> {
-        let RunEvent::RunCreated {
-            run,
-            pipeline,
-            file,
-            file_sha256,
-            plan_sha256,
-            stages,
-            parallelism,
-            traceparent,
-            folder,
-            source,
-            jobs: _,
-            gates_preapproved: _,
-            due: _,
-            idempotency_key: _,
-            requester: _,
-            authors: _,
-        } = &fact.event
-        else {
-            return None;
-        };
-        Some(Self {
-            run: run.clone(),
-            pipeline: pipeline.clone(),
-            file: file.clone(),
-            folder: folder.clone(),
-            file_sha256: *file_sha256,
-            plan_sha256: *plan_sha256,
-            stages: stages.clone(),
-            parallelism: *parallelism,
-            source: source.clone(),
-            requested_by: fact.by.clone(),
-            created_at: fact.at,
-            traceparent: traceparent.clone(),
-            reopened_at: None,
-            abort_root: None,
-            end: None,
-        })
+impl Summary for RunSummary {
+    type Event = RunEvent;
+
+    fn begin(fact: &Fact) -> Option<Self> {
+        let header = Header::begin(fact)?;
+        Some(Self { header, reopened_at: None, abort_root: None, end: None })
     }
 
-    /// A run of which only the id is known, because its first record, read at about `at`, cannot be
-    /// read.
-    pub fn unreadable(run: RunId, at: Timestamp) -> Self {
-        Self {
-            run,
-            pipeline: String::new(),
-            file: String::new(),
-            folder: String::new(),
-            file_sha256: Digest([0; 32]),
-            plan_sha256: Digest([0; 32]),
-            stages: Vec::new(),
-            parallelism: 0,
-            source: None,
-            requested_by: Actor::timer(),
-            created_at: at,
-            traceparent: None,
-            reopened_at: None,
-            abort_root: None,
-            end: None,
+    fn unreadable(id: &str, at: Timestamp) -> Self {
+        let header = Header::unreadable(id.into(), at);
+        Self { header, reopened_at: None, abort_root: None, end: None }
+    }
+
+    fn is_live(&self) -> bool {
+        self.end.is_none()
+    }
+
+    fn idempotency_key(fact: &Fact) -> Option<&str> {
+        if let RunEvent::RunCreated { idempotency_key, .. } = &fact.event {
+            idempotency_key.as_deref()
+        } else {
+            None
         }
     }
 
-    /// Applies one more fact of the run. Facts that change nothing here are most of them.
-    pub fn take(&mut self, fact: &Fact) {
+    // Facts that change nothing here are most of them.
+    fn take(&mut self, fact: &Fact) {
         match &fact.event {
             RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled, rejected } => {
                 let counts = EndCounts {
@@ -163,12 +102,8 @@ impl RunSummary {
                 self.abort_root = self.abort_root.take().filter(|root| root != job);
                 self.reopen(fact);
             }
-            RunEvent::PlanReplaced { file_sha256, plan_sha256, stages, source, .. } => {
-                (self.file_sha256, self.plan_sha256) = (*file_sha256, *plan_sha256);
-                self.stages.clone_from(stages);
-                if source.is_some() {
-                    self.source.clone_from(source);
-                }
+            RunEvent::PlanReplaced { .. } => {
+                self.header.replace(fact);
                 self.reopen(fact);
             }
             RunEvent::RunCreated { .. }
@@ -191,11 +126,33 @@ impl RunSummary {
             | RunEvent::JobImported { .. } => {}
         }
     }
+}
+
+impl RunSummary {
+    /// What a list must show of `run`. `None` before its first event.
+    pub fn of(run: &Run) -> Option<Self> {
+        let end = match (run.phase(), run.finished_at()) {
+            (Phase::Finished(outcome), Some(at)) => {
+                let counts = run.counts();
+                let counts = EndCounts {
+                    succeeded: counts.succeeded,
+                    failed: counts.failed,
+                    skipped: counts.skipped,
+                    cancelled: counts.cancelled,
+                    rejected: counts.rejected,
+                };
+                Some(RunEnd { at, outcome: *outcome, counts })
+            }
+            (_, _) => None,
+        };
+        let (header, reopened_at) = (run.header()?.clone(), run.reopened_at());
+        Some(Self { header, reopened_at, abort_root: run.abort_root().cloned(), end })
+    }
 
     /// The span of the run, as [`crate::run::Run::span`] has it.
     pub fn span(&self) -> Option<TraceContext> {
-        let asked_in = self.traceparent.as_ref()?.parse().ok()?;
-        Some(run_span(&asked_in, &self.run, self.reopened_at))
+        let asked_in = self.header.traceparent.as_ref()?.parse().ok()?;
+        Some(run_span(&asked_in, &self.header.run, self.reopened_at))
     }
 
     fn reopen(&mut self, fact: &Fact) {

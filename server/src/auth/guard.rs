@@ -30,10 +30,12 @@ use super::{
     tokens::{TOKEN_PREFIX, Tokens},
 };
 use crate::{
+    command_error::CommandError,
     connections::{Connection, InFlight},
     limits::{Limit, Limits, Rates},
-    runs::{CommandError, Runs, locked},
+    runs::Runs,
     status,
+    sync::locked,
 };
 
 /// How often an open stream is asked whether whoever opened it still may.
@@ -157,7 +159,7 @@ impl Port {
             if !scheme.eq_ignore_ascii_case("bearer") {
                 return Err(refused("the token is not written as `Bearer TOKEN`"));
             }
-            let (secret, now) = (secret.trim(), self.runs.wall_clock());
+            let (secret, now) = (secret.trim(), self.runs.log.wall_clock());
             if let Some(oidc) = self.oidc.as_ref().filter(|_| !secret.starts_with(TOKEN_PREFIX)) {
                 return oidc.verify(secret, now).map(Principal::of_vouched).map_err(refused);
             }
@@ -172,7 +174,7 @@ impl Port {
         let (Some(chain), Some(certificates)) = (chain, &self.certificates) else {
             return Err(refused("the request presents no token"));
         };
-        certificates.check(&chain, self.runs.wall_clock()).map_err(refused)?;
+        certificates.check(&chain, self.runs.log.wall_clock()).map_err(refused)?;
         let name = chain.first().and_then(|certificate| worker_of(certificate));
         let name = name.ok_or(refused("the certificate names no worker"))?;
         Ok(Principal::of_worker(&name, chain))
@@ -201,7 +203,7 @@ impl Port {
     async fn until_not(&self, counts: impl Fn(Timestamp) -> bool) {
         loop {
             tokio::time::sleep(ASK_AGAIN_EVERY).await;
-            if !counts(self.runs.wall_clock()) {
+            if !counts(self.runs.log.wall_clock()) {
                 return;
             }
         }
@@ -218,7 +220,7 @@ impl Port {
                 continue;
             }
             (checked, edition) = (Instant::now(), newest);
-            if let Err(why) = certificates.check(chain, self.runs.wall_clock()) {
+            if let Err(why) = certificates.check(chain, self.runs.log.wall_clock()) {
                 return why;
             }
         }

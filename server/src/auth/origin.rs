@@ -18,7 +18,7 @@ use tonic::{
 use towpath_engine::code::ErrorCode;
 
 use super::roles;
-use crate::runs::CommandError;
+use crate::command_error::CommandError;
 
 /// Headers that browsers add to requests of pages, and that no gRPC client sends.
 const PAGE_HEADERS: [&str; 2] = ["origin", "sec-fetch-site"];

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_engine::ids::RunId;
 
 use super::{Outputs, directory_name};
-use crate::runs::{Loaded, Runs, locked};
+use crate::{runs::Runs, streams::Loaded};
 
 /// How often it is looked. The first look is at the start.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
     let Ok(Ok(listed)) = listed else { return };
     for (name, directories) in listed {
         let run = RunId::from(name.as_str());
-        let live = locked(&runs.list).live().any(|live| *live == run);
+        let live = runs.is_live(&run);
         let held = match live {
             false => BTreeSet::new(),
             true => match runs.read_durable(&run, held).await {
@@ -66,7 +66,7 @@ pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
 
 /// The directories of the attempts of a run that are held.
 fn held(loaded: &Loaded) -> BTreeSet<String> {
-    let leased = loaded.run.leased();
+    let leased = loaded.state.leased();
     leased.map(|job| directory_name(&job.plan.name, job.attempt)).collect()
 }
 

@@ -18,10 +18,12 @@ use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
     Server,
     auth::{self, guard::PartWithin},
+    command_error::CommandError,
     limits::Limit,
     outputs::Key,
-    runs::{CommandError, Loaded},
-    status, wire,
+    status,
+    streams::Loaded,
+    wire,
 };
 
 /// Bytes that are gathered before they are written.
@@ -142,7 +144,7 @@ impl Server {
         let key = wire::key(of.ok_or_else(missing)?);
         let sha256 = wire::digest(&sha256)?;
         let run = self.find(key.run.as_str())?;
-        let may = |loaded: &Loaded| needs(&loaded.run, &key, &worker, &sha256);
+        let may = |loaded: &Loaded| needs(&loaded.state, &key, &worker, &sha256);
         if self.runs().read_durable(&run, may).await? {
             return Ok(sha256);
         }

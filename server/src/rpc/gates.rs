@@ -10,11 +10,8 @@ use towpath_storage::Position;
 
 use super::runs::reads::{PAGE_MAX, page_size, token_invalid};
 use crate::{
-    Server, auth,
-    runs::{CommandError, Loaded, locked},
-    status,
-    telemetry::calls::RequestRun,
-    wire,
+    Server, auth, command_error::CommandError, status, streams::Loaded, sync::locked,
+    telemetry::calls::RequestRun, wire,
 };
 
 #[tonic::async_trait]
@@ -70,10 +67,10 @@ impl Server {
                 continue;
             }
             let waiting = |loaded: &Loaded| {
-                let gates = loaded.run.gates().filter_map(|job| {
-                    let nth = loaded.run.index_of(job.plan.name.as_str())?;
+                let gates = loaded.state.gates().filter_map(|job| {
+                    let nth = loaded.state.index_of(job.plan.name.as_str())?;
                     let is_new = after.is_none_or(|last| (begun, nth) > last);
-                    is_new.then(|| Some((nth, wire::gate(&id, &loaded.run, job)?))).flatten()
+                    is_new.then(|| Some((nth, wire::gate(&id, &loaded.state, job)?))).flatten()
                 });
                 gates.take(size + 1).collect::<Vec<_>>()
             };
@@ -104,9 +101,9 @@ impl Server {
         self.runs().execute(&id, Command::Approve(approve), &by).await?;
         // None once the gate is decided, be it by another person meanwhile.
         let gate = |loaded: &Loaded| {
-            about.link(&loaded.run);
-            let waiting = loaded.run.gates().find(|waiting| waiting.plan.name == job);
-            waiting.and_then(|job| wire::gate(&id, &loaded.run, job))
+            about.link(&loaded.state);
+            let waiting = loaded.state.gates().find(|waiting| waiting.plan.name == job);
+            waiting.and_then(|job| wire::gate(&id, &loaded.state, job))
         };
         let gate = self.runs().read_durable(&id, gate).await?;
         Ok(v1::ApproveGateResponse { run: Some(self.view(&id).await?), gate })
@@ -124,7 +121,7 @@ impl Server {
             (!approval_digest.is_empty()).then(|| wire::digest(&approval_digest)).transpose()?;
         let reject = RejectGate { job: wire::job_name(&job), approval_digest, comment };
         self.runs().execute(&id, Command::Reject(reject), &by).await?;
-        self.runs().read_durable(&id, |loaded| about.link(&loaded.run)).await?;
+        self.runs().read_durable(&id, |loaded| about.link(&loaded.state)).await?;
         Ok(v1::RejectGateResponse { run: Some(self.view(&id).await?) })
     }
 }

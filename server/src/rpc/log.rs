@@ -2,7 +2,11 @@
 
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status};
-use towpath_engine::ids::{Digest, RunId};
+use towpath_engine::{
+    aggregate::stream_of,
+    ids::{Digest, RunId},
+    run::Run,
+};
 use towpath_proto::{
     time::duration,
     v1::{self, log_service_server::LogService},
@@ -15,7 +19,6 @@ use crate::{
     auth::{self, roles::Role},
     check,
     followers::Follower,
-    runs::stream,
     status,
 };
 
@@ -69,9 +72,9 @@ impl LogService for Server {
         Ok(Response::new(v1::DescribeResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            position: *self.runs().store.watch().borrow(),
+            position: self.runs().log.position(),
             store,
-            clock_ahead: Some(duration(self.runs().clock_ahead_ms())),
+            clock_ahead: Some(duration(self.runs().log.clock_ahead_ms())),
         }))
     }
 }
@@ -86,9 +89,9 @@ impl Server {
         follow: bool,
         send: mpsc::Sender<Result<v1::FollowResponse, Status>>,
     ) {
-        let store = &self.runs().store;
+        let store = &self.runs().log.store;
         let mut tail = match &run {
-            Some(run) => Tail::OfRun(self.runs().followers.follow(run)),
+            Some(run) => Tail::OfRun(self.runs().log.followers.follow(&stream_of::<Run>(run))),
             None => Tail::OfLog(store.watch()),
         };
         loop {
@@ -96,7 +99,7 @@ impl Server {
             tail.seen();
             loop {
                 let page = match &run {
-                    Some(run) => store.read(&stream(run), after, PAGE).await,
+                    Some(run) => store.read(&stream_of::<Run>(run), after, PAGE).await,
                     None => store.read_all(after, PAGE).await,
                 };
                 let page = match page {
@@ -135,7 +138,7 @@ impl Server {
     /// Why the store takes nothing any more.
     pub(super) async fn why_stopped(&self) -> Status {
         // A store that stopped answers every read with the cause.
-        let asked = self.runs().store.read_all(0, 1).await;
+        let asked = self.runs().log.store.read_all(0, 1).await;
         status::of(asked.err().unwrap_or(StoreError::Closed).into())
     }
 }

@@ -18,9 +18,11 @@ use super::{CHUNK_QUEUE, Streamed, channel};
 use crate::{
     Server,
     auth::{self, roles::Role},
+    command_error::CommandError,
     run_ids::{id_of, new_id},
-    runs::{CommandError, Loaded, locked},
     status,
+    streams::Loaded,
+    sync::locked,
     telemetry::calls::{RequestRun, caller, is_told},
     wire,
 };
@@ -153,7 +155,7 @@ impl Server {
     ) -> Result<v1::Run, CommandError> {
         let id = self.find(run)?;
         self.runs().execute(&id, command, by).await?;
-        self.runs().read_durable(&id, |loaded| about.link(&loaded.run)).await?;
+        self.runs().read_durable(&id, |loaded| about.link(&loaded.state)).await?;
         self.view(&id).await
     }
 
@@ -203,7 +205,7 @@ impl Server {
         // Whatever changes what the run does: an answer with a run of other arguments would hide
         // that the one that was asked for was not begun.
         let same = |loaded: &Loaded| {
-            loaded.run.header().is_some_and(|header| {
+            loaded.state.header().is_some_and(|header| {
                 header.file_sha256 == again.file_sha256
                     && header.source == again.source
                     && header.parallelism == again.parallelism

@@ -3,10 +3,8 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex as SyncMutex},
-    time::Duration,
 };
 
-use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 use towpath_engine::{
@@ -25,19 +23,17 @@ use towpath_storage::{DiskFull, StoreError};
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
     Server, auth,
+    command_error::CommandError,
     limits::PART_BYTES_MAX,
     metric_values::{Demand, demand_of},
     outbox::{Outbox, Outgoing, outbox},
     outputs::Key,
-    runs::{CommandError, locked},
     scheduler_driver::{Answer, End},
     shared_scheduler::Delivery,
     status,
+    sync::locked,
     wire::{self, Reported},
 };
-
-/// Shortest time between two looks at what wants a worker.
-const DEMAND_EVERY: Duration = Duration::from_millis(200);
 
 #[tonic::async_trait]
 impl WorkersService for Server {
@@ -117,37 +113,6 @@ impl Server {
         self.scheduler().inspect(|all| all.workers().map(|view| wire::worker(&view)).collect())
     }
 
-    /// Sends what the demand for workers means, and again whenever that has changed.
-    pub(super) async fn tell<T: Clone + PartialEq>(
-        &self,
-        meaning: impl Fn(&Demand) -> T,
-        send: mpsc::Sender<Result<T, Status>>,
-    ) {
-        let mut wanted = self.scheduler().watch_wanted();
-        let mut told = None;
-        loop {
-            // Seen before reading: what changes in between wakes the wait below.
-            wanted.borrow_and_update();
-            let meant = meaning(&self.demand());
-            if told.as_ref() != Some(&meant) {
-                told = Some(meant.clone());
-                if send.send(Ok(meant)).await.is_err() {
-                    return;
-                }
-            }
-            let changed = async {
-                tokio::time::sleep(DEMAND_EVERY).await;
-                // The sender lives as long as the server.
-                drop(wanted.changed().await);
-            };
-            tokio::select! {
-                () = send.closed() => return,
-                () = self.stopping().cancelled() => return,
-                () = changed => {}
-            }
-        }
-    }
-
     /// Sends what waits for a session, as its connection takes it.
     async fn deliver(self, session: SessionId, delivery: Delivery, outbox: Outbox) {
         loop {
@@ -182,7 +147,7 @@ impl Server {
             }
             Outbound::Assign { attempt, fence } => {
                 let loaded = self.runs().lock_latest(&attempt.run).await?;
-                return Ok(wire::assignment(&attempt, fence, &loaded.run));
+                return Ok(wire::assignment(&attempt, fence, &loaded.state));
             }
             Outbound::Cancel(attempt) => wire::cancel(&attempt),
             Outbound::Recorded(attempt) => wire::recorded(&attempt),

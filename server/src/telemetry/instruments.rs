@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 use super::SCOPE;
 use crate::{
     Server,
+    command_error::CommandError,
     metrics::{MetricKind, MetricSeries},
-    runs::CommandError,
 };
 
 /// All instruments of one look show the same moment.

@@ -12,7 +12,7 @@ use towpath_engine::{
     source::{Origin, Source},
     time::Timestamp,
     trace::TraceContext,
-    views::EndCounts,
+    views::{EndCounts, Listed},
 };
 use towpath_proto::{
     prost_types::Timestamp as WireTimestamp,
@@ -21,8 +21,6 @@ use towpath_proto::{
     words::Word as _,
 };
 use towpath_storage::{Position, Version};
-
-use crate::run_list::RunListEntry;
 
 /// A moment of the log as a message has it.
 pub(crate) fn time(at: Timestamp) -> WireTimestamp {
@@ -115,9 +113,9 @@ pub fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v
 }
 
 /// A run that has ended, from the list of runs alone. `None`: it goes on.
-pub(crate) fn summary(listed: &RunListEntry, short_id: &str) -> Option<v1::Run> {
-    let RunListEntry { summary, position, version, .. } = listed;
-    let end = summary.end.as_ref()?;
+pub(crate) fn summary(listed: &Listed<Run>, short_id: &str) -> Option<v1::Run> {
+    let Listed { summary, position, version, .. } = listed;
+    let (header, end) = (&summary.header, summary.end.as_ref()?);
     let EndCounts { succeeded, failed, skipped, cancelled, rejected } = end.counts;
     let counts = v1::JobCounts {
         succeeded,
@@ -128,27 +126,27 @@ pub(crate) fn summary(listed: &RunListEntry, short_id: &str) -> Option<v1::Run> 
         ..v1::JobCounts::default()
     };
     Some(v1::Run {
-        id: summary.run.to_string(),
+        id: header.run.to_string(),
         short_id: short_id.to_owned(),
-        pipeline: summary.pipeline.clone(),
-        file: summary.file.clone(),
-        folder: summary.folder.clone(),
+        pipeline: header.pipeline.clone(),
+        file: header.file.clone(),
+        folder: header.folder.clone(),
         phase: v1::RunPhase::Finished.into(),
         outcome: outcome(end.outcome).into(),
         version: *version,
         position: *position,
-        stages: summary.stages.iter().map(ToString::to_string).collect(),
-        parallelism: summary.parallelism,
-        requested_by: summary.requested_by.to_string(),
-        created_at: Some(time(summary.created_at)),
+        stages: header.stages.iter().map(ToString::to_string).collect(),
+        parallelism: header.parallelism,
+        requested_by: header.requested_by.to_string(),
+        created_at: Some(time(header.created_at)),
         finished_at: Some(time(end.at)),
         counts: Some(counts),
-        plan_sha256: summary.plan_sha256.to_string(),
-        file_sha256: summary.file_sha256.to_string(),
+        plan_sha256: header.plan_sha256.to_string(),
+        file_sha256: header.file_sha256.to_string(),
         // Every job has ended.
         can_move: false,
         abort_root: summary.abort_root.as_ref().map(ToString::to_string).unwrap_or_default(),
-        source: summary.source.as_ref().map(source),
+        source: header.source.as_ref().map(source),
         traceparent: summary.span().map(|span| span.to_string()).unwrap_or_default(),
     })
 }

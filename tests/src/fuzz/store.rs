@@ -3,14 +3,17 @@
 use std::fs;
 
 use sha2::{Digest as _, Sha256};
-use towpath_engine::codec::{decode, encode};
+use towpath_engine::{
+    codec::{decode, encode},
+    event::RunEvent,
+};
 use towpath_storage::{StoreError, open, restore, verify};
 
 use crate::on_a_runtime;
 
 /// An event that can be read can be written, and means the same when it is read again.
 pub(super) fn codec(bytes: &[u8]) {
-    let Ok(fact) = decode(bytes) else { return };
+    let Ok(fact) = decode::<RunEvent>(bytes) else { return };
     let Ok(written) = encode(&fact) else { return };
     assert_eq!(decode(&written).expect("what was written can be read"), fact);
 }

@@ -124,7 +124,7 @@ fn the_doctor_sees_a_forged_list_of_runs() {
         server.start(&file(&format!("name: shop\n{FOUR}"))).await;
         server.close().await;
     });
-    tamper(&folder.path().join("snapshots/runs.json"), "\"shop\"", "\"shed\"");
+    tamper(&folder.path().join("snapshots/list-run.json"), "\"shop\"", "\"shed\"");
 
     on_a_runtime(async {
         let server = TestServer::in_folder(folder.path()).await;
@@ -148,7 +148,7 @@ fn the_doctor_sees_a_forged_snapshot_of_a_run() {
         run
     });
     tamper(
-        &folder.path().join(format!("snapshots/{run}.json")),
+        &folder.path().join(format!("snapshots/run-{run}.json")),
         "\"state\":\"succeeded\"",
         "\"state\":\"skipped\"",
     );

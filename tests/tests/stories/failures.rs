@@ -256,7 +256,8 @@ async fn a_worker_process_that_is_stopped_past_its_lease_ends_its_job_when_it_wa
 
 /// When a record was decided.
 fn time(record: &v1::Record) -> Timestamp {
-    let fact = towpath_engine::codec::decode(&record.payload).expect("a fact");
+    let fact = towpath_engine::codec::decode::<towpath_engine::event::RunEvent>(&record.payload)
+        .expect("a fact");
     fact.at
 }
 

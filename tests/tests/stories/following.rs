@@ -92,7 +92,9 @@ async fn what_is_followed_is_what_was_decided() {
         .await
         .iter()
         .map(|record| {
-            let fact = towpath_engine::codec::decode(&record.payload).expect("an event");
+            let fact =
+                towpath_engine::codec::decode::<towpath_engine::event::RunEvent>(&record.payload)
+                    .expect("an event");
             assert_eq!(fact.event.kind(), record.kind);
             fact
         })

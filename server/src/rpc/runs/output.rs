@@ -3,19 +3,16 @@
 use tokio::sync::mpsc;
 use tonic::Status;
 use towpath_engine::{
+    aggregate::stream_of,
     ids::{Attempt, Digest},
     job::JobState,
     refusal::Refusal,
+    run::Run,
 };
 use towpath_proto::{streams::Piece, v1};
 use towpath_storage::Record;
 
-use crate::{
-    Server,
-    outputs::Key,
-    runs::{CommandError, Loaded},
-    status, wire,
-};
+use crate::{Server, command_error::CommandError, outputs::Key, status, streams::Loaded, wire};
 
 /// The kinds of the events that end an attempt by a report, and so may name its output.
 const REPORT_KINDS: [&str; 4] =
@@ -33,7 +30,7 @@ impl Server {
     ) -> Result<(Key, Option<Digest>), CommandError> {
         let id = self.find(run)?;
         let newest = |loaded: &Loaded| {
-            let known = loaded.run.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
+            let known = loaded.state.job(job).ok_or(Refusal::JobUnknown { job: job.into() })?;
             let running = matches!(&known.state, JobState::Leased(..));
             let kept = known.captured_output.filter(|_| !running).map(|blob| blob.sha256);
             Ok::<_, Refusal>((known.attempt, kept))
@@ -60,8 +57,8 @@ impl Server {
                 && std::str::from_utf8(&record.bytes).is_ok_and(|text| text.contains(&name))
         };
         loop {
-            let stream = crate::runs::stream(&key.run);
-            let page = self.runs().store.read(&stream, after, 1_024).await?;
+            let stream = stream_of::<Run>(&key.run);
+            let page = self.runs().log.store.read(&stream, after, 1_024).await?;
             let Some(last) = page.last() else { return Ok(None) };
             after = last.version;
             for record in page.iter().filter(|record| may_be(record)) {
@@ -81,7 +78,7 @@ impl Server {
         let v1::ReadArtifactRequest { run, job, path } = request;
         let id = self.find(&run)?;
         let of_job = |loaded: &Loaded| {
-            let known = loaded.run.job(job.as_str());
+            let known = loaded.state.job(job.as_str());
             let known = known.ok_or_else(|| Refusal::JobUnknown { job: job.as_str().into() })?;
             Ok::<_, Refusal>(wire::artifact_of(known, &path).map(|blob| blob.sha256))
         };
@@ -162,7 +159,7 @@ impl Server {
 
     async fn is_running(&self, key: &Key) -> bool {
         let leased = |loaded: &Loaded| {
-            let job = loaded.run.job(key.job.as_str());
+            let job = loaded.state.job(key.job.as_str());
             job.is_some_and(
                 |job| matches!(&job.state, JobState::Leased(held, _) if *held == key.attempt),
             )

@@ -5,16 +5,12 @@ use towpath_engine::{
     event::RunOutcome,
     ids::RunId,
     refusal::Refusal,
-    views::{self, Surroundings},
+    run::Run,
+    views::{self, Listed, Surroundings},
 };
 use towpath_proto::v1;
 
-use crate::{
-    Server,
-    run_list::RunListEntry,
-    runs::{CommandError, Loaded, locked},
-    wire,
-};
+use crate::{Server, command_error::CommandError, streams::Loaded, sync::locked, wire};
 
 /// Most runs, jobs or gates of one page.
 pub(in crate::rpc) const PAGE_MAX: u32 = 1_000;
@@ -27,7 +23,7 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 impl Server {
     /// The one run that `asked` names.
     pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
-        locked(&self.runs().list).find(asked)
+        Ok(locked(&self.runs().list).find(asked)?)
     }
 
     /// A run as it is.
@@ -37,7 +33,7 @@ impl Server {
 
     fn view_of(&self, id: &RunId, loaded: &Loaded) -> v1::Run {
         let list = locked(&self.runs().list);
-        wire::run(&loaded.run, loaded.version, loaded.position, list.short(id))
+        wire::run(&loaded.state, loaded.version, loaded.position, list.short(id))
     }
 
     pub(super) async fn list(
@@ -76,19 +72,19 @@ impl Server {
     fn listed(&self, token: &str, asked: &Filter) -> Result<Vec<RunId>, CommandError> {
         let list = locked(&self.runs().list);
         let all = list.newest_first();
-        let rest: Vec<&RunListEntry> = if token.is_empty() {
+        let rest: Vec<&Listed<Run>> = if token.is_empty() {
             all.collect()
         } else {
             let last = RunId::from(token);
             list.get(&last).ok_or_else(|| token_invalid(token))?;
-            all.skip_while(|listed| listed.summary.run != last).skip(1).collect()
+            all.skip_while(|listed| listed.id != last).skip(1).collect()
         };
         // A run that has ended is known by its outcome; only the others must be read.
-        let may_fit = |listed: &&RunListEntry| match listed.outcome() {
-            Some(outcome) => asked.fits_ended(outcome),
+        let may_fit = |listed: &&Listed<Run>| match &listed.summary.end {
+            Some(end) => asked.fits_ended(end.outcome),
             None => true,
         };
-        Ok(rest.into_iter().filter(may_fit).map(|listed| listed.summary.run.clone()).collect())
+        Ok(rest.into_iter().filter(may_fit).map(|listed| listed.id.clone()).collect())
     }
 
     /// A run that has ended, as the list of runs has it. One that is set aside is not: its end may
@@ -104,14 +100,14 @@ impl Server {
     /// What is known of a run whose records cannot be replayed.
     fn damaged(&self, id: &RunId) -> v1::Run {
         let list = locked(&self.runs().list);
-        let summary = list.get(id).map(|listed| &listed.summary);
+        let header = list.get(id).map(|listed| &listed.summary.header);
         v1::Run {
             id: id.to_string(),
             short_id: list.short(id).to_owned(),
             phase: v1::RunPhase::Damaged.into(),
-            pipeline: summary.map(|known| known.pipeline.clone()).unwrap_or_default(),
-            requested_by: summary.map(|known| known.requested_by.to_string()).unwrap_or_default(),
-            created_at: summary.map(|known| wire::time(known.created_at)),
+            pipeline: header.map(|known| known.pipeline.clone()).unwrap_or_default(),
+            requested_by: header.map(|known| known.requested_by.to_string()).unwrap_or_default(),
+            created_at: header.map(|known| wire::time(known.created_at)),
             counts: Some(v1::JobCounts::default()),
             ..v1::Run::default()
         }
@@ -124,7 +120,7 @@ impl Server {
         let view = request.view();
         let id = self.find(&request.run)?;
         let job = |loaded: &Loaded| {
-            loaded.run.job(&request.job).map(|job| wire::job(&loaded.run, job, view))
+            loaded.state.job(&request.job).map(|job| wire::job(&loaded.state, job, view))
         };
         let job = self.runs().read_durable(&id, job).await?;
         let job = job.ok_or_else(|| unknown(&request.job))?;
@@ -143,11 +139,11 @@ impl Server {
             token => token.parse().map_err(|_| token_invalid(token))?,
         };
         let page = |loaded: &Loaded| {
-            let rest = loaded.run.jobs().get(first..).unwrap_or_default();
+            let rest = loaded.state.jobs().get(first..).unwrap_or_default();
             let mut answer = v1::ListJobsResponse::default();
             let mut bytes = 0;
             for job in rest.iter().take(size) {
-                let job = wire::job(&loaded.run, job, view);
+                let job = wire::job(&loaded.state, job, view);
                 bytes += job.encoded_len();
                 if bytes > PAGE_BYTES_MAX && !answer.jobs.is_empty() {
                     break;
@@ -170,21 +166,21 @@ impl Server {
         let v1::ExplainJobRequest { run, job } = request;
         let id = self.find(&run)?;
         let explained = |loaded: &Loaded| {
-            let known = loaded.run.job(&job)?;
+            let known = loaded.state.job(&job)?;
             let lock = known.plan.resource.as_ref().map(|lock| lock.name.as_str());
             let holder = known.state.lease().map(|(_, worker)| worker);
             let locks_of_others = self.scheduler().locks_of_others(&id, lock);
             let around = self.scheduler().inspect(|all| Surroundings {
-                now: self.runs().now(),
+                now: self.runs().log.now(),
                 locks_of_others: &locks_of_others,
                 holder_connected: holder.is_some_and(|worker| all.worker(worker).is_some()),
                 workers: all.worker_supply(&id, &known.plan.tags),
                 leasing_paused: all.is_leasing_paused(),
             });
-            let reason = views::explain(&loaded.run, known, &around);
+            let reason = views::explain(&loaded.state, known, &around);
             Some(v1::ExplainJobResponse {
-                job: Some(wire::job(&loaded.run, known, v1::JobView::Basic)),
-                explanation: Some(wire::explanation(&loaded.run, &reason)),
+                job: Some(wire::job(&loaded.state, known, v1::JobView::Basic)),
+                explanation: Some(wire::explanation(&loaded.state, &reason)),
                 run: Some(self.view_of(&id, loaded)),
             })
         };
