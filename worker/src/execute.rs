@@ -920,7 +920,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
     #[tokio::test]
     async fn a_cancelled_job_ends_soon_and_its_children_with_it() {
         let yard = Yard::new();
-        let script = yard.script("sh -c 'echo $$ >pid; sleep 30' & echo begun; wait");
+        let script = yard.script("echo begun; sh -c 'echo $$ >pid; sleep 30' & wait");
         let cancel = CancellationToken::new();
         let pid_file = yard.folder.path().join("work/pid");
         let (done, pid) = tokio::join!(yard.execute(&script, &cancel), async {
