@@ -11,7 +11,6 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    thread,
     time::Duration,
 };
 
@@ -28,10 +27,9 @@ use crate::{
 
 /// Longest name of a file made from a run and a job, in bytes; file systems allow 255.
 const STEM_BYTES_MAX: usize = 200;
-/// How often a folder that is in use is tried again. A worker that was just killed may leave a
-/// child behind which has not become its keeper yet and holds the lock for that long.
+/// How often a folder that is in use is tried again.
 const LOCK_TRIES_MAX: u32 = 50;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
+const LOCK_WAIT: Duration = Duration::from_millis(20);
 
 /// The attempts folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +121,24 @@ pub(crate) struct AttemptDir {
 }
 
 impl AttemptsDir {
+    /// As [`AttemptsDir::open`], but waits up to a second for another worker that is just ending.
+    ///
+    /// A worker that was just killed may leave a child behind which has not become its keeper yet
+    /// and holds the lock for that long.
+    pub async fn open_when_free(
+        folder: &Path,
+        environment: &Environment,
+    ) -> Result<Self, AttemptsError> {
+        for _ in 1..LOCK_TRIES_MAX {
+            match Self::open(folder, environment.clone()) {
+                // Not a sleep of the thread: it serves whatever else runs in this process.
+                Err(AttemptsError::InUse { .. }) => tokio::time::sleep(LOCK_WAIT).await,
+                opened => return opened,
+            }
+        }
+        Self::open(folder, environment.clone())
+    }
+
     /// Opens the folder, and makes it if there is none. Scripts will see `environment`'s harmless
     /// part and the secrets in it that they are given.
     pub fn open(folder: &Path, environment: Environment) -> Result<Self, AttemptsError> {
@@ -133,7 +149,10 @@ impl AttemptsDir {
         // The lock goes with the process, however that ends. A file that names a process would
         // outlive it, and the number might be a stranger's.
         let lock = File::create(folder.join("lock")).map_err(unusable)?;
-        lock_within(&lock, &folder)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => AttemptsError::InUse { folder: folder.clone() },
+            TryLockError::Error(source) => unusable(source),
+        })?;
         make_private(&folder.join("outputs")).map_err(unusable)?;
         make_private(&folder.join("spool")).map_err(unusable)?;
         make_private(&folder.join("work")).map_err(unusable)?;
@@ -426,19 +445,6 @@ impl AttemptDirs {
     }
 }
 
-fn lock_within(lock: &File, folder: &Path) -> Result<(), AttemptsError> {
-    for _ in 0..LOCK_TRIES_MAX {
-        match lock.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
-            Err(TryLockError::Error(source)) => {
-                return Err(AttemptsError::Unusable { folder: folder.to_owned(), source });
-            }
-        }
-    }
-    Err(AttemptsError::InUse { folder: folder.to_owned() })
-}
-
 fn make_private(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
@@ -496,6 +502,19 @@ mod tests {
             assert!(stems.insert(stem), "{name:?}");
         }
         assert_ne!(stem(&"a".into(), &"b.c".into()), stem(&"a.b".into(), &"c".into()));
+    }
+
+    #[tokio::test]
+    async fn a_folder_in_use_is_waited_for_and_blocks_no_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = AttemptsDir::open(folder.path(), Environment::default()).unwrap();
+        let environment = Environment::default();
+
+        // On one thread: the first is closed only if the second does not block it.
+        let second = AttemptsDir::open_when_free(folder.path(), &environment);
+        let (second, ()) = tokio::join!(second, async { drop(first) });
+
+        second.unwrap();
     }
 
     #[test]

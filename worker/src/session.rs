@@ -139,7 +139,8 @@ pub async fn work(channel: Channel, options: WorkerOptions, stop: Stop) -> WorkR
     if let Err(error) = shut_out_jobs() {
         tracing::warn!(%error, "jobs can read the environment of this worker");
     }
-    let attempts = AttemptsDir::open(&options.attempts, Environment::of_process())?;
+    let attempts =
+        AttemptsDir::open_when_free(&options.attempts, &Environment::of_process()).await?;
     let unusable = |source| AttemptsError::Unusable { folder: attempts.sources(), source };
     let workspaces = Workspaces {
         sources: SourceCache::open(&attempts.sources(), SOURCES_BYTES_MAX).map_err(unusable)?,
