@@ -22,6 +22,7 @@ mod output_pipe;
 pub mod outputs;
 mod own_disk;
 mod process_group;
+pub mod protocol;
 pub mod remote;
 mod results;
 pub mod session;

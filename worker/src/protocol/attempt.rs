@@ -1,0 +1,164 @@
+//! One attempt that a worker holds: how far it is, and what of it was sent.
+//!
+//! ```text
+//!   found ── welcome ──┐
+//!                      ▼
+//!   assigned ──────▶ Running ── ended ──▶ Ended ── recorded ──▶ Clearing ──▶ removed
+//!      │               ▲ │                  │                      ▲
+//!      │ older one runs│ │ is no longer valid   │ is no longer valid       │
+//!      ▼               │ ▼                  └──────────────────────┤
+//!   Waiting ───────────┘ Void ── ended ────────────────────────────┘
+//! ```
+
+use towpath_engine::{event::FailureCause, ids::AttemptId};
+
+use super::{Message, Part};
+use crate::{Adopted, Ended};
+
+/// Most bytes of output, or of a file, in one message.
+pub const PART_BYTES: u64 = 64 * 1024;
+
+/// How far an attempt is.
+#[derive(Debug)]
+pub(super) enum State<J> {
+    /// An earlier process left it, and no server has said yet whether it is valid.
+    Found,
+    /// It was assigned, and an older attempt of its job has not ended.
+    Waiting { job: J },
+    /// It runs, or is being prepared or adopted.
+    Running { cancelled: bool },
+    /// It is no longer valid, and is being ended.
+    Void,
+    /// It has ended and is not known to be recorded; and why not all of its output is there.
+    Ended { outcome: Adopted, incomplete: Option<String> },
+    /// It is forgotten, and its files are being removed.
+    Clearing,
+}
+
+/// An attempt, and what of it was sent in this session.
+#[derive(Debug)]
+pub(super) struct Held<J> {
+    pub(super) state: State<J>,
+    /// How much output waits on this machine, in bytes.
+    pub(super) output: u64,
+    /// It is in the queue of those with something to send.
+    pub(super) queued: bool,
+    /// How much of the output the server has, or will have when it reads more.
+    sent: u64,
+    /// Which file is sent next, and from which byte.
+    file: usize,
+    offset: u64,
+    /// Why what is to be sent cannot be read.
+    unreadable: Option<String>,
+    reported: bool,
+}
+
+impl<J> Held<J> {
+    pub(super) fn new(state: State<J>) -> Self {
+        Self {
+            state,
+            output: 0,
+            queued: false,
+            sent: 0,
+            file: 0,
+            offset: 0,
+            unreadable: None,
+            reported: false,
+        }
+    }
+
+    /// Whether a server may still hold it valid, as far as is known.
+    pub(super) fn counts(&self) -> bool {
+        match self.state {
+            State::Found | State::Waiting { .. } | State::Running { .. } | State::Ended { .. } => {
+                true
+            }
+            State::Void | State::Clearing => false,
+        }
+    }
+
+    /// Whether something of it runs or is about to.
+    pub(super) fn is_unfinished(&self) -> bool {
+        match self.state {
+            State::Found | State::Waiting { .. } | State::Running { .. } | State::Void => true,
+            State::Ended { .. } | State::Clearing => false,
+        }
+    }
+
+    /// Begins to send it in a new session, to a server that has `output_bytes` of its output.
+    ///
+    /// Only the server knows how much it has: what was sent in an earlier session may never have
+    /// arrived, and what had arrived may be lost with the server's machine.
+    pub(super) fn begin_upload(&mut self, output_bytes: u64) {
+        (self.sent, self.file, self.offset) = (output_bytes, 0, 0);
+        (self.unreadable, self.reported) = (None, false);
+    }
+
+    /// Whether there is something to send.
+    pub(super) fn has_message(&self) -> bool {
+        match self.state {
+            State::Running { .. } => self.sent < self.output && self.unreadable.is_none(),
+            State::Ended { .. } => !self.reported,
+            State::Found | State::Waiting { .. } | State::Void | State::Clearing => false,
+        }
+    }
+
+    /// The next message about `attempt`, which is this one.
+    pub(super) fn next_message(&mut self, attempt: &AttemptId) -> Option<Message> {
+        if !self.has_message() {
+            return None;
+        }
+        let attempt = attempt.clone();
+        if self.sent < self.output && self.unreadable.is_none() {
+            let (offset, length) = (self.sent, (self.output - self.sent).min(PART_BYTES));
+            self.sent += length;
+            return Some(Message::Part { attempt, part: Part::Output { offset, length } });
+        }
+        let State::Ended { outcome, incomplete } = &self.state else { return None };
+        let problem = incomplete.as_deref().map(not_complete).or_else(|| self.unreadable.clone());
+        if let Adopted::Ended(Ended::Succeeded { artifacts, .. }) = outcome
+            && problem.is_none()
+            && let Some(file) = artifacts.get(self.file)
+        {
+            let (offset, length) = (self.offset, (file.size - self.offset).min(PART_BYTES));
+            let part = Part::Artifact { file: file.clone(), offset, length };
+            self.offset += length;
+            if self.offset >= file.size {
+                (self.file, self.offset) = (self.file + 1, 0);
+            }
+            return Some(Message::Part { attempt, part });
+        }
+        self.reported = true;
+        let outcome = with_problem(outcome.clone(), problem);
+        Some(Message::Report { attempt, outcome, output_bytes: self.sent })
+    }
+
+    /// Notes that `part`, which was to be sent, cannot be read: the report says so.
+    pub(super) fn part_unreadable(&mut self, part: &Part, reason: &str) {
+        let problem = match part {
+            Part::Output { offset, .. } => {
+                // The report must count no byte that the server does not get.
+                self.sent = *offset;
+                not_complete(reason)
+            }
+            Part::Artifact { file, .. } => format!("artifact `{}`: {reason}", file.path),
+        };
+        self.unreadable.get_or_insert(problem);
+    }
+}
+
+fn not_complete(reason: &str) -> String {
+    format!("its output is not complete: {reason}")
+}
+
+/// How an attempt ended of which not everything can be sent: a success must not hide that
+/// something is missing, and everything else is as bad as it was.
+fn with_problem(outcome: Adopted, problem: Option<String>) -> Adopted {
+    match (outcome, problem) {
+        (Adopted::Ended(Ended::Succeeded { ran_ms, .. }), Some(problem)) => {
+            let cause = FailureCause::OutputUnusable(problem);
+            Adopted::Ended(Ended::Failed { cause, ran_ms })
+        }
+        (outcome, _) => outcome,
+    }
+}
