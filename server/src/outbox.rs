@@ -64,6 +64,16 @@ impl Outbox {
         }
     }
 
+    /// Puts a message in if there is room now. If there is none, the worker has others to read.
+    pub(crate) fn try_send(&self, message: v1::SessionResponse) {
+        let bytes = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
+        let bytes = bytes.clamp(1, OUTBOX_BYTES_MAX);
+        if let Ok(permit) = Arc::clone(&self.bytes).try_acquire_many_owned(bytes) {
+            // The worker is not there any more: its session ends elsewhere.
+            drop(self.send.send((Ok(message), Some(permit))));
+        }
+    }
+
     /// The last that the worker hears, if there is anything to be said.
     pub(crate) fn end(&self, status: Option<Status>) {
         if let Some(status) = status {
@@ -106,6 +116,9 @@ mod tests {
         while outgoing.next().now_or_never().is_some() {}
         assert_eq!(outbox.send(message(4_000_000)).now_or_never(), Some(true), "a long one alone");
         assert_eq!(outbox.send(message(1)).now_or_never(), None);
+        outbox.try_send(message(1));
+        assert!(outgoing.next().await.unwrap().is_ok());
+        assert!(outgoing.next().now_or_never().is_none(), "there was no room for it");
     }
 
     #[tokio::test]

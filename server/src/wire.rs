@@ -143,6 +143,11 @@ pub(crate) fn recorded(key: &Key) -> v1::SessionResponse {
     outgoing(Message::Recorded(attempt_message(key)))
 }
 
+/// Answers a heartbeat of a worker.
+pub(crate) fn heartbeat() -> v1::SessionResponse {
+    outgoing(Message::Heartbeat(v1::Heartbeat {}))
+}
+
 /// Tells a worker what still counts of what it said it holds.
 pub(crate) fn welcome(
     held: impl Iterator<Item = (Key, u64)>,

@@ -257,6 +257,7 @@ impl ScriptedWorker {
             FromServer::Recorded(of) => {
                 self.recorded.insert(name(&of));
             }
+            FromServer::Heartbeat(v1::Heartbeat {}) => {}
         }
         Ok(())
     }

@@ -415,6 +415,7 @@ impl Worker {
             FromServer::Assignment(assignment) => self.jobs.begin(assignment, send),
             FromServer::Cancel(v1::Cancel { attempt: of }) => self.jobs.cancel(of),
             FromServer::Recorded(of) => self.jobs.forget(of),
+            FromServer::Heartbeat(v1::Heartbeat {}) => {}
         }
     }
 }

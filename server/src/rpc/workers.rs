@@ -183,6 +183,10 @@ impl Server {
                 None => return Ok(()),
             };
             self.scheduler().on(Input::Heartbeat { session });
+            if matches!(message, Some(Message::Heartbeat(_))) {
+                // A worker cannot tell a server that has nothing to say from one that hangs.
+                outbox.try_send(wire::heartbeat());
+            }
             if matches!(message, Some(Message::Goodbye(_))) {
                 self.scheduler().on(Input::Goodbye { session });
                 // Until what was on its way to the worker is recorded as lost.
