@@ -1,19 +1,18 @@
 //! The process that does the work: it runs a job's script as a process group that outlives it,
 //! collects what the script prints and leaves behind, and hides secrets in all of that.
 //!
-//! Start at `execute`. It never opens a store and never decides what a job's end means for a run.
+//! Start at `execute` for one script, and at `protocol` for what a worker does in its sessions. It never opens a store and never decides what a job's end means for a run.
 
 pub mod artifacts;
 pub mod attempts;
 pub mod capture;
 pub mod checkout;
+mod driver;
 pub mod environment;
 pub mod execute;
 #[doc(hidden)]
 pub mod fuzzing;
-mod held;
 mod install_artifact;
-mod jobs;
 mod journal;
 pub mod keeper;
 pub mod mask;
@@ -25,11 +24,13 @@ mod process_group;
 pub mod protocol;
 pub mod remote;
 mod results;
+mod runner;
 pub mod session;
 pub mod source_cache;
+mod spool;
 mod supervise;
 pub mod telemetry;
-mod tell;
+mod wire;
 mod workspace;
 
 pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};

@@ -8,7 +8,6 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use nix::{errno::Errno, sys::statvfs::statvfs};
@@ -20,11 +19,6 @@ const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Bytes that are written to see whether the disk takes any. How much is free does not tell: there
 /// are quotas, disks that have become read-only, and disks without a free inode.
 const PROBE_BYTES: usize = 64 * 1024;
-/// Shortest time until a paused worker looks again; it doubles with every look in vain.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Longest time between two looks.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-
 /// The disk of the attempts' own files.
 #[derive(Debug)]
 pub(crate) struct OwnDisk {
@@ -103,71 +97,9 @@ impl OwnDisk {
     }
 }
 
-/// When a worker that takes no jobs looks again whether it can. Knows no clock.
-#[derive(Debug, Default)]
-pub(crate) struct Pause {
-    looks: u32,
-    look_at: Option<Instant>,
-    ended: Option<Instant>,
-}
-
-impl Pause {
-    /// When to look. `None`: the worker is not paused.
-    pub(crate) fn look_at(&self) -> Option<Instant> {
-        self.look_at
-    }
-
-    /// The worker takes no jobs from `now` on.
-    pub(crate) fn begin(&mut self, now: Instant) {
-        // A disk that is full again as soon as it is used is not asked more often for it.
-        let recent = self.ended.is_some_and(|ended| now.duration_since(ended) < PAUSE_MAX);
-        if !recent {
-            self.looks = 0;
-        }
-        self.put_off(now);
-    }
-
-    /// Looked in vain at `now`.
-    pub(crate) fn put_off(&mut self, now: Instant) {
-        let pause = PAUSE_MIN.saturating_mul(1 << self.looks.min(16)).min(PAUSE_MAX);
-        self.look_at = Some(now + pause);
-        self.looks += 1;
-    }
-
-    /// The worker takes jobs again.
-    pub(crate) fn end(&mut self, now: Instant) {
-        self.look_at = None;
-        self.ended = Some(now);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn looks_come_less_and_less_often_and_a_quick_return_does_not_reset_them() {
-        let begun = Instant::now();
-        let second = |n| begun + Duration::from_secs(n);
-        let mut pause = Pause::default();
-        assert_eq!(pause.look_at(), None);
-
-        pause.begin(second(0));
-        assert_eq!(pause.look_at(), Some(second(1)));
-        pause.put_off(second(1));
-        assert_eq!(pause.look_at(), Some(second(3)));
-        pause.end(second(3));
-        assert_eq!(pause.look_at(), None);
-        pause.begin(second(4));
-        assert_eq!(pause.look_at(), Some(second(8)), "full again at once");
-        for _ in 0..100 {
-            pause.put_off(second(8));
-        }
-        assert_eq!(pause.look_at(), Some(second(68)));
-        pause.end(second(68));
-        pause.begin(second(200));
-        assert_eq!(pause.look_at(), Some(second(201)), "that was long ago");
-    }
 
     #[test]
     fn a_disk_is_blamed_for_what_the_system_says_of_it_and_for_nothing_else() {

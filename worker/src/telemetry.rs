@@ -16,9 +16,9 @@ use opentelemetry::{
         TraceId, TraceState, Tracer as _,
     },
 };
-use towpath_engine::{event::FailureCause, trace::TraceContext};
+use towpath_engine::{event::FailureCause, ids::AttemptId, trace::TraceContext};
 
-use crate::{Adopted, Ended, held::AttemptKey};
+use crate::{Adopted, Ended};
 
 /// What the spans of workers are said to come from.
 const SCOPE: &str = "towpath-worker";
@@ -56,7 +56,7 @@ pub fn below(place: &TraceContext) -> Context {
 
 /// Hands the span of an execution that has just ended to the exporter.
 pub(crate) fn executed(
-    (run, job, attempt): &AttemptKey,
+    AttemptId { run, job, attempt }: &AttemptId,
     traceparent: Option<&str>,
     began: SystemTime,
     adopted: &Adopted,

@@ -20,17 +20,17 @@ use tonic::{
     transport::Channel,
 };
 use towpath_engine::{
-    ids::{Blob, Digest},
+    ids::{AttemptId, Blob, Digest},
     source::{Origin, Source},
 };
 use towpath_proto::v1::{self, blobs_service_client::BlobsServiceClient};
 
 use crate::{
     checkout::{self, TreeProblem},
-    held::{AttemptKey, attempt_message},
     install_artifact::{is_plain, place},
     remote,
     source_cache::{Borrowed, SourceCache},
+    wire,
 };
 
 /// Pauses before a download is retried, in milliseconds: a server may be away for a minute.
@@ -90,7 +90,7 @@ impl Workspaces {
     /// Makes the new folder `root` for the attempt `of`, unless `cancel` comes first.
     pub(crate) async fn prepare(
         &self,
-        of: &AttemptKey,
+        of: &AttemptId,
         needed: Needed,
         root: PathBuf,
         cancel: &CancellationToken,
@@ -117,7 +117,7 @@ impl Workspaces {
     /// again.
     async fn unpack(
         &self,
-        of: &AttemptKey,
+        of: &AttemptId,
         source: &Source,
         root: &Path,
         cancel: &CancellationToken,
@@ -155,7 +155,7 @@ impl Workspaces {
     }
 
     /// The repository that holds the commit of `source`. Made if it is not there yet.
-    async fn repository(&self, of: &AttemptKey, source: &Source) -> Result<Borrowed, String> {
+    async fn repository(&self, of: &AttemptId, source: &Source) -> Result<Borrowed, String> {
         let name = name_of(source);
         let _making = self.sources.making.lock().await;
         if let Some(found) = self.sources.find(&name) {
@@ -187,7 +187,7 @@ impl Workspaces {
     /// Puts what needed jobs left behind below `folder`.
     async fn bring(
         &self,
-        of: &AttemptKey,
+        of: &AttemptId,
         files: Vec<v1::NeededFile>,
         folder: &Path,
     ) -> Result<(), String> {
@@ -217,7 +217,7 @@ impl Workspaces {
     }
 
     /// A blob, in a file that goes with its handle. A server that is away is waited for.
-    async fn fetch(&self, of: &AttemptKey, blob: &Blob) -> Result<NamedTempFile, String> {
+    async fn fetch(&self, of: &AttemptId, blob: &Blob) -> Result<NamedTempFile, String> {
         let mut pauses = PAUSES_MS.into_iter();
         loop {
             let status = match self.fetch_once(of, blob).await {
@@ -233,9 +233,9 @@ impl Workspaces {
         }
     }
 
-    async fn fetch_once(&self, of: &AttemptKey, blob: &Blob) -> Result<NamedTempFile, Unfetched> {
+    async fn fetch_once(&self, of: &AttemptId, blob: &Blob) -> Result<NamedTempFile, Unfetched> {
         let (worker, sha256) = (self.worker.clone(), blob.sha256.to_string());
-        let of = Some(attempt_message(of));
+        let of = Some(wire::attempt_message(of));
         let mut request = Request::new(v1::FetchBlobRequest { attempt: of, worker, sha256 });
         if let Some(bearer) = &self.bearer {
             request.metadata_mut().insert("authorization", bearer.clone());
@@ -398,7 +398,7 @@ mod tests {
 
     async fn prepare(folder: &Path, needed: Needed, cancel: &CancellationToken) -> PrepareError {
         let (workspaces, _listener) = workspaces(folder);
-        let of = ("r".into(), "a".into(), Attempt(1));
+        let of = AttemptId { run: "r".into(), job: "a".into(), attempt: Attempt(1) };
         let preparing = workspaces.prepare(&of, needed, folder.join("root"), cancel);
         let prepared = tokio::time::timeout(Duration::from_secs(10), preparing).await;
         prepared.expect("it comes to its end").unwrap_err()

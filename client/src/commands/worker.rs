@@ -134,6 +134,7 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
             jobs_max: if single { Some(1) } else { args.max_jobs },
             idle: idle.map(Duration::from_millis),
             report_within: Some(Duration::from_millis(duration(&args.report_timeout)?)),
+            answer_within: None,
             link,
         },
     };

@@ -19,6 +19,7 @@ mod resuming;
 mod retries;
 mod sessions;
 mod stages;
+mod unresponsive;
 mod waiting;
 mod watching;
 
