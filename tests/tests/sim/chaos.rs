@@ -17,7 +17,7 @@ impl World {
         self.after(wait, Step::Chaos);
         let worker = self.rng.index(3);
         let conn = self.workers[worker].conn;
-        match self.rng.below(24) {
+        match self.rng.below(26) {
             0..4 => {
                 let down = self.rng.mostly(5_000, 2 * LEASE);
                 self.server_dies(down);
@@ -29,7 +29,9 @@ impl World {
                 let all = self.rng.chance(50);
                 let until = self.now + sleep;
                 let worker = &mut self.workers[worker];
-                (worker.asleep_until, worker.all_asleep) = (until, all);
+                // Never shorter than it was: what arrived meanwhile waits for that moment, and
+                // would be passed by what arrives later.
+                (worker.asleep_until, worker.all_asleep) = (until.max(worker.asleep_until), all);
             }
             11..13 => {
                 if let Some(conn) = conn {
@@ -51,12 +53,22 @@ impl World {
                 let step = i64::try_from(self.rng.below(2 * most)).unwrap_or(0);
                 self.server.clock_off += step - i64::try_from(most).unwrap_or(0);
             }
-            19 => self.server.paused_until = self.now + self.rng.mostly(LEASE / 4, 3 * LEASE),
+            19 => {
+                let until = self.now + self.rng.mostly(LEASE / 4, 3 * LEASE);
+                self.server.paused_until = self.server.paused_until.max(until);
+            }
             20..22 => {
                 let drained = !self.server.drained.contains(&worker);
                 self.drain(worker, drained);
             }
             22 => self.worker_leaves(worker),
+            23 => {
+                // What a machine leaves that loses its power, or a proxy whose server hangs.
+                if let Some(line) = conn.and_then(|conn| self.conns.get_mut(&conn)) {
+                    line.half_open = true;
+                }
+            }
+            24 => self.unanswered[worker] = self.now + self.rng.mostly(10_000, 2 * LEASE),
             _ => {
                 if worker == 2 && self.rng.chance(40) {
                     self.workers[2].buried = true;
@@ -66,17 +78,18 @@ impl World {
         }
     }
 
-    /// Nothing goes wrong any more, and what is down comes up. Who is buried stays so.
+    /// Nothing goes wrong any more, and what is down comes up. Sleeps end when they would have, and
+    /// who is buried stays so.
     pub(crate) fn calm_down(&mut self) {
         self.calm = true;
-        (self.server.slow_until, self.server.full_until, self.server.paused_until) = (0, 0, 0);
+        (self.server.slow_until, self.server.full_until) = (0, 0);
         for worker in self.server.drained.clone() {
             self.drain(worker, false);
         }
         self.parted.fill(0);
         self.stalled.fill(0);
+        self.unanswered.fill(0);
         for worker in 0..3 {
-            self.workers[worker].asleep_until = 0;
             self.after(1, Step::WorkerUp { worker });
         }
         self.after(1, Step::ServerUp);

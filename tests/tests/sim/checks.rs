@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use towpath_engine::{
     decide::LeaseJob,
+    event::RunEvent,
     ids::{AttemptId, RunId, WorkerName},
     scheduler::{LossReason, SessionId},
 };
@@ -117,4 +118,14 @@ impl World {
             self.fail(format!("nobody was told to end {attempt:?}"));
         }
     }
+}
+
+/// Whether a run ends from this event on.
+pub(crate) fn begins_the_end(event: &RunEvent) -> bool {
+    matches!(
+        event,
+        RunEvent::RunAborted { .. }
+            | RunEvent::RunCancelRequested { .. }
+            | RunEvent::RunTimedOut {}
+    )
 }

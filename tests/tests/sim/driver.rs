@@ -13,11 +13,14 @@ use towpath_engine::{
     },
     time::Timestamp,
 };
+use towpath_worker::protocol::Greeting;
 
 use crate::{
     book::Key,
+    script::Outcome,
     server::{No, Queued, Report, Server, Then},
-    worker::{self, FromServer, Outcome, SLOTS, ToServer},
+    uploads::Part,
+    worker::{self, FromServer, SLOTS, ToServer},
     world::{Plant, Step, World},
 };
 
@@ -25,7 +28,7 @@ pub(crate) fn id_of((run, job, attempt): &Key) -> AttemptId {
     AttemptId { run: run.clone(), job: job.clone(), attempt: Attempt(*attempt) }
 }
 
-fn key_of(id: &AttemptId) -> Key {
+pub(crate) fn key_of(id: &AttemptId) -> Key {
     (id.run.clone(), id.job.clone(), id.attempt.0)
 }
 
@@ -222,7 +225,8 @@ impl World {
         while let Some(message) = self.server.scheduler.next_message(session, &mut effects) {
             let message = match message {
                 Message::Welcome { held } => {
-                    FromServer::Welcome { held: held.iter().map(key_of).collect() }
+                    let arrived = |id| (key_of(id), self.server.uploads.output(id));
+                    FromServer::Welcome { held: held.iter().map(arrived).collect() }
                 }
                 Message::Assign { attempt, fence } => FromServer::Assignment {
                     key: key_of(&attempt),
@@ -247,40 +251,51 @@ impl World {
             return;
         }
         let session = SessionId(conn);
-        let (key, outcome) = match message {
-            ToServer::Hello { worker, life, held } => {
-                let hello = self.hello(worker, life, held);
-                self.tell(Input::Hello { session, hello });
-                // A process that is turned away does not speak for the one that has the name.
-                if self.server.scheduler.is_open(session) {
-                    self.server.checks.heard[worker] = self.now;
-                }
-                return;
+        if let ToServer::Hello { worker, life, greeting } = message {
+            let hello = self.hello(worker, life, greeting);
+            self.tell(Input::Hello { session, hello });
+            // A process that is turned away does not speak for the one that has the name.
+            if self.server.scheduler.is_open(session) {
+                self.server.checks.heard[worker] = self.now;
             }
-            ToServer::Beat => (None, None),
-            ToServer::Goodbye => {
-                self.tell(Input::Goodbye { session });
-                return;
-            }
-            ToServer::Report { key, outcome } => (Some(key), Some(outcome)),
-        };
+            return;
+        }
+        if let ToServer::Goodbye = message {
+            self.tell(Input::Goodbye { session });
+            return;
+        }
         if !self.server.scheduler.is_open(session) {
             return self.cut(conn);
         }
         let worker = self.conns[&conn].worker;
         self.server.checks.heard[worker] = self.now;
         self.tell(Input::Heartbeat { session });
-        let (Some(key), Some(outcome)) = (key, outcome) else { return };
-        if !self.server.scheduler.holds(session, &id_of(&key)) && !self.server.gullible {
-            return self.answer_unheld(conn, worker, key);
+        match message {
+            ToServer::Hello { .. } | ToServer::Goodbye => {}
+            ToServer::Heartbeat => self.send_to_worker(conn, FromServer::Heartbeat),
+            ToServer::Drain => drop(self.tell(Input::DrainRequested { session })),
+            ToServer::Output { key, offset, length } => {
+                self.take_part(session, &key, Part::Output, offset, length);
+            }
+            ToServer::File { key, offset, length } => {
+                self.take_part(session, &key, Part::File, offset, length);
+            }
+            ToServer::Report { key, outcome, output_bytes } => {
+                if self.server.scheduler.holds(session, &id_of(&key)) {
+                    self.check_uploads(&key, outcome, output_bytes);
+                } else if !self.server.gullible {
+                    return self.answer_unheld(conn, worker, key);
+                }
+                // What the attempt left is kept first.
+                let wait = self.rng.mostly(30, 2 * crate::server::LEASE);
+                let life = self.server.life;
+                let report = Report { conn, worker, key, outcome };
+                self.after(wait, Step::Recording { life, report });
+            }
         }
-        // What the attempt left is kept first.
-        let wait = self.rng.mostly(30, 2 * crate::server::LEASE);
-        let life = self.server.life;
-        self.after(wait, Step::Recording { life, report: Report { conn, worker, key, outcome } });
     }
 
-    fn hello(&self, worker: usize, life: u64, held: BTreeSet<Key>) -> Hello {
+    fn hello(&self, worker: usize, life: u64, greeting: Greeting) -> Hello {
         Hello {
             worker: worker::name(worker).into(),
             worker_instance_id: life.to_string(),
@@ -289,9 +304,9 @@ impl World {
             tags: worker::tags(worker),
             only: self.workers[worker].only.clone(),
             job: None,
-            jobs_max: None,
-            draining: false,
-            held: held.iter().map(id_of).collect(),
+            jobs_max: greeting.jobs_max,
+            draining: greeting.draining,
+            held: greeting.held,
             since: Timestamp(0),
         }
     }
@@ -364,7 +379,9 @@ impl World {
 
     fn report(&self, key: &Key, name: &str, outcome: Outcome) -> Command {
         let ended = match outcome {
-            Outcome::Succeeded => Ended::Succeeded { outputs: [].into(), artifacts: Vec::new() },
+            Outcome::Succeeded { .. } => {
+                Ended::Succeeded { outputs: [].into(), artifacts: Vec::new() }
+            }
             Outcome::Failed(code) => Ended::Failed(FailureCause::ExitCode(code)),
             Outcome::Cancelled => Ended::Cancelled,
             Outcome::Lost => {

@@ -1,5 +1,5 @@
-//! A server, three workers and their clients in virtual time: the engine and its scheduler are those
-//! that ship, everything around them is simulated, and after every step the rules are checked.
+//! A server, three workers and their clients in virtual time: the engine, its scheduler and
+//! the state machine of the workers are those that ship, everything around them is simulated, and after every step the rules are checked.
 //!
 //! `SIM_SEEDS` asks for more than 300 histories, `SIM_SEED` for one of them again.
 
@@ -12,7 +12,9 @@ mod driver;
 mod eyes;
 mod plans;
 mod random;
+mod script;
 mod server;
+mod uploads;
 mod worker;
 mod world;
 
@@ -96,6 +98,10 @@ fn every_broken_rule_is_noticed() {
         Plant::UnfairTurns,
         Plant::AnswerUnheld,
         Plant::IgnoreDrains,
+        Plant::ForgetReported,
+        Plant::ResumeWrong,
+        Plant::KeepVoid,
+        Plant::TrustServer,
     ];
     for plant in plants {
         caught(plant);

@@ -8,7 +8,7 @@ use std::{
 use towpath_engine::{
     codec,
     decide::{CarryOutError, Command, carry_out},
-    event::{Fact, RunEvent},
+    event::Fact,
     ids::{Actor, AttemptId, RunId},
     log_clock::{LogClock, Reading},
     run::{LockUsage, Run},
@@ -18,11 +18,12 @@ use towpath_engine::{
 
 use crate::{
     book::{Book, Key},
-    checks::Checks,
+    checks::{Checks, begins_the_end},
     client::Ask,
     disk::Disk,
     random::Rng,
-    worker::Outcome,
+    script::Outcome,
+    uploads::Uploads,
     world::{Ms, Plant, Step, World},
 };
 
@@ -102,6 +103,8 @@ pub(crate) struct Server {
     pub(crate) up: bool,
     pub(crate) life: u64,
     pub(crate) disk: Disk,
+    /// What attempts printed and left behind, as far as it has arrived.
+    pub(crate) uploads: Uploads,
     pub(crate) cells: BTreeMap<RunId, Cell>,
     /// The scheduler that ships.
     pub(crate) scheduler: Scheduler,
@@ -135,6 +138,7 @@ impl Server {
             up: false,
             life: 0,
             disk: Disk::default(),
+            uploads: Uploads::default(),
             cells: BTreeMap::new(),
             scheduler: Scheduler::new(Duration::ZERO),
             booted: 0,
@@ -376,6 +380,7 @@ impl World {
                     self.tell(Input::ReportVoid { session, attempt });
                 }
                 Then::Recorded { session, attempt, with_lease, leased, held: true } => {
+                    self.server.uploads.forget(&attempt);
                     self.tell(Input::Recorded { session, attempt, with_lease, leased });
                 }
                 Then::Recorded { session, attempt, .. } => {
@@ -437,6 +442,7 @@ impl World {
         let kept = std::mem::replace(&mut after.durable, safe_before);
         self.server.disk = after;
         self.settle(kept);
+        self.server.uploads.crash(&mut self.rng);
         self.server.up = false;
         self.server.life += 1;
         self.server.cells.clear();
@@ -488,13 +494,4 @@ impl World {
         let life = self.server.life;
         self.after(LOOK_EVERY, Step::Look { life });
     }
-}
-
-fn begins_the_end(event: &RunEvent) -> bool {
-    matches!(
-        event,
-        RunEvent::RunAborted { .. }
-            | RunEvent::RunCancelRequested { .. }
-            | RunEvent::RunTimedOut {}
-    )
 }

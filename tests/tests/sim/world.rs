@@ -8,11 +8,13 @@ use towpath_engine::{
     run::{Phase, Run},
     scheduler::Effect,
 };
+use towpath_worker::protocol::ConnectionId;
 
 use crate::{
     book::{Book, Key},
     client::{Ask, Clients},
     random::Rng,
+    script::ScriptEvent,
     server::{Report, Server},
     worker::{FromServer, ToServer, Worker},
 };
@@ -55,6 +57,14 @@ pub(crate) enum Plant {
     AnswerUnheld,
     /// What operators say about workers does not reach the scheduler.
     IgnoreDrains,
+    /// A worker forgets an attempt as soon as its report is sent.
+    ForgetReported,
+    /// A worker continues output from what it has, and not from what the server has.
+    ResumeWrong,
+    /// A worker continues attempts that the welcome did not confirm.
+    KeepVoid,
+    /// A worker assumes that its server is there, whatever it receives.
+    TrustServer,
 }
 
 /// Something that happens at a moment.
@@ -72,8 +82,10 @@ pub(crate) enum Step {
     Deliver { life: u64, conn: u64 },
     Due { life: u64 },
     ServerUp,
-    Dial { worker: usize, life: u64 },
-    Beat { worker: usize, conn: u64 },
+    Unreached { worker: usize, life: u64, connection: ConnectionId },
+    Alarm { worker: usize, serial: u64 },
+    Script { worker: usize, life: u64, key: Key, event: ScriptEvent },
+    Print { worker: usize, key: Key },
     Effect { worker: usize, key: Key },
     End { worker: usize, key: Key, serial: u64 },
     WorkerUp { worker: usize },
@@ -99,8 +111,10 @@ impl Step {
             Self::ToWorker { .. }
             | Self::WorkerSeesCut { .. }
             | Self::ServerUp
-            | Self::Dial { .. }
-            | Self::Beat { .. }
+            | Self::Unreached { .. }
+            | Self::Alarm { .. }
+            | Self::Script { .. }
+            | Self::Print { .. }
             | Self::Effect { .. }
             | Self::End { .. }
             | Self::WorkerUp { .. }
@@ -116,6 +130,8 @@ impl Step {
 pub(crate) struct Conn {
     pub(crate) worker: usize,
     pub(crate) broken: bool,
+    /// Nothing arrives at either end any more, and the worker is not told when it is cut.
+    pub(crate) half_open: bool,
     /// When the newest message of either direction arrives: those after it arrive later.
     arrivals: [Ms; 2],
 }
@@ -142,6 +158,8 @@ pub(crate) struct World {
     /// No new sessions and no lost time before this moment, by worker.
     pub(crate) parted: Vec<Ms>,
     pub(crate) stalled: Vec<Ms>,
+    /// New connections are half open before this moment, by worker.
+    pub(crate) unanswered: Vec<Ms>,
     /// What all records say, and what the safe ones say.
     pub(crate) ahead: Book,
     pub(crate) settled: Book,
@@ -175,6 +193,7 @@ impl World {
             calm: false,
             parted: vec![0; 3],
             stalled: vec![0; 3],
+            unanswered: vec![0; 3],
             ahead: Book::default(),
             settled: Book::default(),
             shadows: BTreeMap::new(),
@@ -265,7 +284,7 @@ impl World {
         }
         match step {
             Step::ToServer { conn, message } => self.server_hears(conn, message),
-            Step::ToWorker { conn, message } => self.worker_hears(conn, message),
+            Step::ToWorker { conn, message } => self.worker_receives(conn, message),
             Step::ServerSeesCut { conn } => self.close_session(conn),
             Step::WorkerSeesCut { conn } => self.worker_sees_cut(conn),
             Step::Asked(ask) => self.server_is_asked(*ask),
@@ -276,8 +295,14 @@ impl World {
             Step::Deliver { life, conn } => self.deliver(life, conn),
             Step::Due { life } => self.due(life),
             Step::ServerUp => self.server_up(),
-            Step::Dial { worker, life } => self.dial(worker, life),
-            Step::Beat { worker, conn } => self.beat(worker, conn),
+            Step::Unreached { worker, life, connection } => {
+                self.unreached(worker, life, connection);
+            }
+            Step::Alarm { worker, serial } => self.alarm(worker, serial),
+            Step::Script { worker, life, key, event } => {
+                self.script_changed(worker, life, key, event);
+            }
+            Step::Print { worker, key } => self.print(worker, key),
             Step::Effect { worker, key } => self.effect(worker, key),
             Step::End { worker, key, serial } => self.job_ends(worker, key, serial),
             Step::WorkerUp { worker } => self.worker_up(worker),
@@ -304,7 +329,7 @@ impl World {
     fn transit(&mut self, conn: u64, direction: usize) -> Option<Ms> {
         let latency = self.rng.mostly(20, 900);
         let now = self.now;
-        let line = self.conns.get_mut(&conn).filter(|line| !line.broken)?;
+        let line = self.conns.get_mut(&conn).filter(|line| !line.broken && !line.half_open)?;
         let held_up = self.stalled[line.worker].max(now);
         let arrival = (held_up + latency).max(line.arrivals[direction]);
         line.arrivals[direction] = arrival;
@@ -313,7 +338,8 @@ impl World {
 
     pub(crate) fn open_line(&mut self, worker: usize) -> u64 {
         let conn = self.unique();
-        self.conns.insert(conn, Conn { worker, broken: false, arrivals: [0; 2] });
+        let half_open = self.unanswered[worker] > self.now;
+        self.conns.insert(conn, Conn { worker, broken: false, half_open, arrivals: [0; 2] });
         conn
     }
 
@@ -321,9 +347,12 @@ impl World {
     pub(crate) fn cut(&mut self, conn: u64) {
         let Some(line) = self.conns.get_mut(&conn).filter(|line| !line.broken) else { return };
         line.broken = true;
+        let half_open = line.half_open;
         let (server, worker) = (self.rng.mostly(50, 20_000), self.rng.mostly(50, 20_000));
         self.after(server, Step::ServerSeesCut { conn });
-        self.after(worker, Step::WorkerSeesCut { conn });
+        if !half_open {
+            self.after(worker, Step::WorkerSeesCut { conn });
+        }
     }
 
     pub(crate) fn carries(&self, conn: u64) -> bool {
