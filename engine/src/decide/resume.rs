@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::{
         decide::{Command, Ended, testing::*},
-        ids::Attempt,
+        ids::{Actor, Attempt},
         plan::JobPlan,
     };
 
@@ -356,6 +356,28 @@ mod tests {
         assert_eq!(fixture.leases().as_deref(), Some("b"));
         assert_eq!(fixture.run.job("b").unwrap().attempt, Attempt(2));
         assert_eq!(fixture.refused(&late).code().as_str(), "ATTEMPT_STALE");
+    }
+
+    #[test]
+    fn what_was_approved_in_advance_is_the_plan_of_whoever_approved_it() {
+        for (by, preapproved) in [("ana", true), ("bob", false)] {
+            let plan = |script: &str| {
+                let mut gate = gated(needing(job("switch"), "a"));
+                gate.script = script.into();
+                vec![job("a"), gate]
+            };
+            let mut fixture =
+                Fixture::begin_with(plan("theirs"), |create| create.gates_preapproved = true);
+            fixture.leases();
+            fixture.fails("a", 1);
+
+            fixture.carries_out_of(&Actor::human(by), &edited(plan("edited"), true));
+            fixture.runs("a");
+
+            let switch = fixture.run.job("switch").unwrap();
+            assert_eq!(switch.state.word() == "at_gate", !preapproved, "{by}");
+            assert_eq!(switch.approvals.is_empty(), !preapproved, "{by}");
+        }
     }
 
     #[test]

@@ -118,6 +118,9 @@ impl Header {
             self.source.clone_from(source);
         }
         self.authors.clone_from(authors);
+        // `--yes` approved the plan that its sender knew. Were it to open the gates of a plan that
+        // another person sends, their scripts would run on an approval in the sender's name.
+        self.gates_preapproved &= fact.by == self.requested_by;
         self.accepted.retain(|(by, _)| *by != fact.by);
         self.accepted.push((fact.by.clone(), requester.clone()));
     }
