@@ -381,6 +381,23 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_lifts_a_gate_that_it_does_not_have() {
+        let jobs = vec![gated(job("done")), gated(needing(job("x"), "done"))];
+        let mut fixture = Fixture::begin(jobs.clone());
+        fixture.approves("done");
+        fixture.runs("done");
+        let lifted = |jobs: Vec<JobPlan>| {
+            let plan = creation(jobs).plan;
+            fixture.run.lifted_gate(&plan).map(ToString::to_string)
+        };
+
+        assert_eq!(lifted(jobs), None);
+        assert_eq!(lifted(vec![job("done"), gated(job("x"))]), None, "it was opened");
+        assert_eq!(lifted(vec![job("done"), job("x")]).as_deref(), Some("x"));
+        assert_eq!(lifted(vec![job("done"), gated(job("y"))]).as_deref(), Some("x"));
+    }
+
+    #[test]
     fn an_unknown_stage_is_refused() {
         let mut fixture = Fixture::begin(vec![job("a")]);
         let again = ResumeRun { from: Some("nowhere".into()), ..ResumeRun::default() };

@@ -227,6 +227,7 @@ impl Server {
         let by = auth::actor(&request)?;
         let about = RequestRun::of(request.extensions());
         let requester = auth::identity(&request, &[]);
+        let approves = auth::needs(&request, &[Role::Approver], "a plan without an unopened gate");
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
         let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
@@ -234,6 +235,13 @@ impl Server {
         let resume = ResumeRun {
             from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
             file: file.map(|file| edited(file, requester)),
+        if let Some(file) = file.as_ref().filter(|_| accept_changes) {
+            let id = self.find(&run)?;
+            let lifts = |loaded: &Loaded| loaded.state.lifted_gate(&file.plan).is_some();
+            if self.runs().read_durable(&id, lifts).await? {
+                approves?;
+            }
+        }
             accept_changes,
         };
         self.command(&run, Command::Resume(resume), (&by, about)).await

@@ -192,6 +192,36 @@ async fn everybody_does_what_their_roles_say_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_edit_that_takes_a_gate_away_needs_who_may_open_it() {
+    let server = TestServer::with_system_clock().await;
+    let channel = dial_tcp(&server.serve_guarded(strict()).await).expect("an address");
+    let operator = issue(&server, "olga", &[Role::Operator]);
+    let both = issue(&server, "ana", &[Role::Operator, Role::Approver]);
+    let run = start(&channel, &operator, "").await.expect("she may").id;
+    let resume = async |secret: &str, yaml: &str| {
+        let file = start_request(&file(yaml)).file;
+        let edit = v1::ResumeRunRequest {
+            run: run.clone(),
+            file,
+            accept_changes: true,
+            ..Default::default()
+        };
+        RunsServiceClient::new(channel.clone()).resume_run(with(edit, secret)).await
+    };
+
+    let refused = resume(&operator, ONE).await.expect_err("that opens the gate");
+    assert_eq!(code(&refused), "FORBIDDEN");
+    let needed = "a plan without an unopened gate: that needs the role approver";
+    assert!(refused.message().contains(needed), "{}", refused.message());
+    let edited = GATED.replace("command: x", "command: y");
+    resume(&operator, &edited).await.expect("it has its gate");
+    resume(&both, ONE).await.expect("she may open it");
+
+    assert_eq!(server.newest(&run, "plan_replaced").await["by"], "human:ana");
+    server.close().await;
+}
+
+#[tokio::test]
 async fn a_token_does_not_speak_for_somebody_else() {
     let server = TestServer::with_system_clock().await;
     let address = server.serve_guarded(strict()).await;
