@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::LoseJob;
 use crate::{
     codec::FACT_BYTES_MAX,
     event::{Artifact, FailureCause, RunEvent},
@@ -65,7 +66,8 @@ pub(super) fn decide(
         let ReportJob { job, attempt, worker, .. } = report.clone();
         return Err(Refusal::AttemptStale { job, attempt, worker });
     }
-    let ReportJob { job: name, attempt, ended, ran_ms, captured_output, worker } = report.clone();
+    let ReportJob { job: name, attempt, ended, ran_ms, captured_output, worker: _ } =
+        report.clone();
     Ok(vec![match usable(ended) {
         Ended::Succeeded { outputs, artifacts } => {
             let event = RunEvent::JobSucceeded {
@@ -86,10 +88,11 @@ pub(super) fn decide(
         Ended::Cancelled if run.phase().is_ending() => {
             RunEvent::JobCancelled { job: name, attempt, ran_ms, captured_output }
         }
-        // The worker was told to stop, not the run: the job goes back.
+        // The worker was told to stop, not the run: the job goes back, as often as lost ones do. A
+        // worker that says so of everything it is given would else be given it for ever.
         Ended::Cancelled => {
             let reason = "the worker was stopped".to_owned();
-            RunEvent::JobLost { job: name, attempt, worker, reason }
+            return super::lose::decide(run, &LoseJob { job: name, attempt, reason });
         }
         Ended::Failed(cause) => failure(run, job, (report, cause), now),
     }])
@@ -172,6 +175,17 @@ mod tests {
         plan::{OnFailure, RetryPolicy, When},
         run::{LockUsage, Phase},
     };
+
+    #[test]
+    fn a_worker_that_stops_every_time_fails_the_job_in_the_end() {
+        let mut fixture = Fixture::begin(vec![job("a")]);
+        for _ in 0..crate::retry::LOSSES_MAX {
+            assert_eq!(fixture.leases().as_deref(), Some("a"));
+            fixture.reports("a", Ended::Cancelled);
+        }
+        assert_eq!(fixture.run.job("a").unwrap().state, JobState::Failed);
+        assert_eq!(fixture.leases(), None);
+    }
 
     #[test]
     fn a_run_whose_jobs_all_succeed_succeeds() {
