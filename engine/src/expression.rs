@@ -707,6 +707,15 @@ mod tests {
             "echo $\\\n${{ run.id }}",
             "echo \"$\\\n(echo \"${{ run.id }}\")\"",
             "echo \"$(case x in a) echo;; esac)\" ${{ run.id }}",
+            // After an operator a word begins, and so does a comment: its quote is none.
+            "(true)#it's a comment\necho '${{ run.id }}'",
+            "true>#it's a comment\necho '${{ run.id }}'",
+            // To a dash two subshells, and `))` in quotes ends neither.
+            "((echo \"))\") ; echo \"${{ run.id }}\")",
+            "((cat <<E\n))\nE\n) ; echo ${{ run.id }})",
+            "(( # )) '\n1)); echo ${{ run.id }} '",
+            "echo $((echo \"))\") ; echo \"${{ run.id }}\")",
+            "trap ${{ run.id }} EXIT",
         ];
         for script in refused {
             assert_eq!(misplaced(script).unwrap().len(), 1, "{script}");
@@ -726,6 +735,8 @@ mod tests {
             "case $x in a) echo ${{ run.id }};; esac",
             "echo \\\" ${{ run.id }}",
             "echo $((1 + 2)) $(( (1 << 2) )) ${{ run.id }}",
+            "((i = (i + 1) * 2, j > 1 && k)); echo ${{ run.id }}",
+            "echo $(( $(date +%s) - ${#A} )); trap 'rm x' EXIT\necho ${{ run.id }}",
             "cat <<< x; echo ${{ run.id }}",
             "[[ $a == b ]] && [ x = ${{ run.id }} ]",
             "run --a \\\n  --b ${{ run.id }} \\\n  --c",

@@ -30,9 +30,9 @@ const BYTES_MAX: usize = 64 * 1024;
 
 /// Pieces that mean something to one of the readers.
 #[rustfmt::skip]
-const TOKENS: [&[u8]; 24] = [
+const TOKENS: [&[u8]; 31] = [
     b"${{ matrix.v }}", b"${{", b"}}", b"'", b"\"", b"`", b"$(", b"${", b"<<E\n", b"\nE\n", b"\\",
-    b"#", b"\n", b": ", b"- ", b"&a ", b"*a", b"{}", b"[", b"\xff", b"\0", b"{\"kind\":", b"R", b"E",
+    b"#", b")#", b"((", b"))", b"$((", b"(", b")", b"; ", b"\n", b": ", b"- ", b"&a ", b"*a", b"{}", b"[", b"\xff", b"\0", b"{\"kind\":", b"R", b"E",
 ];
 
 /// One change of a seed. Places are shares of whatever length the bytes have by then.

@@ -67,7 +67,7 @@ enum Within {
     Heredoc,
     /// `[[…]]`, in which some shells evaluate what they compare.
     Test,
-    /// The rest of an `eval` or `let`.
+    /// The rest of an `eval`, `let` or `trap`.
     Evaluated,
 }
 
@@ -194,6 +194,10 @@ impl<'t> Reader<'t> {
     }
 
     fn arithmetic(&mut self, c: char, open: u32) {
+        // A bash reads two subshells where it finds no arithmetic, and a dash does so at once. Then
+        // parentheses in quotes and comments are none, and the end is another than the one that is
+        // looked for here.
+        self.lost |= "'\"\\`\n".contains(c) || (c == '#' && self.begins_word());
         let depth = match c {
             '(' => open + 1,
             ')' if open > 0 => open - 1,
@@ -271,7 +275,14 @@ impl<'t> Reader<'t> {
             '$' => self.dollar(),
             '}' if in_brace => self.leave(),
             _ if in_brace => self.at += 1,
-            '(' if self.rest().starts_with("((") => self.enter(Within::Arithmetic(0), 2),
+            '(' if self.rest().starts_with("((") => {
+                // To a dash these are two subshells, in which `<<` begins a here-document. What it
+                // reads alike to its end has nothing but names and operators.
+                let inner = self.rest().split("))").next().unwrap_or_default();
+                let is_plain = |c: char| c.is_alphanumeric() || "_ \t$+-*/%=!?:,<>&|()".contains(c);
+                self.lost |= inner.contains("<<") || !inner.chars().all(is_plain);
+                self.enter(Within::Arithmetic(0), 2);
+            }
             '(' => self.enter(Within::Paren, 1),
             ')' if self.within.last() == Some(&Within::Paren) => self.leave(),
             '#' if self.begins_word() => self.enter(Within::Comment, 1),
@@ -282,6 +293,7 @@ impl<'t> Reader<'t> {
             }
             '[' if self.begins_with("[[") => self.enter(Within::Test, 2),
             'e' if self.begins_with("eval") => self.enter(Within::Evaluated, 4),
+            't' if self.begins_with("trap") => self.enter(Within::Evaluated, 4),
             'l' if self.begins_with("let") => self.enter(Within::Evaluated, 3),
             '<' => self.redirection(),
             '\n' => self.line_end(),
@@ -298,7 +310,8 @@ impl<'t> Reader<'t> {
 
     fn begins_word(&self) -> bool {
         let before = self.script[..self.at].chars().next_back();
-        before.is_none_or(|c| c.is_whitespace() || ";&|(`".contains(c))
+        // Every operator ends the word before it, so that one begins after it.
+        before.is_none_or(|c| c.is_whitespace() || ";&|()<>`".contains(c))
     }
 
     fn redirection(&mut self) {

@@ -1,0 +1,1 @@
+((i = 1)); echo $((i + $(echo 2))) ${{ matrix.v }}

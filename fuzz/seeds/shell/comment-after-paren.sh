@@ -1,0 +1,2 @@
+(true)#it's a comment
+echo '${{ matrix.v }}'
