@@ -636,6 +636,28 @@ jobs:
     }
 
     #[test]
+    fn a_matrix_that_takes_long_to_read_is_refused_before_it_does() {
+        let list = |prefix: &str, count: usize| {
+            (0..count).map(|n| format!("{prefix}{n}")).collect::<Vec<_>>().join(", ")
+        };
+        let axes = format!("a: [{}]\n      b: [{}]", list("a", 440), list("b", 440));
+        let entries = |entry: fn(usize) -> String| {
+            (0..1_000).map(|n| format!("        - {}\n", entry(n))).collect::<String>()
+        };
+        let exclude = |entry: fn(usize) -> String| {
+            let head = "  j:\n    stage: one\n    command: x\n    matrix:\n      ";
+            jobs(&format!("{head}{axes}\n      exclude:\n{}", entries(entry)))
+        };
+
+        let found = codes(&exclude(|_| "{a: none}".to_owned()));
+        assert!(found.iter().filter(|code| *code == "MATRIX_SHAPE").count() <= 52, "{found:?}");
+        // Entries with a value of every axis are looked up, however many they are.
+        let whole =
+            parse("towpath.yml", &exclude(|n| format!("{{a: a{}, b: b{}}}", n / 440, n % 440)));
+        assert_eq!(whole.map(|parsed| parsed.plan.jobs.len()).ok(), Some(440 * 440 - 1_000));
+    }
+
+    #[test]
     fn a_matrix_that_makes_no_sense_is_refused() {
         let wrong = [
             "{}",

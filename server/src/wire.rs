@@ -4,6 +4,7 @@ mod explain;
 pub mod read_back;
 pub mod views;
 
+use tokio::sync::Semaphore;
 use towpath_engine::{
     decide::Ended,
     event::{Artifact, CAUSE_BYTES_MAX, FailureCause, RunEvent, bounded_text},
@@ -61,8 +62,26 @@ pub(crate) struct ReadFile {
     pub(crate) authors: Option<Authors>,
 }
 
-/// Reads the pipeline file of a request.
-pub(crate) fn pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, CommandError> {
+/// How many pipeline files are read at once. A file at its bounds takes a processor for seconds, and
+/// whoever may start runs may send many.
+static READING: Semaphore = Semaphore::const_new(2);
+
+/// Reads the pipeline file of a request, beside what answers other requests: reading does not stop
+/// in between, so that heartbeats would wait for it.
+pub(crate) async fn pipeline_file(
+    file: Option<v1::PipelineFile>,
+) -> Result<ReadFile, CommandError> {
+    let closed = || CommandError::Store(towpath_storage::StoreError::Closed);
+    let turn = READING.acquire().await.map_err(|_| closed())?;
+    let read = tokio::task::spawn_blocking(move || {
+        // Held to the end of the work, also if the request is given up meanwhile.
+        let _turn = turn;
+        read_pipeline_file(file)
+    });
+    read.await.unwrap_or_else(|_| Err(closed()))
+}
+
+fn read_pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, CommandError> {
     let v1::PipelineFile { name, folder, content, source: files, authors: told } =
         file.ok_or_else(|| invalid("the pipeline file is missing"))?;
     let source = files.map(source).transpose()?;

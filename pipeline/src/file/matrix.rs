@@ -1,6 +1,9 @@
 //! `matrix`: one template, many jobs.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+};
 
 use super::{
     check::Job,
@@ -65,11 +68,16 @@ pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matri
     // `exclude` before `include`, so that an added combination cannot be removed again by a
     // pattern.
     let mut combinations = product(reader, &axes, &node.span)?;
-    for combination in &exclude {
-        leave_out(reader, &names, &mut combinations, combination);
-    }
+    leave_out_all(reader, &names, &mut combinations, &exclude);
+    let mut known: HashSet<Vec<String>> = match include.is_empty() {
+        true => HashSet::new(),
+        false => combinations.iter().cloned().collect(),
+    };
     for combination in &include {
-        add(reader, &names, &mut combinations, combination);
+        if let Some(values) = added(reader, &names, &known, combination) {
+            known.insert(values.clone());
+            combinations.push(values);
+        }
     }
     // Not if an axis has no values: that has its own message, and this one would follow from it.
     if combinations.is_empty() && axes.iter().all(|(_, values)| !values.is_empty()) {
@@ -80,7 +88,7 @@ pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matri
 
 fn values<'t>(reader: &mut Reader<'t>, entry: &Entry<'t>) -> Vec<String> {
     let what = format!("axis `{}`", shown(&entry.key));
-    let mut values: Vec<String> = Vec::new();
+    let (mut values, mut known) = (Vec::new(), HashSet::new());
     let items = reader.list(&entry.value, &what);
     if items.is_some_and(<[Node<'_>]>::is_empty) {
         reader.error("MATRIX_SHAPE", &entry.value.span, format!("{what} has no values"));
@@ -88,7 +96,7 @@ fn values<'t>(reader: &mut Reader<'t>, entry: &Entry<'t>) -> Vec<String> {
     for item in items.unwrap_or_default() {
         let Some(value) = reader.name(item, "a value of the matrix") else { continue };
         // Two equal values would make two jobs of one name.
-        if values.contains(&value.value) {
+        if !known.insert(value.value.clone()) {
             let message = format!("{what} has the value `{}` twice", shown(&value.value));
             reader.error("MATRIX_SHAPE", &value.span, message);
         } else {
@@ -162,37 +170,67 @@ fn product(
     Some(combinations)
 }
 
-fn leave_out(
+/// Leaves out what the entries of `exclude` say.
+fn leave_out_all(
     reader: &mut Reader<'_>,
     axes: &[String],
     combinations: &mut Vec<Vec<String>>,
-    exclude: &Combination,
+    exclude: &[Combination],
 ) {
-    if !known_axes(reader, axes, exclude) {
-        return;
+    // Entries that name every axis are looked up together; the others are compared with each
+    // combination, which is what takes long.
+    let (mut whole, mut parts) = (BTreeMap::new(), Vec::new());
+    for entry in exclude {
+        if !known_axes(reader, axes, entry) {
+            continue;
+        }
+        let values: Vec<Option<&String>> = axes.iter().map(|axis| entry.value.get(axis)).collect();
+        match values.iter().map(|value| value.cloned()).collect::<Option<Vec<String>>>() {
+            Some(values) => whole.entry(values).or_insert_with(Vec::new).push((&entry.span, false)),
+            None => parts.push((values, &entry.span)),
+        }
     }
-    let before = combinations.len();
-    combinations.retain(|combination| {
-        // An axis that the entry does not name matches every value, so one entry can remove a whole
-        // row.
-        let mut pairs = axes.iter().zip(combination);
-        !pairs.all(|(axis, value)| exclude.value.get(axis).is_none_or(|held| held == value))
-    });
+    if !whole.is_empty() {
+        combinations.retain(|combination| {
+            let entries = whole.get_mut(combination);
+            // The second of two equal entries finds nothing, as if they came one after the other.
+            let first = entries.and_then(|entries| entries.first_mut());
+            first.map(|(_, used)| *used = true).is_none()
+        });
+    }
+    let unused = whole.into_values().flatten().filter(|(_, used)| !used).map(|(span, _)| span);
+    let mut unused: Vec<&Range<usize>> = unused.collect();
+    for (values, span) in parts {
+        if !reader.may_match(combinations.len().saturating_mul(axes.len()), span) {
+            return;
+        }
+        let before = combinations.len();
+        combinations.retain(|combination| {
+            // An axis that the entry does not name matches every value, so one entry can remove a
+            // whole row.
+            let mut pairs = values.iter().zip(combination);
+            !pairs.all(|(left_out, value)| left_out.is_none_or(|left_out| left_out == value))
+        });
+        if combinations.len() == before {
+            unused.push(span);
+        }
+    }
     // Almost always a typing mistake, and without the error the job that should not run would run.
-    if combinations.len() == before {
+    for span in unused {
         let message = "this leaves nothing out: no combination has these values".to_owned();
-        reader.error("MATRIX_SHAPE", &exclude.span, message);
+        reader.error("MATRIX_SHAPE", span, message);
     }
 }
 
-fn add(
+/// The combination that an entry of `include` adds.
+fn added(
     reader: &mut Reader<'_>,
     axes: &[String],
-    combinations: &mut Vec<Vec<String>>,
+    known: &HashSet<Vec<String>>,
     include: &Combination,
-) {
+) -> Option<Vec<String>> {
     if !known_axes(reader, axes, include) {
-        return;
+        return None;
     }
     let values: Option<Vec<String>> =
         axes.iter().map(|axis| include.value.get(axis).cloned()).collect();
@@ -202,12 +240,14 @@ fn add(
             let missing = missing.map_or("", String::as_str);
             let message = format!("a combination has every axis; `{missing}` is missing");
             reader.error("MATRIX_SHAPE", &include.span, message);
+            None
         }
-        Some(values) if combinations.contains(&values) => {
+        Some(values) if known.contains(&values) => {
             let message = "this combination is there already".to_owned();
             reader.error("MATRIX_SHAPE", &include.span, message);
+            None
         }
-        Some(values) => combinations.push(values),
+        Some(values) => Some(values),
     }
 }
 

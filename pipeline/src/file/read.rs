@@ -19,6 +19,9 @@ use crate::{
 pub(super) const NAME_BYTES_MAX: usize = 200;
 /// Most unknown keys of one map that are reported.
 const UNKNOWN_KEYS_MAX: usize = 100;
+/// Most values that entries of `exclude` are compared with, over the whole file. Source: a fifth of
+/// a second; 200,000 jobs of two axes take 50 entries that leave an axis out.
+const MATCHED_MAX: usize = 20_000_000;
 /// Most words that misspelt ones are compared with, over the whole file.
 const COMPARED_MAX: usize = 100_000;
 
@@ -38,6 +41,7 @@ pub(super) struct Reader<'t> {
     /// What was found so far.
     pub found: Found,
     compared: usize,
+    matched: usize,
 }
 
 /// The values of a map whose keys are known.
@@ -61,12 +65,26 @@ impl<'n, 't> Fields<'n, 't> {
 impl<'t> Reader<'t> {
     /// A reader of `text` that continues from what was found in it.
     pub(super) fn new(text: &'t str, found: Found) -> Self {
-        Self { text, found, compared: 0 }
+        Self { text, found, compared: 0, matched: 0 }
     }
 
     /// Writes down an error.
     pub(super) fn error(&mut self, code: &'static str, span: &Range<usize>, message: String) {
         self.found.push(Diagnostic::error(code, span, message));
+    }
+
+    /// Whether `values` more may be compared with entries of `exclude`; says so once if not. A file
+    /// of 40 KiB can ask for hundreds of millions of comparisons.
+    pub(super) fn may_match(&mut self, values: usize, span: &Range<usize>) -> bool {
+        let before = self.matched;
+        self.matched = self.matched.saturating_add(values);
+        if self.matched > MATCHED_MAX && before <= MATCHED_MAX {
+            let message = format!("`exclude` is compared with more than {MATCHED_MAX} values");
+            let problem = Diagnostic::error("MATRIX_SHAPE", span, message);
+            let help = "name a value of every axis in each entry, or make fewer combinations";
+            self.found.push(problem.help(help));
+        }
+        self.matched <= MATCHED_MAX
     }
 
     /// The advice to write what is nearest to `word`, if anything is near.

@@ -174,7 +174,7 @@ impl Server {
             idempotency_key: key,
             ..
         } = request.into_inner();
-        let mut create = creation(wire::pipeline_file(file)?, parallelism, requester);
+        let mut create = creation(wire::pipeline_file(file).await?, parallelism, requester);
         self.has_source(create.source.as_ref()).await?;
         create.gates_preapproved = gates_preapproved;
         let asked = traceparent.parse::<TraceContext>().ok().filter(|_| !told).or(caller);
@@ -230,11 +230,11 @@ impl Server {
         let approves = auth::needs(&request, &[Role::Approver], "a plan without an unopened gate");
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
-        let file = file.map(|file| wire::pipeline_file(Some(file))).transpose()?;
+        let file = match file {
+            Some(file) => Some(wire::pipeline_file(Some(file)).await?),
+            None => None,
+        };
         self.has_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
-        let resume = ResumeRun {
-            from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
-            file: file.map(|file| edited(file, requester)),
         if let Some(file) = file.as_ref().filter(|_| accept_changes) {
             let id = self.find(&run)?;
             let lifts = |loaded: &Loaded| loaded.state.lifted_gate(&file.plan).is_some();
@@ -242,6 +242,9 @@ impl Server {
                 approves?;
             }
         }
+        let resume = ResumeRun {
+            from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
+            file: file.map(|file| edited(file, requester)),
             accept_changes,
         };
         self.command(&run, Command::Resume(resume), (&by, about)).await
@@ -254,7 +257,7 @@ impl Server {
         let by = auth::actor(&request)?;
         let requester = auth::identity(&request, &[]);
         let v1::ImportRunRequest { file, record, actor: _ } = request.into_inner();
-        let create = creation(wire::pipeline_file(file)?, 4, requester);
+        let create = creation(wire::pipeline_file(file).await?, 4, requester);
         let jobs = imported(&record)?;
         let id = create.run.clone();
         self.runs().execute(&id, Command::Import(ImportRun { create, jobs }), &by).await?;
