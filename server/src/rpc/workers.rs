@@ -1,9 +1,8 @@
 //! `towpath.v1.WorkersService`: one session for each worker.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex as SyncMutex},
-};
+mod reports;
+
+use std::sync::Arc;
 
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,20 +17,19 @@ use towpath_proto::{
     v1::{self, session_request::Message, workers_service_server::WorkersService},
 };
 
-use towpath_storage::{DiskFull, StoreError};
+use towpath_storage::StoreError;
 
+use self::reports::{Reports, UnderWay, artifact_path, fits, note_part, part};
 use super::{STREAM_QUEUE, Streamed, channel};
 use crate::{
     Server, auth,
     command_error::CommandError,
-    limits::PART_BYTES_MAX,
     metric_values::{Demand, demand_of},
     outbox::{Outbox, Outgoing, outbox},
     outputs::Key,
     scheduler_driver::{Answer, End},
     shared_scheduler::Delivery,
     status,
-    sync::locked,
     wire::{self, Reported},
 };
 
@@ -385,94 +383,8 @@ impl Server {
     }
 }
 
-/// What a session knows of attempts that it holds, so that neither is longer than a worker's slots.
-#[derive(Default)]
-struct Reports {
-    refused: RefusedParts,
-    /// The attempts whose reports are being kept and recorded.
-    under_way: Arc<SyncMutex<HashSet<Key>>>,
-}
-
-/// The report of an attempt is being kept and recorded, as long as this lives.
-struct UnderWay {
-    all: Arc<SyncMutex<HashSet<Key>>>,
-    key: Key,
-}
-
-impl UnderWay {
-    /// `None`: it is already.
-    fn begin(all: &Arc<SyncMutex<HashSet<Key>>>, key: &Key) -> Option<Self> {
-        let begun = locked(all).insert(key.clone());
-        begun.then(|| Self { all: Arc::clone(all), key: key.clone() })
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        locked(&self.all).remove(&self.key);
-    }
-}
-
-/// What is wrong with parts that attempts sent, until their reports come.
-type RefusedParts = HashMap<Key, String>;
-
-/// Why a part was not taken.
-enum PartError {
-    /// It is wrong: its job fails.
-    Invalid(String),
-    /// The store could not take it now.
-    Store(CommandError),
-}
-
-/// Notes a part that is wrong until the report of its attempt comes, which then fails the job. The
-/// script may run on: nothing it does can be told from what it did before.
-fn note_part(
-    key: Key,
-    taken: Result<(), PartError>,
-    refused: &mut RefusedParts,
-) -> Result<(), CommandError> {
-    match taken {
-        Ok(()) => Ok(()),
-        Err(PartError::Invalid(why)) => {
-            tracing::warn!(run = %key.run, job = %key.job, why, "part of an attempt refused");
-            // The first is the cause of those that follow.
-            refused.entry(key).or_insert(why);
-            Ok(())
-        }
-        Err(PartError::Store(error)) => Err(error),
-    }
-}
-
 /// The attempt that a message names.
 fn named(of: Option<v1::AttemptId>) -> Result<Key, CommandError> {
     let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
     Ok(wire::key(of.ok_or_else(missing)?))
-}
-
-/// Refuses a part of more bytes than one message may carry.
-fn fits(content: &[u8]) -> Result<(), PartError> {
-    if content.len() <= PART_BYTES_MAX {
-        return Ok(());
-    }
-    let bytes = content.len();
-    Err(PartError::Invalid(format!("a part of {bytes} bytes, and {PART_BYTES_MAX} are the most")))
-}
-
-fn artifact_path(path: &str) -> Result<(), PartError> {
-    match results::artifact_path_problem(path) {
-        Some(why) => Err(PartError::Invalid(format!("the path of an artifact {why}"))),
-        None => Ok(()),
-    }
-}
-
-fn part(written: std::io::Result<()>) -> Result<(), PartError> {
-    let Err(error) = written else { return Ok(()) };
-    if error.kind() == std::io::ErrorKind::InvalidInput {
-        return Err(PartError::Invalid(error.to_string()));
-    }
-    if let Some(full) = error.get_ref().and_then(|cause| cause.downcast_ref::<DiskFull>()) {
-        return Err(PartError::Store(StoreError::Full(*full).into()));
-    }
-    let (doing, cause) = ("keeping what a job printed", Arc::new(error));
-    Err(PartError::Store(StoreError::Unavailable { doing, cause }.into()))
 }
