@@ -46,8 +46,20 @@ pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
 
 /// Creates the directory `path` with the permissions `mode`, and its parents, if they are missing.
 pub fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
+    // Each level that is made is a name in the one above: a power cut may take a name that was not
+    // synced, and with it all that is below.
+    let missing = missing_levels(path);
     DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    for level in missing {
+        sync_directory(parent_of(level))?;
+    }
     sync_directory(parent_of(path))
+}
+
+/// The directories that must be made for `path` to be there, without itself, lowest first.
+fn missing_levels(path: &Path) -> Vec<&Path> {
+    let above = path.ancestors().skip(1).filter(|level| *level != Path::new(""));
+    above.take_while(|level| !level.exists()).collect()
 }
 
 /// Makes the names in the directory `path` durable.
@@ -88,6 +100,21 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn every_level_that_is_made_is_known_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/c");
+        assert_eq!(
+            missing_levels(&path),
+            [folder.path().join("a/b"), folder.path().join("a")].each_ref().map(PathBuf::as_path)
+        );
+
+        create_directory(&path, 0o700).unwrap();
+
+        assert_eq!(missing_levels(&path), [] as [&Path; 0]);
+        assert_eq!(missing_levels(Path::new("new")), [] as [&Path; 0]);
+    }
 
     #[test]
     fn a_file_is_replaced_as_a_whole_and_what_a_killed_writer_left_is_removed() {

@@ -13,7 +13,7 @@ use super::{BackedUp, CHUNK_BYTES, DIGEST_BYTES, Digested, HEADER};
 use crate::{
     AppendError, Appended, Blobs, EventStore, RECORD_BYTES_MAX, StoreError,
     backend::Directory,
-    durable_fs::parent_of,
+    durable_fs::{self, parent_of},
     error::{BackupDamage, UrlFault},
     log::record::{
         CHAIN_START, FRAME_FIXED_BYTES, NewRecord, Position, RunningHash, Version, frame_at,
@@ -84,7 +84,7 @@ async fn restore_aside(
     // to be explained to a user in an emergency.
     let mut source = Source::verified(file)?;
     let directory = parent_of(target);
-    fs::create_dir_all(directory).map_err(StoreError::while_doing(doing))?;
+    durable_fs::create_directory(directory, 0o777).map_err(StoreError::while_doing(doing))?;
     // Locked until it has its name: the store's own lock is released before.
     let unfinished = unfinished::restore_directory(directory);
     let (unfinished, _lock) = unfinished.map_err(StoreError::while_doing(doing))?;
