@@ -19,6 +19,10 @@ pub const STARS: &str = "***";
 /// `base64` breaks its lines after 76 characters, `openssl` after 64.
 const BASE64_COLUMNS: [usize; 2] = [64, 76];
 
+/// Shortest line of a longer secret of which base64 and hex are masked: those of shorter ones are
+/// found by chance.
+const ENCODED_BYTES_MIN: usize = 8;
+
 /// A secret that cannot be masked. Names it and never holds its value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretUnusable {
@@ -219,10 +223,21 @@ fn collect_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
         collect_text_forms(line, forms);
     }
     collect_text_forms(value, forms);
-    collect_base64(value, forms);
-    let lower = hex::encode(value);
-    forms.insert(lower.to_uppercase().into_bytes());
-    forms.insert(lower.into_bytes());
+    // Programs encode a line of a secret, or all of it but the newline at its end, which a file has
+    // and a header of HTTP has not.
+    let lines = value.split(|&byte| byte == b'\n').filter(|line| line.len() >= ENCODED_BYTES_MIN);
+    let trimmed = value.strip_suffix(b"\n").unwrap_or(value);
+    let without_return = |text: &[u8]| text.strip_suffix(b"\r").unwrap_or(text).to_vec();
+    let parts: BTreeSet<Vec<u8>> = [value.to_vec(), trimmed.to_vec(), without_return(trimmed)]
+        .into_iter()
+        .chain(lines.map(without_return))
+        .collect();
+    for part in parts {
+        collect_base64(&part, forms);
+        let lower = hex::encode(&part);
+        forms.insert(lower.to_uppercase().into_bytes());
+        forms.insert(lower.into_bytes());
+    }
 }
 
 fn collect_text_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
@@ -235,11 +250,19 @@ fn collect_text_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
         }
     }
     forms.insert(shell_quoted(value));
+    forms.insert(backslashed(value));
     let Ok(text) = std::str::from_utf8(value) else { return };
     let json = serde_json::Value::from(text).to_string();
     let json = json[1..json.len() - 1].to_owned();
     forms.insert(json.replace('/', "\\/").into_bytes());
     forms.insert(ascii_json(&json).into_bytes());
+    // As Go writes JSON, and with it `kubectl`, `terraform` and `docker`.
+    let go = json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e");
+    forms.insert(go.into_bytes());
+    for (quote, apostrophe) in [("&quot;", "&#39;"), ("&#34;", "&#39;"), ("&quot;", "&apos;")] {
+        let html = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        forms.insert(html.replace('"', quote).replace('\'', apostrophe).into_bytes());
+    }
     forms.insert(json.into_bytes());
 }
 
@@ -266,6 +289,18 @@ fn shell_quoted(value: &[u8]) -> Vec<u8> {
             b'\'' => quoted.extend_from_slice(b"'\\''"),
             other => quoted.push(other),
         }
+    }
+    quoted
+}
+
+/// A word as `printf %q` writes it: a backslash before whatever means something to a shell.
+fn backslashed(value: &[u8]) -> Vec<u8> {
+    let mut quoted = Vec::with_capacity(value.len() * 2);
+    for &byte in value {
+        if byte.is_ascii() && !byte.is_ascii_alphanumeric() && !b"-_./:@%+=".contains(&byte) {
+            quoted.push(b'\\');
+        }
+        quoted.push(byte);
     }
     quoted
 }
@@ -347,6 +382,30 @@ mod tests {
         ] {
             let shown = mask.text(&format!("before {form} after"));
             assert_eq!(shown, "before *** after", "{form}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_masked_as_go_html_and_shells_write_it() {
+        let mask = mask_of(&["p&ss<w>'\"d"]);
+        for form in [
+            "p\\u0026ss\\u003cw\\u003e'\\\"d",
+            "p&amp;ss&lt;w&gt;&#39;&#34;d",
+            "p&amp;ss&lt;w&gt;&apos;&quot;d",
+            "p\\&ss\\<w\\>\\'\\\"d",
+        ] {
+            assert_eq!(mask.text(&format!("before {form} after")), "before *** after", "{form}");
+        }
+    }
+
+    #[test]
+    fn a_secret_from_a_file_is_masked_however_it_is_encoded() {
+        use base64::engine::general_purpose::STANDARD;
+        let mask = mask_of(&["hunter2hunter2\n", "first line\r\nsecond line\n"]);
+        for value in ["hunter2hunter2", "hunter2hunter2\n", "first line", "second line"] {
+            assert_eq!(mask.text(&hex::encode(value)), "***", "{value}");
+            let shown = mask.text(&STANDARD.encode(value));
+            assert!(shown.replace(STARS, "").trim_end_matches('=').len() <= 2, "{value}: {shown}");
         }
     }
 
