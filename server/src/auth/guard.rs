@@ -27,7 +27,7 @@ use super::{
     origin::{self, Names},
     pki::worker_of,
     roles,
-    tokens::{TOKEN_PREFIX, Tokens},
+    tokens::{Recheck, TOKEN_PREFIX, Tokens},
 };
 use crate::{
     command_error::CommandError,
@@ -184,7 +184,12 @@ impl Port {
     async fn until_revoked(&self, principal: Option<&Principal>) -> Status {
         let why = match principal.map(|principal| &principal.proof) {
             Some(Proof::Token(token)) => {
-                self.until_not(|now| self.tokens.still_counts(token, now)).await;
+                let mut recheck = Recheck::of(token);
+                let counts = |now| {
+                    !recheck.is_due(self.tokens.edition(), now)
+                        || self.tokens.still_counts(token, now)
+                };
+                self.until_not(counts).await;
                 "the token was revoked, was changed or has expired"
             }
             Some(Proof::Oidc(oidc_identity)) => {
@@ -200,7 +205,7 @@ impl Port {
     }
 
     /// Comes back when `counts` says no.
-    async fn until_not(&self, counts: impl Fn(Timestamp) -> bool) {
+    async fn until_not(&self, mut counts: impl FnMut(Timestamp) -> bool) {
         loop {
             tokio::time::sleep(ASK_AGAIN_EVERY).await;
             if !counts(self.runs.log.wall_clock()) {

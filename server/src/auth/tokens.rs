@@ -269,6 +269,8 @@ pub(crate) struct Tokens {
 struct Known {
     stamp: Option<Stamp>,
     tokens: Arc<[Token]>,
+    /// How often it has changed.
+    edition: u64,
     /// There was a file once: without one nobody is let in.
     seen: bool,
 }
@@ -294,6 +296,12 @@ impl Tokens {
         self.find_digest(&token.sha256, now).is_some_and(|found| found == *token)
     }
 
+    /// A number that changes whenever the file of tokens does.
+    pub(crate) fn edition(&self) -> u64 {
+        drop(self.fresh());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).edition
+    }
+
     fn find_digest(&self, asked: &str, now: Timestamp) -> Option<Token> {
         let (tokens, _) = self.fresh();
         let mut found = None;
@@ -316,6 +324,7 @@ impl Tokens {
             // token.
             known.seen |= stamp.is_some();
             known.stamp = stamp;
+            known.edition += 1;
             known.tokens = match read(&self.path) {
                 Ok(tokens) => tokens.into(),
                 Err(error) => {
@@ -327,6 +336,26 @@ impl Tokens {
             };
         }
         (Arc::clone(&known.tokens), known.seen)
+    }
+}
+
+/// When a token that let an open stream in is to be looked up again: each look compares it with
+/// every token, which thousands of streams must not do twice a second.
+#[derive(Debug)]
+pub(crate) struct Recheck {
+    expires_at: Option<Timestamp>,
+    edition: Option<u64>,
+}
+
+impl Recheck {
+    pub(crate) fn of(token: &Token) -> Self {
+        Self { expires_at: token.expires_at, edition: None }
+    }
+
+    /// Whether it is now, at the `edition` of the tokens.
+    pub(crate) fn is_due(&mut self, edition: u64, now: Timestamp) -> bool {
+        let changed = self.edition.replace(edition) != Some(edition);
+        changed || self.expires_at.is_some_and(|end| now >= end)
     }
 }
 
@@ -348,6 +377,25 @@ mod tests {
         let roles = vec![Role::Viewer];
         let (name, kind) = (name.to_owned(), TokenKind::Human);
         NewToken { name, kind, roles, expires_at: None, emails: Vec::new() }
+    }
+
+    #[test]
+    fn an_open_stream_looks_its_token_up_when_the_file_has_changed_or_it_has_expired() {
+        let folder = tempfile::tempdir().unwrap();
+        issue(folder.path(), new("ana"), NOW).unwrap();
+        let tokens = Tokens::of(folder.path());
+        let token = list(folder.path()).unwrap().remove(0);
+        let mut recheck = Recheck::of(&token);
+        assert!(recheck.is_due(tokens.edition(), NOW), "it may have changed since it was found");
+
+        for _ in 0..1_000 {
+            assert!(!recheck.is_due(tokens.edition(), NOW));
+        }
+        issue(folder.path(), new("bob"), NOW).unwrap();
+        assert!(recheck.is_due(tokens.edition(), NOW));
+        assert!(!recheck.is_due(tokens.edition(), NOW));
+        let mut short = Recheck::of(&Token { expires_at: Some(NOW), ..token });
+        assert!(short.is_due(tokens.edition(), NOW) && short.is_due(tokens.edition(), NOW));
     }
 
     #[test]
