@@ -1,7 +1,7 @@
 //! Carries out what the scheduler wants of the log, and tells it what came of that. Decides
 //! nothing: the rules are in the engine's `scheduler`.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,11 @@ use crate::{
     sync::locked,
     wire,
 };
+
+/// Shortest time before a report that the store had no room for is tried again.
+const REPORT_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest such time.
+const REPORT_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The scheduler's hands.
 #[derive(Debug)]
@@ -278,13 +283,13 @@ impl SchedulerDriver {
         let by = Actor::worker(record.worker.as_str());
         let mut commands = vec![end.command(attempt, record.worker.clone())];
         commands.extend(record.lease.map(Command::Lease));
-        let executed = match self.runs.execute_all(&attempt.run, &commands, &by).await {
+        let executed = match self.execute_patiently(session, &attempt.run, &commands, &by).await {
             Err(error) if is_refusal_of_report(&error) => {
                 // Whatever the rules turn down is no success. To end here would leave the job
                 // leased for ever: its worker has nothing else to report.
                 let cause = FailureCause::ReportInvalid(error.to_string()).bounded();
                 commands[0] = end.failed(cause).command(attempt, record.worker);
-                self.runs.execute_all(&attempt.run, &commands, &by).await
+                self.execute_patiently(session, &attempt.run, &commands, &by).await
             }
             executed => executed,
         };
@@ -307,6 +312,33 @@ impl SchedulerDriver {
                     Answer::Recorded | Answer::Unanswered => Err(error),
                 }
             }
+        }
+    }
+
+    /// Executes the commands of a report, again and again while the store has no room for them and
+    /// the session lives. To end the session instead would have the worker open another and tell
+    /// everything anew of everything that it runs, when the store can take it least.
+    async fn execute_patiently(
+        &self,
+        session: SessionId,
+        run: &RunId,
+        commands: &[Command],
+        by: &Actor,
+    ) -> Result<Recorded, CommandError> {
+        let mut pause = REPORT_PAUSE_MIN;
+        loop {
+            let executed = self.runs.execute_all(run, commands, by).await;
+            let has_no_room = matches!(
+                executed,
+                Err(CommandError::StoreBusy
+                    | CommandError::Contended
+                    | CommandError::Store(StoreError::Full(_)))
+            );
+            if !has_no_room || !self.scheduler.inspect(|all| all.is_open(session)) {
+                return executed;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REPORT_PAUSE_MAX);
         }
     }
 
@@ -451,8 +483,6 @@ fn is_refusal_of_report(error: &CommandError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use towpath_engine::{ids::Attempt, job::JobState};
 
     use super::*;
@@ -507,6 +537,18 @@ mod tests {
 
         assert_eq!(answer, Answer::Unanswered, "what the attempt printed is still wanted");
         assert!(matches!(fixture.state(&id.run, "a").await, JobState::Leased(..)));
+    }
+
+    #[tokio::test]
+    async fn a_report_that_the_store_has_no_room_for_is_recorded_later_in_the_same_session() {
+        let (fixture, driver, id, session) = holding().await;
+        fixture.store.stand_still(0);
+
+        let recorded = driver.record(session, &id, end());
+        let (recorded, ()) = tokio::join!(recorded, async { fixture.store.go_on() });
+
+        assert_eq!(recorded.unwrap(), Answer::Recorded);
+        assert!(driver.scheduler.inspect(|all| all.is_open(session)));
     }
 
     #[tokio::test]
