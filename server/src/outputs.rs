@@ -31,6 +31,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// The part of an attempt that is what it printed.
 const OUTPUT: &str = "output";
 
+/// What is left of an output that could not be read. Goes with its attempt.
+const UNREADABLE: &str = "output-unreadable";
+
 /// How often a directory is made for a file that is about to be opened. The sweep removes empty
 /// ones at the same time, so once may not do.
 const OPEN_TRIES_MAX: u32 = 3;
@@ -236,6 +239,22 @@ impl Outputs {
         }
     }
 
+    /// As [`Outputs::recover`]. Output that cannot be read is set aside, and its worker sends all of
+    /// it again: what is wrong with one file must not end the session of all the other attempts.
+    pub(crate) fn recover_or_set_aside(&self, key: &Key) -> u64 {
+        let error = match self.recover(key) {
+            Ok(length) => return length,
+            Err(error) => error,
+        };
+        let (run, job) = (&key.run, &key.job);
+        tracing::warn!(%run, %job, %error, "output cannot be read: it is sent again");
+        let set_aside = fs::rename(self.path(key, OUTPUT), self.path(key, UNREADABLE));
+        if let Err(error) = set_aside {
+            tracing::warn!(%run, %job, %error, "output cannot be set aside");
+        }
+        0
+    }
+
     /// At most 64 KiB of a growing output after byte `offset`.
     pub(crate) fn read(&self, key: &Key, offset: u64) -> io::Result<Vec<u8>> {
         let mut file = match File::open(self.path(key, OUTPUT)) {
@@ -358,6 +377,18 @@ mod tests {
         assert_eq!(outputs.recover(&key).unwrap(), whole);
         assert_eq!(outputs.length(&key), whole);
         outputs.write(&key, whole, b"2 o told again\n").unwrap();
+    #[test]
+    fn output_that_cannot_be_read_is_sent_again() {
+        let (_folder, outputs, key) = growing();
+        fs::create_dir_all(outputs.path(&key, OUTPUT)).unwrap();
+        assert!(outputs.recover(&key).is_err());
+
+        assert_eq!(outputs.recover_or_set_aside(&key), 0);
+
+        outputs.write(&key, 0, b"1 o again\n").unwrap();
+        assert_eq!(outputs.keep(&key).unwrap(), Some(Blob::of(b"1 o again\n")));
+    }
+
         assert_eq!(outputs.read(&key, whole).unwrap(), b"2 o told again\n");
     }
 }

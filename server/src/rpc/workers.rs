@@ -2,8 +2,6 @@
 
 mod reports;
 
-use std::sync::Arc;
-
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 use towpath_engine::{
@@ -116,7 +114,7 @@ impl Server {
         loop {
             while let Some(message) = self.scheduler().next_message(session) {
                 delivery.taken.notify_one();
-                let message = match self.worded(message).await {
+                let message = match self.worded(session, message).await {
                     Ok(message) => message,
                     // What was to be said is lost with the session: it is said again in the next.
                     Err(error) => return self.scheduler().disconnect(session, Some(error)),
@@ -136,11 +134,15 @@ impl Server {
     }
 
     /// A message as the worker reads it. `None`: the attempt that it is about has ended meanwhile.
-    async fn worded(&self, message: Outbound) -> Result<Option<v1::SessionResponse>, CommandError> {
+    async fn worded(
+        &self,
+        session: SessionId,
+        message: Outbound,
+    ) -> Result<Option<v1::SessionResponse>, CommandError> {
         Ok(Some(match message {
             Outbound::Welcome { held } => {
                 let held: Vec<Key> = held.into_iter().collect();
-                let lengths = self.lengths(&held).await?;
+                let lengths = self.lengths(session, &held).await?;
                 wire::welcome(lengths.into_iter(), self.scheduler().lease_ms())
             }
             Outbound::Assign { attempt, fence } => {
@@ -331,20 +333,21 @@ impl Server {
         done.unwrap_or(Err(CommandError::Store(StoreError::Closed)))
     }
 
-    /// How much of the output of each attempt is there, for a worker that goes on from there.
-    async fn lengths(&self, held: &[Key]) -> Result<Vec<(Key, u64)>, CommandError> {
+    /// How much of the output of each attempt is there, for a worker that goes on from there. The
+    /// worker waits for the answer and says nothing meanwhile: the reading counts as a heartbeat,
+    /// or a worker with much output would be lost each time it comes back.
+    async fn lengths(
+        &self,
+        session: SessionId,
+        held: &[Key],
+    ) -> Result<Vec<(Key, u64)>, CommandError> {
         let mut lengths = Vec::new();
         for key in held {
-            lengths.push((key.clone(), self.blocking(key, Self::recover_output).await?));
+            let recover = |server: &Self, key: &Key| Ok(server.outputs().recover_or_set_aside(key));
+            lengths.push((key.clone(), self.blocking(key, recover).await?));
+            self.scheduler().on(Input::Heartbeat { session });
         }
         Ok(lengths)
-    }
-
-    fn recover_output(&self, key: &Key) -> Result<u64, CommandError> {
-        self.outputs().recover(key).map_err(|error| {
-            let (doing, cause) = ("reading what a job printed", Arc::new(error));
-            StoreError::Unavailable { doing, cause }.into()
-        })
     }
 
     fn keep_output(&self, key: &Key) -> Result<Option<towpath_engine::ids::Blob>, CommandError> {
