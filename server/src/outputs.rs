@@ -17,7 +17,7 @@ use std::{
 
 use tokio::sync::watch;
 use towpath_engine::ids::{Attempt, AttemptId, Blob, Digest, JobName};
-use towpath_storage::{Blobs, StoreError};
+use towpath_storage::{BlobRef, Blobs, StoreError};
 
 use crate::sync::locked;
 
@@ -182,9 +182,24 @@ impl Outputs {
         self.keep_part(key, OUTPUT)
     }
 
-    /// Keeps a file that an attempt left behind.
-    pub(crate) fn keep_artifact(&self, key: &Key, path: &str) -> Result<Option<Blob>, StoreError> {
-        self.keep_part(key, &artifact_part(path))
+    /// Keeps a file that an attempt left behind, if it has the bytes that `expected` names. Answers
+    /// whether it has; else nothing is kept.
+    pub(crate) fn keep_artifact(
+        &self,
+        key: &Key,
+        path: &str,
+        expected: &Blob,
+    ) -> Result<bool, StoreError> {
+        let path = self.path(key, &artifact_part(path));
+        if path.exists() {
+            let expected = BlobRef { size: expected.size, sha256: expected.sha256.0 };
+            return self.blobs.put_file_as(&path, &expected);
+        }
+        // Nothing is sent of an empty file.
+        if *expected != Blob::of(b"") {
+            return Ok(false);
+        }
+        self.blobs.put(b"").map(|_| true)
     }
 
     fn keep_part(&self, key: &Key, part: &str) -> Result<Option<Blob>, StoreError> {
@@ -337,7 +352,7 @@ mod tests {
         outputs.write_artifact(&key, "output", 0, b"left behind").unwrap();
 
         assert_eq!(outputs.keep(&key).unwrap(), Some(Blob::of(b"1 o printed\n")));
-        assert_eq!(outputs.keep_artifact(&key, "output").unwrap(), Some(Blob::of(b"left behind")));
+        assert!(outputs.keep_artifact(&key, "output", &Blob::of(b"left behind")).unwrap());
     }
 
     fn growing() -> (tempfile::TempDir, Outputs, Key) {
@@ -363,6 +378,18 @@ mod tests {
     }
 
     #[test]
+    fn output_that_cannot_be_read_is_sent_again() {
+        let (_folder, outputs, key) = growing();
+        fs::create_dir_all(outputs.path(&key, OUTPUT)).unwrap();
+        assert!(outputs.recover(&key).is_err());
+
+        assert_eq!(outputs.recover_or_set_aside(&key), 0);
+
+        outputs.write(&key, 0, b"1 o again\n").unwrap();
+        assert_eq!(outputs.keep(&key).unwrap(), Some(Blob::of(b"1 o again\n")));
+    }
+
+    #[test]
     fn output_that_a_power_cut_left_as_zeros_is_sent_again() {
         let (_folder, outputs, key) = growing();
         assert_eq!(outputs.recover(&key).unwrap(), 0, "there is none yet");
@@ -377,18 +404,6 @@ mod tests {
         assert_eq!(outputs.recover(&key).unwrap(), whole);
         assert_eq!(outputs.length(&key), whole);
         outputs.write(&key, whole, b"2 o told again\n").unwrap();
-    #[test]
-    fn output_that_cannot_be_read_is_sent_again() {
-        let (_folder, outputs, key) = growing();
-        fs::create_dir_all(outputs.path(&key, OUTPUT)).unwrap();
-        assert!(outputs.recover(&key).is_err());
-
-        assert_eq!(outputs.recover_or_set_aside(&key), 0);
-
-        outputs.write(&key, 0, b"1 o again\n").unwrap();
-        assert_eq!(outputs.keep(&key).unwrap(), Some(Blob::of(b"1 o again\n")));
-    }
-
         assert_eq!(outputs.read(&key, whole).unwrap(), b"2 o told again\n");
     }
 }

@@ -30,6 +30,10 @@ const WRITING: &str = "writing a blob";
 /// Bytes moved at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
+/// After so many bytes of a blob the space on the disk is looked at again: a fraction of what is
+/// kept free.
+const CHECKED_EVERY_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Blobs remembered as verified, per generation.
 const VERIFIED_MAX: usize = 4096;
 
@@ -48,13 +52,20 @@ pub struct UnfinishedBlob {
     file: NamedTempFile,
     digest: Sha256,
     size: u64,
+    disk_space: DiskSpace,
 }
 
 impl UnfinishedBlob {
     /// Reads the next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let before = self.size / CHECKED_EVERY_BYTES;
         self.digest.update(bytes);
         self.size += bytes.len() as u64;
+        // A commit that began while there was room must not meet a disk that a copy has filled
+        // since: the store would stop for good.
+        if self.size / CHECKED_EVERY_BYTES > before {
+            self.disk_space.check(0)?;
+        }
         self.file.write_all(bytes).map_err(StoreError::while_doing(WRITING))
     }
 
@@ -120,13 +131,40 @@ impl Blobs {
 
     /// Keeps a copy of the file at `path`, without ever holding it in memory.
     pub fn put_file(&self, path: &Path) -> Result<BlobRef, StoreError> {
-        let file = File::open(path).map_err(StoreError::while_doing("opening a file to keep"))?;
-        self.put_read(file)
+        let (file, bytes) = self.open_to_keep(path)?;
+        let unfinished = self.copied(file, bytes)?;
+        self.keep(unfinished)
+    }
+
+    /// As [`Blobs::put_file`], if the file has the bytes that `expected` names. Answers whether it
+    /// has; else nothing is kept, so that wrong files do not stay where nothing removes them.
+    pub fn put_file_as(&self, path: &Path, expected: &BlobRef) -> Result<bool, StoreError> {
+        let (file, bytes) = self.open_to_keep(path)?;
+        if bytes != expected.size {
+            return Ok(false);
+        }
+        let unfinished = self.copied(file, bytes)?;
+        if unfinished.name() != *expected {
+            return Ok(false);
+        }
+        self.keep(unfinished).map(|_| true)
+    }
+
+    fn open_to_keep(&self, path: &Path) -> Result<(File, u64), StoreError> {
+        let opening = StoreError::while_doing("opening a file to keep");
+        let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        opened.map(|(bytes, file)| (file, bytes)).map_err(opening)
     }
 
     /// Keeps what `source` yields, without ever holding it in memory.
-    pub fn put_read(&self, mut source: impl Read) -> Result<BlobRef, StoreError> {
-        let mut unfinished = self.begin(0)?;
+    pub fn put_read(&self, source: impl Read) -> Result<BlobRef, StoreError> {
+        let unfinished = self.copied(source, 0)?;
+        self.keep(unfinished)
+    }
+
+    /// What `source` yields, about `bytes` bytes if that is known, not kept yet.
+    fn copied(&self, mut source: impl Read, bytes: u64) -> Result<UnfinishedBlob, StoreError> {
+        let mut unfinished = self.begin(bytes)?;
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let read = match source.read(&mut chunk) {
@@ -137,7 +175,7 @@ impl Blobs {
             };
             unfinished.write(&chunk[..read])?;
         }
-        self.keep(unfinished)
+        Ok(unfinished)
     }
 
     /// A blob to be written piece by piece, of about `bytes` bytes if that is known. It is gone
@@ -148,7 +186,8 @@ impl Blobs {
         // In the same directory as the blobs: a rename across file systems would be a copy.
         let file = builder.prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory);
         let file = file.map_err(StoreError::while_doing(WRITING))?;
-        Ok(UnfinishedBlob { file, digest: Sha256::new(), size: 0 })
+        let disk_space = self.disk_space.clone();
+        Ok(UnfinishedBlob { file, digest: Sha256::new(), size: 0, disk_space })
     }
 
     /// Keeps what was written of a blob as the whole of it.
@@ -329,6 +368,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(&dir.path().join("blobs")).unwrap();
         (dir, blobs)
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_the_disk_is_refused_before_it_is_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let path = folder.path().join("large");
+        // Without bytes of its own: a hole takes no space where it stands, and would in a copy.
+        File::create(&path).unwrap().set_len(1 << 42).unwrap();
+
+        assert!(matches!(blobs.put_file(&path), Err(StoreError::Full(_))));
+
+        assert_eq!(fs::read_dir(folder.path().join("blobs")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_of_other_bytes_than_were_said_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "right").unwrap();
+        let named = |bytes: &[u8]| BlobRef {
+            size: bytes.len() as u64,
+            sha256: Sha256::digest(bytes).into(),
+        };
+
+        for other in [&b"wrong"[..], b"longer"] {
+            assert!(!blobs.put_file_as(&path, &named(other)).unwrap());
+        }
+        assert_eq!(blobs.list().unwrap(), []);
+        assert!(blobs.put_file_as(&path, &named(b"right")).unwrap());
+        assert_eq!(blobs.list().unwrap(), [named(b"right")]);
     }
 
     #[test]

@@ -372,17 +372,9 @@ impl Server {
     }
 
     fn keep_file(&self, key: &Key, artifact: &Artifact) -> Result<Option<String>, CommandError> {
-        let kept = self.outputs().keep_artifact(key, &artifact.path)?;
-        let empty = towpath_engine::ids::Blob::of(b"");
-        let kept = match kept {
-            Some(kept) => kept,
-            None => {
-                self.outputs().blobs.put(b"")?;
-                empty
-            }
-        };
+        let kept = self.outputs().keep_artifact(key, &artifact.path, &artifact.blob)?;
         let differs = || format!("artifact `{}` did not arrive as it was sent", artifact.path);
-        Ok((kept != artifact.blob).then(differs))
+        Ok((!kept).then(differs))
     }
 }
 
