@@ -28,6 +28,7 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::ArtifactUnknown => "See `tow status --output json` for the files it left.",
         E::AttemptStale => "No action is needed: a newer attempt of the job is valid.",
         E::AttemptUnknown => "`tow status` shows the newest attempt of the job.",
+        E::AtOutOfRange => "`tow events` shows the positions and times of a run's records.",
         E::AttemptsInUse => "Give every worker of one machine a folder of its own.",
         E::AuthorsUnknown => {
             "Commit the pipeline file to git and run from a full clone, or remove `author` from the gate."

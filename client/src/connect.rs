@@ -295,7 +295,7 @@ impl ServerConnection {
 
     /// The run that `name` names: an id, a prefix of one, or `@latest`.
     pub(crate) async fn run(&self, name: &str) -> Result<v1::Run, Failure> {
-        let request = v1::GetRunRequest { run: name.to_owned() };
+        let request = v1::GetRunRequest { run: name.to_owned(), at: None };
         Ok(self.runs().get_run(request).await?.into_inner().run.unwrap_or_default())
     }
 

@@ -4,6 +4,7 @@
 //! none runs), and draws the answers. Start at `cli`, then any file of `commands`.
 
 mod advice;
+mod at;
 mod atomic_file;
 mod authors;
 mod channel;

@@ -1,8 +1,9 @@
 //! The program as a whole: what it prints, where it prints it, and what it ends with.
 //!
-//! Goldens are in `cli/`. After a change that is meant, `SNAPSHOTS=overwrite cargo test -p towpath
-//! --test cli` writes them again; the diff is the review.
+//! Goldens are in `cli/`. `SNAPSHOTS=overwrite cargo test -p towpath --test cli` writes them again.
 
+use serde_json::Value;
+use snapbox::{assert_data_eq, file};
 use std::{
     fs,
     io::Write as _,
@@ -10,9 +11,8 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
-
-use serde_json::Value;
-use snapbox::{assert_data_eq, file};
+#[path = "cli/at.rs"]
+mod at;
 #[path = "cli/gates.rs"]
 mod gates;
 

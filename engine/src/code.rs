@@ -122,6 +122,8 @@ codes! {
     AttemptStale = "ATTEMPT_STALE", Conflict;
     /// The job has no attempt of this number.
     AttemptUnknown = "ATTEMPT_UNKNOWN", NotFound;
+    /// The log has not reached that position or time, or the run was started later.
+    AtOutOfRange = "AT_OUT_OF_RANGE", Usage;
     /// A gate excludes the authors of the pipeline file, and the authors are unknown.
     AuthorsUnknown = "AUTHORS_UNKNOWN", Conflict;
     /// The content of the backup is not what was written.

@@ -88,6 +88,14 @@ pub enum CommandError {
         /// The newest attempt; 0 before the first.
         newest: Attempt,
     },
+    /// The log has not reached that point, or the run was started later.
+    #[error("there is nothing at {at}: {why}")]
+    AtOutOfRange {
+        /// The point asked for.
+        at: String,
+        /// What there is instead.
+        why: String,
+    },
     /// The request of another run went by this name.
     #[error("a request with this idempotency key already began a run with other arguments")]
     KeyReused,

@@ -17,6 +17,7 @@ pub mod offline_backup;
 mod open_log;
 mod outbox;
 mod outputs;
+mod past_reads;
 mod rpc;
 mod run_ids;
 mod runs;

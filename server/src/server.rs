@@ -11,6 +11,7 @@ use crate::{
     Clock, CommandError, LEASE_MS,
     open_log::OpenLog,
     outputs::{Outputs, sweep::sweep_always},
+    past_reads::PastReads,
     runs::{RunHooks, Runs},
     scheduler_driver::SchedulerDriver,
     shared_scheduler::SharedScheduler,
@@ -53,6 +54,7 @@ struct Inner {
     runs: Arc<Runs>,
     driver: Arc<SchedulerDriver>,
     outputs: Arc<Outputs>,
+    past_reads: PastReads,
     health: HealthReporter,
     stop: CancellationToken,
     /// Ends connections that do not end by themselves.
@@ -111,7 +113,9 @@ impl Server {
         // Once the runs are there: what belongs to none of their attempts goes.
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
         let (url, dir) = (opened.url, opened.dir);
-        let inner = Inner { url, log, runs, driver, outputs, health, stop, cut, tasks, dir };
+        let past_reads = PastReads::default();
+        let inner =
+            Inner { url, log, runs, driver, outputs, past_reads, health, stop, cut, tasks, dir };
         let server = Self { inner: Arc::new(inner) };
         server.set_health(true).await;
         Ok(server)
@@ -176,6 +180,11 @@ impl Server {
 
     pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
         &self.inner.runs.hooks.scheduler
+    }
+
+    /// Reads of runs as they were.
+    pub(crate) fn past_reads(&self) -> &PastReads {
+        &self.inner.past_reads
     }
 
     pub(crate) fn outputs(&self) -> &Outputs {

@@ -77,6 +77,7 @@ impl CommandError {
             Self::ImportInvalid { .. } => ErrorCode::ImportInvalid,
             Self::ArtifactUnknown { .. } => ErrorCode::ArtifactUnknown,
             Self::AttemptUnknown { .. } => ErrorCode::AttemptUnknown,
+            Self::AtOutOfRange { .. } => ErrorCode::AtOutOfRange,
             Self::KeyReused => ErrorCode::IdempotencyKeyReused,
             Self::WorkerNameTaken { .. } => ErrorCode::WorkerNameTaken,
             Self::WorkerNameReserved { .. } => ErrorCode::WorkerNameReserved,
@@ -111,6 +112,7 @@ impl CommandError {
             Self::ArtifactUnknown { job, path } => {
                 vec![("job", job.clone()), ("path", path.clone())]
             }
+            Self::AtOutOfRange { at, .. } => vec![("at", at.clone())],
             Self::AttemptUnknown { job, attempt, newest } => vec![
                 ("job", job.to_string()),
                 ("attempt", attempt.to_string()),

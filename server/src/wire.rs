@@ -13,10 +13,11 @@ use towpath_engine::{
     run::{Job, Run},
     scheduler::SessionView,
     source::{Origin, Source},
+    time::Timestamp,
 };
 use towpath_pipeline::{diagnostics::Diagnostics, file};
 use towpath_proto::{
-    time::{duration, duration_ms},
+    time::{duration, duration_ms, timestamp_ms},
     v1::{self, failed::Cause, report, session_response::Message},
 };
 
@@ -26,7 +27,20 @@ pub(crate) use views::{
     artifact_of, gate, job, outcome, run, source as source_message, summary, time,
 };
 
-use crate::{command_error::CommandError, outputs::Key, telemetry};
+use crate::{command_error::CommandError, outputs::Key, past_reads::Point, telemetry};
+
+/// Where in the log a request looks. `None`: at the newest record.
+pub(crate) fn point(at: Option<v1::ReadPoint>) -> Result<Option<Point>, CommandError> {
+    use v1::read_point::Point as Sent;
+    let Some(at) = at else { return Ok(None) };
+    Ok(Some(match at.point.ok_or_else(|| invalid("a read point without a point"))? {
+        Sent::Position(position) => Point::Position(position),
+        Sent::Time(time) => {
+            let ms = timestamp_ms(&time).ok_or_else(|| invalid("a time that is none"))?;
+            Point::Time(Timestamp(ms))
+        }
+    }))
+}
 
 fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::MessageInvalid { what: what.into() }

@@ -200,7 +200,7 @@ impl TestServer {
 
     /// The run that `run` names.
     pub async fn run(&self, run: &str) -> v1::Run {
-        let request = v1::GetRunRequest { run: run.to_owned() };
+        let request = v1::GetRunRequest { run: run.to_owned(), at: None };
         self.runs()
             .get_run(request)
             .await
@@ -229,6 +229,7 @@ impl TestServer {
                 page_size: 0,
                 page_token,
                 view: v1::JobView::Full.into(),
+                at: None,
             };
             let page = self.runs().list_jobs(request).await.expect("a page").into_inner();
             jobs.extend(page.jobs);
@@ -255,7 +256,7 @@ impl TestServer {
 
     /// Why a job is in its state.
     pub async fn explain(&self, run: &str, job: &str) -> v1::ExplainJobResponse {
-        let request = v1::ExplainJobRequest { run: run.to_owned(), job: job.to_owned() };
+        let request = v1::ExplainJobRequest { run: run.to_owned(), job: job.to_owned(), at: None };
         self.runs().explain_job(request).await.expect("an explanation").into_inner()
     }
 

@@ -6,8 +6,13 @@ use towpath_engine::event::ImportedResult;
 use towpath_pipeline::pulsaride_jsonl::{self, SeedLine};
 use towpath_proto::v1::{self, JobState};
 
-use super::{App, CommandResult, status, validate::counted};
+use super::{
+    App, CommandResult,
+    status::{self, Read},
+    validate::counted,
+};
 use crate::{
+    at::{AtArg, as_of_line},
     atomic_file::replace_file,
     cli::WhichRun,
     exit,
@@ -23,6 +28,8 @@ use crate::{
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     run: WhichRun,
+    #[command(flatten)]
+    at: AtArg,
     /// Write to this file, replacing it [default: standard output]
     #[arg(short = 'o', long = "to-file", value_name = "FILE")]
     to_file: Option<PathBuf>,
@@ -32,11 +39,14 @@ pub(crate) struct ExportArgs {
 pub(crate) async fn export(app: &App, args: ExportArgs) -> CommandResult {
     let server = app.server().await?;
     let read = match server.run(&args.run.run).await {
-        Ok(run) => status::read(&server, &run.id, v1::JobView::Basic).await,
+        Ok(run) => status::read(&server, &run.id, v1::JobView::Basic, args.at).await,
         Err(failure) => Err(failure),
     };
     server.close().await;
-    let (run, jobs) = read?;
+    let Read { run, jobs, as_of } = read?;
+    if let Some(as_of) = &as_of {
+        app.say(&as_of_line(as_of));
+    }
     let lines = lines_of(&run.id, &jobs);
     let text = pulsaride_jsonl::write(&lines);
     let Some(path) = args.to_file else {

@@ -8,6 +8,7 @@ use towpath_proto::{
 
 use super::{App, CommandResult, follow::now};
 use crate::{
+    at::{AtArg, as_of_line},
     cli::Output,
     connect::store_folder,
     exit, json,
@@ -26,6 +27,8 @@ pub(crate) struct ListArgs {
     /// Only runs in this phase or with this outcome, such as running, failed or partial
     #[arg(long, value_delimiter = ',', value_name = "PHASE", value_parser = which)]
     phase: Vec<Which>,
+    #[command(flatten)]
+    at: AtArg,
 }
 
 /// Lists the runs of the store.
@@ -37,6 +40,9 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> CommandResult {
         let request = request(args);
         reply = server.runs().list_runs(request).await?.into_inner();
         server.close().await;
+    }
+    if let Some(as_of) = &reply.as_of {
+        app.say(&as_of_line(as_of));
     }
     match app.output() {
         Output::Text => {
@@ -76,7 +82,8 @@ fn which(word: &str) -> Result<Which, String> {
 }
 
 fn request(args: ListArgs) -> v1::ListRunsRequest {
-    let mut request = v1::ListRunsRequest { page_size: args.limit, ..Default::default() };
+    let mut request =
+        v1::ListRunsRequest { page_size: args.limit, at: args.at.message(), ..Default::default() };
     for which in args.phase {
         match which {
             Which::Phase(phase) => request.phases.push(phase.into()),

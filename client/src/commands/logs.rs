@@ -17,6 +17,7 @@ use super::{
     follow::{connection_lost, now},
 };
 use crate::{
+    at::{AtArg, as_of_line},
     cli::{Output, RunArg},
     connect::ServerConnection,
     exit,
@@ -44,9 +45,11 @@ pub(crate) struct LogsArgs {
     /// Which attempt [default: the newest]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     attempt: u32,
+    #[command(flatten)]
+    at: AtArg,
     /// Follow until the job has ended, through all its attempts; with `--attempt`, until that one
     /// has
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "at")]
     follow: bool,
     /// Show only the last lines of the existing output
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=TAIL_LINES_MAX))]
@@ -71,12 +74,19 @@ struct LineJson {
 /// The process that works on a run may end while its output is followed, with the run or before it.
 /// What it recorded is in the store, so that the rest is read from there.
 pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
-    let LogsArgs { job, run, attempt, follow, tail, timestamps, raw } = args;
+    let LogsArgs { job, run, attempt, at, follow, tail, timestamps, raw } = args;
     let (output, colour) = (app.output(), app.style.colour);
     let printer = Printer { output, colour, timestamps, raw, inside: [false; 2] };
     let mut shown = Shown { printer, tail: tail.map(|lines| lines as usize), attempt: 0, bytes: 0 };
     let mut request = v1::ReadOutputRequest { run: run.run, job, attempt, follow };
     let mut server = app.server().await?;
+    if at.at.is_some() {
+        let had_begun = set_attempt(app, &server, &mut request, at).await;
+        if !matches!(had_begun, Ok(true)) {
+            server.close().await;
+            return had_begun.map(|_| exit::DONE);
+        }
+    }
     let mut is_lost = false;
     loop {
         let finished = show(app, &server, &mut shown, &mut request, is_lost).await;
@@ -95,6 +105,29 @@ pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
             ServerConnection::connect(&app.url()).await?
         };
     }
+}
+
+/// Asks for the attempt that was the newest then; says whether there was one.
+async fn set_attempt(
+    app: &App,
+    server: &ServerConnection,
+    request: &mut v1::ReadOutputRequest,
+    at: AtArg,
+) -> Result<bool, Failure> {
+    let (run, job) = (request.run.clone(), request.job.clone());
+    let asked = v1::GetJobRequest { run, job, at: at.message(), ..Default::default() };
+    let answer = server.runs().get_job(asked).await?.into_inner();
+    if let Some(as_of) = &answer.as_of {
+        app.say(&as_of_line(as_of));
+    }
+    let newest = answer.job.unwrap_or_default().attempt;
+    if newest == 0 {
+        app.say("The job had not begun.");
+    }
+    if request.attempt == 0 {
+        request.attempt = newest;
+    }
+    Ok(newest > 0)
 }
 
 async fn show(
@@ -149,7 +182,8 @@ async fn follow_job(
     // An attempt that was shown before the connection was lost may have printed more.
     let (mut newest, mut waited) = (shown.attempt.saturating_sub(1), None);
     loop {
-        let request = v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone() };
+        let request =
+            v1::ExplainJobRequest { run: asked.run.clone(), job: asked.job.clone(), at: None };
         let answer = server.runs().explain_job(request).await?.into_inner();
         let job = answer.job.clone().unwrap_or_default();
         if job.attempt > newest {

@@ -18,6 +18,7 @@ use super::{
     status,
 };
 use crate::{
+    at::AtArg,
     cli::{Output, WhichFile},
     connect::{ServerConnection, store_folder},
     exit,
@@ -124,7 +125,8 @@ async fn took_before(server: &ServerConnection, pipeline: &str) -> Result<Estima
     let Some(run) = runs.into_iter().find(|run| run.pipeline == pipeline) else {
         return Ok(Estimates::default());
     };
-    let (_, jobs) = status::read(server, &run.id, v1::JobView::Basic).await?;
+    let view = v1::JobView::Basic;
+    let jobs = status::read(server, &run.id, view, AtArg::default()).await?.jobs;
     let took = |job: v1::Job| Some((job.name, duration_ms(job.run_time.as_ref()?)?));
     let ran_ms = jobs.into_iter().filter_map(took).collect();
     Ok(Estimates { run: Some(run.short_id), ran_ms })

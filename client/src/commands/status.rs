@@ -5,12 +5,13 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult, follow::now};
 use crate::{
+    at::{AtArg, as_of_line},
     cli::{Output, WhichRun},
     connect::ServerConnection,
     exit,
     failure::Failure,
     json::{self, Json},
-    render::board,
+    render::{board, words::moment},
 };
 
 /// Show a run and its jobs
@@ -21,6 +22,8 @@ use crate::{
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     run: WhichRun,
+    #[command(flatten)]
+    at: AtArg,
 }
 
 /// A run with its jobs.
@@ -29,6 +32,8 @@ struct StatusJson {
     #[serde(flatten)]
     run: Json,
     jobs: Vec<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    as_of: Option<Json>,
 }
 
 /// Shows the state of a run.
@@ -43,12 +48,16 @@ async fn show(app: &App, server: &ServerConnection, args: StatusArgs) -> Command
     let run = server.run(&args.run.run).await?;
     let is_text = app.output() == Output::Text;
     let view = if is_text { v1::JobView::Basic } else { v1::JobView::Full };
-    let (run, jobs) = read(server, &run.id, view).await?;
+    let Read { run, jobs, as_of } = read(server, &run.id, view, args.at).await?;
+    if let Some(as_of) = &as_of {
+        app.say(&as_of_line(as_of));
+    }
     let code = exit::of_run(&run);
     if is_text {
-        app.print(&board::whole(&run, &jobs, now(), &app.style))?;
+        let then = as_of.as_ref().and_then(|as_of| moment(as_of.time.as_ref()));
+        app.print(&board::whole(&run, &jobs, then.unwrap_or_else(now), &app.style))?;
         let is_live = run.phase() != v1::RunPhase::Finished;
-        if server.is_ours() && run.can_move && is_live {
+        if server.is_ours() && run.can_move && is_live && as_of.is_none() {
             app.say(&format!(
                 "No process works on this run; `tow resume {}` continues it.",
                 run.short_id
@@ -56,7 +65,11 @@ async fn show(app: &App, server: &ServerConnection, args: StatusArgs) -> Command
         }
         return Ok(code);
     }
-    app.json(&StatusJson { run: json::of(&run), jobs: jobs.iter().map(json::of).collect() })?;
+    app.json(&StatusJson {
+        run: json::of(&run),
+        jobs: jobs.iter().map(json::of).collect(),
+        as_of: as_of.as_ref().map(json::of),
+    })?;
     Ok(code)
 }
 
@@ -64,12 +77,20 @@ async fn show(app: &App, server: &ServerConnection, args: StatusArgs) -> Command
 /// each is shown, which is never wrong about a job, but may be about their number.
 const READS_MAX: usize = 3;
 
-/// Run `id` with all its jobs, as they were at one moment.
+/// A run with all its jobs, as they are or were at one moment.
+pub(crate) struct Read {
+    pub(crate) run: v1::Run,
+    pub(crate) jobs: Vec<v1::Job>,
+    pub(crate) as_of: Option<v1::AsOf>,
+}
+
+/// Run `id` with all its jobs.
 pub(crate) async fn read(
     server: &ServerConnection,
     id: &str,
     view: v1::JobView,
-) -> Result<(v1::Run, Vec<v1::Job>), Failure> {
+    at: AtArg,
+) -> Result<Read, Failure> {
     let mut reads = 0;
     loop {
         reads += 1;
@@ -80,6 +101,7 @@ pub(crate) async fn read(
                 page_size: 0,
                 page_token,
                 view: view.into(),
+                at: at.message(),
             };
             let page = server.runs().list_jobs(request).await?.into_inner();
             let run = page.run.unwrap_or_default();
@@ -89,7 +111,7 @@ pub(crate) async fn read(
             if page_token.is_empty() {
                 let agree = versions.iter().all(|version| *version == run.version);
                 if agree || reads >= READS_MAX {
-                    return Ok((run, jobs));
+                    return Ok(Read { run, jobs, as_of: page.as_of });
                 }
                 break;
             }

@@ -7,7 +7,7 @@ use super::{
     follow::{Follow, follow, now, work_on},
     status,
 };
-use crate::{cli::WhichRun, exit, render::board};
+use crate::{at::AtArg, cli::WhichRun, exit, render::board};
 
 /// Follow a run until it ends or waits
 ///
@@ -27,7 +27,8 @@ pub(crate) async fn watch(app: &App, args: WatchArgs) -> CommandResult {
     let run = server.run(&args.run.run).await?;
     if server.is_ours() {
         // No process has the store open, so none works on the run.
-        let (run, jobs) = status::read(&server, &run.id, v1::JobView::Basic).await?;
+        let read = status::read(&server, &run.id, v1::JobView::Basic, AtArg::default()).await?;
+        let (run, jobs) = (read.run, read.jobs);
         server.close().await;
         app.print(&board::whole(&run, &jobs, now(), &app.style))?;
         if run.phase() == v1::RunPhase::Finished {

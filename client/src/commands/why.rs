@@ -5,6 +5,7 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult, follow::now};
 use crate::{
+    at::{AtArg, as_of_line},
     cli::{Output, RunArg},
     exit,
     json::{self, Json},
@@ -24,6 +25,8 @@ pub(crate) struct WhyArgs {
     job: String,
     #[command(flatten)]
     run: RunArg,
+    #[command(flatten)]
+    at: AtArg,
 }
 
 /// The answer, and what it means in words.
@@ -39,8 +42,11 @@ struct WhyJson {
 /// Asks the server and puts its answer into words.
 pub(crate) async fn why(app: &App, args: WhyArgs) -> CommandResult {
     let server = app.server().await?;
-    let request = v1::ExplainJobRequest { run: args.run.run, job: args.job };
+    let request = v1::ExplainJobRequest { run: args.run.run, job: args.job, at: args.at.message() };
     let answer = server.runs().explain_job(request).await?.into_inner();
+    if let Some(as_of) = &answer.as_of {
+        app.say(&as_of_line(as_of));
+    }
     let Explained { sentence, command } = explained(&answer, now());
     if app.output() == Output::Text {
         app.print(&format!("{}\n", safe(&sentence)))?;

@@ -25,8 +25,12 @@ pub(crate) fn explained(answer: &v1::ExplainJobResponse, now: Timestamp) -> Expl
     let (job, run) =
         (answer.job.clone().unwrap_or_default(), answer.run.clone().unwrap_or_default());
     let explanation = answer.explanation.clone().unwrap_or_default();
-    let asked = Asked { job: &job, run: &run, explanation: &explanation, now };
-    Explained { sentence: asked.sentence(), command: asked.command() }
+    // How long something had lasted then.
+    let then = answer.as_of.as_ref().and_then(|as_of| moment(as_of.time.as_ref()));
+    let (now, past) = (then.unwrap_or(now), answer.as_of.is_some());
+    let asked = Asked { job: &job, run: &run, explanation: &explanation, now, past };
+    let command = if answer.as_of.is_some() { None } else { asked.command() };
+    Explained { sentence: asked.sentence(), command }
 }
 
 struct Asked<'a> {
@@ -34,6 +38,8 @@ struct Asked<'a> {
     run: &'a v1::Run,
     explanation: &'a v1::Explanation,
     now: Timestamp,
+    /// Of the past only what the run's own records say is known.
+    past: bool,
 }
 
 impl Asked<'_> {
@@ -111,6 +117,9 @@ impl Asked<'_> {
             WaitReason::Tags => {
                 let tags = self.explanation.tags.join(", ");
                 format!("`{name}` is ready, but no worker offers: {tags}.")
+            }
+            WaitReason::FreeSlot if self.past => {
+                format!("`{name}` is ready. Workers and locks of that time are not recorded.")
             }
             WaitReason::FreeSlot => {
                 let manual = self.job.when() == v1::JobCondition::Manual;
@@ -207,6 +216,7 @@ mod tests {
             job: Some(v1::Job { name: "a b".into(), ..job }),
             explanation: Some(explanation),
             run: Some(run),
+            as_of: None,
         }
     }
 

@@ -8,7 +8,7 @@ use towpath_engine::{
 use towpath_proto::v1::{self, gates_service_server::GatesService};
 use towpath_storage::Position;
 
-use super::runs::reads::{PAGE_MAX, page_size, token_invalid};
+use super::runs::reads::{PAGE_MAX, Seen, page_size, token_invalid};
 use crate::{
     Server, auth, command_error::CommandError, status, streams::Loaded, sync::locked,
     telemetry::calls::RequestRun, wire,
@@ -51,6 +51,11 @@ impl Server {
             "" => None,
             token => Some(place(token).ok_or_else(|| token_invalid(token))?),
         };
+        let point = wire::point(request.at)?;
+        if point.is_some() && request.run.is_empty() {
+            let what = "gates of the past are listed for one run".to_owned();
+            return Err(CommandError::MessageInvalid { what });
+        }
         let ids = match request.run.as_str() {
             "" => self.runs().live(),
             asked => vec![self.find(asked)?],
@@ -66,15 +71,17 @@ impl Server {
             if after.is_some_and(|(last, _)| begun < last) {
                 continue;
             }
-            let waiting = |loaded: &Loaded| {
-                let gates = loaded.state.gates().filter_map(|job| {
-                    let nth = loaded.state.index_of(job.plan.name.as_str())?;
+            let waiting = |seen: Seen<'_>| {
+                let gates = seen.run.gates().filter_map(|job| {
+                    let nth = seen.run.index_of(job.plan.name.as_str())?;
                     let is_new = after.is_none_or(|last| (begun, nth) > last);
-                    is_new.then(|| Some((nth, wire::gate(&id, &loaded.state, job)?))).flatten()
+                    is_new.then(|| Some((nth, wire::gate(&id, seen.run, job)?))).flatten()
                 });
                 gates.take(size + 1).collect::<Vec<_>>()
             };
-            for (nth, gate) in self.runs().read_durable(&id, waiting).await? {
+            let (waiting, as_of) = self.read_run(&id, point, waiting).await?;
+            answer.as_of = as_of;
+            for (nth, gate) in waiting {
                 if answer.gates.len() == size {
                     return Ok(answer);
                 }

@@ -44,9 +44,7 @@ impl RunsService for Server {
         &self,
         request: Request<v1::GetRunRequest>,
     ) -> Result<Response<v1::GetRunResponse>, Status> {
-        let id = self.find(&request.into_inner().run).map_err(status::of)?;
-        let run = Some(self.view(&id).await.map_err(status::of)?);
-        Ok(Response::new(v1::GetRunResponse { run }))
+        self.get(request.into_inner()).await.map(Response::new).map_err(status::of)
     }
 
     async fn list_runs(

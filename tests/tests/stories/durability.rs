@@ -238,7 +238,7 @@ fn a_run_that_cannot_be_replayed_stops_no_other_run() {
             "newest first, each by name"
         );
         for run in &runs {
-            let asked = v1::GetRunRequest { run: run.clone() };
+            let asked = v1::GetRunRequest { run: run.clone(), at: None };
             let refused = server.runs().get_run(asked).await.expect_err("it is damaged");
             assert_eq!(code(&refused), "LOG_DAMAGED");
             assert_eq!(code(&server.cancel(run).await.expect_err("it is")), "LOG_DAMAGED");

@@ -141,7 +141,7 @@ async fn runs_are_listed_newest_first_a_page_at_a_time() {
         let outcomes = outcomes.iter().map(|outcome| (*outcome).into()).collect();
         let page_token = token.to_owned();
         let phases = Vec::new();
-        let request = v1::ListRunsRequest { page_token, page_size, phases, outcomes };
+        let request = v1::ListRunsRequest { page_token, page_size, phases, outcomes, at: None };
         let reply = server.runs().list_runs(request).await?.into_inner();
         let found: Vec<String> = reply.runs.into_iter().map(|run| run.id).collect();
         Ok::<_, tonic::Status>((found, reply.next_page_token))
@@ -163,7 +163,7 @@ async fn runs_are_listed_newest_first_a_page_at_a_time() {
 async fn a_run_answers_to_its_prefix_and_to_latest() {
     let server = TestServer::in_memory().await;
     let refused = async |run: &str| {
-        let request = v1::GetRunRequest { run: run.to_owned() };
+        let request = v1::GetRunRequest { run: run.to_owned(), at: None };
         code(&server.runs().get_run(request).await.expect_err("no such run"))
     };
     assert_eq!(refused("@latest").await, "RUN_UNKNOWN");

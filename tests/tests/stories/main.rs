@@ -15,6 +15,7 @@ mod machines;
 mod many;
 mod outputs;
 mod processes;
+mod reading_at;
 mod resuming;
 mod retries;
 mod sessions;

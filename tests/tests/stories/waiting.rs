@@ -85,7 +85,7 @@ jobs:
     worker.report(&c, succeeded()).await;
 
     assert_eq!(waits_for(&server, &run, "c").await, "ended");
-    let request = v1::ExplainJobRequest { run, job: "y".to_owned() };
+    let request = v1::ExplainJobRequest { run, job: "y".to_owned(), at: None };
     let unknown = server.runs().explain_job(request).await.expect_err("no such job");
     assert_eq!(towpath_tests::code(&unknown), "JOB_UNKNOWN");
 }

@@ -1,0 +1,42 @@
+//! `--at`: what `tow` shows of the past.
+
+use super::{App, TWO};
+
+#[test]
+fn a_run_is_shown_as_it_was() {
+    let app = App::with(&[("towpath.yml", TWO)]);
+    app.ends(0, &["run"]);
+    let whole = app.json(0, &["status", "--output", "json"]);
+    let tail = whole["position"].as_u64().expect("a position").to_string();
+
+    let now = app.json(0, &["status", "--output", "json", "--at", &tail]);
+    assert_eq!((&now["jobs"], &now["outcome"]), (&whole["jobs"], &"succeeded".into()));
+    assert_eq!(now["as_of"]["position"].to_string(), tail);
+    let begun = app.ends(0, &["status", "--at", "3"]);
+    assert!(begun.err.contains("As of position 3 (20"), "{}", begun.err);
+    assert!(begun.out.contains("0/2 jobs"), "{}", begun.out);
+    assert!(!begun.err.contains("tow resume"), "the past cannot be resumed: {}", begun.err);
+    let listed = app.json(0, &["list", "--output", "json", "--at", "3"]);
+    assert_eq!(listed[0]["phase"], "running");
+    let job = whole["jobs"][0]["name"].as_str().expect("a job");
+    let why = app.ends(0, &["why", job, "--at", "3"]);
+    assert!(why.err.contains("As of position 3"), "{}", why.err);
+    assert!(!why.out.contains("  tow "), "no command changes the past: {}", why.out);
+    let none = app.ends(0, &["logs", job, "--at", "3"]);
+    assert!(none.err.contains("The job had not begun."), "{}", none.err);
+    assert_eq!(app.ends(0, &["export", "--at", "3"]).out, "");
+}
+
+#[test]
+fn a_point_that_the_log_has_not_reached_is_refused() {
+    let app = App::with(&[("towpath.yml", TWO)]);
+    app.ends(0, &["run"]);
+
+    let beyond = app.ends(2, &["status", "--at", "99999"]);
+    assert!(beyond.err.contains("error[AT_OUT_OF_RANGE]"), "{}", beyond.err);
+    assert!(beyond.err.contains("`tow events` shows the positions"), "{}", beyond.err);
+    let future = app.ends(2, &["list", "--at", "2999-01-01T00:00:00Z"]);
+    assert!(future.err.contains("error[AT_OUT_OF_RANGE]"), "{}", future.err);
+    app.ends(2, &["status", "--at", "yesterday"]);
+    app.ends(2, &["logs", "a", "--at", "3", "--follow"]);
+}
