@@ -95,6 +95,8 @@ pub(crate) fn find(
     folder: &Path,
     patterns: &[String],
 ) -> Result<Vec<ArtifactFile>, ArtifactsUnusable> {
+    // Paths are compared with it after their links were resolved, so its own links are resolved as
+    // well.
     let root = folder.canonicalize().map_err(|source| unreadable(".", source))?;
     let mut paths = BTreeSet::new();
     for pattern in patterns {
@@ -107,6 +109,7 @@ pub(crate) fn find(
             return Err(ArtifactsUnusable::PathUnusable { path, why });
         }
     }
+    // Before any file is read: hashing a thousand files that no event can list would be wasted.
     let listed: usize = paths.iter().map(|path: &String| path.len() + LISTED_BYTES).sum();
     if paths.len() > ARTIFACTS_MAX || listed > ARTIFACT_LIST_BYTES_MAX {
         return Err(ArtifactsUnusable::TooMany);
@@ -138,12 +141,14 @@ fn find_one(
     if parts.is_empty() {
         return Err(malformed());
     }
+    // The walk begins at the last folder without wildcards, not at the root of a large checkout.
     let plain = parts.iter().take_while(|part| !part.contains(['*', '?', '['])).count();
     let start = root.join(parts[..plain].join("/"));
     if plain == parts.len() {
         return add_literal(root, &start, pattern, paths);
     }
     let wanted = Pattern::new(&parts.join("/")).map_err(|_| malformed())?;
+    // A job may have replaced the folder by a link to any file of this machine.
     let inside = start.canonicalize().is_ok_and(|start| start.starts_with(root));
     if !inside || !is_plain_folder(&start) {
         return Ok(());
@@ -191,6 +196,7 @@ fn walk(root: &Path, start: &Path, pattern: &str) -> Result<Vec<String>, Artifac
             let entry = entry.map_err(failed)?;
             let kind = entry.file_type().map_err(failed)?;
             seen += 1;
+            // A glob must not keep the worker busy for hours over a tree of a million files.
             if seen > ENTRIES_MAX {
                 return Err(ArtifactsUnusable::TooWide { pattern: pattern.to_owned() });
             }
@@ -221,9 +227,11 @@ fn is_plain_folder(path: &Path) -> bool {
 fn hashed(root: &Path, path: &str) -> Result<ArtifactFile, ArtifactsUnusable> {
     let failed = |source| unreadable(path, source);
     let absolute: PathBuf = root.join(path).canonicalize().map_err(failed)?;
+    // Again, because the job's processes may have replaced a file by a link since the search.
     if !absolute.starts_with(root) {
         return Err(ArtifactsUnusable::Outside { path: path.to_owned() });
     }
+    // `O_NONBLOCK`: opening a named pipe would wait for a writer. It has no effect on files.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
     let mut file =
         OpenOptions::new().read(true).custom_flags(flags).open(&absolute).map_err(failed)?;
@@ -239,6 +247,7 @@ fn hashed(root: &Path, path: &str) -> Result<ArtifactFile, ArtifactsUnusable> {
             break;
         }
         size += read as u64;
+        // Counted while reading: the file may grow after its size was asked for.
         if size > ARTIFACT_BYTES_MAX {
             return Err(ArtifactsUnusable::TooLarge { path: path.to_owned() });
         }

@@ -96,9 +96,13 @@ impl Capture {
 
     /// Captures what was read from a stream, `at_ms` milliseconds after the start.
     pub(crate) fn feed(&mut self, source: OutputSource, at_ms: u64, bytes: &[u8]) {
+        // An unknown secret could be anywhere in the output, so nothing of it is kept, not even
+        // masked.
         if self.withheld.is_some() || bytes.is_empty() {
             return;
         }
+        // Unmasked into the tail: masking what is dropped later would cost time for each byte of a
+        // flood.
         if self.kept >= LOG_HEAD_BYTES_MAX {
             let tail = self.tail.get_or_insert_default();
             if let Some(dropped) = tail.push(at_ms, source, bytes) {
@@ -160,6 +164,7 @@ impl Capture {
     }
 
     fn mask_and_cut(&mut self, source: OutputSource, at_ms: u64, bytes: &[u8]) {
+        // One buffer for all reads: an allocation for each of them costs more than the masking.
         let mut masked = std::mem::take(&mut self.scratch);
         self.side(source).masker.feed(bytes, &mut masked);
         self.cut(source, at_ms, &masked);
@@ -171,7 +176,10 @@ impl Capture {
     fn cut(&mut self, source: OutputSource, at_ms: u64, mut masked: &[u8]) {
         let mut line = std::mem::take(&mut self.side(source).line);
         while !masked.is_empty() {
+            // A job may print gigabytes without a newline; a line in memory is bounded.
             let room = LINE_BYTES_MAX - line.len();
+            // One byte more than fits, because a newline there ends a line of exactly the longest
+            // length.
             let window = &masked[..masked.len().min(room + 1)];
             let newline = window.iter().position(|&byte| byte == b'\n');
             let (ends, taken) = match newline {
@@ -182,6 +190,7 @@ impl Capture {
                     break;
                 }
             };
+            // Most lines arrive whole, and are written without a copy.
             if line.is_empty() {
                 self.record(OutputLine { at_ms, source, ends, bytes: &masked[..taken] });
             } else {
@@ -208,11 +217,13 @@ impl Capture {
         let before = self.open.len();
         line.write(&mut self.open);
         self.kept += self.open.len() - before;
+        // A record is never split: readers of a chunk decode it without the one before.
         if self.open.len() > CHUNK_BYTES_MAX {
             let last = self.open.split_off(before);
             self.flush();
             self.open = last;
         }
+        // The time of the first line, or a steady trickle of lines would delay a chunk forever.
         self.open_since.get_or_insert_with(Instant::now);
     }
 
@@ -220,6 +231,7 @@ impl Capture {
     fn finish_tail(&mut self, tail: Tail, at_ms: u64) {
         let mut left_out = tail.left_out;
         let longest = self.longest_secret;
+        // Bytes that waited for the rest of a secret are dropped: that rest was omitted.
         let mut cuts = [OutputSource::Out, OutputSource::Err].map(|source| {
             if self.side(source).gap {
                 left_out += self.side(source).masker.drop_held() as u64;
@@ -227,6 +239,7 @@ impl Capture {
             }
             Cut { fed: 0, enough: longest.max(CUT_BYTES), done: !self.side(source).gap }
         });
+        // Into records of its own first: only then is it known how many bytes of lines fit.
         let mut newest = self.continued();
         for (at_ms, source, bytes) in &tail.pieces {
             let mut masked = Vec::with_capacity(bytes.len());
@@ -258,6 +271,7 @@ impl Capture {
         let mut rest = &records[first..];
         while !rest.is_empty() {
             let most = &rest[..rest.len().min(CHUNK_BYTES_MAX)];
+            // Records end with a newline, so a chunk ends with one as well.
             let end = most.iter().rposition(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);
             self.chunks.push_back(Bytes::copy_from_slice(&rest[..end]));
             rest = &rest[end..];
@@ -279,6 +293,8 @@ impl Tail {
     /// Keeps `bytes` and lets go of the oldest; says of which streams (out, err) something went.
     fn push(&mut self, at_ms: u64, source: OutputSource, bytes: &[u8]) -> Option<(bool, bool)> {
         self.bytes += bytes.len();
+        // Pieces of one moment are joined, or a job that prints single bytes would fill the tail
+        // with entries.
         match self.pieces.back_mut() {
             Some((at, from, piece))
                 if (*at, *from) == (at_ms, source) && piece.len() < CHUNK_BYTES_MAX =>

@@ -103,9 +103,12 @@ pub fn survey(repository: &Repository, tree: Oid) -> Result<Vec<Entry>, TreeProb
     let mut bytes = 0;
     while let Some((above, id)) = folders.pop() {
         for entry in &repository.find_tree(id)? {
+            // Before anything is written: a small bundle can unpack to a tree without end.
             if entries.len() >= SOURCE_FILES_MAX {
                 return Err(TreeProblem::TooMany);
             }
+            // Git's own checks are not enough: objects that were made by hand can have names such
+            // as `../x`.
             let path = path_of(&above, entry.name_bytes())?;
             let kind = kind_of(&odb, entry.filemode_raw(), entry.id(), &path)?;
             let own = match kind {
@@ -134,6 +137,8 @@ fn path_of(above: &str, name: &[u8]) -> Result<String, TreeProblem> {
     };
     let path = format!("{above}{own}");
     let problem =
+        // One name is one level. A name with a slash could lead through a link that is in the tree
+        // as well.
         if own.contains('/') { Some("has a slash in a name") } else { path_problem(&path) };
     problem.map_or(Ok(path.clone()), |why| Err(TreeProblem::Path { path, why }))
 }
@@ -147,6 +152,7 @@ fn kind_of(odb: &Odb<'_>, mode: i32, id: Oid, path: &str) -> Result<EntryKind, T
             // Looked at first: a link of a gigabyte is none.
             size_of(odb, id, path)?;
             let target = String::from_utf8_lossy(odb.read(id)?.data()).into_owned();
+            // A link out of the folder would let a job of one run read the files of the worker.
             if target.contains(['\0', '\u{fffd}']) || !link_stays(path, &target) {
                 return Err(TreeProblem::Link { path: path.to_owned(), target });
             }
@@ -158,6 +164,7 @@ fn kind_of(odb: &Odb<'_>, mode: i32, id: Oid, path: &str) -> Result<EntryKind, T
 }
 
 fn size_of(odb: &Odb<'_>, id: Oid, path: &str) -> Result<u64, TreeProblem> {
+    // The header alone: the size is known before the content is in memory.
     let (bytes, kind) = odb.read_header(id)?;
     let path = || path.to_owned();
     if kind != ObjectType::Blob {
@@ -184,6 +191,7 @@ pub fn write(
     let (links, others): (Vec<&Entry>, Vec<&Entry>) =
         entries.iter().partition(|entry| matches!(entry.kind, EntryKind::Link(_)));
     for Entry { path, kind, id, .. } in others.into_iter().chain(links) {
+        // A large tree takes many seconds, and a cancelled job must not wait for it.
         if stop.is_cancelled() {
             return Err(TreeProblem::Stopped);
         }
@@ -195,6 +203,8 @@ pub fn write(
                 let mode = if *kind == EntryKind::Program { 0o755 } else { 0o644 };
                 let blob = repository.find_blob(*id)?;
                 let mut options = OpenOptions::new();
+                // `create_new` fails where two names become one file, on a file system without
+                // upper case.
                 let opened = options.write(true).create_new(true).mode(mode).open(&at);
                 opened.and_then(|mut file| file.write_all(blob.content()))
             }

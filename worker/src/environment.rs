@@ -46,6 +46,8 @@ impl Environment {
 
     /// The values of these secrets, made into a mask.
     pub(crate) fn mask(&self, secrets: &[String]) -> Result<Mask, SecretUnusable> {
+        // A missing secret fails the job here: a script that runs without it could do half of its
+        // work.
         let values = secrets.iter().map(|name| match self.0.get(OsStr::new(name)) {
             Some(value) => Ok((name.as_str(), value.as_bytes())),
             None => Err(SecretUnusable::Absent { name: name.clone() }),
@@ -67,10 +69,12 @@ impl Environment {
         // There is no terminal: scripts should not draw.
         seen.insert("TERM".into(), "dumb".into());
         for (name, value) in &script.env {
+            // A file that sets `TOW_FENCE` could otherwise defeat the check of stale writers.
             if !name.starts_with(RESERVED_PREFIX) {
                 seen.insert(name.into(), value.into());
             }
         }
+        // After `env`: a variable of the same name must not replace the value that is masked.
         for name in &script.secrets {
             if let Some(value) = self.0.get(OsStr::new(name)) {
                 seen.insert(name.into(), value.clone());

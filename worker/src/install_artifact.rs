@@ -38,10 +38,12 @@ pub(crate) fn place(root: &Path, path: &str, file: &Path) -> Result<(), String> 
         }
     };
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    // Descriptor by descriptor: a path could be changed into a link after it was checked.
     let mut folder = open(root, flags, Mode::empty()).map_err(told)?;
     let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
     for part in above.split('/').filter(|part| !part.is_empty()) {
         let next = match step(&folder, part) {
+            // Opened again after it was made: another process may have put a link in its place.
             Err(Errno::ENOENT) => {
                 mkdirat(&folder, part, Mode::from_bits_truncate(0o755)).map_err(told)?;
                 step(&folder, part)
@@ -50,6 +52,8 @@ pub(crate) fn place(root: &Path, path: &str, file: &Path) -> Result<(), String> 
         };
         folder = next.map_err(told)?;
     }
+    // An artifact comes from another job. Whether it is a program is decided by the job that uses
+    // it.
     let readable = fs::set_permissions(file, fs::Permissions::from_mode(0o644));
     readable.map_err(|error| failed(&error.to_string()))?;
     renameat(AT_FDCWD, file, &folder, name).map_err(told)

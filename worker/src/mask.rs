@@ -65,10 +65,14 @@ impl Mask {
         for (name, value) in secrets {
             let usable = SECRET_BYTES_MIN..=SECRET_BYTES_MAX;
             if !usable.contains(&value.len()) {
+                // The job is refused, not the mask: a job must never run with a secret that would
+                // be printed.
                 return Err(SecretUnusable::Size { name: name.to_owned() });
             }
             collect_forms(value, &mut forms);
         }
+        // Forms of several lines are covered by those of their lines, which the output may
+        // interleave.
         forms.retain(|form| form.len() >= SECRET_BYTES_MIN && !form.contains(&b'\n'));
         let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
         let searcher = if forms.is_empty() {
@@ -112,8 +116,11 @@ impl Mask {
     fn secret_parts(&self, bytes: &[u8]) -> Vec<(usize, usize)> {
         let mut parts: Vec<(usize, usize)> = Vec::new();
         let Some(searcher) = &self.searcher else { return parts };
+        // Overlapping, because forms contain each other: hiding only the first would show the rest
+        // of a longer one.
         for found in searcher.find_overlapping_iter(bytes) {
             let (mut start, end) = (found.start(), found.end());
+            // Parts that overlap become one, or the stars between them would tell how long each is.
             while let Some(&(before, _)) = parts.last().filter(|part| part.1 > start) {
                 start = start.min(before);
                 parts.pop();
@@ -203,6 +210,7 @@ impl Masker {
             if start > shown {
                 masked.extend_from_slice(&self.held[shown..start]);
             }
+            // A secret that began in the previous piece already has its stars.
             if start >= self.covered {
                 masked.extend_from_slice(STARS.as_bytes());
             }
@@ -213,6 +221,8 @@ impl Masker {
             shown = clear;
         }
         self.held.drain(..clear);
+        // The last part may end behind what is released: its rest must not be shown with the next
+        // piece.
         self.covered = shown - clear;
     }
 }
@@ -243,6 +253,7 @@ fn collect_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
 fn collect_text_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
     forms.insert(value.to_vec());
     for kept in [&b"-_.~"[..], b"-_.~!*'()", b"-_.~/", b"-_.*"] {
+        // Encoders differ in the characters that they keep, in the case of digits and in the space.
         for upper in [true, false] {
             for plus in [true, false] {
                 forms.insert(percent_encoded(value, kept, upper, plus));
@@ -253,6 +264,7 @@ fn collect_text_forms(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
     forms.insert(backslashed(value));
     let Ok(text) = std::str::from_utf8(value) else { return };
     let json = serde_json::Value::from(text).to_string();
+    // Without the quotes: the secret may be a part of a longer string.
     let json = json[1..json.len() - 1].to_owned();
     forms.insert(json.replace('/', "\\/").into_bytes());
     forms.insert(ascii_json(&json).into_bytes());
@@ -325,6 +337,7 @@ fn ascii_json(json: &str) -> String {
 /// not depend on its neighbours.
 fn collect_base64(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
     use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    // Base64 works on groups of three bytes, so a secret has three forms, one for each alignment.
     for before in 0..3 {
         let mut padded = vec![0; before];
         padded.extend_from_slice(value);
@@ -332,6 +345,7 @@ fn collect_base64(value: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
         let last = padded.len() * 8 / 6;
         for alphabet in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             let encoded = alphabet.encode(&padded).into_bytes();
+            // The characters at both ends share bits with what is next to the secret.
             if let Some(own) = encoded.get(first..last) {
                 forms.insert(own.to_vec());
             }

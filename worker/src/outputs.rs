@@ -81,10 +81,12 @@ pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, String>, OutputsUnusa
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(unreadable(error)),
     };
+    // Asked of the open file and not of the path, which the script could replace in between.
     if !file.metadata().map_err(unreadable)?.is_file() {
         return Err(OutputsUnusable::NotAFile);
     }
     let mut bytes = Vec::new();
+    // One byte more than allowed shows that there is more, without reading a file of any size.
     file.take(OUTPUT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > OUTPUT_BYTES_MAX {
         return Err(OutputsUnusable::TooLarge);
@@ -101,6 +103,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, OutputsUnusable> {
         }
         let number = index + 1;
         let (name, value) = match (line.find('='), line.find("<<")) {
+            // The sign that comes first counts: a value may contain the other one.
             (equals, Some(word)) if equals.is_none_or(|equals| word < equals) => {
                 let value = lines_until(&line[word + 2..], lines.by_ref().map(|(_, line)| line));
                 (&line[..word], value.ok_or(OutputsUnusable::ValueUnended { line: number })?)
@@ -114,6 +117,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, OutputsUnusable> {
         if value.len() > OUTPUT_VALUE_BYTES_MAX {
             return Err(OutputsUnusable::ValueTooLarge { name: name.to_owned() });
         }
+        // Outputs are shown in terminals, where an escape sequence could change what people see.
         if value.chars().any(|c| c.is_control() && c != '\t' && c != '\n') {
             return Err(OutputsUnusable::ValueControl { name: name.to_owned() });
         }
@@ -126,6 +130,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, OutputsUnusable> {
 fn lines_until<'a>(word: &str, lines: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut value: Vec<&str> = Vec::new();
     for line in lines {
+        // An empty word would be ended by the first empty line of the value.
         if line == word && !word.is_empty() {
             return Some(value.join("\n"));
         }

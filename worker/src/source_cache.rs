@@ -75,6 +75,7 @@ impl SourceCache {
         if !path.is_dir() {
             return None;
         }
+        // Counted, because several attempts may use one source at once.
         *locked(&self.in_use).entry(name.to_owned()).or_default() += 1;
         // Without it the source only looks older than it is.
         drop(File::create(path.join(USED)));
@@ -94,6 +95,7 @@ impl SourceCache {
     /// Keeps what was made in `made` under `name`, and makes room.
     pub(crate) fn keep(&self, made: TempDir, name: &str) -> io::Result<Borrowed> {
         File::create(made.path().join(USED))?;
+        // A rename is atomic: a worker that is killed leaves a whole source or none under its name.
         match fs::rename(made.path(), self.folder.join(name)) {
             // Now it lies elsewhere: nothing is left to be removed.
             Ok(()) => drop(made.keep()),
@@ -114,6 +116,7 @@ impl SourceCache {
         let mut all: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
+            // Without the file it is not a source, so it is not this function's to remove.
             let Ok(used) = fs::metadata(path.join(USED)).and_then(|used| used.modified()) else {
                 continue;
             };
@@ -127,6 +130,7 @@ impl SourceCache {
             if bytes <= self.bytes_max {
                 break;
             }
+            // A source in use stays even beyond the bound: a job reads from it.
             if !locked(&self.in_use).contains_key(name_of(&path)) {
                 remove(&path);
                 bytes -= own;

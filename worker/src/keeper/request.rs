@@ -79,12 +79,15 @@ impl Request {
             return Ok(None);
         };
         let length = u32::from_le_bytes(*length) as usize;
+        // Before waiting for the rest: a wrong length would let the buffer grow without bound.
         if length > FRAME_BYTES_MAX {
             return Err(BadFrame);
         }
         let Some(body) = rest.get(..length) else { return Ok(None) };
         let mut fields = Fields(body);
         let request = fields.request().ok_or(BadFrame)?;
+        // Bytes that no field has mean another version of the format, and guessing at it could end
+        // the wrong script.
         if fields.0.is_empty() { Ok(Some((request, LENGTH_BYTES + length))) } else { Err(BadFrame) }
     }
 }
