@@ -92,6 +92,7 @@ struct CertificateJson {
 impl CertificateJson {
     fn of(entry: Entry, now: Timestamp) -> Self {
         let state = match (entry.revoked_at, entry.expires_at) {
+            // Before expiry: a certificate that was revoked stays so in reports for ever.
             (Some(_), _) => "revoked",
             (None, Some(end)) if end <= now => "expired",
             (None, _) => "good",
@@ -135,9 +136,12 @@ pub(crate) fn pki(app: &App, args: PkiArgs) -> CommandResult {
             let key = Some(issued.key.display().to_string());
             WrittenJson { certificate: issued.certificate.display().to_string(), key }
         }
+        // No server is asked: the authority may be on a machine without a network.
         What::List { dir } => return list(app, pki::list(&dir).map_err(failure)?),
         What::Revoke { dir, which } => {
             let (path, count) = pki::revoke(&dir, &which, SystemClock.now()).map_err(failure)?;
+            // On standard error: standard output has the path alone, for a script that copies the
+            // file.
             let many = if count == 1 {
                 "1 certificate".to_owned()
             } else {

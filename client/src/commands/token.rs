@@ -110,6 +110,8 @@ pub(crate) fn token(app: &App, args: TokenArgs) -> CommandResult {
             let kind = kind.into();
             let new = NewToken { name: name.clone(), kind, roles, expires_at, emails };
             let secret = tokens::issue(&folder, new, now).map_err(failure)?;
+            // On standard error: standard output has the secret alone, for a pipe into a secret
+            // store.
             app.say(&format!("The token of {}; it cannot be shown again.", safe(&name)));
             app.print(&format!("{}\n", secret.reveal()))?;
         }
@@ -127,11 +129,13 @@ fn folder(app: &App) -> Result<PathBuf, Failure> {
     let url = app.store_url();
     let advice = "Begin with `tow serve` or `tow run`, or name a store with `--store`.";
     match store_folder(&url) {
+        // Tokens live beside the store. In a directory without a store they would never be read.
         Some(folder) if folder.join("format").exists() => Ok(folder),
         Some(folder) => {
             let message = format!("there is no store at `{}`", folder.display());
             Err(Failure::new(ErrorCode::StoreMissing, message, advice))
         }
+        // A store in memory has no directory, and no other process could use its tokens.
         None => Err(Failure::new(ErrorCode::StoreUrlInvalid, "this store keeps no tokens", advice)),
     }
 }

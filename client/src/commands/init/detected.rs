@@ -43,6 +43,7 @@ pub(super) struct SqlFile {
 impl Detected {
     /// What is in `folder`. What cannot be read is not there.
     pub(super) fn in_folder(folder: &Path) -> Self {
+        // Names only: reading a configuration could run code of the tool that it belongs to.
         let has = |name: &str| folder.join(name).is_file();
         let (sql, sql_left_out) = sql_files(folder);
         Self {
@@ -89,6 +90,7 @@ impl Detected {
 
 /// Names in `folder` that a shell and a YAML file take as they are, sorted as migrations are.
 fn names(folder: &Path) -> BTreeSet<String> {
+    // An unreadable directory is like an empty one: `init` is a suggestion, not a check.
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter(|entry| entry.path().is_file());
     names.filter_map(|entry| entry.file_name().into_string().ok()).collect()
@@ -106,6 +108,7 @@ fn is_database(name: &str) -> bool {
 
 /// The SQL files in `migrations/`, or in `sql/` if there are none, and how many were omitted.
 fn sql_files(folder: &Path) -> (Vec<SqlFile>, usize) {
+    // The first directory that has files, not both: their order relative to each other is unknown.
     for place in ["migrations", "sql"] {
         let all = names(&folder.join(place));
         let (files, left_out) = paired(place, &all);
@@ -120,6 +123,7 @@ fn sql_files(folder: &Path) -> (Vec<SqlFile>, usize) {
 fn paired(place: &str, names: &BTreeSet<String>) -> (Vec<SqlFile>, usize) {
     let is_up = |name: &&String| name.ends_with(".sql") && !name.ends_with(".down.sql");
     let (plain, odd): (Vec<&String>, Vec<&String>) =
+        // A name with a quote or a space would need quoting in the generated shell command.
         names.iter().filter(is_up).partition(|name| is_plain(name));
     let file = |name: &String| {
         let stem = name.strip_suffix(".up.sql").or_else(|| name.strip_suffix(".sql"));
@@ -132,12 +136,14 @@ fn paired(place: &str, names: &BTreeSet<String>) -> (Vec<SqlFile>, usize) {
 
 /// The first `env "NAME"` of an Atlas configuration.
 fn atlas_env(path: &Path) -> String {
+    // The file may be anything of that name; a large one is not read into memory.
     let is_small = fs::metadata(path).is_ok_and(|found| found.len() <= ATLAS_BYTES_MAX);
     let text = if is_small { fs::read_to_string(path).unwrap_or_default() } else { String::new() };
     let name = text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("env")?.trim_start().strip_prefix('"')?;
         rest.split('"').next().filter(|name| !name.is_empty() && is_plain(name))
     });
+    // `local` is the name in the examples of Atlas.
     name.unwrap_or("local").to_owned()
 }
 

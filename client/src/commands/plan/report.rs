@@ -110,6 +110,7 @@ impl PlanReport {
         estimate_ms: impl Fn(&JobName) -> u64,
     ) -> Self {
         let jobs: Vec<JobPlan> = plan.jobs.iter().filter(|job| runs(&job.name)).cloned().collect();
+        // The graph of the rest, so that a resume is estimated without the jobs that it keeps.
         let rest = Plan { jobs, ..plan.clone() };
         let graph = Graph::of(&rest);
         let waves = graph.waves();
@@ -120,6 +121,7 @@ impl PlanReport {
         Self {
             pipeline: plan.pipeline.clone(),
             file: String::new(),
+            // Of the whole plan: that is the digest that a resume compares.
             plan_sha256: plan.digest().to_string(),
             jobs: plan.jobs.len(),
             would_run: rest.jobs.len(),
@@ -155,6 +157,7 @@ impl PlanReport {
     /// Which run the estimates are from; without one they were no times at all.
     pub(super) fn estimated_from(mut self, run: Option<String>) -> Self {
         self.critical_path.total_ms =
+            // An estimate of 0 would look like a promise; no estimate is shown instead.
             self.critical_path.total_ms.filter(|ms| run.is_some() && *ms > 0);
         self.critical_path.estimated_from = run;
         self
@@ -170,6 +173,7 @@ fn stages(waves: Vec<Wave>) -> Vec<Stage> {
     let mut stages: Vec<Stage> = Vec::new();
     for wave in waves {
         let jobs = wave.jobs.iter().map(ToString::to_string).collect();
+        // Waves are in the order of the stages, so those of one stage follow each other.
         match stages.last_mut().filter(|stage| stage.name == wave.stage.as_str()) {
             Some(stage) => stage.waves.push(jobs),
             None => stages.push(Stage { name: wave.stage.to_string(), waves: vec![jobs] }),
@@ -182,6 +186,7 @@ fn locks(plan: &Plan) -> Vec<Lock> {
     let mut locks: BTreeMap<&str, Lock> = BTreeMap::new();
     for job in &plan.jobs {
         let Some(resource) = &job.resource else { continue };
+        // The check of the file ensures that all jobs name the same limit.
         let lock = locks.entry(&resource.name).or_insert_with(|| Lock {
             name: resource.name.clone(),
             limit: resource.limit,
@@ -214,11 +219,13 @@ fn retry(job: &JobPlan) -> Option<Retry> {
 }
 
 fn set_of(plan: &Plan, list: impl Fn(&JobPlan) -> &Vec<String>) -> Vec<String> {
+    // A set: sorted, and each once. Programs compare the output of two plans.
     let all: BTreeSet<&String> = plan.jobs.iter().flat_map(list).collect();
     all.into_iter().cloned().collect()
 }
 
 fn secret(name: String) -> Secret {
+    // Only whether: a plan is pasted into reviews and issues.
     let set = std::env::var_os(&name).is_some();
     Secret { name, set }
 }

@@ -20,10 +20,11 @@ const WAVES_MAX: usize = 30;
 
 /// All of it.
 pub(super) fn text(outlook: &PlanReport, style: &Style) -> String {
-    let mut page = LatestAttempt { text: String::new(), style };
+    let mut page = Page { text: String::new(), style };
     page.head(outlook);
     for stage in &outlook.stages {
         page.line(&format!("  {}", style.bold(&style.fit(&safe(&stage.name), page.room(2)))));
+        // A plan of ten thousand jobs is still a page that a person reads.
         for (at, wave) in stage.waves.iter().take(WAVES_MAX).enumerate() {
             let names = wave.iter().map(|job| page.marked(outlook, job)).collect();
             page.list(&format!("{:>5}  ", at + 1), names, ", ");
@@ -42,12 +43,12 @@ pub(super) fn text(outlook: &PlanReport, style: &Style) -> String {
     page.text
 }
 
-struct LatestAttempt<'s> {
+struct Page<'s> {
     text: String,
     style: &'s Style,
 }
 
-impl LatestAttempt<'_> {
+impl Page<'_> {
     fn line(&mut self, line: &str) {
         self.text.push_str(line);
         self.text.push('\n');
@@ -95,6 +96,7 @@ impl LatestAttempt<'_> {
             let about = format!("{} along that chain, by run {run}", duration_words(total));
             self.fact("takes about", vec![about]);
         }
+        // A resumed run keeps its parallelism, and the default would be wrong.
         if outlook.resume.is_none() {
             let widest = counted(outlook.widest_wave, "job");
             self.prose("side by side", &format!("up to {widest} (-p {PARALLELISM} by default)"));
@@ -106,6 +108,7 @@ impl LatestAttempt<'_> {
             let label = if at == 0 { "locks" } else { "" };
             let mut names: Vec<String> = lock.jobs.iter().map(|job| safe(job)).collect();
             if let Some(first) = names.first_mut() {
+                // In the first entry and not on a line of its own, so that the list wraps as one.
                 *first = format!("{} ({} at once): {first}", safe(&lock.name), lock.limit);
             }
             self.fact(label, names);
