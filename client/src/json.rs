@@ -80,6 +80,8 @@ fn is_written(message: &DynamicMessage, field: &FieldDescriptor) -> bool {
         | Kind::Sfixed64
         | Kind::Bool => false,
     };
+    // Empty lists and zeros are written: a program must not have to know which fields can be
+    // absent.
     field.is_list()
         || field.is_map()
         || message.has_field(field)
@@ -114,6 +116,8 @@ impl Serialize for Member<'_> {
                 }
             }
             Value::Message(message) => match message.descriptor().full_name() {
+                // As the JSON mapping of Protocol Buffers writes them, so that other clients read
+                // the same.
                 "google.protobuf.Timestamp" => serializer.collect_str(&time(message)),
                 "google.protobuf.Duration" => serializer.serialize_f64(seconds(message)),
                 _ => Object(message).serialize(serializer),
@@ -141,6 +145,8 @@ impl Serialize for Member<'_> {
 fn word(of: &EnumDescriptor, number: i32) -> Option<String> {
     let unspecified = of.get_value(0)?;
     let prefix = unspecified.name().strip_suffix("UNSPECIFIED")?;
+    // Values repeat the name of their enum, as the style of Protocol Buffers wants. No reader needs
+    // it.
     Some(of.get_value(number)?.name().strip_prefix(prefix)?.to_ascii_lowercase())
 }
 
@@ -151,6 +157,7 @@ fn number_of(message: &DynamicMessage, name: &str) -> i64 {
 }
 
 fn time(message: &DynamicMessage) -> Timestamp {
+    // The sender may be another version or program: a wrong time must not end the command.
     let ms = number_of(message, "seconds").saturating_mul(1_000);
     Timestamp(ms.saturating_add(number_of(message, "nanos") / 1_000_000))
 }

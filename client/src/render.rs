@@ -48,6 +48,7 @@ pub(crate) enum Mark {
 impl Style {
     /// As the environment and standard output say.
     pub(crate) fn of_stdout(ascii: bool) -> Self {
+        // An empty variable is as good as unset: CI systems define variables without a value.
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let forced = set("TOW_FORCE_TTY");
@@ -62,10 +63,16 @@ impl Style {
             .find(|value| !value.is_empty())
             .is_none_or(|value| value != "C" && value != "POSIX");
         Self {
+            // A dumb terminal cannot move its cursor, so a live view would print each picture below
+            // the last.
             live: tty && !dumb,
             colour: (tty && !off) || (on && !set("NO_COLOR")),
             stderr_colour: (io::stderr().is_terminal() && !off) || (on && !set("NO_COLOR")),
+            // Only if the locale was chosen: containers have none, and nearly all terminals show
+            // UTF-8.
             ascii: ascii || (!utf8 && std::env::var_os("LC_ALL").is_some()),
+            // Columns are subtracted from the width in many places, which would leave nothing of a
+            // tiny one.
             width: width().max(WIDTH_MIN),
         }
     }
@@ -131,6 +138,7 @@ impl Style {
         let room = columns - self.ellipsis().width();
         let mut taken = 0;
         let kept = text.chars().take_while(|next| {
+            // By width and not by character: ideographs take two columns, and combining marks none.
             taken += next.width().unwrap_or(0);
             taken <= room
         });
@@ -163,6 +171,7 @@ pub(crate) fn height() -> usize {
 
 fn width() -> usize {
     let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    // 1 is the usual value that switches it on, and not a width.
     if let Some(columns) = asked("TOW_FORCE_TTY").filter(|columns| *columns > 1) {
         return columns;
     }

@@ -75,6 +75,7 @@ pub(crate) fn validate(app: &App, args: ValidateArgs) -> CommandResult {
         judged.push(judge(file)?);
     }
     let invalid: Vec<&Judged> = judged.iter().filter(|file| file.plan.is_none()).collect();
+    // All files are checked before the result: an editor shows the problems of all of them.
     let code = if invalid.is_empty() { exit::DONE } else { exit::INVALID_FILE };
     match (app.output(), judged.as_slice()) {
         (Output::Text, _) => {
@@ -119,6 +120,7 @@ fn judge(path: &Path) -> Result<Judged, Failure> {
 
 /// The problems go to standard error, the verdict on a good file to standard output.
 fn show(app: &App, file: &Judged) -> Result<(), Failure> {
+    // A file that is not UTF-8 is reported as such, with the place; it still has to be shown.
     let text = String::from_utf8_lossy(&file.bytes);
     let (colour, width) = (app.style.stderr_colour, Some(app.style.width));
     for problem in &file.problems.list {

@@ -47,6 +47,7 @@ impl Asked<'_> {
     fn sentence(&self) -> String {
         let name = &self.job.name;
         let since = || {
+            // An earlier server sends no time; 0 s is better than no answer.
             let since = moment(self.job.since.as_ref()).unwrap_or(self.now);
             duration_words(self.now.ms_since(since))
         };
@@ -59,8 +60,8 @@ impl Asked<'_> {
                 format!("`{name}` {doing} on {worker} (attempt {attempt}, {}).", since())
             }
             WaitReason::WorkerAbsent => format!(
-                "`{name}` was given to {} (attempt {}, {} ago), which is not here. The job may \
-                 still be running; what it does is not lost.",
+                "`{name}` is assigned to {} (attempt {}, {} ago), which is not connected. The job \
+                 may still be running; its result is not lost.",
                 self.worker(),
                 self.job.attempt,
                 since(),
@@ -77,13 +78,14 @@ impl Asked<'_> {
             WaitReason::Backoff => {
                 let due = moment(self.job.retry_at.as_ref()).unwrap_or(self.now);
                 let (wait, why) = (duration_words(due.ms_since(self.now)), words::reason(self.job));
-                format!("`{name}` is tried again in {wait} (at {due}): {why}.")
+                format!("`{name}` is retried in {wait} (at {due}): {why}.")
             }
             WaitReason::Needs => {
                 let waited = self.explanation.waits_for.iter();
                 let list = waited.map(|need| format!("`{}` ({})", need.name, need.state().word()));
                 let mut list: Vec<String> = list.collect();
                 let count = self.explanation.waits_for_count as usize;
+                // The server bounds the list: a job may need thousands.
                 let more = count.saturating_sub(list.len());
                 list.extend((more > 0).then(|| format!("and {more} more")));
                 format!("`{name}` waits for {}.", list.join(", "))
@@ -139,7 +141,7 @@ impl Asked<'_> {
             JobState::Skipped => format!("`{name}` was skipped: {reason}."),
             JobState::Cancelled => format!("`{name}` was cancelled with its run."),
             JobState::Rejected => {
-                format!("`{name}` is behind a gate that stays shut: {reason}.")
+                format!("The gate of `{name}` was rejected: {reason}.")
             }
             state @ (JobState::Unspecified
             | JobState::Waiting
@@ -170,6 +172,7 @@ impl Asked<'_> {
                 JobState::Failed | JobState::TimedOut => {
                     Some(format!("tow retry {name} --run {id}"))
                 }
+                // Not `retry`: the cause is another job, and a resume runs both.
                 JobState::Skipped | JobState::Cancelled | JobState::Rejected => Some(resume()),
                 JobState::Unspecified
                 | JobState::Waiting

@@ -76,6 +76,7 @@ impl GateCard {
             style: *style,
         };
         card.push_head(job);
+        // Before what may be long: the first lines are those of the live view.
         card.summary = card.lines.len();
         card.push_ends(run, job);
         card.push_needs(run, job);
@@ -105,6 +106,8 @@ impl GateCard {
             Some(columns) => {
                 wrapped(&line.text, columns.saturating_sub(*taken).max(TEXT_COLUMNS_MIN))
             }
+            // Without a terminal there is no width, and a program that reads the card needs whole
+            // lines.
             None => vec![&*line.text],
         };
         let dressed = |row: &str| if line.bold { self.style.bold(row) } else { row.to_owned() };
@@ -131,6 +134,8 @@ impl GateCard {
             "y" | "yes" if self.missing.is_empty() => Answer::Approve,
             "y" | "yes" => Answer::Unproven,
             _ if self.missing.is_empty() => Answer::Leave,
+            // As shown or as it is: a name with invisible characters can only be typed as it is
+            // shown.
             _ if line == self.word() || line == visible(&self.word()) => Answer::Approve,
             _ => Answer::Unproven,
         }
@@ -141,6 +146,8 @@ impl GateCard {
     fn word(&self) -> String {
         let name = self.job.as_str().trim();
         match name.to_lowercase().as_str() {
+            // A job may be called `y`. The word must not be an answer that is typed without
+            // reading.
             "" | "y" | "yes" | "n" | "no" => format!("job {name}"),
             _ => name.to_owned(),
         }
@@ -219,6 +226,8 @@ impl GateCard {
                     .chain(env.values())
                     .map(|text| open_placeholders(text))
                     .sum::<usize>();
+                // The approval is still possible, but only with the word: the script is not known
+                // in full.
                 self.missing.push(format!("{open} placeholders have no value: {}.", visible(&why)));
                 (Assignment { script, env }, "The script as it is written")
             }

@@ -11,6 +11,7 @@ use super::{safe, worker_word};
 /// The line for `fact` at `position`; `run` has taken it in. `None`: nothing a reader needs.
 pub(crate) fn line(position: u64, fact: &Fact, run: &Run) -> Option<String> {
     let about = about(fact, run)?;
+    // `job.failed` and not `job_failed`: the dot lets `grep ' job\.'` select one kind of record.
     let kind = fact.event.kind().replacen('_', ".", 1);
     let subject = match fact.event.job().and_then(|job| run.job(job.as_str())) {
         Some(job) => format!(" {}/{}", safe(job.plan.stage.as_str()), safe(job.plan.name.as_str())),
@@ -34,6 +35,7 @@ fn about(fact: &Fact, run: &Run) -> Option<String> {
                     .unwrap_or_default()
             )
         }
+        // Both always follow the creation, whose line has the numbers.
         RunEvent::JobsPlanned { .. } | RunEvent::RunStarted {} => return None,
         RunEvent::ConditionEvaluated { holds, .. } => format!("holds={holds}"),
         RunEvent::GateReached { approval_digest, .. } => {
@@ -113,6 +115,7 @@ pub(crate) fn cause_words(cause: &FailureCause) -> String {
         FailureCause::Lost(times) => times.to_string(),
         FailureCause::NotStarted(why)
         | FailureCause::OutputUnusable(why)
+        // Quoted and escaped: a line of this format is split at spaces by scripts.
         | FailureCause::ReportInvalid(why) => format!("{:?}", safe(why)),
     };
     format!("{}:{value}", cause.class())

@@ -212,12 +212,15 @@ fn sql(found: &Detected) -> Vec<Job> {
         let mut job = applies(&example, found.sqlite.as_deref());
         job.comment = vec!["One job for each file. This one has to be written still.".to_owned()];
         jobs.push(job.needs(Some("connects")));
+    // Hundreds of jobs in the first file would hide what a pipeline is.
     } else if files.len() > SQL_FILES_MAX {
         jobs.push(applies_all(files, found.sqlite.as_deref()).needs(Some("connects")));
     } else {
+        // A chain, because migrations build on each other.
         let mut before = "connects".to_owned();
         for (at, file) in files.iter().enumerate() {
             let mut job = applies(file, found.sqlite.as_deref());
+            // Job names are cut from file names, so two files can give one name.
             if jobs.iter().any(|other| other.name == job.name) {
                 job.name = format!("{}-{}", job.name, at + 1);
             }
@@ -226,6 +229,8 @@ fn sql(found: &Detected) -> Vec<Job> {
             before = name;
         }
     }
+    // In the file and not only on the terminal: the reader of the file must know that it is
+    // incomplete.
     if found.sql_left_out > 0 {
         let count = found.sql_left_out;
         jobs[1].comment.push(format!(

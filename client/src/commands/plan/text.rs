@@ -118,7 +118,7 @@ impl Page<'_> {
             self.prose(label, &format!("{}: {}", safe(&job.job), safe(&job.condition)));
         }
         for (at, retry) in outlook.retries.iter().take(NAMES_MAX).enumerate() {
-            let label = if at == 0 { "tried again" } else { "" };
+            let label = if at == 0 { "retried" } else { "" };
             self.prose(label, &retry_words(retry));
         }
         self.names("worker tags", &outlook.tags);
@@ -245,7 +245,7 @@ mod tests {
   failure aborts  customers
   locks           target (2 at once): products
   only if         products: matrix.x == 1
-  tried again     orders: 3 times after 1.0s on exit code 7
+  retried         orders: 3 times after 1.0s on exit code 7
                   or timeout
   worker tags     eu
   secrets         TOW_TEST_NEVER_SET (NOT SET here)

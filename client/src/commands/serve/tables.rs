@@ -29,6 +29,8 @@ impl LimitsTable {
         let time = |said: Option<String>, usual: Duration| match said {
             None => Ok(usual),
             Some(said) => match duration(&said)? {
+                // Zero would end every connection or request at once, and "no limit" is not
+                // offered.
                 0 => Err(Failure::new(
                     ErrorCode::ConfigInvalid,
                     format!("`limits`: `{said}` must be longer than zero"),
@@ -100,6 +102,8 @@ impl OidcTable {
         let invalid = |why: &str, advice: &str| {
             Err(Failure::new(ErrorCode::ConfigInvalid, format!("`oidc`: {why}"), advice))
         };
+        // Issuers publish an address, so people paste it here; "no such file" would not tell them
+        // why.
         if keys.to_string_lossy().contains("://") {
             let why =
                 format!("`{}` is not a file, and the server does not fetch keys", keys.display());
@@ -107,6 +111,7 @@ impl OidcTable {
                 "Fetch the keys with a timer of your own, and put the file in place with `mv`.";
             return invalid(&why, advice);
         }
+        // An empty audience would accept the tokens that the issuer made for other programs.
         if issuer.is_empty() || audience.is_empty() {
             return invalid(
                 "`issuer` and `audience` must say something",
