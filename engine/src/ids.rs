@@ -68,6 +68,7 @@ macro_rules! name {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                // `pad` and not `write_str`, so that `{:<20}` works in tables.
                 f.pad(&self.0)
             }
         }
@@ -111,6 +112,7 @@ impl Attempt {
     /// The attempt after this one.
     #[must_use]
     pub fn next(self) -> Self {
+        // Saturating: a panic in the fold would make the run unreadable.
         Self(self.0.saturating_add(1))
     }
 }

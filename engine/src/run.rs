@@ -134,6 +134,7 @@ impl Job {
     /// Back to the beginning. Only the numbers stay that are fences: of attempts and of gates.
     fn reset(&mut self, at: Timestamp) {
         let plan = Arc::clone(&self.plan);
+        // Without them a late report or a late approval of the time before would be accepted.
         let (attempt, asked) = (self.attempt, self.asked);
         *self = Self { plan, attempt, asked, ..Self::new(JobPlan::new("", "", ""), at) };
     }
@@ -185,6 +186,7 @@ impl PartialEq for Run {
             && self.newest_at == other.newest_at
             && self.finished_at == other.finished_at
             && self.reopened_at == other.reopened_at
+            // Without `by_name`, which follows from the jobs.
             && self.ready_queue == other.ready_queue
     }
 }
@@ -202,6 +204,8 @@ impl Run {
     /// The run that a snapshot holds. The indexes are rebuilt.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let mut run: Self = serde_json::from_slice(bytes)?;
+        // Not in the snapshot: an index that disagrees with its run would be worse than a slower
+        // start.
         run.reindex();
         Ok(run)
     }
@@ -278,6 +282,7 @@ impl Run {
 
     /// The earliest moment from `now` on at which time itself changes what may happen.
     pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        // A finished run changes only by a request.
         if !self.phase.is_live() {
             return None;
         }
@@ -287,6 +292,7 @@ impl Run {
         }
         let due = self.due.filter(|_| self.phase == Phase::Running);
         let expires = self.ready_queue.next_lapse().filter(|_| self.phase == Phase::Running);
+        // The earliest only: the timer asks again afterwards.
         [due, expires, self.ready_queue.next_backoff(now)].into_iter().flatten().min()
     }
 
@@ -331,6 +337,7 @@ impl Run {
             self.jobs.iter().zip(0..).map(|(job, index)| (job.plan.name.clone(), index)).collect();
         let stages = self.header.as_ref().map_or(&[][..], |header| &header.stages);
         self.ready_queue = ReadyQueue::build(stages, &self.jobs, &self.by_name);
+        // Collected, because filing changes the index that is walked.
         for index in self.ready_queue.gates().collect::<Vec<u32>>() {
             self.note_preapproval(index);
         }

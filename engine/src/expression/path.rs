@@ -80,7 +80,7 @@ fn is_plain(name: &str) -> bool {
 pub(super) struct Reference {
     /// What it reads.
     pub path: Path,
-    /// Its state.
+    /// Where it is in the text, in bytes.
     pub range: Range<usize>,
     /// The variable in its place.
     pub variable: String,
@@ -125,7 +125,10 @@ pub(super) fn parse(expr: &str) -> Result<Parsed, ExprError> {
         let start = cursor.at;
         let mut next = Before::Anything;
         match c {
+            // A text is skipped as a whole: a dotted name within it is not a name.
             '"' | '\'' => drop(cursor.string()?),
+            // `*` repeats texts: a result could be far larger than what it reads. The others begin
+            // maps and template blocks.
             '*' | '{' | '}' | '%' => {
                 let message = format!("`{c}` is not part of the expression language");
                 return Err(ExprError::syntax(start..start + 1, message));
@@ -138,9 +141,11 @@ pub(super) fn parse(expr: &str) -> Result<Parsed, ExprError> {
                 cursor.bump();
                 next = before;
             }
+            // With its letters, so that `1e5` does not contain the name `e5`.
             c if c.is_ascii_digit() => drop(cursor.plain()),
             c if c.is_alphabetic() || c == '_' => {
                 let word = cursor.plain();
+                // After `|` and `is` the same words would be filters and tests.
                 if before == Before::Anything && ROOTS.contains(&word) {
                     let path = cursor.path(word, start)?;
                     let range = start..cursor.at;
@@ -241,6 +246,7 @@ impl<'t> Cursor<'t> {
         loop {
             self.plain();
             let mut ahead = self.text[self.at..].chars();
+            // Only between characters of a name: `needs.a.outcome - 1` is a subtraction.
             let hyphen = ahead.next() == Some('-') && self.at > start;
             if !hyphen || !ahead.next().is_some_and(|c| c.is_alphanumeric() || c == '_') {
                 return &self.text[start..self.at];
@@ -315,6 +321,7 @@ impl<'t> Cursor<'t> {
 
 fn of_steps(root: &str, steps: Vec<String>) -> Result<Path, &'static str> {
     let mut steps = steps.into_iter();
+    // Four, one more than the longest path has: a longer one must not pass for its beginning.
     let steps = [steps.next(), steps.next(), steps.next(), steps.next()];
     match (root, steps) {
         ("needs", [Some(job), Some(field), None, None]) if field == "outcome" => {

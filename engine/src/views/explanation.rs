@@ -169,6 +169,7 @@ pub fn explain(run: &Run, job: &Job, around: &Surroundings<'_>) -> WaitReason {
             digest: *digest,
             approvals_remaining: job.approvals_remaining(),
         },
+        // After that moment it waits like any other job, although no event says so.
         JobState::BackingOff(due) if *due > around.now => WaitReason::Backoff { until: *due },
         JobState::Waiting
         | JobState::Admitted
@@ -194,6 +195,7 @@ fn of_waiting(run: &Run, job: &Job, around: &Surroundings<'_>) -> WaitReason {
     }
     if let Some(resource) = &job.plan.resource {
         let of = |locks: &LockUsage| locks.get(&resource.name).copied().unwrap_or(0);
+        // A lock is shared by all runs of the server, so a run alone does not know who holds it.
         let held = of(around.locks_of_others) + of(run.busy());
         if held >= resource.limit {
             let (name, limit) = (resource.name.clone(), resource.limit);
@@ -225,6 +227,7 @@ fn open_in_earlier_stage<'a>(run: &'a Run, job: &Job) -> Option<&'a Job> {
     run.jobs()
         .iter()
         .filter(|other| !other.state.is_over() && place(other).is_some_and(|at| at < own))
+        // The first open stage is the cause; those between it and the job wait as well.
         .min_by_key(|other| place(other))
 }
 

@@ -1,8 +1,8 @@
 //! What a list shows of a run, without its jobs: each event costs the same, however many jobs the
 //! run has, so that a list of runs never has to replay one.
 //!
-//! The counts of a run that continues are not here: they follow from every job, and a run that goes
-//! on is in memory with all of them.
+//! The counts of an unfinished run are not here: they follow from every job, and an unfinished run
+//! is in memory with all of them.
 
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +99,7 @@ impl Summary for RunSummary {
                 self.reopen(fact);
             }
             RunEvent::JobRetried { job } => {
+                // A retry of another job leaves the run aborted.
                 self.abort_root = self.abort_root.take().filter(|root| root != job);
                 self.reopen(fact);
             }
@@ -156,6 +157,7 @@ impl RunSummary {
     }
 
     fn reopen(&mut self, fact: &Fact) {
+        // Only a run that had ended gets a new span in its trace; an interrupted one keeps its own.
         if self.end.take().is_some() {
             self.reopened_at = Some(fact.at);
         }

@@ -30,7 +30,7 @@ pub(super) struct Matrix {
     pub axes: Vec<String>,
     /// The values of each job, in the order of the axes.
     pub combinations: Vec<Vec<String>>,
-    /// Its state.
+    /// Where it is in the text, in bytes.
     pub span: Range<usize>,
 }
 
