@@ -38,10 +38,12 @@ const SETTINGS: [&str; 8] = [
 /// repositories of this machine.
 pub fn git(files: bool) -> Command {
     let mut git = Command::new("git");
+    // `GIT_DIR`, `GIT_CONFIG_COUNT` and others of the worker's environment would change what runs.
     git.env_clear();
     git.envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     git.envs([
         ("GIT_CONFIG_NOSYSTEM", "1"),
+        // A prompt would wait for an answer that never comes, until the time limit.
         ("GIT_TERMINAL_PROMPT", "0"),
         ("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
         ("LC_ALL", "C"),
@@ -50,6 +52,7 @@ pub fn git(files: bool) -> Command {
     for setting in SETTINGS.into_iter().chain([allowed]) {
         git.args(["-c", setting]);
     }
+    // A job that is cancelled drops the future, and the fetch must end with it.
     git.stdin(Stdio::null()).kill_on_drop(true);
     git
 }
@@ -61,6 +64,7 @@ pub(crate) async fn fetch(
     commit: &str,
     files: bool,
 ) -> Result<(), String> {
+    // Checked again here: the worker trusts no server with what it hands to a program.
     if let Some(why) = remote_problem(address) {
         return Err(format!("its address {why}"));
     }
@@ -71,6 +75,7 @@ pub(crate) async fn fetch(
     let mut git = git(files);
     git.arg("--git-dir").arg(repository);
     git.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]);
+    // Without it an address that begins with `-` would be an option, and some options run programs.
     git.args(["--end-of-options", address, commit]);
     let done = timeout(FETCH_WITHIN, git.output()).await;
     let output = match done {
@@ -82,6 +87,7 @@ pub(crate) async fn fetch(
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
+    // The remote chooses this text, and it is shown in terminals.
     let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let end = (0..=SAID_BYTES_MAX.min(said.len())).rev().find(|at| said.is_char_boundary(*at));
     Err(format!("git says: {}", &said[..end.unwrap_or_default()]))
