@@ -30,6 +30,8 @@ const GOING_PAUSE: Duration = Duration::from_millis(10);
 const START_PAUSE: Duration = Duration::from_millis(100);
 /// How long the worker that started this process may take to connect.
 const FIRST_WORKER_MAX: Duration = Duration::from_secs(10);
+/// How often a keeper without a worker looks whether the directories of ended attempts still exist.
+const ABANDONED_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes that are read from the socket at once, at least.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -55,6 +57,7 @@ pub(super) fn serve(files: Option<u64>) -> io::Result<()> {
             orphans: Orphans::default(),
             worker: None,
             first_until: Some(Instant::now() + FIRST_WORKER_MAX),
+            abandoned_look: None,
         };
         keeper.run(UnixListener::from_std(listener)?).await
     })
@@ -70,6 +73,8 @@ struct Keeper {
     worker: Option<Connection>,
     /// Until when a worker that has never connected is waited for.
     first_until: Option<Instant>,
+    /// When it is to be looked for attempts that nobody can adopt any more, while there is no worker.
+    abandoned_look: Option<Instant>,
 }
 
 impl Keeper {
@@ -80,7 +85,10 @@ impl Keeper {
             tokio::select! {
                 request = next_of(&mut self.worker), if self.worker.is_some() => match request {
                     Some(request) => self.carry_out(request),
-                    None => self.worker = None,
+                    None => {
+                        self.worker = None;
+                        self.abandoned_look = Some(Instant::now() + ABANDONED_PAUSE);
+                    }
                 },
                 // Workers of one folder exclude each other: the one before has ended.
                 accepted = listener.accept() => {
@@ -105,7 +113,7 @@ impl Keeper {
     /// A worker has connected. What the one before asked for and was not begun never will be: the
     /// new one takes an attempt without a beginning in its journal for never started.
     fn take_worker(&mut self, stream: UnixStream) {
-        self.first_until = None;
+        (self.first_until, self.abandoned_look) = (None, None);
         self.waiting.clear();
         // Fails if it has gone again, which the next read says.
         drop(stream.try_write(&[HELLO]));
@@ -182,7 +190,8 @@ impl Keeper {
         let going = self.scripts.values().any(KeptScript::is_going).then_some(GOING_PAUSE);
         let waiting = (!self.waiting.is_empty()).then_some(START_PAUSE);
         let soon = going.into_iter().chain(waiting).min().map(|pause| Instant::now() + pause);
-        soon.into_iter().chain(self.orphans.due()).chain(self.first_until).min()
+        let looks = [self.orphans.due(), self.first_until, self.abandoned_look];
+        soon.into_iter().chain(looks.into_iter().flatten()).min()
     }
 
     fn do_what_is_due(&mut self) {
@@ -191,6 +200,26 @@ impl Keeper {
         if self.orphans.due().is_some_and(|due| due <= Instant::now()) {
             self.orphans.end_marked(&self.leaders());
         }
+        let now = Instant::now();
+        if self.abandoned_look.is_some_and(|look| look <= now) {
+            self.abandoned_look = Some(now + ABANDONED_PAUSE);
+            self.release_abandoned();
+        }
+    }
+
+    /// Releases what has ended and whose directory was removed, with its store: no worker can adopt
+    /// it, and this process would keep it for as long as the machine runs.
+    fn release_abandoned(&mut self) {
+        for (attempt, script) in &mut self.scripts {
+            let removed = || {
+                let found = attempt.symlink_metadata();
+                found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            };
+            if script.has_ended() && removed() {
+                script.release();
+            }
+        }
+        self.forget_gone();
     }
 }
 
@@ -220,5 +249,56 @@ async fn next_of(worker: &mut Option<Connection>) -> Option<Request> {
 async fn wait_until(due: Option<Instant>) {
     if let Some(due) = due {
         sleep_until(due.into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use nix::{
+        sys::{
+            stat::Mode,
+            wait::{Id, WaitPidFlag, waitid},
+        },
+        unistd::mkfifo,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_ended_attempt_whose_directory_was_removed_is_kept_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let attempt = folder.path().join("1");
+        fs::create_dir(&attempt).unwrap();
+        for name in ["out", "err", "end"] {
+            mkfifo(&attempt.join(name), Mode::S_IRWXU).unwrap();
+        }
+        File::create(crate::journal::path(&attempt)).unwrap();
+        let mut keeper = Keeper {
+            surroundings: Surroundings::new(None).unwrap(),
+            scripts: BTreeMap::new(),
+            waiting: Vec::new(),
+            orphans: Orphans::default(),
+            worker: None,
+            first_until: None,
+            abandoned_look: None,
+        };
+        keeper.start(Start {
+            attempt: attempt.clone(),
+            program: "/bin/true".into(),
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            folder: folder.path().into(),
+        });
+        let leader = keeper.scripts[&attempt].leader().unwrap();
+        waitid(Id::Pid(leader), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        keeper.scripts.get_mut(&attempt).unwrap().look();
+
+        keeper.release_abandoned();
+        assert!(keeper.is_needed(), "a worker may adopt it");
+        fs::remove_dir_all(&attempt).unwrap();
+        keeper.release_abandoned();
+        assert!(!keeper.is_needed());
     }
 }

@@ -179,6 +179,11 @@ impl KeptScript {
         }
     }
 
+    /// Whether it has ended and is still kept.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
     /// Sends `signal` to all its processes that are still in its group.
     pub(super) fn signal(&self, signal: Signal) {
         if self.leader().is_some() {
