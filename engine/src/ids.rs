@@ -95,6 +95,10 @@ name! {
     StageName
 }
 name! {
+    /// Which settings: those of the server are the only ones.
+    SettingsId
+}
+name! {
     /// A worker, as its session presented itself.
     WorkerName
 }

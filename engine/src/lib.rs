@@ -24,6 +24,7 @@ pub mod results;
 pub mod retry;
 pub mod run;
 pub mod scheduler;
+pub mod settings;
 pub mod source;
 pub mod test_events;
 pub mod time;

@@ -12,6 +12,12 @@ use crate::{
 /// The engine understood the command and said no. Nothing was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
+    /// No worker of this name is connected or drained.
+    #[error("no worker named `{worker}` is connected")]
+    WorkerUnknown {
+        /// The name asked for.
+        worker: WorkerName,
+    },
     /// No run has this id.
     #[error("there is no such run")]
     RunUnknown,
@@ -203,6 +209,7 @@ impl Refusal {
     /// The stable code that scripts may match on.
     pub fn code(&self) -> ErrorCode {
         match self {
+            Self::WorkerUnknown { .. } => ErrorCode::WorkerUnknown,
             Self::RunUnknown => ErrorCode::RunUnknown,
             Self::RunExists => ErrorCode::RunExists,
             Self::JobUnknown { .. } => ErrorCode::JobUnknown,
@@ -234,6 +241,7 @@ impl Refusal {
     /// What the refusal is about, by name, for programs. The message says the same in a sentence.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
+            Self::WorkerUnknown { worker } => vec![("worker", worker.to_string())],
             Self::RunUnknown | Self::RunExists | Self::NothingToResume => Vec::new(),
             Self::JobUnknown { job }
             | Self::ApprovalExpired { job }

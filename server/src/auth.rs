@@ -107,7 +107,8 @@ claims!(
     CancelRunRequest,
     ImportRunRequest,
     ApproveGateRequest,
-    RejectGateRequest
+    RejectGateRequest,
+    DrainWorkerRequest
 );
 
 /// The actor of `request`: the authenticated one, else the one that the request names.

@@ -113,12 +113,6 @@ pub enum CommandError {
         /// The name.
         name: String,
     },
-    /// No worker goes by this name.
-    #[error("no worker named `{name}` is connected")]
-    WorkerUnknown {
-        /// The name.
-        name: String,
-    },
     /// The job will not be assigned any more.
     #[error("job `{job}` is {state}")]
     JobEnded {

@@ -25,6 +25,7 @@ mod scheduler_driver;
 mod serve;
 mod server;
 mod sessions;
+mod settings;
 mod shared_scheduler;
 mod status;
 mod streams;

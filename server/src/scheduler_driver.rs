@@ -405,23 +405,6 @@ impl SchedulerDriver {
         }
     }
 
-    /// Gives the worker of this name nothing new, or jobs again.
-    pub(crate) fn drain_worker(
-        &self,
-        name: &str,
-        drained: bool,
-    ) -> Result<v1::Worker, CommandError> {
-        let worker = WorkerName::from(name);
-        let view = || {
-            let view =
-                self.scheduler.inspect(|all| all.worker(&worker).map(|it| wire::worker(&it)));
-            view.ok_or_else(|| CommandError::WorkerUnknown { name: name.to_owned() })
-        };
-        view()?;
-        self.scheduler.on(Input::DrainChanged { worker: worker.clone(), drained });
-        view()
-    }
-
     /// The leases among what was recorded.
     fn leased(&self, run: &RunId, recorded: &Recorded) -> Vec<Leased> {
         let mut all = Vec::new();

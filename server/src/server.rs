@@ -14,6 +14,7 @@ use crate::{
     past_reads::PastReads,
     runs::{RunHooks, Runs},
     scheduler_driver::SchedulerDriver,
+    settings::{SettingsHooks, StoredSettings},
     shared_scheduler::SharedScheduler,
     status::store_code,
     streams::Streams,
@@ -52,6 +53,7 @@ struct Inner {
     url: StoreUrl,
     log: Arc<OpenLog>,
     runs: Arc<Runs>,
+    settings: Arc<StoredSettings>,
     driver: Arc<SchedulerDriver>,
     outputs: Arc<Outputs>,
     past_reads: PastReads,
@@ -99,6 +101,8 @@ impl Server {
         let (snapshots, fence_base) = (opened.dir.snapshots(), opened.dir.fence_base());
         let log = Arc::new(OpenLog::new(opened.store, clock, snapshots, fence_base));
         let (scheduler, work) = SharedScheduler::new(Duration::from_millis(lease_ms));
+        let settings = SettingsHooks::new(Arc::clone(&scheduler));
+        let settings = Streams::open(&log, settings).await?;
         let hooks = RunHooks::new(scheduler, opened.dir.disk_space());
         let runs = Streams::open(&log, hooks).await?;
         let driver = Arc::new(SchedulerDriver::new(Arc::clone(&runs)));
@@ -107,6 +111,8 @@ impl Server {
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
         tasks.spawn(Arc::clone(&driver).run(work, stop.clone()));
+        // Before any worker connects: a drained one is given nothing.
+        settings.load_live().await?;
         // Loaded now, so that the timer knows when they are due, and the scheduler what they want
         // and who holds what.
         runs.load_live().await?;
@@ -114,8 +120,20 @@ impl Server {
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
         let (url, dir) = (opened.url, opened.dir);
         let past_reads = PastReads::default();
-        let inner =
-            Inner { url, log, runs, driver, outputs, past_reads, health, stop, cut, tasks, dir };
+        let inner = Inner {
+            url,
+            log,
+            runs,
+            settings,
+            driver,
+            outputs,
+            past_reads,
+            health,
+            stop,
+            cut,
+            tasks,
+            dir,
+        };
         let server = Self { inner: Arc::new(inner) };
         server.set_health(true).await;
         Ok(server)
@@ -168,6 +186,10 @@ impl Server {
 
     pub(crate) fn log(&self) -> &Arc<OpenLog> {
         &self.inner.log
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<StoredSettings> {
+        &self.inner.settings
     }
 
     pub(crate) fn runs(&self) -> &Arc<Runs> {

@@ -81,7 +81,6 @@ impl CommandError {
             Self::KeyReused => ErrorCode::IdempotencyKeyReused,
             Self::WorkerNameTaken { .. } => ErrorCode::WorkerNameTaken,
             Self::WorkerNameReserved { .. } => ErrorCode::WorkerNameReserved,
-            Self::WorkerUnknown { .. } => ErrorCode::WorkerUnknown,
             Self::JobEnded { .. } => ErrorCode::JobEnded,
             Self::VersionMismatch { .. } => ErrorCode::VersionMismatch,
             Self::Unauthenticated { .. } => ErrorCode::Unauthenticated,
@@ -118,9 +117,7 @@ impl CommandError {
                 ("attempt", attempt.to_string()),
                 ("newest", newest.to_string()),
             ],
-            Self::WorkerNameTaken { name }
-            | Self::WorkerNameReserved { name }
-            | Self::WorkerUnknown { name } => {
+            Self::WorkerNameTaken { name } | Self::WorkerNameReserved { name } => {
                 vec![("worker", name.clone())]
             }
             Self::JobEnded { job, state } => {

@@ -9,7 +9,7 @@ use towpath_engine::{
     decide::Ended,
     event::{Artifact, CAUSE_BYTES_MAX, FailureCause, RunEvent, bounded_text},
     gate::{self as gates, AUTHORS_MAX, Authors},
-    ids::{Actor, Attempt, Blob, Digest, JobName, invisible_in},
+    ids::{Actor, Attempt, Blob, Digest, JobName, WorkerName, invisible_in},
     run::{Job, Run},
     scheduler::SessionView,
     source::{Origin, Source},
@@ -281,6 +281,12 @@ pub(crate) fn worker(view: &SessionView<'_>) -> v1::Worker {
         connected: true,
         run: hello.only.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+/// A worker that is not connected, as people are shown it.
+pub(crate) fn absent_worker(name: &WorkerName, drained: bool) -> v1::Worker {
+    let state = if drained { v1::WorkerState::Draining } else { v1::WorkerState::Active }.into();
+    v1::Worker { name: name.to_string(), state, ..v1::Worker::default() }
 }
 
 /// What a report says. One that says nothing that can be recorded is a failure of its job.

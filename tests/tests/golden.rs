@@ -7,6 +7,7 @@ use towpath_engine::{
     codec::{decode, encode},
     event::{Fact, FailureCause, RunEvent},
     ids::{Actor, Blob},
+    settings::SettingsEvent,
     source::{Origin, Source},
     test_events::one_of_each_kind,
     time::Timestamp,
@@ -64,6 +65,25 @@ fn old_bytes_mean_what_they_meant() {
     for (kind, bytes) in golden() {
         let fact = decode(&bytes).unwrap_or_else(|error| panic!("`{kind}`: {error}"));
         assert_eq!(Some(&fact), test_events.get(&kind), "`{kind}` means something else now");
+    }
+}
+
+#[test]
+fn the_bytes_of_settings_are_written_as_ever() {
+    let worker = || "eu/1: ü".into();
+    let events = [
+        SettingsEvent::WorkerDrained { worker: worker() },
+        SettingsEvent::WorkerResumed { worker: worker() },
+    ];
+    let folder = folder().with_file_name("v1-settings");
+    assert_eq!(fs::read_dir(&folder).expect("the golden files").count(), events.len());
+    for event in events {
+        let kind = towpath_engine::aggregate::Event::kind(&event);
+        let fact = Fact { at: Timestamp(1_763_715_723_007), by: Actor::human("ana"), event };
+        let bytes = fs::read(folder.join(format!("{kind}.json"))).expect("a golden file");
+        let bytes = bytes.strip_suffix(b"\n").expect("a line end");
+        assert_eq!(decode::<SettingsEvent>(bytes).expect("an event"), fact);
+        assert_eq!(encode(&fact).expect("it fits a record"), bytes, "the bytes of `{kind}`");
     }
 }
 

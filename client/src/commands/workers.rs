@@ -21,7 +21,7 @@ pub(crate) struct WorkersArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// List the workers that are connected
+    /// List the workers that are connected or drained
     List,
     /// Assign no new jobs to a worker; its running jobs finish
     Drain {
@@ -60,7 +60,7 @@ pub(crate) async fn workers(app: &App, args: WorkersArgs) -> CommandResult {
 
 fn list(app: &App, workers: Vec<v1::Worker>) -> Result<(), Failure> {
     match app.output() {
-        Output::Text if workers.is_empty() => app.say("No worker is connected."),
+        Output::Text if workers.is_empty() => app.say("No worker is connected or drained."),
         Output::Text => {
             for worker in &workers {
                 app.print(&(line(app, worker) + "\n"))?;
@@ -91,6 +91,10 @@ fn is_draining(worker: &v1::Worker) -> bool {
 
 fn line(app: &App, worker: &v1::Worker) -> String {
     let state = if is_draining(worker) { "draining" } else { "ready" };
+    if !worker.connected {
+        let name = app.style.pad(&safe(&worker.name), 24);
+        return format!("{name} {:>9}  {state:<8}  not connected", "");
+    }
     let text = format!(
         "{} {:>9}  {state:<8}  since {}  {:<7}  {}",
         app.style.pad(&safe(&worker.name), 24),

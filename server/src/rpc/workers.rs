@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 use towpath_engine::{
     decide::Ended,
     event::{Artifact, FailureCause},
+    ids::WorkerName,
     results,
     scheduler::{Input, Message as Outbound, SessionId},
 };
@@ -76,15 +77,27 @@ impl WorkersService for Server {
         &self,
         _: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
-        Ok(Response::new(v1::ListWorkersResponse { workers: self.workers() }))
+        let mut workers = self.workers();
+        for name in self.settings().drained().await.map_err(status::of)? {
+            if !workers.iter().any(|worker| worker.name == name.as_str()) {
+                workers.push(wire::absent_worker(&name, true));
+            }
+        }
+        workers.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
 
     async fn drain_worker(
         &self,
         request: Request<v1::DrainWorkerRequest>,
     ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        let by = auth::actor(&request).map_err(status::of)?;
         let v1::DrainWorkerRequest { name, drain, actor: _ } = request.into_inner();
-        let worker = self.driver().drain_worker(&name, drain).map_err(status::of)?;
+        let name = WorkerName::from(name);
+        self.settings().set_drained(name.clone(), drain, &by).await.map_err(status::of)?;
+        let connected =
+            self.scheduler().inspect(|all| all.worker(&name).map(|it| wire::worker(&it)));
+        let worker = connected.unwrap_or_else(|| wire::absent_worker(&name, drain));
         Ok(Response::new(v1::DrainWorkerResponse { worker: Some(worker) }))
     }
 

@@ -393,6 +393,50 @@ async fn a_worker_that_is_drained_finishes_and_is_given_nothing_new() {
 }
 
 #[tokio::test]
+async fn a_drain_survives_a_restart_of_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let drain = |name: &str, drain| v1::DrainWorkerRequest {
+        name: name.to_owned(),
+        drain,
+        actor: towpath_tests::ANA.to_owned(),
+    };
+    let server = TestServer::in_folder(folder.path()).await;
+    let worker = server.worker("w", 1).await;
+    server.workers().drain_worker(drain("w", true)).await.expect("a worker");
+    drop(worker);
+    server.close().await;
+
+    // Nothing asks for the settings before the worker connects: the server knows them by itself.
+    let server = TestServer::in_folder(folder.path()).await;
+    let worker = server.worker("w", 1).await;
+    let yaml = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
+    let run = server.start(&file(yaml)).await;
+    server.settle().await;
+    assert_eq!(server.states(&run).await, "a waiting", "it is drained as it was");
+    drop(worker);
+    server.close().await;
+
+    let server = TestServer::in_folder(folder.path()).await;
+    let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await.expect("a list");
+    let [away] = &listed.into_inner().workers[..] else { panic!("one worker is listed") };
+    assert_eq!((&*away.name, away.state()), ("w", v1::WorkerState::Draining));
+    assert!(!away.connected);
+    let mut worker = server.worker("w", 1).await;
+    let resumed = server.workers().drain_worker(drain("w", false)).await.expect("a worker");
+    assert!(resumed.into_inner().worker.expect("a worker").connected);
+    worker.succeed("a").await;
+    assert_eq!(server.ended(&run).await, "succeeded");
+    let log = server.records("", 0).await;
+    let settings: Vec<_> = log.iter().filter(|it| it.stream == "settings/server").collect();
+    let kinds: Vec<_> = settings.iter().map(|record| &*record.kind).collect();
+    assert_eq!(kinds, ["worker_drained", "worker_resumed"]);
+    let fact: serde_json::Value = serde_json::from_slice(&settings[0].payload).expect("JSON");
+    assert_eq!(fact["by"], "human:ana");
+    assert_eq!(server.findings().await, [""; 0], "the doctor knows the stream");
+    server.close().await;
+}
+
+#[tokio::test]
 async fn a_worker_for_so_many_jobs_takes_no_more_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = TestServer::with_system_clock().await;
