@@ -320,7 +320,7 @@ fn a_remote_hands_over_exactly_the_commit_if_the_worker_may_ask_it() {
 
     let worker = yard.worker("careful", &[]);
     assert_eq!(yard.ended(&run), "failed");
-    let reason = yard.status(&run)["jobs"][0]["reason"].to_string();
+    let reason = yard.status(&run)["jobs"][0]["failure"]["message"].to_string();
     assert!(
         reason.contains("could not start: commit ") && reason.contains("--allow-file-remotes"),
         "{reason}"

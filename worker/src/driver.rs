@@ -338,7 +338,7 @@ impl Driver {
         let (worker, link) = (&self.options.name, &self.options.stay.link);
         match notice {
             Notice::Connected { held } => {
-                tracing::info!(worker, held, "worker connected");
+                tracing::info!(worker, held, "connected to the server");
                 link.send_replace(ConnectionState::Open(held));
             }
             Notice::Disconnected(outage) => {

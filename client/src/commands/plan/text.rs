@@ -279,7 +279,8 @@ mod tests {
             "\
 ▲ shop  nothing to resume in run 7f3ca1
   done, kept      switch
-  plan            the file was deleted; the plan of the run is used
+  plan            the file was deleted; the plan of the run
+                  is used
 "
         );
     }

@@ -114,7 +114,7 @@ impl OidcTable {
         // An empty audience would accept the tokens that the issuer made for other programs.
         if issuer.is_empty() || audience.is_empty() {
             return invalid(
-                "`issuer` and `audience` must say something",
+                "`issuer` and `audience` must not be empty",
                 "See docs/operations.md.",
             );
         }
@@ -144,8 +144,8 @@ mod tests {
         assert!(table(&format!("{good}secret = \"x\"\n{roles}")).is_err());
         let refused = |text: String| table(&text).unwrap().settings().unwrap_err().to_string();
         let url = good.replace("/etc/keys.json", "https://id/keys");
-        assert!(refused(format!("{url}{roles}")).contains("no file"));
-        assert!(refused(format!("{good}[roles]\nx = [\"worker\"]\n")).contains("no workers"));
+        assert!(refused(format!("{url}{roles}")).contains("not a file"));
+        assert!(refused(format!("{good}[roles]\nx = [\"worker\"]\n")).contains("for workers"));
         assert!(refused(format!("{}{roles}", good.replace("tow", ""))).contains("audience"));
     }
 }

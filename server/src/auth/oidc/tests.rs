@@ -190,7 +190,7 @@ fn claims_that_do_not_fit_are_refused() {
     for name in
         [json!(""), json!("a b"), json!("a:b"), json!("a\u{202e}"), json!(["ana"]), Value::Null]
     {
-        assert!(issuer.refused("sub", name).contains("who asks"));
+        assert!(issuer.refused("sub", name).contains("no identity"));
     }
     // Clocks differ by a little.
     let mut late = claims();
