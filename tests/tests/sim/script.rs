@@ -62,7 +62,9 @@ impl World {
         if running.filter(|script| !script.cancelled).count() >= SLOTS as usize {
             self.fail(format!("{key:?} is one job too many for {}", name(number)));
         }
-        let length = self.rng.mostly(8_000, 2 * LEASE);
+        // Some run longer than a lease lasts: so that an attempt can be invalid while it runs.
+        let longest = if self.rng.chance(20) { 3 * LEASE } else { 8_000 };
+        let length = self.rng.between(1, longest);
         let outcome = match self.rng.below(100) {
             0..78 => {
                 let file = self.rng.chance(20).then(|| self.rng.below(150_000));
