@@ -194,7 +194,9 @@ async fn a_lock_that_was_released_stays_so_in_whatever_order_appends_are_told() 
     let of_b = fixture.queues(&run, success("b")).await;
     let of_a = fixture.queues(&run, success("a")).await;
 
-    // The newest append is answered first, as two threads of the server may do it.
+    // Both tasks wait for the store before it answers the newest append first, as two threads of the
+    // server may do it. Without the yield they would run in the order in which they were spawned.
+    tokio::task::yield_now().await;
     fixture.store.go_on();
     of_b.done.await.unwrap();
     of_a.done.await.unwrap();
