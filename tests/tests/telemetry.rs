@@ -452,15 +452,15 @@ async fn a_collector_that_is_not_there_costs_one_sentence() {
         let run = scene.answer(run).await;
 
         assert!(run.status.success(), "{}", stderr(&run));
-        assert!(stderr(&run).matches("not exported").count() <= 1, "{}", stderr(&run));
+        assert!(stderr(&run).matches("Failed to export").count() <= 1, "{}", stderr(&run));
         assert!(began.elapsed() < WAIT_MAX, "{:?}", began.elapsed());
         scene.until_there("a").await;
     }
     let scene = Scene::new(SHORT, Some(format!("http://{}", free_address())));
     let run = scene.answer(scene.tow(&["run"])).await;
-    assert_eq!(stderr(&run).matches("not exported").count(), 1, "{}", stderr(&run));
+    assert_eq!(stderr(&run).matches("Failed to export").count(), 1, "{}", stderr(&run));
     let wrong = Scene::new(SHORT, Some("http://no such place".to_owned()));
     let run = wrong.answer(wrong.tow(&["run"])).await;
-    assert!(run.status.success() && stderr(&run).contains("not exported"), "{}", stderr(&run));
+    assert!(run.status.success() && stderr(&run).contains("Failed to export"), "{}", stderr(&run));
     drop(silent);
 }

@@ -80,8 +80,8 @@ fn following_shows_the_rest_when_the_process_of_the_run_has_ended_meanwhile() {
 #[test]
 fn following_a_job_whose_process_is_killed_does_not_say_that_it_is_over() {
     let folder = folder_with(
-        "stages: [s]\njobs:\n  copy: {stage: s, command: 'echo begun; until [ -e go ]; do sleep \
-         0.01; done'}\n",
+        "stages: [s]\njobs:\n  copy: {stage: s, command: 'touch here; echo begun; while [ -e here ]; \
+         do sleep 0.01; done'}\n",
     );
     let mut run = tow(folder.path(), &[], &["run"]);
     let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tow");
@@ -97,7 +97,7 @@ fn following_a_job_whose_process_is_killed_does_not_say_that_it_is_over() {
     out.read_to_string(&mut rest).expect("text");
     assert_eq!((line.as_str(), rest.as_str()), ("begun\n", ""));
     assert_eq!(logs.wait().expect("an end").code(), Some(42));
-    fs::write(folder.path().join("go"), "").expect("a file");
+    fs::remove_file(folder.path().join("here")).expect("the script outlives its worker");
 }
 
 /// `tow logs --follow` of a job, begun once there is a run to follow.

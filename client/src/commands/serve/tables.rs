@@ -113,10 +113,7 @@ impl OidcTable {
         }
         // An empty audience would accept the tokens that the issuer made for other programs.
         if issuer.is_empty() || audience.is_empty() {
-            return invalid(
-                "`issuer` and `audience` must not be empty",
-                "See docs/operations.md.",
-            );
+            return invalid("`issuer` and `audience` must not be empty", "See docs/operations.md.");
         }
         if roles.values().flatten().any(|role| *role == Role::Worker) {
             let why = "the role `worker` is for workers: a group of people cannot have it";
