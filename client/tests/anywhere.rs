@@ -322,7 +322,7 @@ fn a_remote_hands_over_exactly_the_commit_if_the_worker_may_ask_it() {
     assert_eq!(yard.ended(&run), "failed");
     let reason = yard.status(&run)["jobs"][0]["failure"]["message"].to_string();
     assert!(
-        reason.contains("could not start: commit ") && reason.contains("--allow-file-remotes"),
+        reason.contains("cannot be fetched") && reason.contains("--allow-file-remotes"),
         "{reason}"
     );
     drop(worker);
