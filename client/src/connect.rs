@@ -19,9 +19,8 @@ use towpath_proto::v1::{
     log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
     workers_service_client::WorkersServiceClient,
 };
-use towpath_server::{
-    DialTls, PemPair, Server, StoreUrl, SystemClock, dial_socket, dial_tcp, dial_tls, socket_in,
-};
+use towpath_server::{Server, StoreUrl, SystemClock, socket_in};
+use towpath_wire::dial::{DialTls, PemPair, dial_socket, dial_tcp, dial_tls};
 
 use crate::{channel::AuthorizedChannel, failure::Failure};
 

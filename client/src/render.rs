@@ -160,7 +160,7 @@ pub(crate) fn safe(text: &str) -> String {
 
 /// A worker as people see it: `local/<run>` is this machine.
 pub(crate) fn worker_word(worker: &str) -> String {
-    let own = worker.starts_with(towpath_server::LOCAL_WORKER_PREFIX);
+    let own = worker.starts_with(towpath_engine::scheduler::LOCAL_WORKER_PREFIX);
     safe(if own { "local" } else { worker })
 }
 

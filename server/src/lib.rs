@@ -40,12 +40,8 @@ pub use auth::certificates::CertificatesError;
 pub use clock::{Clock, SetClock, SystemClock};
 pub use command_error::CommandError;
 pub use limits::{Limit, Limits};
-pub use local::{LOCAL_URI, dial_socket};
-pub use serve::{Access, DialTls, PemPair, ServeError, ServeTls, dial_tcp, dial_tls};
+pub use serve::{Access, ServeError, ServeTls};
 pub use server::{OpenError, Server};
-pub use status::ERROR_DOMAIN;
-pub use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
-pub use wire::{read_back, views};
 
 /// The URL of a store, the only thing that may be shown of it, and where its owner listens.
 pub use towpath_storage::{StoreUrl, socket_in};

@@ -5,7 +5,6 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-    path::PathBuf,
 };
 
 use hyper_util::rt::TokioIo;
@@ -14,17 +13,10 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, Server as TonicServer, Uri};
+use tonic::transport::{Channel, Server as TonicServer, Uri};
+use towpath_wire::dial::local_endpoint;
 
-use crate::{
-    Server,
-    auth::guard::AccessRule,
-    limits::REQUESTS_MAX,
-    serve::{STREAM_WINDOW_BYTES, limited},
-};
-
-/// The address a local client seems to talk to.
-pub const LOCAL_URI: &str = "http://local";
+use crate::{Server, auth::guard::AccessRule, limits::REQUESTS_MAX, serve::limited};
 
 /// Only processes of its user connect to the socket.
 const SOCKET_MODE: u32 = 0o600;
@@ -47,7 +39,7 @@ impl Server {
             let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
             async move { end.map(TokioIo::new) }
         });
-        endpoint().connect_with_connector_lazy(dial)
+        local_endpoint().connect_with_connector_lazy(dial)
     }
 
     /// Listens on the socket in the store's folder, which only its owner may enter.
@@ -90,21 +82,6 @@ fn is_owned(stream: &UnixStream, owner: u32) -> bool {
 /// A server whose clients wait for room instead of being refused: they are its owner's.
 fn queued() -> TonicServer {
     limited().concurrency_limit_per_connection(REQUESTS_MAX)
-}
-
-/// A client of the server that listens on the socket at `path`.
-pub async fn dial_socket(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
-    let dial = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    endpoint().connect_with_connector(dial).await
-}
-
-fn endpoint() -> Endpoint {
-    Endpoint::from_static(LOCAL_URI)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
 }
 
 #[cfg(test)]

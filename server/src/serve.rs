@@ -2,7 +2,7 @@
 //! sockets of this machine are in `local`; here is the port for other machines.
 
 use std::{
-    fmt, io,
+    io,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -12,8 +12,7 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{
-    Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity, Server as TonicServer,
-    ServerTlsConfig,
+    Certificate, Error, Server as TonicServer, ServerTlsConfig,
     server::{Connected, TcpIncoming},
 };
 use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthService};
@@ -26,6 +25,7 @@ use towpath_proto::{
         workers_service_server::WorkersServiceServer,
     },
 };
+use towpath_wire::dial::{KEEPALIVE_WITHIN, PemPair, STREAM_WINDOW_BYTES};
 
 use crate::{
     Server,
@@ -46,13 +46,8 @@ use crate::{
 };
 
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
-/// More often than leases lapse: a worker must notice in time that its server has failed.
-const DIALLED_KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Pause after a connection that could not be taken.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
-const KEEPALIVE_WITHIN: Duration = Duration::from_secs(10);
-pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// How clients authenticate at a port.
 #[derive(Clone, Debug, Default)]
@@ -79,36 +74,6 @@ pub struct ServeTls {
     /// The authority's list of certificates that it has taken back. It is read again when it
     /// changes.
     pub client_crl: Option<PathBuf>,
-}
-
-/// What a client knows servers by, and itself.
-#[derive(Clone, Debug)]
-pub struct DialTls {
-    /// The authority of the server, in PEM.
-    pub ca: Vec<u8>,
-    /// The client's own certificate, if it is a worker.
-    pub own: Option<PemPair>,
-}
-
-/// A certificate and its key, in PEM.
-#[derive(Clone)]
-pub struct PemPair {
-    /// The certificate.
-    pub certificate: Vec<u8>,
-    /// The key.
-    pub key: Vec<u8>,
-}
-
-impl PemPair {
-    fn identity(&self) -> Identity {
-        Identity::from_pem(&self.certificate, &self.key)
-    }
-}
-
-impl fmt::Debug for PemPair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PemPair(..)")
-    }
 }
 
 /// Why a port cannot be served.
@@ -262,34 +227,4 @@ pub(crate) fn limited() -> TonicServer {
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
-}
-
-/// A client of the server at `address`, such as `127.0.0.1:7433`, in the clear. It connects with
-/// the first request, and again with the next whenever the connection was lost.
-pub fn dial_tcp(address: &str) -> Result<Channel, Error> {
-    Ok(lasting(Endpoint::from_shared(format!("http://{address}"))?))
-}
-
-/// As [`dial_tcp`], to a server that proves who it is.
-pub fn dial_tls(address: &str, tls: &DialTls) -> Result<Channel, Error> {
-    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
-    if let Some(own) = &tls.own {
-        config = config.identity(own.identity());
-    }
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))?;
-    Ok(lasting(endpoint.tls_config(config)?))
-}
-
-// The pings notice a server whose machine has failed; without them a worker would wait for the
-// timeout of TCP, which is many minutes.
-fn lasting(endpoint: Endpoint) -> Channel {
-    endpoint
-        .connect_timeout(CONNECT_WITHIN)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(DIALLED_KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_WITHIN)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
-        .connect_lazy()
 }

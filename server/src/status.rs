@@ -7,11 +7,9 @@ use tonic::{Code, Status, body::Body, codegen::http::Response};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use towpath_engine::code::{ErrorClass, ErrorCode};
 use towpath_storage::{StoreError, StoreErrorKind};
+use towpath_wire::ERROR_DOMAIN;
 
 use crate::{command_error::CommandError, limits::Limit};
-
-/// The domain of every `ErrorInfo`.
-pub const ERROR_DOMAIN: &str = "towpath";
 
 /// The code of an error of the store, which knows nothing of codes.
 pub(crate) fn store_code(error: &StoreError) -> ErrorCode {

@@ -1,8 +1,6 @@
 //! Between messages and the engine: commands one way in, views one way out. Nothing is decided.
 
 mod explain;
-pub mod read_back;
-pub mod views;
 
 use tokio::sync::Semaphore;
 use towpath_engine::{
@@ -22,8 +20,8 @@ use towpath_proto::{
 };
 
 pub(crate) use explain::explanation;
-use views::blob as blob_message;
-pub(crate) use views::{
+use towpath_wire::views::blob as blob_message;
+pub(crate) use towpath_wire::views::{
     artifact_of, gate, job, outcome, run, source as source_message, summary, time,
 };
 

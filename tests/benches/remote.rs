@@ -28,8 +28,9 @@ use towpath_proto::v1::{
     runs_service_client::RunsServiceClient, session_request::Message as ToServer,
     session_response::Message as FromServer, workers_service_client::WorkersServiceClient,
 };
-use towpath_server::{Server, SystemClock, dial_tcp};
+use towpath_server::{Server, SystemClock};
 use towpath_tests::{ANA, file, program, start_request, succeeded};
+use towpath_wire::dial::dial_tcp;
 
 /// Rounds of whatever varies; medians are printed.
 const ROUNDS: usize = 3;

@@ -17,7 +17,9 @@ use towpath_proto::v1::{
     runs_service_client::RunsServiceClient, workers_service_client::WorkersServiceClient,
 };
 use towpath_proto::words::Word as _;
-use towpath_server::{Access, Clock, ERROR_DOMAIN, Server, SetClock, SystemClock, dial_socket};
+use towpath_server::{Access, Clock, Server, SetClock, SystemClock};
+use towpath_wire::ERROR_DOMAIN;
+use towpath_wire::dial::dial_socket;
 
 use crate::ScriptedWorker;
 
@@ -433,7 +435,7 @@ impl SeenJob for v1::Job {
 
     fn reason(&self) -> String {
         if let Some(failure) = &self.failure {
-            let cause = towpath_server::read_back::failure_cause(failure);
+            let cause = towpath_wire::read_back::failure_cause(failure);
             return cause.map_or_else(|| failure.message.clone(), |cause| cause.to_string());
         }
         let Some(skip) = &self.skip else { return String::new() };

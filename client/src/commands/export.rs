@@ -121,7 +121,7 @@ mod tests {
         time::Timestamp,
     };
 
-    use towpath_server::views;
+    use towpath_wire::views;
 
     use super::*;
 

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use towpath_engine::code::ErrorCode;
 use towpath_server::{
-    Access, CertificatesError, LEASE_MS, Limits, PemPair, ServeError, ServeTls, Server, StoreUrl,
+    Access, CertificatesError, LEASE_MS, Limits, ServeError, ServeTls, Server, StoreUrl,
     SystemClock, auth::oidc::OidcError,
 };
+use towpath_wire::dial::PemPair;
 
 use tables::{LimitsTable, OidcTable, as_json};
 

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::watch;
 use towpath_engine::code::ErrorCode;
 use towpath_engine::event::FailureCause;
-use towpath_server::LOCAL_WORKER_PREFIX;
+use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
 use towpath_worker::{
     Adopted, AttemptsError, ConnectionState, Ended, SessionLimits, Stop, WorkerError,
     WorkerOptions, work,

@@ -10,7 +10,7 @@ use towpath_engine::{
     time::{Timestamp, duration_words},
 };
 use towpath_proto::v1::{self, JobState, JobView, source::Origin};
-use towpath_server::views;
+use towpath_wire::views;
 
 use super::{
     Mark, Style, safe,

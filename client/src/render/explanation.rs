@@ -1,5 +1,6 @@
 //! Why a job is in its state, as a sentence and the command that would change it.
 
+use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
 use towpath_engine::{
     expression::quoted,
     time::{Timestamp, duration_words},
@@ -8,7 +9,6 @@ use towpath_proto::{
     v1::{self, JobState, WaitReason},
     words::Word as _,
 };
-use towpath_server::LOCAL_WORKER_PREFIX;
 
 use super::words::{self, GateFacts, moment};
 

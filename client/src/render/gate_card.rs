@@ -11,7 +11,7 @@ use towpath_engine::{
 };
 
 use towpath_proto::v1::JobView;
-use towpath_server::views;
+use towpath_wire::views;
 
 use super::{
     Mark, Style,

@@ -7,7 +7,7 @@ use towpath_proto::{
     v1,
     words::Word as _,
 };
-use towpath_server::read_back::{failure_cause, gate_policy};
+use towpath_wire::read_back::{failure_cause, gate_policy};
 
 /// The moment that a message names. A server sends no other than valid ones.
 pub(crate) fn moment(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {

@@ -2,8 +2,7 @@
 
 use towpath_engine::{ids::JobName, run::Run, views::WaitReason};
 use towpath_proto::v1;
-
-use super::views::job_state;
+use towpath_wire::views::job_state;
 
 /// The reason for which a job of `run` waits.
 pub(crate) fn explanation(run: &Run, reason: &WaitReason) -> v1::Explanation {

@@ -16,10 +16,10 @@ use towpath_server::{
         roles::Role,
         tokens::{self, NewToken, TokenKind},
     },
-    dial_tcp,
 };
 use towpath_tests::SeenJob as _;
 use towpath_tests::{RealWorker, TestServer, code, eventually, file, start_request};
+use towpath_wire::dial::dial_tcp;
 use towpath_worker::SessionLimits;
 
 const FILE: u32 = 0o100_644;

@@ -8,9 +8,9 @@ use towpath_server::{
         roles::Role,
         tokens::{self, NewToken, TokenKind},
     },
-    dial_tcp,
 };
 use towpath_tests::{BEGINNING, TestServer, code, file, on_a_runtime};
+use towpath_wire::dial::dial_tcp;
 
 const YEAR_MS: i64 = 365 * 86_400_000;
 

@@ -24,12 +24,13 @@ use towpath_proto::v1::{
     self, report::Ended, runs_service_client::RunsServiceClient,
     session_request::Message as ToServer, workers_service_client::WorkersServiceClient,
 };
-use towpath_server::{Clock as _, SystemClock, dial_tcp};
+use towpath_server::{Clock as _, SystemClock};
 use towpath_tests::SeenJob as _;
 use towpath_tests::{
     RealWorker, ScriptedWorker, TestServer, eventually, file, on_a_runtime, program, skip,
     start_request, succeeded,
 };
+use towpath_wire::dial::dial_tcp;
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const ANYWHERE: &str = "127.0.0.1:0";

@@ -17,10 +17,10 @@ use towpath_server::{
         roles::Role,
         tokens::{self, NewToken, TokenKind},
     },
-    dial_tcp,
 };
 use towpath_tests::SeenJob as _;
 use towpath_tests::{TestServer, code, file, on_a_runtime, start_request};
+use towpath_wire::dial::dial_tcp;
 
 /// A server with a port, and people who come to it.
 struct Town {

@@ -15,8 +15,9 @@ use towpath_proto::v1::{
     self, log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
     session_request::Message as ToServer,
 };
-use towpath_server::{Access, Limits, dial_tcp};
+use towpath_server::{Access, Limits};
 use towpath_tests::{ScriptedWorker, TestServer, WAIT_MAX, code, file};
+use towpath_wire::dial::dial_tcp;
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";
 const MIB: usize = 1024 * 1024;

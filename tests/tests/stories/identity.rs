@@ -16,16 +16,16 @@ use towpath_proto::v1::{
     log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
 };
 use towpath_server::{
-    Access, Clock as _, DialTls, PemPair, ServeTls, SystemClock,
+    Access, Clock as _, ServeTls, SystemClock,
     auth::{
         oidc::OidcSettings,
         pki::{self, Issued, Subject},
         roles::Role,
         tokens::{self, NewToken, TokenKind},
     },
-    dial_tcp, dial_tls,
 };
 use towpath_tests::{RealWorker, ScriptedWorker, TestServer, WAIT_MAX, code, file, start_request};
+use towpath_wire::dial::{DialTls, PemPair, dial_tcp, dial_tls};
 use towpath_worker::{SessionLimits, WorkerError};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";

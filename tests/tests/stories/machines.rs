@@ -7,12 +7,12 @@ use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use towpath_proto::streams::Records;
 use towpath_proto::v1::{self, report::Ended};
-use towpath_server::dial_tcp;
 use towpath_tests::SeenJob as _;
 use towpath_tests::{
     RealWorker, ScriptedWorker, TestServer, code, eventually, file, on_a_runtime, start_request,
     succeeded,
 };
+use towpath_wire::dial::dial_tcp;
 use towpath_worker::{SessionLimits, WorkerError};
 
 const ONE: &str = "stages: [s]\njobs:\n  a: {stage: s, command: x}\n";

@@ -24,8 +24,8 @@ use towpath_proto::{
         workers_service_server::{WorkersService, WorkersServiceServer},
     },
 };
-use towpath_server::dial_tcp;
 use towpath_tests::RealWorker;
+use towpath_wire::dial::dial_tcp;
 use towpath_worker::{SessionLimits, WorkerError};
 
 /// Long enough for an answer over loopback.

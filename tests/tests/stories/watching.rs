@@ -14,8 +14,8 @@ use towpath_proto::{
     },
     v1::{self, workers_service_client::WorkersServiceClient},
 };
-use towpath_server::dial_tcp;
 use towpath_tests::{TestServer, file, on_a_runtime, succeeded};
+use towpath_wire::dial::dial_tcp;
 
 const ANYWHERE: &str = "127.0.0.1:0";
 const MIXED: &str = "stages: [s]

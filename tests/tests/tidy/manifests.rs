@@ -7,7 +7,7 @@ use towpath_tests::root;
 use crate::none;
 
 /// The crates, their folders, and what of ours they may import.
-const MAY_IMPORT: [(&str, &str, &[&str]); 8] = [
+const MAY_IMPORT: [(&str, &str, &[&str]); 9] = [
     ("engine", "towpath-engine", &[]),
     // Itself, as a dev-dependency, for its contract.
     ("storage", "towpath-storage", &["towpath-storage"]),
@@ -16,8 +16,9 @@ const MAY_IMPORT: [(&str, &str, &[&str]); 8] = [
     (
         "server",
         "towpath-server",
-        &["towpath-engine", "towpath-pipeline", "towpath-storage", "towpath-proto"],
+        &["towpath-engine", "towpath-pipeline", "towpath-storage", "towpath-proto", "towpath-wire"],
     ),
+    ("wire", "towpath-wire", &["towpath-engine", "towpath-proto"]),
     ("worker", "towpath-worker", &["towpath-engine", "towpath-proto"]),
     (
         "client",
@@ -27,6 +28,7 @@ const MAY_IMPORT: [(&str, &str, &[&str]); 8] = [
             "towpath-worker",
             "towpath-pipeline",
             "towpath-proto",
+            "towpath-wire",
             "towpath-engine",
         ],
     ),
@@ -40,6 +42,7 @@ const MAY_IMPORT: [(&str, &str, &[&str]); 8] = [
             "towpath-proto",
             "towpath-server",
             "towpath-worker",
+            "towpath-wire",
             "towpath",
         ],
     ),

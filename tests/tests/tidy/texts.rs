@@ -4,8 +4,8 @@ use towpath_tests::{Source, sources};
 
 use crate::none;
 
-const CRATES: [&str; 8] =
-    ["engine", "pipeline", "storage", "proto", "server", "worker", "client", "tests"];
+const CRATES: [&str; 9] =
+    ["engine", "pipeline", "storage", "proto", "wire", "server", "worker", "client", "tests"];
 
 /// Longest source file without its own tests, in lines.
 const LINES_MAX: usize = 500;

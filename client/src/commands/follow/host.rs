@@ -7,7 +7,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 use towpath_engine::code::ErrorCode;
-use towpath_server::LOCAL_WORKER_PREFIX;
+use towpath_engine::scheduler::LOCAL_WORKER_PREFIX;
 use towpath_worker::{
     AttemptsDir, SessionLimits, Stop, WorkResult, WorkerError, WorkerOptions, work,
 };

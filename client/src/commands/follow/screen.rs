@@ -15,7 +15,7 @@ use towpath_engine::{
     run::{Job, Phase, Run},
 };
 use towpath_proto::{streams::Records, v1};
-use towpath_server::views;
+use towpath_wire::views;
 
 use super::{Follow, LAST_WORD_WITHIN, now, stream::apply};
 use crate::{

@@ -18,10 +18,11 @@ use towpath_proto::v1::{
     put_blob_request::Part, runs_service_client::RunsServiceClient,
     session_request::Message as ToServer,
 };
-use towpath_server::{Access, Limits, dial_tcp};
+use towpath_server::{Access, Limits};
 use towpath_tests::{
     RealWorker, ScriptedWorker, TestServer, WAIT_MAX, code, file, start_request, succeeded,
 };
+use towpath_wire::dial::dial_tcp;
 use towpath_worker::SessionLimits;
 
 use super::{Besieged, GATES, LIST, ONE, frame, request, send, status};

@@ -1,6 +1,5 @@
-//! Runs, jobs and gates as messages. Nothing is put into words here: the client does that.
-//!
-//! Public, because the client draws a run that it follows with the same messages that it reads.
+//! Runs, jobs and gates as messages. Nothing is put into words here: the client does that, and draws
+//! a run that it follows with the same messages that it reads.
 
 use towpath_engine::{
     event::{FailureCause, RunOutcome, SkipCause},
@@ -20,10 +19,9 @@ use towpath_proto::{
     v1::{self, JobView},
     words::Word as _,
 };
-use towpath_storage::{Position, Version};
 
 /// A moment of the log as a message has it.
-pub(crate) fn time(at: Timestamp) -> WireTimestamp {
+pub fn time(at: Timestamp) -> WireTimestamp {
     timestamp(at.0)
 }
 
@@ -41,7 +39,7 @@ pub fn phase(phase: &Phase) -> (v1::RunPhase, v1::RunOutcome) {
 }
 
 /// How a run ended.
-pub(crate) fn outcome(outcome: RunOutcome) -> v1::RunOutcome {
+pub fn outcome(outcome: RunOutcome) -> v1::RunOutcome {
     match outcome {
         RunOutcome::Succeeded => v1::RunOutcome::Succeeded,
         RunOutcome::Partial => v1::RunOutcome::Partial,
@@ -73,7 +71,7 @@ pub fn job_state(state: &JobState) -> v1::JobState {
 }
 
 /// A run, without its jobs.
-pub fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v1::Run {
+pub fn run(run: &Run, version: u64, position: u64, short_id: &str) -> v1::Run {
     let Some(header) = run.header() else { return v1::Run::default() };
     let counts = run.counts();
     let (phase, outcome) = phase(run.phase());
@@ -113,7 +111,7 @@ pub fn run(run: &Run, version: Version, position: Position, short_id: &str) -> v
 }
 
 /// A run that has ended, from the list of runs alone. `None`: it goes on.
-pub(crate) fn summary(listed: &Listed<Run>, short_id: &str) -> Option<v1::Run> {
+pub fn summary(listed: &Listed<Run>, short_id: &str) -> Option<v1::Run> {
     let Listed { summary, position, version, .. } = listed;
     let (header, end) = (&summary.header, summary.end.as_ref()?);
     let EndCounts { succeeded, failed, skipped, cancelled, rejected } = end.counts;
@@ -152,7 +150,7 @@ pub(crate) fn summary(listed: &Listed<Run>, short_id: &str) -> Option<v1::Run> {
 }
 
 /// The files of a run.
-pub(crate) fn source(source: &Source) -> v1::Source {
+pub fn source(source: &Source) -> v1::Source {
     let Source { commit, origin, folder, parent, dirty } = source;
     v1::Source {
         commit: commit.clone(),
@@ -403,7 +401,7 @@ fn retry_policy(retry: &RetryPolicy) -> v1::RetryPolicy {
 }
 
 /// A blob by its name.
-pub(crate) fn blob(blob: &Blob) -> v1::Blob {
+pub fn blob(blob: &Blob) -> v1::Blob {
     v1::Blob { size: blob.size, sha256: blob.sha256.to_string() }
 }
 
@@ -412,7 +410,7 @@ fn artifact(artifact: &towpath_engine::event::Artifact) -> v1::Artifact {
 }
 
 /// The kept file `path` of `job`.
-pub(crate) fn artifact_of(job: &Job, path: &str) -> Option<Blob> {
+pub fn artifact_of(job: &Job, path: &str) -> Option<Blob> {
     job.artifacts.iter().find(|artifact| artifact.path == path).map(|artifact| artifact.blob)
 }
 
@@ -444,7 +442,7 @@ fn approval(approval: &Approval) -> v1::GateApproval {
 }
 
 /// A gate that waits.
-pub(crate) fn gate(id: &RunId, run: &Run, job: &Job) -> Option<v1::Gate> {
+pub fn gate(id: &RunId, run: &Run, job: &Job) -> Option<v1::Gate> {
     let JobState::AtGate(digest) = &job.state else { return None };
     Some(v1::Gate {
         run: id.to_string(),

@@ -51,7 +51,7 @@ mod tests {
     use towpath_engine::ids::Actor;
 
     use super::*;
-    use crate::wire::views;
+    use crate::views;
 
     #[test]
     fn a_policy_and_a_cause_come_back_as_they_were() {
