@@ -21,6 +21,7 @@ use towpath_engine::{
     run::Run,
     scheduler::{DueTimes, Input},
     time::Timestamp,
+    views::EndedSpan,
 };
 use towpath_storage::{DiskFull, DiskSpace, FREE_BYTES_MIN, Version};
 
@@ -29,7 +30,7 @@ use crate::{
     shared_scheduler::SharedScheduler,
     streams::{StreamHooks, Streams},
     sync::locked,
-    telemetry::spans::{Ended, ended},
+    telemetry::spans,
 };
 
 /// The runs of a store.
@@ -98,7 +99,7 @@ impl RunHooks {
 
 impl StreamHooks<Run> for RunHooks {
     /// The spans that end with what was decided.
-    type Pending = Vec<Ended>;
+    type Pending = Vec<EndedSpan>;
 
     fn exclusive(&self, run: &Run, commands: &[Command]) -> Option<&SyncMutex<()>> {
         let leases = commands.iter().any(|command| matches!(command, Command::Lease(_)));
@@ -124,10 +125,10 @@ impl StreamHooks<Run> for RunHooks {
         run: &Run,
         command: &Command,
         written: &[Written<RunEvent>],
-        spans: &mut Vec<Ended>,
+        pending: &mut Vec<EndedSpan>,
     ) {
         // Now: a lease that follows in the same append changes what the run says of its attempts.
-        spans.extend(ended(run, command, written));
+        pending.extend(spans::ended(run, command, written));
     }
 
     fn is_asked_again(&self, commands: &[Command]) -> bool {
@@ -144,8 +145,8 @@ impl StreamHooks<Run> for RunHooks {
         self.note_due(id, run, at);
     }
 
-    fn durable(&self, id: &RunId, version: Version, facts: &[Fact], spans: Vec<Ended>) {
-        spans.into_iter().for_each(Ended::export);
+    fn durable(&self, id: &RunId, version: Version, facts: &[Fact], ended: Vec<EndedSpan>) {
+        ended.into_iter().for_each(spans::export);
         let lost = facts.iter().filter(|fact| matches!(fact.event, RunEvent::JobLost { .. }));
         self.leases_lost.fetch_add(lost.count() as u64, Ordering::Relaxed);
         self.scheduler.on(Input::RunDurable { run: id, version, facts });
