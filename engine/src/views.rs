@@ -2,10 +2,12 @@
 
 mod explanation;
 mod list;
+mod metrics;
 mod run_summary;
 mod spans;
 
 pub use explanation::{NEEDS_NAMED_MAX, Surroundings, WaitReason, WorkerSupply, explain};
 pub use list::{FindError, List, Listed, Summary};
+pub use metrics::{EventCounters, RunMetrics};
 pub use run_summary::{EndCounts, RunEnd, RunSummary};
 pub use spans::{EndedSpan, SpanValue, ended_spans};

@@ -5,13 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::sync::mpsc;
 use tonic::Status;
-use towpath_engine::{
-    event::RunOutcome,
-    ids::WorkerName,
-    run::{Counts, Phase, Run},
-    scheduler::Scheduler,
-    time::Timestamp,
-};
+use towpath_engine::{scheduler::Scheduler, views::RunMetrics};
 use towpath_proto::v1;
 
 use crate::{Server, command_error::CommandError, sync::locked};
@@ -40,75 +34,33 @@ pub(crate) struct Wanted {
 /// The numbers of one moment.
 #[derive(Debug, Default)]
 pub(crate) struct MetricValues {
-    /// Runs by phase; every phase is there.
-    pub(crate) runs: BTreeMap<&'static str, u64>,
-    /// Jobs of live runs by state; every state is there.
-    pub(crate) jobs: BTreeMap<&'static str, u64>,
+    pub(crate) of_runs: RunMetrics,
     /// Runs whose records cannot be replayed.
     pub(crate) set_aside: u64,
-    pub(crate) gates: u64,
-    /// Since when the gate waits that has waited longest.
-    pub(crate) oldest_gate: Option<Timestamp>,
     /// Jobs of live runs that want a worker or have one, by their tags.
     pub(crate) demand: Demand,
-    /// Leases by who holds them.
-    pub(crate) leases: BTreeMap<WorkerName, u64>,
 }
 
 impl Server {
     /// What the views say now.
     pub(crate) async fn metric_values(&self) -> Result<MetricValues, CommandError> {
-        let mut metric_values = MetricValues::default();
+        let mut of_runs = RunMetrics::default();
         {
             let list = locked(&self.runs().list);
             let ends = list.newest_first().filter_map(|listed| listed.summary.end.as_ref());
-            metric_values.count_ended(ends.map(|end| end.outcome));
+            ends.for_each(|end| of_runs.count_ended(end.outcome));
         }
         for id in self.runs().live() {
             match self.runs().lock_latest(&id).await {
-                Ok(loaded) => metric_values.take(&loaded.state),
+                Ok(loaded) => of_runs.count_live(&loaded.state),
                 // Set aside by now, and counted below.
                 Err(CommandError::Unreplayable { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        metric_values.demand = self.demand();
         // Runs that ended before they were found damaged are counted by how they ended, too.
-        metric_values.set_aside = locked(&self.runs().set_aside).len() as u64;
-        Ok(metric_values)
-    }
-}
-
-impl MetricValues {
-    fn count_ended(&mut self, outcomes: impl Iterator<Item = RunOutcome>) {
-        let live =
-            [Phase::Planning, Phase::Running, Phase::Aborting, Phase::Cancelling, Phase::TimingOut];
-        let ended = RunOutcome::ALL.into_iter().map(RunOutcome::word);
-        let words = live.iter().map(Phase::word).chain(ended);
-        self.runs = words.map(|word| (word, 0)).collect();
-        for (state, _) in by_state(&Counts::default()) {
-            self.jobs.insert(state, 0);
-        }
-        for outcome in outcomes {
-            *self.runs.entry(outcome.word()).or_default() += 1;
-        }
-    }
-
-    /// Applies a run that has not ended.
-    fn take(&mut self, run: &Run) {
-        *self.runs.entry(run.phase().word()).or_default() += 1;
-        for (state, count) in by_state(run.counts()) {
-            *self.jobs.entry(state).or_default() += u64::from(count);
-        }
-        for gate in run.gates() {
-            self.gates += 1;
-            self.oldest_gate = Some(self.oldest_gate.map_or(gate.since, |at| at.min(gate.since)));
-        }
-        for job in run.leased() {
-            if let Some((_, worker)) = job.state.lease() {
-                *self.leases.entry(worker.clone()).or_default() += 1;
-            }
-        }
+        let set_aside = locked(&self.runs().set_aside).len() as u64;
+        Ok(MetricValues { of_runs, set_aside, demand: self.demand() })
     }
 }
 
@@ -170,23 +122,6 @@ pub(crate) fn demand_of(demand: &Demand, asked: &v1::WatchDemandRequest) -> v1::
     let left_out = u32::try_from(sets.len().saturating_sub(TAG_SETS_MAX)).unwrap_or(u32::MAX);
     sets.truncate(TAG_SETS_MAX);
     v1::Demand { sets, left_out }
-}
-
-/// How many jobs are in which state, each in one state only.
-fn by_state(counts: &Counts) -> [(&'static str, u32); 10] {
-    [
-        ("waiting", counts.waiting),
-        ("at_gate", counts.at_gate),
-        ("running", counts.running),
-        ("backing_off", counts.backing_off),
-        ("succeeded", counts.succeeded),
-        // The engine counts time-outs as failures too; as metrics the two are apart.
-        ("failed", counts.failed.saturating_sub(counts.timed_out)),
-        ("timed_out", counts.timed_out),
-        ("skipped", counts.skipped),
-        ("cancelled", counts.cancelled),
-        ("rejected", counts.rejected),
-    ]
 }
 
 #[cfg(test)]

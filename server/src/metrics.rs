@@ -158,15 +158,15 @@ fn of_runs(server: &Server, metric_values: &MetricValues) -> Vec<MetricSeries> {
         counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
     };
     let now = server.runs().log.now();
-    let age = metric_values.oldest_gate.map_or(0, |since| now.ms_since(since));
+    let age = metric_values.of_runs.oldest_gate.map_or(0, |since| now.ms_since(since));
     let help = "How long the gate has waited that has waited longest; 0 if none does";
     let damaged = "Runs that were found damaged since the server began, and are set aside";
     let waiting = "Gates of live runs that wait for a person";
     vec![
-        family("runs", "Runs by phase", "phase", words(&metric_values.runs)),
-        family("jobs", "Jobs of live runs by state", "state", words(&metric_values.jobs)),
+        family("runs", "Runs by phase", "phase", words(&metric_values.of_runs.runs)),
+        family("jobs", "Jobs of live runs by state", "state", words(&metric_values.of_runs.jobs)),
         single("runs_damaged", damaged, MetricKind::Now, metric_values.set_aside),
-        single("gates_waiting", waiting, MetricKind::Now, metric_values.gates),
+        single("gates_waiting", waiting, MetricKind::Now, metric_values.of_runs.gates),
         single("gates_oldest_age", help, MetricKind::Seconds, age),
     ]
 }
@@ -179,7 +179,7 @@ fn of_workers(workers: &[v1::Worker], metric_values: &MetricValues) -> Vec<Metri
     };
     let tags_of: BTreeMap<&str, &[String]> =
         workers.iter().map(|worker| (worker.name.as_str(), &worker.tags[..])).collect();
-    let leases = metric_values.leases.iter().map(|(worker, count)| {
+    let leases = metric_values.of_runs.leases.iter().map(|(worker, count)| {
         let tags = tags_of.get(worker.as_str());
         (tags.map_or_else(|| vec![AWAY.to_owned()], |tags| sorted(tags)), *count)
     });

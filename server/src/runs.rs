@@ -21,7 +21,7 @@ use towpath_engine::{
     run::Run,
     scheduler::{DueTimes, Input},
     time::Timestamp,
-    views::EndedSpan,
+    views::{EndedSpan, EventCounters},
 };
 use towpath_storage::{DiskFull, DiskSpace, FREE_BYTES_MIN, Version};
 
@@ -147,8 +147,8 @@ impl StreamHooks<Run> for RunHooks {
 
     fn durable(&self, id: &RunId, version: Version, facts: &[Fact], ended: Vec<EndedSpan>) {
         ended.into_iter().for_each(spans::export);
-        let lost = facts.iter().filter(|fact| matches!(fact.event, RunEvent::JobLost { .. }));
-        self.leases_lost.fetch_add(lost.count() as u64, Ordering::Relaxed);
+        let EventCounters { leases_lost } = EventCounters::of(facts);
+        self.leases_lost.fetch_add(leases_lost, Ordering::Relaxed);
         self.scheduler.on(Input::RunDurable { run: id, version, facts });
     }
 
