@@ -1,11 +1,13 @@
 //! What is shown of the events, folded one event at a time. Views decide nothing.
 
+mod event_line;
 mod explanation;
 mod list;
 mod metrics;
 mod run_summary;
 mod spans;
 
+pub use event_line::{DetailValue, EventLine, event_line};
 pub use explanation::{NEEDS_NAMED_MAX, Surroundings, WaitReason, WorkerSupply, explain};
 pub use list::{FindError, List, Listed, Summary};
 pub use metrics::{EventCounters, RunMetrics};
