@@ -1,5 +1,6 @@
 //! What is shown of the events, folded one event at a time. Views decide nothing.
 
+mod board;
 mod event_line;
 mod explanation;
 mod list;
@@ -7,6 +8,7 @@ mod metrics;
 mod run_summary;
 mod spans;
 
+pub use board::{Board, BoardChange, BoardStage, board_change, by_stage};
 pub use event_line::{DetailValue, EventLine, event_line};
 pub use explanation::{NEEDS_NAMED_MAX, Surroundings, WaitReason, WorkerSupply, explain};
 pub use list::{FindError, List, Listed, Summary};

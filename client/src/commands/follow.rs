@@ -145,7 +145,7 @@ async fn until_rest(
         {
             return Ok(exit::INTERRUPTED);
         }
-        if show.waits_for_a_person() && !host.interrupted && (host.works() || !follow.wait) {
+        if show.run.waits_for_people() && !host.interrupted && (host.works() || !follow.wait) {
             // An approval may be on its way already, with `--yes` even in the same append.
             if let Ok(record) = tokio::time::timeout(MORE_WITHIN, records.next()).await {
                 show.take(&heard(record)?)?;

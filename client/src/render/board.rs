@@ -6,8 +6,9 @@
 use std::collections::{HashMap, HashSet};
 
 use towpath_engine::{
-    run::{Job, Run},
+    run::Run,
     time::{Timestamp, duration_words},
+    views::{Board, by_stage},
 };
 use towpath_proto::v1::{self, JobState, JobView, source::Origin};
 use towpath_wire::views;
@@ -160,22 +161,6 @@ fn row(mark: Mark, name: &str, took: &str, note: &str, style: &Style) -> String 
     line.trim_end().to_owned()
 }
 
-/// The jobs of each stage, in one pass: stages in their order, jobs in file order.
-fn by_stage<'a, S: AsRef<str>, J>(
-    stages: &'a [S],
-    jobs: impl Iterator<Item = (&'a str, J)>,
-) -> Vec<(&'a str, Vec<J>)> {
-    let place: HashMap<&str, usize> = stages.iter().map(AsRef::as_ref).zip(0..).collect();
-    let mut grouped: Vec<(&str, Vec<J>)> =
-        stages.iter().map(|stage| (stage.as_ref(), Vec::new())).collect();
-    for (stage, job) in jobs {
-        if let Some(place) = place.get(stage) {
-            grouped[*place].1.push(job);
-        }
-    }
-    grouped
-}
-
 /// One stage in one line: sign, count, and what happens in it.
 fn stage_line(stage: &str, jobs: &[JobState], style: &Style) -> String {
     let count =
@@ -284,18 +269,18 @@ pub(crate) fn moving(
     style: &Style,
     stopping: bool,
 ) -> Vec<String> {
-    let Some(header) = run.header() else { return Vec::new() };
+    if run.header().is_none() {
+        return Vec::new();
+    }
     let mut picture = Vec::new();
-    let stages: Vec<&str> = header.stages.iter().map(|stage| stage.as_str()).collect();
-    // Of most jobs only the state is drawn. Messages of all of them, ten times a second, would cost
-    // more than the drawing.
-    let jobs = run.jobs().iter().map(|job| (job.plan.stage.as_str(), job));
-    let is_open = |(_, jobs): &(&str, Vec<&Job>)| jobs.iter().any(|job| !job.state.is_over());
-    for (stage, jobs) in by_stage(&stages, jobs).into_iter().filter(is_open).take(STAGES_MAX) {
-        let states: Vec<JobState> = jobs.iter().map(|job| views::job_state(&job.state)).collect();
-        picture.push(stage_line(stage, &states, style));
-        let running = jobs.into_iter().filter(|job| job.state.lease().is_some());
-        for job in running.take(RUNNING_MAX) {
+    let Board { stages, gates } = Board::of(run);
+    for stage in stages.iter().take(STAGES_MAX) {
+        // Of most jobs only the state is drawn. Messages of all of them, ten times a second, would
+        // cost more than the drawing.
+        let states = stage.jobs.iter().map(|job| views::job_state(&job.state));
+        let states: Vec<JobState> = states.collect();
+        picture.push(stage_line(stage.name.as_str(), &states, style));
+        for job in stage.running().take(RUNNING_MAX) {
             let name = job.plan.name.as_str();
             let took = duration_words(now.ms_since(job.since));
             let mut about = lines.get(name).cloned().unwrap_or_default();
@@ -305,7 +290,7 @@ pub(crate) fn moving(
             picture.push(row(Mark::Running, name, &took, &about, style));
         }
     }
-    for job in run.gates() {
+    for job in gates {
         let job = views::job(run, job, JobView::Basic);
         picture.push(row(Mark::Gate, &job.name, "", &note(&job), style));
     }

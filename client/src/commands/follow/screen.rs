@@ -9,10 +9,11 @@ use std::{
 use tokio_stream::StreamExt as _;
 use towpath_engine::{
     captured_output,
-    event::{Fact, RunEvent},
+    event::Fact,
     ids::{Digest, JobName},
     job::JobState,
-    run::{Job, Phase, Run},
+    run::{Job, Run},
+    views::{BoardChange, board_change},
 };
 use towpath_proto::{streams::Records, v1};
 use towpath_wire::views;
@@ -178,10 +179,6 @@ impl<'a> Show<'a> {
         self.draw();
     }
 
-    pub(super) fn waits_for_a_person(&self) -> bool {
-        *self.run.phase() == Phase::Running && !self.run.can_move() && self.run.counts().at_gate > 0
-    }
-
     pub(super) fn take(&mut self, record: &v1::Record) -> Result<(), Failure> {
         let fact = apply(&mut self.run, record)?;
         self.version = record.version;
@@ -200,30 +197,26 @@ impl<'a> Show<'a> {
 
     /// What scrolls up for good because of `fact`.
     fn tell(&mut self, fact: &Fact) {
-        let Some(job) = fact.event.job().and_then(|job| self.run.job(job.as_str())) else {
-            if let RunEvent::RunAborted { root } = &fact.event {
-                let line = format!("  Aborted, cause {} failed.", safe(root.as_str()));
-                let style = self.style();
-                self.lines.push(style.fit(&line, style.width));
+        let style = &self.style();
+        let fitted = |line: String| style.fit(&line, style.width);
+        let name = |job: &Job| safe(job.plan.name.as_str());
+        let Some(change) = board_change(&self.run, fact) else { return };
+        let line = match change {
+            BoardChange::AttemptBegan(job) => return self.listen(job.plan.name.clone()),
+            BoardChange::AttemptEnded(job) => board::ended_line(&self.message(job), style),
+            BoardChange::GateApproved { job, by, open } => {
+                let did = if open { "opened" } else { "approved" };
+                fitted(format!("    Gate of {} {did} by {by}.", name(job)))
             }
-            return;
+            BoardChange::GateVoided { job, cause } => {
+                let why = safe(&cause.words());
+                fitted(format!("    The approvals at {} are void: {why}.", name(job)))
+            }
+            BoardChange::RunAborted { root } => {
+                fitted(format!("  Aborted, cause {} failed.", safe(root.as_str())))
+            }
         };
-        let (name, style) = (job.plan.name.clone(), &self.style());
-        let failed_try = matches!(fact.event, RunEvent::JobAttemptFailed { .. });
-        if matches!(fact.event, RunEvent::JobLeased { .. }) {
-            self.listen(name);
-        } else if let RunEvent::GateApproved { approvals_remaining, .. } = &fact.event {
-            let did = if *approvals_remaining > 0 { "approved" } else { "opened" };
-            let by = self.run.approver(fact);
-            let line = format!("    Gate of {} {did} by {by}.", safe(name.as_str()));
-            self.lines.push(style.fit(&line, style.width));
-        } else if let RunEvent::GateVoided { cause, .. } = &fact.event {
-            let (name, why) = (safe(name.as_str()), safe(&cause.words()));
-            let line = format!("    The approvals at {name} are void: {why}.");
-            self.lines.push(style.fit(&line, style.width));
-        } else if failed_try || job.state.is_over() {
-            self.lines.push(board::ended_line(&self.message(job), style));
-        }
+        self.lines.push(line);
     }
 
     /// Keeps the newest line that `job` prints, as long as it runs.
