@@ -1,5 +1,7 @@
 //! The facts of a run, as in the log forever.
 
+mod parts;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -424,51 +426,6 @@ impl RunEvent {
             Self::JobRetried { .. } => "job_retried",
             Self::PlanReplaced { .. } => "plan_replaced",
             Self::JobImported { .. } => "job_imported",
-        }
-    }
-
-    /// The job that this event is about, if it is about one.
-    pub fn job(&self) -> Option<&JobName> {
-        match self {
-            Self::ConditionEvaluated { job, .. }
-            | Self::GateReached { job, .. }
-            | Self::GateApproved { job, .. }
-            | Self::GateVoided { job, .. }
-            | Self::GateRejected { job, .. }
-            | Self::JobLeased { job, .. }
-            | Self::JobSucceeded { job, .. }
-            | Self::JobAttemptFailed { job, .. }
-            | Self::JobFailed { job, .. }
-            | Self::JobCancelled { job, .. }
-            | Self::JobLost { job, .. }
-            | Self::JobSkipped { job, .. }
-            | Self::JobRetried { job }
-            | Self::JobImported { job, .. } => Some(job),
-            Self::RunCreated { .. }
-            | Self::JobsPlanned { .. }
-            | Self::RunStarted {}
-            | Self::RunAborted { .. }
-            | Self::RunCancelRequested { .. }
-            | Self::RunTimedOut {}
-            | Self::RunFinished { .. }
-            | Self::RunResumed {}
-            | Self::JobsInvalidated { .. }
-            | Self::PlanReplaced { .. } => None,
-        }
-    }
-}
-
-impl RunEvent {
-    /// The attempt that this event ends by a report, and what it printed.
-    pub fn reported(&self) -> Option<(Attempt, Option<Blob>)> {
-        if let Self::JobSucceeded { attempt, captured_output, .. }
-        | Self::JobAttemptFailed { attempt, captured_output, .. }
-        | Self::JobFailed { attempt, captured_output, .. }
-        | Self::JobCancelled { attempt, captured_output, .. } = self
-        {
-            Some((*attempt, *captured_output))
-        } else {
-            None
         }
     }
 }

@@ -4,7 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{escape::shown, event::Artifact, source::path_problem};
+use crate::{
+    escape::shown,
+    event::{Artifact, RunEvent},
+    ids::{Attempt, Blob, Digest, JobName},
+    source::path_problem,
+};
 
 /// Most bytes of all outputs of one attempt, names included: outputs are part of the event, which
 /// is bounded too.
@@ -17,6 +22,32 @@ pub const OUTPUT_NAME_BYTES_MAX: usize = 100;
 pub const ARTIFACTS_MAX: usize = 1_000;
 /// Largest artifact, in bytes.
 pub const ARTIFACT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// What the rest of a fact may take beside its event, in bytes: its time and its actor.
+const ENVELOPE_BYTES_MAX: usize = 1024;
+
+/// How many bytes a fact takes at most that records this success; `artifacts` are paths with their
+/// sizes.
+///
+/// Each part has a bound of its own, but what JSON makes of them has not: a quotation mark takes two
+/// bytes. So the event is written as a server would, with the longest numbers.
+pub fn success_bytes<'a>(
+    (job, attempt): (&JobName, Attempt),
+    outputs: &BTreeMap<String, String>,
+    artifacts: impl Iterator<Item = (&'a str, u64)>,
+) -> Result<usize, serde_json::Error> {
+    let blob = |size| Blob { size, sha256: Digest::of(b"") };
+    let artifact = |(path, size): (&str, u64)| Artifact { path: path.to_owned(), blob: blob(size) };
+    let event = RunEvent::JobSucceeded {
+        job: job.clone(),
+        attempt,
+        ran_ms: u64::MAX,
+        outputs: outputs.clone(),
+        captured_output: Some(blob(u64::MAX)),
+        artifacts: artifacts.map(artifact).collect(),
+    };
+    Ok(serde_json::to_vec(&event)?.len() + ENVELOPE_BYTES_MAX)
+}
 
 /// Why nothing can be recorded as an artifact under `path`. `None`: it can.
 pub fn artifact_path_problem(path: &str) -> Option<&'static str> {
@@ -85,7 +116,7 @@ pub fn problem(outputs: &BTreeMap<String, String>, artifacts: &[Artifact]) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Blob;
+    use crate::{codec::encode, event::Fact, ids::Actor, time::Timestamp};
 
     fn outputs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -94,6 +125,23 @@ mod tests {
     fn artifacts(paths: &[&str]) -> Vec<Artifact> {
         let artifact = |path: &&str| Artifact { path: (*path).to_owned(), blob: Blob::of(b"") };
         paths.iter().map(artifact).collect()
+    }
+
+    #[test]
+    fn a_success_is_never_larger_than_it_is_said_to_be() {
+        let (outputs, paths) = (outputs(&[("quoted", "\"\"\"\t"), ("b", "ü")]), ["a b", "\"c\""]);
+        let (job, attempt) = (JobName::from("copy \"x\""), Attempt(7));
+        let sizes = paths.iter().map(|path| (*path, ARTIFACT_BYTES_MAX));
+        let most = success_bytes((&job, attempt), &outputs, sizes).unwrap();
+
+        let artifacts = artifacts(&paths);
+        let captured_output = Some(Blob::of(b"x"));
+        let event =
+            RunEvent::JobSucceeded { job, attempt, ran_ms: 5, outputs, captured_output, artifacts };
+        let by = Actor::worker(&"w".repeat(Actor::NAME_BYTES_MAX));
+        let written = encode(&Fact { at: Timestamp(i64::MAX), by, event }).unwrap().len();
+
+        assert!(written <= most, "{written} bytes, and at most {most} were expected");
     }
 
     #[test]

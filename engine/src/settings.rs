@@ -51,6 +51,17 @@ impl Event for SettingsEvent {
     }
 }
 
+impl SettingsEvent {
+    /// The worker that is drained from now on (`true`) or is given jobs again, if the event is about
+    /// that.
+    pub fn drain(&self) -> Option<(&WorkerName, bool)> {
+        match self {
+            Self::WorkerDrained { worker } => Some((worker, true)),
+            Self::WorkerResumed { worker } => Some((worker, false)),
+        }
+    }
+}
+
 /// The settings as their events left them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {

@@ -3,6 +3,7 @@
 mod board;
 mod event_line;
 mod explanation;
+mod lifecycle;
 mod list;
 mod metrics;
 mod run_summary;
@@ -11,6 +12,7 @@ mod spans;
 pub use board::{Board, BoardChange, BoardStage, board_change, by_stage};
 pub use event_line::{DetailValue, EventLine, event_line};
 pub use explanation::{NEEDS_NAMED_MAX, Surroundings, WaitReason, WorkerSupply, explain};
+pub use lifecycle::{LifecycleStep, lifecycle_step};
 pub use list::{FindError, List, Listed, Summary};
 pub use metrics::{EventCounters, RunMetrics};
 pub use run_summary::{EndCounts, RunEnd, RunSummary};

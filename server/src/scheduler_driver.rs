@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::{Command, Ended, LeaseJob, LoseJob, ReportJob},
-    event::{FailureCause, RunEvent},
+    event::FailureCause,
     ids::{Actor, AttemptId, Blob, JobName, RunId, WorkerName},
     refusal::Refusal,
     scheduler::{
@@ -409,9 +409,8 @@ impl SchedulerDriver {
     fn leased(&self, run: &RunId, recorded: &Recorded) -> Vec<Leased> {
         let mut all = Vec::new();
         for (fact, position) in recorded.facts.iter().zip(recorded.first..) {
-            if let RunEvent::JobLeased { job, attempt, .. } = &fact.event {
-                let (job, attempt) = (job.clone(), *attempt);
-                let attempt = AttemptId { run: run.clone(), job, attempt };
+            if let Some((job, attempt)) = fact.event.leased() {
+                let attempt = AttemptId { run: run.clone(), job: job.clone(), attempt };
                 all.push(Leased { attempt, fence: self.runs.log.fence_base + position });
             }
         }

@@ -47,12 +47,9 @@ impl SettingsHooks {
     }
 
     fn tell(&self, event: &SettingsEvent) {
-        let (worker, drained) = match event {
-            SettingsEvent::WorkerDrained { worker } => (worker.clone(), true),
-            SettingsEvent::WorkerResumed { worker } => (worker.clone(), false),
-        };
+        let Some((worker, drained)) = event.drain() else { return };
         tracing::info!(%worker, drained, "worker drain changed");
-        self.scheduler.on(Input::DrainChanged { worker, drained });
+        self.scheduler.on(Input::DrainChanged { worker: worker.clone(), drained });
     }
 }
 

@@ -17,10 +17,11 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{
     decide::LeaseJob,
-    event::{Fact, RunEvent},
+    event::Fact,
     ids::{RunId, WorkerName},
     run::LockUsage,
     scheduler::{CloseReason, Effect, Input, Message, Notice, Scheduler, SessionId},
+    views::{LifecycleStep, lifecycle_step},
 };
 
 use crate::{command_error::CommandError, outbox::Outbox, status, sync::locked};
@@ -326,12 +327,15 @@ impl SharedScheduler {
 fn log_lifecycle(run: &RunId, facts: &[Fact]) {
     for fact in facts {
         let by = &fact.by;
-        if let RunEvent::RunCreated { pipeline, jobs, .. } = &fact.event {
-            tracing::info!(%run, pipeline, jobs, %by, "run created");
-        } else if let RunEvent::RunResumed {} = &fact.event {
-            tracing::info!(%run, %by, "run resumed");
-        } else if let RunEvent::RunFinished { outcome, .. } = &fact.event {
-            tracing::info!(%run, outcome = outcome.word(), "run finished");
+        match lifecycle_step(&fact.event) {
+            Some(LifecycleStep::Created { pipeline, jobs }) => {
+                tracing::info!(%run, pipeline, jobs, %by, "run created");
+            }
+            Some(LifecycleStep::Resumed) => tracing::info!(%run, %by, "run resumed"),
+            Some(LifecycleStep::Finished { outcome }) => {
+                tracing::info!(%run, outcome = outcome.word(), "run finished");
+            }
+            None => {}
         }
     }
 }

@@ -6,16 +6,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use towpath_engine::{
-    codec::FACT_BYTES_MAX,
-    event::{Artifact, RunEvent},
-    ids::{Blob, Digest},
-};
+use towpath_engine::{codec::FACT_BYTES_MAX, results::success_bytes};
 
 use crate::{artifacts, execute::ArtifactFile, journal::JournalEntry, mask::Mask, outputs};
-
-/// What the rest of a record may take beside the event itself, in bytes: its time and its actor.
-const ENVELOPE_BYTES_MAX: usize = 1024;
 
 /// The outputs and artifacts of a script that succeeded; or why they cannot be used, masked.
 pub(crate) async fn read(
@@ -54,27 +47,14 @@ pub(crate) async fn read(
 }
 
 /// Why the event of this result cannot be written. `None`: it can.
-///
-/// Each part has a bound of its own, but what JSON makes of them has not: a quotation mark takes
-/// two bytes. So the event is written as a server would, with the longest numbers.
 fn event_problem(
     kept: &JournalEntry,
     outputs: &BTreeMap<String, String>,
     artifacts: &[ArtifactFile],
 ) -> Option<String> {
-    let blob = |size| Blob { size, sha256: Digest::of(b"") };
-    let artifact =
-        |file: &ArtifactFile| Artifact { path: file.path.clone(), blob: blob(file.size) };
-    let event = RunEvent::JobSucceeded {
-        job: kept.job.clone(),
-        attempt: kept.attempt,
-        ran_ms: u64::MAX,
-        outputs: outputs.clone(),
-        captured_output: Some(blob(u64::MAX)),
-        artifacts: artifacts.iter().map(artifact).collect(),
-    };
-    let bytes = match serde_json::to_vec(&event) {
-        Ok(bytes) => bytes.len() + ENVELOPE_BYTES_MAX,
+    let sizes = artifacts.iter().map(|file| (file.path.as_str(), file.size));
+    let bytes = match success_bytes((&kept.job, kept.attempt), outputs, sizes) {
+        Ok(bytes) => bytes,
         Err(error) => return Some(error.to_string()),
     };
     (bytes > FACT_BYTES_MAX).then(|| {

@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use towpath_engine::{
     aggregate::stream_of,
+    event::RunEvent,
     ids::{Attempt, Digest},
     job::JobState,
     refusal::Refusal,
@@ -14,9 +15,6 @@ use towpath_storage::Record;
 
 use crate::{Server, command_error::CommandError, outputs::Key, status, streams::Loaded, wire};
 
-/// The kinds of the events that end an attempt by a report, and so may name its output.
-const REPORT_KINDS: [&str; 4] =
-    ["job_succeeded", "job_attempt_failed", "job_failed", "job_cancelled"];
 /// Bytes of output in one message.
 const CHUNK_BYTES: u64 = 64 * 1024;
 
@@ -53,7 +51,7 @@ impl Server {
         // As JSON has it: most reports are of other jobs, and need not be decoded to see that.
         let name = serde_json::to_string(&key.job).unwrap_or_default();
         let may_be = |record: &Record| {
-            REPORT_KINDS.contains(&&*record.kind)
+            RunEvent::REPORT_KINDS.contains(&&*record.kind)
                 && std::str::from_utf8(&record.bytes).is_ok_and(|text| text.contains(&name))
         };
         loop {
@@ -166,18 +164,5 @@ impl Server {
         };
         // An end that is told and not durable may never have been.
         self.runs().read_durable(&key.run, leased).await.unwrap_or(false)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_kind_of_report_is_looked_into() {
-        for event in towpath_engine::test_events::one_of_each_kind() {
-            let reports = event.reported().is_some();
-            assert_eq!(REPORT_KINDS.contains(&event.kind()), reports, "{}", event.kind());
-        }
     }
 }
