@@ -2,6 +2,7 @@
 
 mod codes;
 mod decisions;
+mod events;
 mod manifests;
 mod purity;
 mod texts;
