@@ -177,7 +177,11 @@ fn a_run_of_four_eyes_replays_to_the_same_state() {
     );
     let gate = run.job("switch").expect("the gate");
     assert_eq!(gate.state.word(), "approved");
-    assert_eq!(gate.quorum_words(), "2 of 2 approvals, by human:bob, human:cleo");
+    let given: Vec<String> = gate.approvals.iter().map(|given| given.by.to_string()).collect();
+    assert_eq!(
+        (given, gate.approvals_remaining()),
+        (vec!["human:bob".to_owned(), "human:cleo".to_owned()], 0)
+    );
     let header = run.header().expect("a header");
     assert_eq!(header.requester.emails, ["ana@example.org"]);
     assert_eq!(header.authors.as_ref().expect("authors").emails, ["eve@example.org"]);

@@ -18,6 +18,7 @@ use super::{
     board::{mark_of, note},
     safe,
     visible::{visible, wrapped},
+    words::approvals,
 };
 
 /// Most bytes on one card. A script has at most 32 KiB, but filled in it may have 1 MiB, more than
@@ -75,7 +76,7 @@ impl GateCard {
             missing: Vec::new(),
             style: *style,
         };
-        card.push_head(job);
+        card.push_head(run, job);
         // Before what may be long: the first lines are those of the live view.
         card.summary = card.lines.len();
         card.push_ends(run, job);
@@ -153,7 +154,7 @@ impl GateCard {
         }
     }
 
-    fn push_head(&mut self, job: &Job) {
+    fn push_head(&mut self, run: &Run, job: &Job) {
         let name = visible(job.plan.name.as_str());
         let mark = format!("{} ", self.style.mark(Mark::Gate));
         let columns = self.style.mark_width() + 1;
@@ -169,7 +170,9 @@ impl GateCard {
         }
         if let Some(policy) = &job.plan.gate {
             self.push(indented(2, format!("It wants {}.", visible(&policy.words()))));
-            self.push(indented(2, format!("It has {}.", visible(&job.quorum_words()))));
+            let shown = views::job(run, job, JobView::Basic);
+            let given = approvals(shown.policy.as_ref(), &shown.approvals);
+            self.push(indented(2, format!("It has {}.", visible(&given))));
         }
     }
 

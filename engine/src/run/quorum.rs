@@ -54,20 +54,6 @@ impl Job {
         self.approvals_expire_at().is_some_and(|until| until <= now)
     }
 
-    /// How far its gate is, in words: `1 of 2 approvals, by human:ana`. Empty without a policy and
-    /// without approvals.
-    pub fn quorum_words(&self) -> String {
-        if self.plan.gate.is_none() && self.approvals.is_empty() {
-            return String::new();
-        }
-        let by: Vec<String> =
-            self.approvals.iter().map(|approval| approval.by.to_string()).collect();
-        let wanted = self.policy().min;
-        let word = if wanted == 1 { "approval" } else { "approvals" };
-        let have = format!("{} of {wanted} {word}", by.len());
-        if by.is_empty() { have } else { format!("{have}, by {}", by.join(", ")) }
-    }
-
     /// The approval of the same person, if they gave theirs already.
     pub(crate) fn approval_of(&self, by: &Actor, identity: &Identity) -> Option<&Approval> {
         self.approvals

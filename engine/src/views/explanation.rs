@@ -98,26 +98,6 @@ pub enum WaitReason {
     FreeSlot,
 }
 
-impl WaitReason {
-    /// The reason in one word, for programs. Never changes.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Ended | Self::RunNotRunning { .. } => "ended",
-            Self::Running { .. } => "running",
-            Self::WorkerAbsent { .. } | Self::NoWorker => "paused",
-            Self::Gate { .. } => "gate",
-            Self::Backoff { .. } => "backoff",
-            Self::Needs { .. } => "needs",
-            Self::EarlierStage { .. } => "stage",
-            Self::Lock { .. } => "lock",
-            Self::WorkersDrained => "drained",
-            Self::Tags { .. } => "tags",
-            Self::LeasingPaused => "store",
-            Self::Parallelism { .. } | Self::FreeSlot => "slots",
-        }
-    }
-}
-
 /// Which workers there are for a job, from the least to the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkerSupply {
@@ -255,9 +235,9 @@ mod tests {
         explain(&fixture.run, fixture.run.job(job).unwrap(), &around)
     }
 
-    fn words(fixture: &Fixture, workers: WorkerSupply) -> Vec<&'static str> {
+    fn reasons(fixture: &Fixture) -> Vec<WaitReason> {
         let names = fixture.run.jobs().iter().map(|job| job.plan.name.clone());
-        names.map(|name| why(fixture, name.as_str(), workers).word()).collect()
+        names.map(|name| why(fixture, name.as_str(), WorkerSupply::Fitting)).collect()
     }
 
     #[test]
@@ -273,17 +253,30 @@ mod tests {
             staged(job("late"), "late"),
         ];
         let mut fixture = Fixture::begin(jobs);
-        let expected = ["slots", "needs", "gate", "lock", "slots", "stage"];
-        assert_eq!(words(&fixture, WorkerSupply::Fitting), expected);
-        assert_eq!(words(&fixture, WorkerSupply::Absent)[0], "paused");
-        assert_eq!(words(&fixture, WorkerSupply::Drained)[0], "drained");
-        assert_eq!(words(&fixture, WorkerSupply::WithoutTags)[0], "tags");
+        let gate = fixture.run.job("gate").unwrap();
+        let JobState::AtGate(digest) = gate.state else { panic!("{:?}", gate.state) };
+        let needs = || WaitReason::Needs { open: vec!["a".into()], count: 1 };
+        let expected = [
+            WaitReason::FreeSlot,
+            needs(),
+            WaitReason::Gate { since: gate.since, digest, approvals_remaining: 1 },
+            WaitReason::Lock { name: "target".into(), held: 1, limit: 1 },
+            WaitReason::FreeSlot,
+            WaitReason::EarlierStage { job: "a".into() },
+        ];
+        assert_eq!(reasons(&fixture), expected);
+        assert_eq!(why(&fixture, "a", WorkerSupply::Absent), WaitReason::NoWorker);
+        assert_eq!(why(&fixture, "a", WorkerSupply::Drained), WaitReason::WorkersDrained);
+        let tags = WaitReason::Tags { tags: Vec::new() };
+        assert_eq!(why(&fixture, "a", WorkerSupply::WithoutTags), tags);
 
         assert_eq!(fixture.leases().as_deref(), Some("a"));
-        assert_eq!(why(&fixture, "a", WorkerSupply::Fitting).word(), "running");
-        assert_eq!(why(&fixture, "a", WorkerSupply::Absent).word(), "paused");
-        let needs = WaitReason::Needs { open: vec!["a".into()], count: 1 };
-        assert_eq!(why(&fixture, "b", WorkerSupply::Fitting), needs);
+        let (worker, attempt, since) = ("w1".into(), Attempt::FIRST, fixture.now);
+        let running = WaitReason::Running { worker, attempt, since, ending: false };
+        assert_eq!(why(&fixture, "a", WorkerSupply::Fitting), running);
+        let absent = WaitReason::WorkerAbsent { worker: "w1".into(), attempt, since };
+        assert_eq!(why(&fixture, "a", WorkerSupply::Absent), absent);
+        assert_eq!(why(&fixture, "b", WorkerSupply::Fitting), needs());
         fixture.fails("a", 1);
         assert_eq!(why(&fixture, "a", WorkerSupply::Fitting), WaitReason::Ended);
         assert_eq!(why(&fixture, "b", WorkerSupply::Fitting), WaitReason::Ended);

@@ -1,8 +1,9 @@
 //! The card of a gate, as people read it.
 
 use towpath_engine::{
-    decide::{Command, Ended, ReportJob, carry_out},
+    decide::{ApproveGate, Command, Ended, ReportJob, carry_out},
     event::FailureCause,
+    gate::{GatePolicy, Identity},
     ids::{Actor, Attempt},
     plan::{JobPlan, When},
     time::Timestamp,
@@ -151,4 +152,23 @@ fn a_job_named_like_an_answer_needs_another_word() {
     let card = GateCard::new(&run, run.job("Y").unwrap(), "7f3ca1", &bare(80)).unwrap();
     assert_eq!(card.answer("Y"), Answer::Unproven);
     assert_eq!(card.answer("job Y"), Answer::Approve);
+}
+
+#[test]
+fn a_card_says_how_many_must_approve_and_who_has() {
+    let two = GatePolicy { min: 2, ..GatePolicy::default() };
+    let mut run = at_gate(|job| job.gate = Some(two));
+    let shown = |run: &Run| card(run, &bare(80)).rows(None).join("\n");
+    assert!(shown(&run).contains("\n  It has 0 of 2 approvals.\n"), "{}", shown(&run));
+
+    let JobState::AtGate(approval_digest) = run.job("cutover").unwrap().state else {
+        panic!("it waits at its gate")
+    };
+    let (job, comment) = ("cutover".into(), String::new());
+    let approve = ApproveGate { job, approval_digest, comment, identity: Identity::default() };
+    let by = Actor::human("bob");
+    carry_out(&mut run, &Command::Approve(approve), &by, Timestamp(3_000)).unwrap();
+
+    let expected = "\n  It has 1 of 2 approvals, by human:bob.\n";
+    assert!(shown(&run).contains(expected), "{}", shown(&run));
 }
