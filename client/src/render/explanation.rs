@@ -6,7 +6,7 @@ use towpath_engine::{
     time::{Timestamp, duration_words},
 };
 use towpath_proto::{
-    v1::{self, JobState, WaitReason},
+    v1::{self, JobState, SkipCause, WaitReason},
     words::Word as _,
 };
 
@@ -172,8 +172,9 @@ impl Asked<'_> {
                 JobState::Failed | JobState::TimedOut => {
                     Some(format!("tow retry {name} --run {id}"))
                 }
+                JobState::Skipped => self.after_skip(),
                 // Not `retry`: the cause is another job, and a resume runs both.
-                JobState::Skipped | JobState::Cancelled | JobState::Rejected => Some(resume()),
+                JobState::Cancelled | JobState::Rejected => Some(resume()),
                 JobState::Unspecified
                 | JobState::Waiting
                 | JobState::Admitted
@@ -200,6 +201,24 @@ impl Asked<'_> {
             | WaitReason::Tags
             | WaitReason::LeasingPaused
             | WaitReason::FreeSlot => None,
+        }
+    }
+
+    /// What would let a job run that was skipped. Its cause decides: a resume evaluates an `if` on
+    /// the same values, unless other jobs run again, and is refused for a run that has succeeded.
+    fn after_skip(&self) -> Option<String> {
+        let (skip, id) = (self.job.skip.clone().unwrap_or_default(), &self.run.short_id);
+        let succeeded = self.run.outcome() == v1::RunOutcome::Succeeded;
+        match skip.cause() {
+            SkipCause::ConditionFalse => None,
+            // The need was not run either, and what would change that is said of it.
+            SkipCause::NeedUnmet if skip.root_state() == JobState::Skipped => {
+                Some(format!("tow why {} --run {id}", quoted(&skip.root)))
+            }
+            SkipCause::NeedUnmet
+            | SkipCause::RunAborted
+            | SkipCause::Imported
+            | SkipCause::Unspecified => (!succeeded).then(|| format!("tow resume {id}")),
         }
     }
 }
@@ -304,7 +323,7 @@ mod tests {
         let skipped = v1::Job {
             state: JobState::Skipped.into(),
             skip: Some(v1::JobSkip {
-                cause: v1::SkipCause::NeedUnmet.into(),
+                cause: SkipCause::NeedUnmet.into(),
                 need: "b".into(),
                 root: "a".into(),
                 root_state: JobState::Rejected.into(),
@@ -313,5 +332,36 @@ mod tests {
         };
         let (sentence, _) = said(skipped, of(WaitReason::Ended));
         assert_eq!(sentence, "`a b` was skipped: needs b, and a was rejected.");
+    }
+
+    /// What is suggested for a job that was skipped like this, in a run that ended like that.
+    fn after(cause: SkipCause, root_state: JobState, outcome: v1::RunOutcome) -> String {
+        let skip = v1::JobSkip {
+            cause: cause.into(),
+            need: "b".into(),
+            root: "a b".into(),
+            root_state: root_state.into(),
+        };
+        let (state, skip) = (JobState::Skipped.into(), Some(skip));
+        let job = v1::Job { state, skip, ..Default::default() };
+        let mut answer = answer(job, of(WaitReason::Ended));
+        answer.run.as_mut().unwrap().outcome = outcome.into();
+        explained(&answer, NOW).command.unwrap_or_default()
+    }
+
+    #[test]
+    fn the_cause_of_a_skip_decides_what_would_change_it() {
+        use v1::RunOutcome::{Failed, Succeeded};
+        let none = JobState::Unspecified;
+        let resume = "tow resume 7f3ca1";
+
+        assert_eq!(after(SkipCause::ConditionFalse, none, Succeeded), "");
+        assert_eq!(after(SkipCause::ConditionFalse, none, Failed), "");
+        let root = after(SkipCause::NeedUnmet, JobState::Skipped, Succeeded);
+        assert_eq!(root, "tow why 'a b' --run 7f3ca1");
+        assert_eq!(after(SkipCause::NeedUnmet, JobState::Failed, Failed), resume);
+        assert_eq!(after(SkipCause::RunAborted, JobState::Failed, Failed), resume);
+        assert_eq!(after(SkipCause::Imported, none, Failed), resume);
+        assert_eq!(after(SkipCause::Imported, none, Succeeded), "");
     }
 }
