@@ -177,7 +177,7 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> CommandResult {
         Command::Init(args) => init::init(&app, args),
         Command::Validate(args) => validate::validate(&app, args),
         Command::Plan(args) => plan::plan(&app, args),
-        Command::Graph(args) => graph::graph(&app, args),
+        Command::Graph(args) => graph::graph(&app, args).await,
         Command::Run(args) => run::run(&app, args).await,
         Command::Resume(args) => resume::resume(&app, args).await,
         Command::Status(args) => status::status(&app, args).await,
@@ -253,11 +253,13 @@ fn choose_context(global: &mut Global, command: &Command) -> Result<Option<Strin
 
 /// Whether a command talks to a store or a server.
 fn talks(command: &Command) -> bool {
+    if let Command::Graph(args) = command {
+        return args.run().is_some();
+    }
     let alone = matches!(
         command,
         Command::Init(_)
             | Command::Validate(_)
-            | Command::Graph(_)
             | Command::Serve(_)
             | Command::Context(_)
             | Command::Pki(_)

@@ -32,6 +32,8 @@ pub struct Graph<'p> {
     numbers: HashMap<&'p str, usize>,
     stages: Vec<usize>,
     edges: DiGraph<(), ()>,
+    /// What is said of each job beside the plan, by number. Empty: nothing.
+    notes: Vec<String>,
 }
 
 /// Jobs that can run at the same time.
@@ -80,7 +82,20 @@ impl<'p> Graph<'p> {
                 }
             }
         }
-        Self { plan, numbers, stages, edges }
+        Self { plan, numbers, stages, edges, notes: Vec::new() }
+    }
+
+    /// The same graph with a note for each job, in the order of the plan, such as its state in a
+    /// run. Drawings in text show it.
+    #[must_use]
+    pub fn with_notes(mut self, notes: impl Iterator<Item = String>) -> Self {
+        self.notes = notes.collect();
+        self
+    }
+
+    /// What is said of a job beside the plan; empty: nothing.
+    pub fn note(&self, number: usize) -> &str {
+        self.notes.get(number).map_or("", String::as_str)
     }
 
     /// The plan.

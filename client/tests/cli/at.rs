@@ -28,6 +28,33 @@ fn a_run_is_shown_as_it_was() {
 }
 
 #[test]
+fn the_plan_of_a_run_is_drawn_as_it_was() {
+    let app = App::with(&[("towpath.yml", TWO)]);
+    app.ends(0, &["run"]);
+    app.write("towpath.yml", &TWO.replace("needs: [customers]", "irreversible: true"));
+    app.ends(0, &["resume", "--accept-changes"]);
+
+    let now = app.ends(0, &["graph", "--run", "@latest"]);
+    assert_eq!(now.out, "migrate\n  customers  succeeded\n  orders  succeeded, no way back\n");
+    let then = app.ends(0, &["graph", "--at", "3"]);
+    assert_eq!(then.out, "migrate\n  customers  waiting\n  └─ orders  waiting\n");
+    assert!(then.err.contains("As of position 3 (20"), "{}", then.err);
+    let json = app.json(0, &["graph", "--at", "3", "--output", "json"]);
+    assert_eq!(json["jobs"][1]["state"], "waiting");
+    assert_eq!(
+        (&json["as_of"]["position"], json["waves"].as_array().unwrap().len()),
+        (&3.into(), 2)
+    );
+    let dot = app.ends(0, &["graph", "--at", "3", "-f", "dot"]);
+    assert!(dot.out.contains("j0 -> j1"), "{}", dot.out);
+
+    app.ends(2, &["graph", "towpath.yml", "--at", "3"]);
+    app.ends(2, &["graph", "towpath.yml", "--run", "@latest"]);
+    let beyond = app.ends(2, &["graph", "--at", "99999"]);
+    assert!(beyond.err.contains("error[AT_OUT_OF_RANGE]"), "{}", beyond.err);
+}
+
+#[test]
 fn a_point_that_the_log_has_not_reached_is_refused() {
     let app = App::with(&[("towpath.yml", TWO)]);
     app.ends(0, &["run"]);

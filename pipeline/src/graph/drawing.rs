@@ -95,7 +95,9 @@ impl Tree<'_> {
     }
 
     fn notes(&self, number: usize, parent: Option<usize>) -> String {
-        let mut notes = marks(self.graph.job(number)).join(", ");
+        let note = Some(self.graph.note(number)).filter(|note| !note.is_empty());
+        let marks = note.into_iter().chain(marks(self.graph.job(number)));
+        let mut notes = marks.collect::<Vec<_>>().join(", ");
         let others = self.graph.needs(number).filter(|need| Some(*need) != parent);
         let others: Vec<String> = others.map(|n| shown(self.graph.name(n).as_str())).collect();
         if !others.is_empty() {
