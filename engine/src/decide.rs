@@ -7,8 +7,6 @@
 mod approve;
 mod cancel;
 mod create;
-#[cfg(test)]
-mod four_eyes;
 mod import;
 mod lease;
 mod lose;

@@ -177,7 +177,7 @@ fn shortened(text: &str) -> String {
 
 /// Whether `source` holds tests only.
 fn is_test(source: &Source) -> bool {
-    ["/tests.rs", "/tests/", "/testing.rs", "four_eyes.rs", "properties.rs"]
+    ["/tests.rs", "/tests/", "/testing.rs", "properties.rs"]
         .iter()
         .any(|part| source.path.contains(part))
 }
