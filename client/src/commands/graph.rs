@@ -62,6 +62,7 @@ enum Format {
 /// Draws the pipeline.
 pub(crate) async fn graph(app: &App, args: GraphArgs) -> CommandResult {
     match args.run() {
+        // From the server and not from the file: the plan of a run may have been edited since.
         Some(run) => graph_of_run(app, run, &args).await,
         None => {
             let path = pipeline::locate(args.file.file.as_deref())?;
@@ -83,6 +84,7 @@ async fn graph_of_run(app: &App, run: &str, args: &GraphArgs) -> CommandResult {
     if let Some(as_of) = &as_of {
         app.say(&as_of_line(as_of));
     }
+    // The plan has the jobs in the order of the messages, so states and notes belong by number.
     let (plan, states) = (plan_of(&run, &jobs), jobs.iter().map(|job| job.state().word()));
     let graph = Graph::of(&plan).with_notes(states.clone().map(|state| state.replace('_', " ")));
     draw(app, &graph, args.format, |drawn| {

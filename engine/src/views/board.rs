@@ -33,6 +33,7 @@ impl<'a> Board<'a> {
     pub fn of(run: &'a Run) -> Self {
         let stages = run.header().map(|header| &header.stages[..]).unwrap_or_default();
         let jobs = run.jobs().iter().map(|job| (job.plan.stage.as_str(), job));
+        // Of a long run most stages are over, and a terminal has few rows.
         let is_open = |stage: &BoardStage<'_>| stage.jobs.iter().any(|job| !job.state.is_over());
         let stages = by_stage(stages, jobs).into_iter();
         let stages = stages.map(|(name, jobs)| BoardStage { name, jobs }).filter(is_open);
@@ -53,6 +54,8 @@ pub fn by_stage<'a, S: AsRef<str>, J>(
     stages: &'a [S],
     jobs: impl Iterator<Item = (&'a str, J)>,
 ) -> Vec<(&'a S, Vec<J>)> {
+    // A scan of all jobs for each stage would be too slow for a picture that is drawn ten times a
+    // second.
     let place: HashMap<&str, usize> = stages.iter().map(AsRef::as_ref).zip(0..).collect();
     let mut grouped: Vec<(&S, Vec<J>)> = stages.iter().map(|stage| (stage, Vec::new())).collect();
     for (stage, job) in jobs {
@@ -66,6 +69,7 @@ pub fn by_stage<'a, S: AsRef<str>, J>(
 impl Run {
     /// Whether nothing can happen in a run that is not ending until a person opens a gate.
     pub fn waits_for_people(&self) -> bool {
+        // A job that backs off or waits for a lock continues by itself: `can_move` covers both.
         *self.phase() == Phase::Running && !self.can_move() && self.counts().at_gate > 0
     }
 }
@@ -106,7 +110,10 @@ pub fn board_change<'a>(run: &'a Run, fact: &'a Fact) -> Option<BoardChange<'a>>
     let known = |job: &JobName| run.job(job.as_str());
     match &fact.event {
         RunEvent::JobLeased { job, .. } => known(job).map(BoardChange::AttemptBegan),
+        // Each attempt has its line: else a job that is retried for an hour would look as if it had
+        // run once.
         RunEvent::JobAttemptFailed { job, .. } => known(job).map(BoardChange::AttemptEnded),
+        // A skip, an import and a rejection end a job without an attempt; on a board they look alike.
         RunEvent::JobSucceeded { job, .. }
         | RunEvent::JobFailed { job, .. }
         | RunEvent::JobCancelled { job, .. }
@@ -120,6 +127,7 @@ pub fn board_change<'a>(run: &'a Run, fact: &'a Fact) -> Option<BoardChange<'a>>
         RunEvent::GateVoided { job, cause, .. } => {
             known(job).map(|job| BoardChange::GateVoided { job, cause })
         }
+        // The line of the job says that it failed, and not that this ended the run.
         RunEvent::RunAborted { root } => Some(BoardChange::RunAborted { root }),
         // A lost attempt is not shown for good: the same job runs again, and its row stays.
         RunEvent::JobLost { .. }

@@ -109,10 +109,12 @@ fn details(run: &Run, fact: &Fact) -> Option<Vec<(&'static str, DetailValue)>> {
         RunEvent::JobFailed { attempt: number, cause, ran_ms, .. } => {
             vec![attempt(number), took(ran_ms), ("cause", V::Failure(cause.clone()))]
         }
+        // The line of the lease has the worker.
         RunEvent::JobLost { attempt: number, reason, .. } => {
             vec![attempt(number), ("reason", V::Text(reason.clone()))]
         }
         RunEvent::JobSkipped { cause, .. } => match cause {
+            // As texts: a name may hold a blank, at which the value would end for a script.
             SkipCause::NeedUnmet { need, root } => {
                 vec![("need", V::Text(need.to_string())), ("root", V::Text(root.to_string()))]
             }
@@ -121,6 +123,7 @@ fn details(run: &Run, fact: &Fact) -> Option<Vec<(&'static str, DetailValue)>> {
         RunEvent::RunAborted { root } => vec![("root", V::Text(root.to_string()))],
         RunEvent::RunTimedOut {} => Vec::new(),
         RunEvent::RunFinished { outcome, succeeded, failed, skipped, cancelled, rejected: _ } => {
+            // Since the creation, and not since the last resume: that is how long people waited.
             let created_at = run.header().map(|header| header.created_at);
             let ms = created_at.map_or(0, |created_at| fact.at.ms_since(created_at));
             vec![

@@ -32,6 +32,7 @@ pub fn lifecycle_step(event: &RunEvent) -> Option<LifecycleStep<'_>> {
         RunEvent::RunFinished { outcome, .. } => {
             Some(LifecycleStep::Finished { outcome: *outcome })
         }
+        // An abort, a cancel and a timeout end the run, and the line of the end says which it was.
         RunEvent::JobsPlanned { .. }
         | RunEvent::RunStarted {}
         | RunEvent::ConditionEvaluated { .. }

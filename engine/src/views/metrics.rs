@@ -28,6 +28,7 @@ pub struct RunMetrics {
 impl Default for RunMetrics {
     /// No run. Not an empty map: a series that comes and goes looks like a restart to a scraper.
     fn default() -> Self {
+        // A run without a record is not there, and one that has ended is counted by its outcome.
         let live =
             [Phase::Planning, Phase::Running, Phase::Aborting, Phase::Cancelling, Phase::TimingOut];
         let ended = RunOutcome::ALL.into_iter().map(RunOutcome::word);
@@ -56,8 +57,10 @@ impl RunMetrics {
         }
         for gate in run.gates() {
             self.gates += 1;
+            // An alert is about the gate that was forgotten, which an average would hide.
             self.oldest_gate = Some(self.oldest_gate.map_or(gate.since, |at| at.min(gate.since)));
         }
+        // By worker: which tags it offers is known to its session alone, and the server adds them.
         for job in run.leased() {
             if let Some((_, worker)) = job.state.lease() {
                 *self.leases.entry(worker.clone()).or_default() += 1;

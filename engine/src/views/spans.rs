@@ -143,6 +143,7 @@ fn of_attempt(run: &Run, fact: &Fact, end: AttemptEnd<'_>) -> Option<EndedSpan> 
         parent: run.span()?,
         own: run.attempt_span(name, attempt)?,
         name: format!("attempt {name}"),
+        // The lease, and not the start of the script: a slow checkout is part of the attempt.
         started_at: job.leased_at?,
         ended_at: fact.at,
         attributes,
@@ -164,6 +165,7 @@ fn of_run(run: &Run, fact: &Fact) -> Option<EndedSpan> {
     let header = run.header()?;
     let count = |jobs: &u32| SpanValue::Number(i64::from(*jobs));
     let went_wrong = match outcome {
+        // What a person decided is no fault, and must not raise an alert about failed spans.
         RunOutcome::Succeeded | RunOutcome::Rejected | RunOutcome::Cancelled => false,
         RunOutcome::Partial | RunOutcome::Failed | RunOutcome::TimedOut => true,
     };
@@ -171,6 +173,7 @@ fn of_run(run: &Run, fact: &Fact) -> Option<EndedSpan> {
         parent: run.above_span()?,
         own: run.span()?,
         name: format!("run {}", header.pipeline),
+        // A run that continued after its end has a span of its own for that.
         started_at: run.reopened_at().unwrap_or(header.created_at),
         ended_at: fact.at,
         attributes: vec![
