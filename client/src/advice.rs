@@ -54,6 +54,9 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::FileUnreadable => "Check the path and its permissions.",
         E::Forbidden => "Ask the administrator for a token with the role that the request needs.",
         E::GateDecided => "See `tow status`; a decision cannot be reversed.",
+        E::GateLifted => {
+            "Keep the gate and all that stands behind it, or let an approver resume with this file."
+        }
         E::GateNotWaiting => "See `tow why` for what the job waits for.",
         E::HostRefused => "Name the server `localhost` or `127.0.0.1`, or as its `--listen` does.",
         E::IdempotencyKeyReused => "Give every request a key of its own.",

@@ -165,6 +165,8 @@ codes! {
     Forbidden = "FORBIDDEN", Forbidden;
     /// The gate was decided the other way.
     GateDecided = "GATE_DECIDED", Conflict;
+    /// The edited plan takes a gate away, and the client may not open gates.
+    GateLifted = "GATE_LIFTED", Forbidden;
     /// The job has no gate that waits for a decision.
     GateNotWaiting = "GATE_NOT_WAITING", Conflict;
     /// A request to a server on loopback names another host.

@@ -7,6 +7,8 @@
 mod approve;
 mod cancel;
 mod create;
+#[cfg(test)]
+mod edits;
 mod import;
 mod lease;
 mod lose;

@@ -195,6 +195,12 @@ pub enum Refusal {
         /// The job with the gate: the same, or one that it needs.
         gate: JobName,
     },
+    /// The edited plan takes a gate away, and whoever sends it may open none.
+    #[error("the edited plan takes away the gate of `{job}`; that needs the role approver")]
+    GateLifted {
+        /// The job with the gate.
+        job: JobName,
+    },
     /// The event would be larger than a record may be.
     #[error("{what} makes an event larger than {bytes_max} bytes")]
     EventTooLong {
@@ -234,6 +240,7 @@ impl Refusal {
             Self::AttemptStale { .. } => ErrorCode::AttemptStale,
             Self::ImportMismatch { .. } => ErrorCode::ImportMismatch,
             Self::ImportPassesGate { .. } => ErrorCode::ImportPassesGate,
+            Self::GateLifted { .. } => ErrorCode::GateLifted,
             Self::EventTooLong { .. } => ErrorCode::EventTooLong,
         }
     }
@@ -245,6 +252,7 @@ impl Refusal {
             Self::RunUnknown | Self::RunExists | Self::NothingToResume => Vec::new(),
             Self::JobUnknown { job }
             | Self::ApprovalExpired { job }
+            | Self::GateLifted { job }
             | Self::AuthorsUnknown { job } => vec![("job", job.to_string())],
             Self::ImportMismatch { job, stage } => {
                 vec![("job", job.to_string()), ("stage", stage.to_string())]

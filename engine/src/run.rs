@@ -9,6 +9,7 @@ mod assignment;
 mod consequences;
 mod evolve;
 mod header;
+mod lifted_gates;
 mod memory;
 mod phase;
 mod quorum;

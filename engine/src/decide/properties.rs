@@ -121,7 +121,7 @@ fn asked() -> impl Strategy<Value = (usize, Command)> {
             Command::Reject(RejectGate { job: job(), approval_digest: None, comment })
         }),
         1 => text().prop_map(Command::Cancel),
-        1 => Just(Command::Resume(ResumeRun { from: None, file: None, accept_changes: false })),
+        1 => Just(Command::Resume(ResumeRun::default())),
         1 => Just(Command::Retry(job())),
         1 => Just(Command::PassTime),
     ];

@@ -35,6 +35,8 @@ pub struct ResumeRun {
     pub file: Option<EditedPlan>,
     /// Take an edited file over.
     pub accept_changes: bool,
+    /// An edit may take gates away: whoever asks may open them.
+    pub may_lift_gates: bool,
 }
 
 /// Succeeded jobs stay as they are unless `from` says otherwise; everything else that has ended
@@ -63,6 +65,10 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
             // may not exist any more.
             if run.counts().running > 0 {
                 return Err(Refusal::JobsRunning { running: run.counts().running });
+            }
+            // Decided here, on the plan that is replaced: it may be another one than a moment ago.
+            if let Some(job) = run.lifted_gate(plan).filter(|_| !resume.may_lift_gates) {
+                return Err(Refusal::GateLifted { job: job.clone() });
             }
             let (requester, authors) = concerned(plan, requester, authors.as_ref())?;
             void = Some(VoidCause::PlanReplaced(now));

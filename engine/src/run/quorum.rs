@@ -1,7 +1,5 @@
 //! The state of gates: who may approve, how many approvals remain, and when they expire.
 
-use std::collections::BTreeSet;
-
 use super::{Job, Run};
 use crate::{
     aggregate::IllegalEvent,
@@ -9,7 +7,6 @@ use crate::{
     gate::{Approval, Asking, GatePolicy, Identity, is_human, is_same_person},
     ids::{Actor, Digest, JobName},
     job::JobState,
-    plan::{JobPlan, Plan, When},
     refusal::Refusal,
     time::Timestamp,
 };
@@ -228,18 +225,6 @@ impl Run {
         let events = self.voids(&VoidCause::JobRepeated("".into()), again);
         let mut gates = events.iter().filter_map(|event| self.job(event.job()?.as_str()));
         gates.any(|job| !job.approvals.is_empty())
-    }
-
-    /// The first job whose gate `plan` takes away: it has not succeeded behind its gate, and in
-    /// `plan` it has none, or is not there. Whoever replaces the plan by that one does what the
-    /// gate leaves to approvers.
-    pub fn lifted_gate(&self, plan: &Plan) -> Option<&JobName> {
-        let is_gated = |job: &&JobPlan| job.when == When::Manual;
-        let gated: BTreeSet<&JobName> =
-            plan.jobs.iter().filter(is_gated).map(|job| &job.name).collect();
-        let open = self.jobs.iter().filter(|job| job.state != JobState::Succeeded);
-        let mut names = open.filter(|job| is_gated(&&*job.plan)).map(|job| &job.plan.name);
-        names.find(|name| !gated.contains(name))
     }
 
     /// What an approval of `job` covers: the run, its plan and its files, the job, how often its

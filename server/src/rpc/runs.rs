@@ -225,7 +225,9 @@ impl Server {
         let by = auth::actor(&request)?;
         let about = RequestRun::of(request.extensions());
         let requester = auth::identity(&request, &[]);
-        let approves = auth::needs(&request, &[Role::Approver], "a plan without an unopened gate");
+        // Whether the edit takes a gate away is decided together with it, on the state it changes.
+        let lifts = auth::needs(&request, &[Role::Approver], "a plan that takes a gate away");
+        let may_lift_gates = lifts.is_ok();
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
         let file = match file {
@@ -233,17 +235,11 @@ impl Server {
             None => None,
         };
         self.has_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
-        if let Some(file) = file.as_ref().filter(|_| accept_changes) {
-            let id = self.find(&run)?;
-            let lifts = |loaded: &Loaded| loaded.state.lifted_gate(&file.plan).is_some();
-            if self.runs().read_durable(&id, lifts).await? {
-                approves?;
-            }
-        }
         let resume = ResumeRun {
             from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
             file: file.map(|file| edited(file, requester)),
             accept_changes,
+            may_lift_gates,
         };
         self.command(&run, Command::Resume(resume), (&by, about)).await
     }

@@ -139,7 +139,9 @@ impl World {
             requester: Identity::default(),
             authors: None,
         };
-        ResumeRun { file: Some(file), accept_changes: true, from: None }
+        // Nobody in this world has roles: as on the socket of a store.
+        let (accept_changes, may_lift_gates) = (true, true);
+        ResumeRun { file: Some(file), accept_changes, from: None, may_lift_gates }
     }
 
     fn whim(&mut self, run: &RunId) -> Option<Command> {

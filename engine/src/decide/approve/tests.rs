@@ -49,7 +49,8 @@ fn accepted(jobs: Vec<JobPlan>) -> Command {
     let (file_sha256, plan) = (Digest([9; 32]), creation(jobs).plan);
     let requester = Identity::default();
     let file = EditedPlan { file_sha256, plan, source: None, requester, authors: None };
-    Command::Resume(ResumeRun { file: Some(file), accept_changes: true, from: None })
+    let (accept_changes, may_lift_gates) = (true, true);
+    Command::Resume(ResumeRun { file: Some(file), accept_changes, from: None, may_lift_gates })
 }
 
 impl Fixture {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     decide::{Command, Ended, testing::*},
     ids::{Actor, Attempt},
-    plan::JobPlan,
+    plan::{JobPlan, When},
 };
 
 #[test]
@@ -36,7 +36,8 @@ fn edited(jobs: Vec<JobPlan>, accept_changes: bool) -> Command {
         requester: Identity::default(),
         authors: None,
     };
-    Command::Resume(ResumeRun { file: Some(file), accept_changes, from: None })
+    let (from, may_lift_gates) = (None, true);
+    Command::Resume(ResumeRun { file: Some(file), accept_changes, from, may_lift_gates })
 }
 
 #[test]
@@ -124,7 +125,8 @@ fn other_files_are_taken_over_only_if_the_edit_is_accepted() {
         let plan = plan.clone();
         let file = EditedPlan { file_sha256, plan, source, requester, authors: None };
         let file = Some(file);
-        Command::Resume(ResumeRun { file, accept_changes, from: None })
+        let (from, may_lift_gates) = (None, true);
+        Command::Resume(ResumeRun { file, accept_changes, from, may_lift_gates })
     };
 
     fixture.carries_out(&resumed(false));
@@ -191,7 +193,7 @@ fn every_resume_gives_the_same_time_and_an_edit_may_change_it() {
         requester: Identity::default(),
         authors: None,
     };
-    let edited = ResumeRun { file: Some(file), accept_changes: true, from: None };
+    let edited = ResumeRun { file: Some(file), accept_changes: true, ..ResumeRun::default() };
     fixture.carries_out(&Command::Resume(edited));
 
     assert_eq!(fixture.run.next_due(fixture.now), Some(fixture.now.plus_ms(5_000)));
@@ -213,7 +215,11 @@ fn a_job_that_was_removed_and_added_again_continues_with_the_next_attempt() {
             requester: Identity::default(),
             authors: None,
         };
-        Command::Resume(ResumeRun { file: Some(file), accept_changes: true, from: None })
+        Command::Resume(ResumeRun {
+            file: Some(file),
+            accept_changes: true,
+            ..ResumeRun::default()
+        })
     };
 
     fixture.carries_out(&edited(vec![job("a"), job("c")], 7));
@@ -258,9 +264,71 @@ fn a_plan_lifts_a_gate_that_it_does_not_have() {
     };
 
     assert_eq!(lifted(jobs), None);
-    assert_eq!(lifted(vec![job("done"), gated(job("x"))]), None, "it was opened");
-    assert_eq!(lifted(vec![job("done"), job("x")]).as_deref(), Some("x"));
-    assert_eq!(lifted(vec![job("done"), gated(job("y"))]).as_deref(), Some("x"));
+    // `tow resume --from` runs it again, and asks at its gate again.
+    let opened = vec![job("done"), gated(needing(job("x"), "done"))];
+    assert_eq!(lifted(opened).as_deref(), Some("done"), "also one that was opened");
+    assert_eq!(lifted(vec![gated(job("done")), job("x")]).as_deref(), Some("x"));
+    assert_eq!(lifted(vec![gated(job("done")), gated(job("y"))]).as_deref(), Some("x"));
+}
+
+#[test]
+fn a_plan_lifts_a_gate_that_other_jobs_do_not_stand_behind_any_more() {
+    let old = || {
+        vec![
+            job("early"),
+            gated(needing(job("ask"), "early")),
+            needing(job("deploy"), "ask"),
+            needing(job("check"), "deploy"),
+            staged(job("late"), "late"),
+        ]
+    };
+    let fixture = Fixture::begin(old());
+    let edited = |edit: fn(&mut Vec<JobPlan>)| {
+        let mut jobs = old();
+        edit(&mut jobs);
+        let plan = creation(jobs).plan;
+        fixture.run.lifted_gate(&plan).map(ToString::to_string)
+    };
+    let at = Some("ask".to_owned());
+
+    assert_eq!(edited(|jobs| jobs[2].needs = vec!["early".into()]), at, "no need");
+    assert_eq!(edited(|jobs| jobs[3].needs.clear()), at, "no need of a need");
+    assert_eq!(edited(|jobs| jobs[2].when = When::Always), at, "whatever becomes of the gate");
+    assert_eq!(edited(|jobs| jobs[4].stage = "main".into()), at, "no barrier of a stage");
+    let skipped = |jobs: &mut Vec<JobPlan>| jobs[1].condition = Some("'a' == 'b'".into());
+    assert_eq!(edited(skipped), at, "the gate is skipped, and its stage ends");
+    let mut swapped = creation(old()).plan;
+    swapped.stages.reverse();
+    assert_eq!(fixture.run.lifted_gate(&swapped).map(ToString::to_string), at);
+
+    assert_eq!(edited(|jobs| jobs[0].script = "better".into()), None, "another script");
+    assert_eq!(edited(|jobs| jobs.push(job("more"))), None, "a new job");
+    assert_eq!(edited(|jobs| drop(jobs.remove(4))), None, "a job less behind it");
+    let through_another = |jobs: &mut Vec<JobPlan>| {
+        jobs.push(needing(job("between"), "ask"));
+        jobs[2].needs = vec!["between".into()];
+    };
+    assert_eq!(edited(through_another), None, "it is before it all the same");
+}
+
+#[test]
+fn an_edit_that_lifts_a_gate_is_decided_on_the_plan_that_it_replaces() {
+    let plan = || vec![gated(job("switch")), needing(job("after"), "switch")];
+    let mut fixture = Fixture::begin(plan());
+    let edit = |may_lift_gates: bool, jobs: Vec<JobPlan>| {
+        let mut command = edited(jobs, true);
+        if let Command::Resume(resume) = &mut command {
+            resume.may_lift_gates = may_lift_gates;
+        }
+        command
+    };
+
+    let around = || edit(false, vec![gated(job("switch")), job("after")]);
+    let refusal = fixture.refused(&around());
+    assert_eq!(refusal, Refusal::GateLifted { job: "switch".into() });
+    fixture.carries_out(&edit(true, vec![job("switch"), job("after")]));
+    fixture.carries_out(&around());
+    assert_eq!(fixture.run.gates().count(), 1, "there was no gate to lift any more");
 }
 
 #[test]
