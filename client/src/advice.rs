@@ -65,6 +65,9 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::ImportPassesGate => {
             "Remove the line from the record; the gate then waits in the imported run."
         }
+        E::InsecureConnect => {
+            "Name the server's authority with `--tls-ca`, or connect to loopback through a tunnel."
+        }
         E::InsecureListen => "Give a certificate and a key, or listen on loopback.",
         E::Interrupted => "",
         E::JobEnded => "No worker is needed; `tow retry` runs the job again.",

@@ -1,6 +1,7 @@
 //! Reaching a server: the one that has the store open already, or one of our own.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -139,6 +140,15 @@ pub(crate) fn with_port(address: &str) -> String {
     }
 }
 
+/// Whether `full`, an address with its port, is this machine by its name alone. Other names are not
+/// looked up: what a resolver says now may be another answer than the one that is connected to.
+fn is_loopback(full: &str) -> bool {
+    let host = full.rsplit_once(':').map_or(full, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = host.parse::<IpAddr>().map(|address| address.to_canonical());
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
 /// A connection to the server at `address`, made when it is first used; and the address in full.
 pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
     let tls = CREDENTIALS.get().and_then(|credentials| credentials.tls.as_ref());
@@ -151,6 +161,12 @@ pub(crate) fn dial(address: &str) -> Result<(Channel, String), Failure> {
     };
     if bare.is_empty() || bare.contains("://") || bare.contains('/') {
         return Err(unusable());
+    }
+    // Before the channel exists: the token is in the first frame of the first request, so a server
+    // that refuses the connection has it already, and so has every machine in between.
+    if bearer().is_some() && tls.is_none() && !is_loopback(&full) {
+        let message = format!("the token would be sent to `{full}` without encryption");
+        return Err(Failure::known(ErrorCode::InsecureConnect, message));
     }
     let channel = match tls {
         None => dial_tcp(&full).map_err(|_| unusable())?,
@@ -399,6 +415,17 @@ mod tests {
         assert_eq!(with_port("::1"), "[::1]:7433");
         assert_eq!(with_port("[::1]"), "[::1]:7433");
         assert_eq!(with_port("[::1]:9"), "[::1]:9");
+    }
+
+    #[test]
+    fn loopback_is_known_by_its_name() {
+        for own in ["127.0.0.1:7433", "127.8.8.8:1", "[::1]:7433", "[::ffff:127.0.0.1]:1"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        assert!(is_loopback("localhost:7433") && is_loopback("LocalHost:7433"));
+        for other in ["192.0.2.1:7433", "[2001:db8::1]:7433", "db.example:1", "localhost.db:1"] {
+            assert!(!is_loopback(other), "{other}");
+        }
     }
 
     #[tokio::test]

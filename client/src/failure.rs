@@ -43,7 +43,7 @@ impl Failure {
     }
 
     /// A failure with `code`, and the advice that it always has.
-    fn known(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn known(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::new(code, message, advice::of(code))
     }
 

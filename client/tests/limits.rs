@@ -138,6 +138,15 @@ fn a_server_is_reached_by_its_name_and_shown_its_token() {
     ends(42, tow(at, &["list"]).env("TOW_SERVER", "127.0.0.1:1").env("TOW_CONTEXT", "prod"));
     ends(2, &mut tow(at, &["list", "--context", "prod", "--server", &address]));
     ends(40, tow(at, &["list", "--context", "prod"]).env("TOW_TOKEN", "towpath_wrong"));
+    // A token goes to another machine over TLS only, from wherever it comes.
+    for other in ["192.0.2.1:9", "[2001:db8::1]:9", "db.example:9"] {
+        let mut list = tow(at, &["list", "--server", other]);
+        let refused = ends(2, list.env("TOW_TOKEN", "towpath_secret"));
+        assert!(refused.contains("error[INSECURE_CONNECT]"), "{refused}");
+        let mut worker = tow(at, &["worker", "--name", "w", "--once", "--server", other]);
+        let refused = ends(2, worker.env("TOW_TOKEN", "towpath_secret"));
+        assert!(refused.contains("error[INSECURE_CONNECT]"), "{refused}");
+    }
     // A server that is named by itself is not shown the token of a context.
     ends(40, &mut tow(at, &["list", "--server", &address]));
 

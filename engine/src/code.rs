@@ -179,6 +179,8 @@ codes! {
     ImportMismatch = "IMPORT_MISMATCH", InputInvalid;
     /// An imported record says that a job behind a gate succeeded.
     ImportPassesGate = "IMPORT_PASSES_GATE", Forbidden;
+    /// A token would be sent without encryption to another machine.
+    InsecureConnect = "INSECURE_CONNECT", Usage;
     /// The address is reachable from other machines, and nothing would be encrypted.
     InsecureListen = "INSECURE_LISTEN", Usage;
     /// You interrupted the command.
