@@ -1,7 +1,7 @@
 //! The log in memory: for tests, for trying things out, and as the model of the durable ones.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -61,6 +61,8 @@ struct MemoryLog {
     waiting: Option<VecDeque<StalledAppend>>,
     /// How many appends may wait.
     waiting_max: usize,
+    /// Streams whose end cannot be found.
+    endless: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -110,6 +112,11 @@ impl MemoryStore {
         }
     }
 
+    /// Fails to find the end of `stream` from now on, as with a damaged disk: no append to it is taken.
+    pub fn fail_appends_to(&self, stream: &str) {
+        self.log().endless.insert(stream.to_owned());
+    }
+
     fn log(&self) -> MutexGuard<'_, MemoryLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,6 +129,10 @@ impl MemoryStore {
     ) -> Result<Appended, AppendError> {
         size_within_bounds(stream, &records)?;
         let mut log = self.log();
+        if log.endless.contains(stream) {
+            let cause = std::io::Error::other("the disk of this store fails");
+            return Err(StoreError::while_doing("finding the end of a stream")(cause).into());
+        }
         let actual = log.streams.get(stream).map_or(0, Vec::len) as Version;
         if actual != expected {
             return Err(AppendError::Conflict { stream: stream.to_owned(), expected, actual });

@@ -1,7 +1,7 @@
 //! What no append may take from a run, on a store that takes appends when it is told to.
 
 use futures_util::FutureExt as _;
-use towpath_engine::{ids::Actor, job::JobState, plan::Resource};
+use towpath_engine::{aggregate::stream_of, ids::Actor, job::JobState, plan::Resource};
 use towpath_storage::AppendError;
 
 use super::*;
@@ -44,6 +44,21 @@ async fn after_a_refused_append_what_waited_for_the_disk_is_not_forgotten() {
     assert!(matches!(fixture.state(&run, "c").await, JobState::Leased(..)));
     assert_eq!(fixture.wanted(), 1, "b can be leased");
     assert_eq!(fixture.queues(&run, success("c")).await.done.await.unwrap().facts.len(), 1);
+}
+
+#[tokio::test]
+async fn a_run_whose_end_cannot_be_found_stops_no_other() {
+    let fixture = Fixture::new();
+    let broken = fixture.begins("broken", vec![job("a", &[])]).await;
+    let run = fixture.begins("r", vec![job("a", &[])]).await;
+    fixture.store.fail_appends_to(&stream_of::<Run>(&broken));
+
+    let refused = fixture.queues(&broken, success("a")).await;
+    assert!(matches!(refused.done.await, Err(AppendError::Store(_))));
+
+    assert!(!fixture.runs.log.stopped.is_cancelled(), "the store takes everything else");
+    fixture.queues(&run, success("a")).await.done.await.unwrap();
+    assert!(matches!(fixture.state(&broken, "a").await, JobState::Leased(..)));
 }
 
 #[tokio::test]

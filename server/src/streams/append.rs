@@ -138,7 +138,7 @@ impl<A: Aggregate, H: StreamHooks<A>> Streams<A, H> {
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
-                if matches!(error, AppendError::Store(_)) {
+                if stops_the_store(&error) {
                     self.log.stopped.cancel();
                 }
                 self.give_up(id, &mut loaded).await;
@@ -208,6 +208,13 @@ fn split<E: towpath_engine::aggregate::Event>(
             (fact, record)
         })
         .unzip()
+}
+
+/// Whether nothing more can be appended. Any other error of the store, such as the end of one stream
+/// that cannot be read, concerns that append: the writer goes on, and so do the other streams.
+fn stops_the_store(error: &AppendError) -> bool {
+    let AppendError::Store(error) = error else { return false };
+    matches!(error, StoreError::Stopped { .. } | StoreError::Closed)
 }
 
 /// What was waited for was decided on what is not in the log: to be decided again.
