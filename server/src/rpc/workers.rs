@@ -1,5 +1,6 @@
 //! `towpath.v1.WorkersService`: one session for each worker.
 
+mod hello;
 mod reports;
 
 use tokio_stream::StreamExt as _;
@@ -45,14 +46,9 @@ impl WorkersService for Server {
         let server = self.clone();
         let (_, extensions, mut incoming) = request.into_parts();
         tokio::spawn(async move {
-            let hello = match incoming.next().await {
-                Some(Ok(v1::SessionRequest { message: Some(Message::Hello(hello)) })) => hello,
-                first => {
-                    let unread = first.and_then(Result::err).and_then(|why| status::misread(&why));
-                    let what = "a session begins with a hello".to_owned();
-                    let error = unread.unwrap_or(CommandError::MessageInvalid { what });
-                    return outbox.end(Some(status::of(error)));
-                }
+            let hello = match hello::first_of(&mut incoming, hello::WITHIN).await {
+                Ok(hello) => hello,
+                Err(error) => return outbox.end(Some(status::of(error))),
             };
             let named = auth::is_worker(&extensions, &hello.worker);
             if let Err(error) = named {
