@@ -131,6 +131,12 @@ impl<A: Aggregate> List<A> {
         self.streams.iter().rev()
     }
 
+    /// Those that began before `id`, newest first. `None`: there is no `id`.
+    pub fn before(&self, id: &A::Id) -> Option<impl Iterator<Item = &Listed<A>>> {
+        let place = *self.place.get(id)?;
+        Some(self.streams.get(..place)?.iter().rev())
+    }
+
     /// The streams that are live, oldest first.
     pub fn live(&self) -> impl Iterator<Item = &A::Id> {
         let live = self.streams.iter().filter(|listed| listed.summary.is_live());

@@ -1,5 +1,7 @@
 //! Reads of runs and jobs, and how a list is cut into pages.
 
+use std::collections::VecDeque;
+
 use prost::Message as _;
 use towpath_engine::{
     event::RunOutcome,
@@ -28,7 +30,7 @@ const RUNS_DEFAULT: u32 = 50;
 const PAST_RUNS_MAX: usize = 50;
 /// Most bytes of the jobs of one page. Source: a client reads messages of 4 MiB, and a job with all
 /// that it runs may have more than 100 KiB.
-const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+pub(in crate::rpc) const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 impl Server {
     /// The one run that `asked` names.
@@ -93,9 +95,17 @@ impl Server {
             past_reads::check(&*log.store, point, log.now())?;
             size = size.min(PAST_RUNS_MAX);
         }
-        let ids = self.listed(&request.page_token, &asked, point)?;
-        let mut answer = v1::ListRunsResponse::default();
-        for id in ids {
+        let mut before =
+            (!request.page_token.is_empty()).then(|| RunId::from(request.page_token.as_str()));
+        let (mut answer, mut bytes) = (v1::ListRunsResponse::default(), 0);
+        let mut ids = VecDeque::new();
+        loop {
+            // A page of ids at a time: a list may have a million of them.
+            if ids.is_empty() {
+                ids = self.listed(before.as_ref(), &asked, point, size + 1)?;
+            }
+            let Some(id) = ids.pop_front() else { break };
+            before = Some(id.clone());
             let run = match point {
                 Some(point) => self.run_at(&id, point).await,
                 None => self.run_now(&id).await,
@@ -109,7 +119,10 @@ impl Server {
             if !asked.fits(&run) {
                 continue;
             }
-            if answer.runs.len() == size {
+            bytes += run.encoded_len();
+            // The stages of a run alone may be 60 KiB.
+            let is_full = bytes > PAGE_BYTES_MAX && !answer.runs.is_empty();
+            if is_full || answer.runs.len() == size {
                 let last = answer.runs.last();
                 answer.next_page_token = last.map(|run| run.id.clone()).unwrap_or_default();
                 break;
@@ -145,22 +158,15 @@ impl Server {
         Ok(self.read_run(id, Some(point), |seen| self.view_of(id, seen)).await?.0)
     }
 
-    /// The runs after the page that `token` ends, as far as they may fit.
+    /// The `most` newest runs that began before `before`, of those that may fit.
     fn listed(
         &self,
-        token: &str,
+        before: Option<&RunId>,
         asked: &Filter,
         point: Option<Point>,
-    ) -> Result<Vec<RunId>, CommandError> {
+        most: usize,
+    ) -> Result<VecDeque<RunId>, CommandError> {
         let list = locked(&self.runs().list);
-        let all = list.newest_first();
-        let rest: Vec<&Listed<Run>> = if token.is_empty() {
-            all.collect()
-        } else {
-            let last = RunId::from(token);
-            list.get(&last).ok_or_else(|| token_invalid(token))?;
-            all.skip_while(|listed| listed.id != last).skip(1).collect()
-        };
         // A run that has ended is known by its outcome; only the others must be read.
         let may_fit = |listed: &&Listed<Run>| match (point, &listed.summary.end) {
             (Some(Point::Position(position)), _) => listed.created <= position,
@@ -168,7 +174,14 @@ impl Server {
             (None, Some(end)) => asked.fits_ended(end.outcome),
             (None, None) => true,
         };
-        Ok(rest.into_iter().filter(may_fit).map(|listed| listed.id.clone()).collect())
+        let id = |listed: &Listed<Run>| listed.id.clone();
+        match before {
+            None => Ok(list.newest_first().filter(may_fit).take(most).map(id).collect()),
+            Some(last) => {
+                let rest = list.before(last).ok_or_else(|| token_invalid(last.as_str()))?;
+                Ok(rest.filter(may_fit).take(most).map(id).collect())
+            }
+        }
     }
 
     /// A run that has ended, as the list of runs has it. One that is set aside is not: its end may
