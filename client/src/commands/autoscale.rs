@@ -12,7 +12,7 @@ use tokio_stream::StreamExt as _;
 use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
-use super::{App, CommandResult, serve::duration};
+use super::{App, CommandResult, serve::duration, workers};
 use crate::{cli::Output, connect::ServerConnection, exit, failure::Failure, signals::Signals};
 
 /// Longest time between two checks: launched commands end without the server knowing.
@@ -198,8 +198,7 @@ impl<'a> Fleet<'a> {
     async fn look(&mut self, server: &ServerConnection) -> Result<(), Failure> {
         // Workers first: a worker that gets a job in between is then still counted as idle, and so
         // one worker less is launched, never one more.
-        let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await?;
-        self.count_the_living(&listed.into_inner().workers);
+        self.count_the_living(&workers::all(server).await?);
         let first = self.demand(server).await?.next().await.ok_or_else(gone)??;
         let pending = first.demand.unwrap_or_default().sets.iter().map(|set| set.pending).sum();
         if Instant::now() < self.not_before {

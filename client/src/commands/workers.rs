@@ -6,6 +6,7 @@ use towpath_proto::v1;
 use super::{App, CommandResult};
 use crate::{
     cli::Output,
+    connect::ServerConnection,
     exit,
     failure::Failure,
     json,
@@ -39,10 +40,7 @@ enum What {
 pub(crate) async fn workers(app: &App, args: WorkersArgs) -> CommandResult {
     let server = app.server().await?;
     let shown = match args.what.unwrap_or(What::List) {
-        What::List => {
-            let reply = server.workers().list_workers(v1::ListWorkersRequest {}).await?;
-            list(app, reply.into_inner().workers)
-        }
+        What::List => list(app, all(&server).await?),
         What::Drain { name } => {
             let request = v1::DrainWorkerRequest { name, drain: true, actor: app.actor() };
             let worker = server.workers().drain_worker(request).await?.into_inner().worker;
@@ -56,6 +54,19 @@ pub(crate) async fn workers(app: &App, args: WorkersArgs) -> CommandResult {
     };
     server.close().await;
     shown.map(|()| exit::DONE)
+}
+
+/// All workers of the server, page after page.
+pub(crate) async fn all(server: &ServerConnection) -> Result<Vec<v1::Worker>, Failure> {
+    let (mut request, mut workers) = (v1::ListWorkersRequest::default(), Vec::new());
+    loop {
+        let page = server.workers().list_workers(request.clone()).await?.into_inner();
+        workers.extend(page.workers);
+        if page.next_page_token.is_empty() {
+            return Ok(workers);
+        }
+        request.page_token = page.next_page_token;
+    }
 }
 
 fn list(app: &App, workers: Vec<v1::Worker>) -> Result<(), Failure> {

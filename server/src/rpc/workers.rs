@@ -1,6 +1,7 @@
 //! `towpath.v1.WorkersService`: one session for each worker.
 
 mod hello;
+mod pages;
 mod reports;
 
 use tokio_stream::StreamExt as _;
@@ -71,7 +72,7 @@ impl WorkersService for Server {
 
     async fn list_workers(
         &self,
-        _: Request<v1::ListWorkersRequest>,
+        request: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         let mut workers = self.workers();
         for name in self.settings().drained().await.map_err(status::of)? {
@@ -79,8 +80,7 @@ impl WorkersService for Server {
                 workers.push(wire::absent_worker(&name, true));
             }
         }
-        workers.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Response::new(v1::ListWorkersResponse { workers }))
+        Ok(Response::new(pages::page_of(workers, &request.into_inner())))
     }
 
     async fn drain_worker(

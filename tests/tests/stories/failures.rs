@@ -129,7 +129,7 @@ fn what_was_recorded_and_never_answered_is_answered_when_it_is_asked_again() {
         let server = TestServer::in_folder(folder.path()).await;
         let way = Way::to(server.serve(ANYWHERE).await).await;
         let channel = dial_tcp(&way.address).expect("an address");
-        let list = v1::ListWorkersRequest {};
+        let list = v1::ListWorkersRequest::default();
         WorkersServiceClient::new(channel.clone())
             .list_workers(list)
             .await

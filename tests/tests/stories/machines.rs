@@ -387,7 +387,8 @@ async fn a_worker_that_is_drained_finishes_and_is_given_nothing_new() {
     assert_eq!(server.ended(&run).await, "succeeded");
     let unknown = server.workers().drain_worker(drain("x", true)).await.expect_err("nobody");
     assert_eq!(code(&unknown), "WORKER_UNKNOWN");
-    let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await.expect("a list");
+    let listed =
+        server.workers().list_workers(v1::ListWorkersRequest::default()).await.expect("a list");
     let names: Vec<_> = listed.into_inner().workers.into_iter().map(|worker| worker.name).collect();
     assert_eq!(names, ["w"]);
 }
@@ -417,7 +418,8 @@ async fn a_drain_survives_a_restart_of_the_server() {
     server.close().await;
 
     let server = TestServer::in_folder(folder.path()).await;
-    let listed = server.workers().list_workers(v1::ListWorkersRequest {}).await.expect("a list");
+    let listed =
+        server.workers().list_workers(v1::ListWorkersRequest::default()).await.expect("a list");
     let [away] = &listed.into_inner().workers[..] else { panic!("one worker is listed") };
     assert_eq!((&*away.name, away.state()), ("w", v1::WorkerState::Draining));
     assert!(!away.connected);

@@ -110,7 +110,7 @@ async fn one_port_speaks_grpc_and_plain_http() {
 
     let (head, _) = get(&address, "/nothing").await;
     let mut workers = WorkersServiceClient::new(dial_tcp(&address).expect("an address"));
-    let listed = workers.list_workers(v1::ListWorkersRequest {}).await.expect("an answer");
+    let listed = workers.list_workers(v1::ListWorkersRequest::default()).await.expect("an answer");
 
     assert!(!head.contains("openmetrics"), "{head}");
     assert!(listed.into_inner().workers.is_empty());
