@@ -8,6 +8,7 @@ mod check;
 mod clock;
 mod command_error;
 mod connections;
+mod demand;
 mod followers;
 mod limits;
 mod local;

@@ -16,11 +16,7 @@ use prometheus_client::{
 use tonic::service::Routes;
 use towpath_proto::v1;
 
-use crate::{
-    Server,
-    command_error::CommandError,
-    metric_values::{MetricValues, Tags},
-};
+use crate::{Server, command_error::CommandError, demand::Tags, metric_values::MetricValues};
 
 /// Where the metrics are.
 const PATH: &str = "/metrics";

@@ -42,6 +42,7 @@ use crate::{
         RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
     },
     metrics,
+    rpc::KedaApi,
     telemetry::calls::RequestSpanLayer,
 };
 
@@ -195,7 +196,9 @@ impl Server {
                 .add_service(bounded!(BlobsServiceServer::new(server.clone())))
                 .add_service(bounded!(GatesServiceServer::new(server.clone())))
                 .add_service(bounded!(LogServiceServer::new(server.clone())))
-                .add_service(bounded!(ExternalScalerServer::new(server.clone())))
+                .add_service(bounded!(ExternalScalerServer::new(KedaApi {
+                    demand: server.demand()
+                })))
                 .add_service(bounded!(WorkersServiceServer::new(server)))
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {

@@ -9,6 +9,7 @@ use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
     Clock, CommandError, LEASE_MS,
+    demand::DemandWatch,
     open_log::OpenLog,
     outputs::{Outputs, sweep::sweep_always},
     past_reads::PastReads,
@@ -202,6 +203,11 @@ impl Server {
 
     pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
         &self.inner.runs.hooks.scheduler
+    }
+
+    /// The demand for workers, for those who follow it.
+    pub(crate) fn demand(&self) -> DemandWatch {
+        DemandWatch::new(Arc::clone(self.scheduler()), self.stopping().clone())
     }
 
     /// Reads of runs as they were.

@@ -25,7 +25,13 @@ pub(crate) use towpath_wire::views::{
     artifact_of, gate, job, outcome, run, source as source_message, summary, time,
 };
 
-use crate::{command_error::CommandError, outputs::Key, past_reads::Point, telemetry};
+use crate::{
+    command_error::CommandError,
+    demand::{FittingDemand, Wanted},
+    outputs::Key,
+    past_reads::Point,
+    telemetry,
+};
 
 /// Where in the log a request looks. `None`: at the newest record.
 pub(crate) fn point(at: Option<v1::ReadPoint>) -> Result<Option<Point>, CommandError> {
@@ -279,6 +285,14 @@ pub(crate) fn worker(view: &SessionView<'_>) -> v1::Worker {
         connected: true,
         run: hello.only.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+/// The part of the demand for workers that fits an offer.
+pub(crate) fn demand(fitting: FittingDemand) -> v1::WatchDemandResponse {
+    let FittingDemand { sets, left_out } = fitting;
+    let set = |(tags, Wanted { pending, leased })| v1::TagSet { tags, pending, leased };
+    let sets = sets.into_iter().map(set).collect();
+    v1::WatchDemandResponse { demand: Some(v1::Demand { sets, left_out }) }
 }
 
 /// A worker that is not connected, as people are shown it.

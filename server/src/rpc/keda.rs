@@ -3,34 +3,35 @@
 //! has one; the metadata `tags` says what these workers offer.
 
 use tonic::{Request, Response, Status};
-use towpath_proto::{
-    externalscaler::{
-        GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
-        MetricValue, ScaledObjectRef, external_scaler_server::ExternalScaler,
-    },
-    v1,
+use towpath_proto::externalscaler::{
+    GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
+    MetricValue, ScaledObjectRef, external_scaler_server::ExternalScaler,
 };
 
-use super::{STREAM_QUEUE, Streamed, channel};
-use crate::{
-    Server,
-    metric_values::{Demand, demand_of},
-};
+use super::{STREAM_QUEUE, Streamed, streamed};
+use crate::demand::{Demand, DemandWatch, FittingDemand, LaunchOffer};
 
 /// What the only metric is called.
 const METRIC: &str = "towpath-jobs";
 /// Jobs that one worker is for.
 const JOBS_PER_WORKER: i64 = 1;
 
+/// The handlers of the service.
+#[derive(Clone, Debug)]
+pub(crate) struct KedaApi {
+    pub(crate) demand: DemandWatch,
+}
+
 #[tonic::async_trait]
-impl ExternalScaler for Server {
+impl ExternalScaler for KedaApi {
     type StreamIsActiveStream = Streamed<IsActiveResponse>;
 
     async fn is_active(
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<IsActiveResponse>, Status> {
-        let result = jobs(&self.demand(), &asked(request.into_inner())) > 0;
+        let offer = offer(&request.into_inner());
+        let result = is_wanted(&self.demand.now(), &offer);
         Ok(Response::new(IsActiveResponse { result }))
     }
 
@@ -38,11 +39,11 @@ impl ExternalScaler for Server {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
-        let (send, stream) = channel(STREAM_QUEUE);
-        let (server, asked) = (self.clone(), asked(request.into_inner()));
-        let is_active =
-            move |demand: &Demand| IsActiveResponse { result: jobs(demand, &asked) > 0 };
-        tokio::spawn(async move { server.tell(is_active, send).await });
+        let (send, stream) = streamed(STREAM_QUEUE, |result| IsActiveResponse { result });
+        let (demand, offer) = (self.demand.clone(), offer(&request.into_inner()));
+        tokio::spawn(async move {
+            demand.follow(|demand| is_wanted(demand, &offer), send).await;
+        });
         Ok(Response::new(stream))
     }
 
@@ -62,8 +63,8 @@ impl ExternalScaler for Server {
         &self,
         request: Request<GetMetricsRequest>,
     ) -> Result<Response<GetMetricsResponse>, Status> {
-        let asked = asked(request.into_inner().scaled_object_ref.unwrap_or_default());
-        let jobs = jobs(&self.demand(), &asked);
+        let offer = offer(&request.into_inner().scaled_object_ref.unwrap_or_default());
+        let jobs = FittingDemand::of(&self.demand.now(), &offer).jobs();
         let value = MetricValue {
             metric_name: METRIC.to_owned(),
             metric_value: i64::try_from(jobs).unwrap_or(i64::MAX),
@@ -73,13 +74,13 @@ impl ExternalScaler for Server {
     }
 }
 
-fn asked(object: ScaledObjectRef) -> v1::WatchDemandRequest {
+/// What the workers of a scaled object offer. KEDA's metadata is text, so the tags are one.
+fn offer(object: &ScaledObjectRef) -> LaunchOffer {
     let tags = object.scaler_metadata.get("tags").map(String::as_str).unwrap_or_default();
     let tags = tags.split(',').map(str::trim).filter(|tag| !tag.is_empty());
-    v1::WatchDemandRequest { tags: tags.map(str::to_owned).collect(), all: false }
+    LaunchOffer { tags: tags.map(str::to_owned).collect(), all: false }
 }
 
-/// Jobs that a worker could begin, or that a worker holds.
-fn jobs(demand: &Demand, asked: &v1::WatchDemandRequest) -> u64 {
-    demand_of(demand, asked).sets.iter().map(|set| set.pending + set.leased).sum()
+fn is_wanted(demand: &Demand, offer: &LaunchOffer) -> bool {
+    FittingDemand::of(demand, offer).jobs() > 0
 }

@@ -21,11 +21,11 @@ use towpath_proto::{
 use towpath_storage::StoreError;
 
 use self::reports::{Reports, UnderWay, artifact_path, fits, note_part, part};
-use super::{STREAM_QUEUE, Streamed, channel};
+use super::{STREAM_QUEUE, Streamed, streamed};
 use crate::{
     Server, auth,
     command_error::CommandError,
-    metric_values::{Demand, demand_of},
+    demand::{FittingDemand, LaunchOffer},
     outbox::{Outbox, Outgoing, outbox},
     outputs::Key,
     scheduler_driver::{Answer, End},
@@ -101,13 +101,12 @@ impl WorkersService for Server {
         &self,
         request: Request<v1::WatchDemandRequest>,
     ) -> Result<Response<Self::WatchDemandStream>, Status> {
-        let (send, stream) = channel(STREAM_QUEUE);
-        let (server, asked) = (self.clone(), request.into_inner());
-        let demand = move |demand: &Demand| {
-            let demand = Some(demand_of(demand, &asked));
-            v1::WatchDemandResponse { demand }
-        };
-        tokio::spawn(async move { server.tell(demand, send).await });
+        let v1::WatchDemandRequest { tags, all } = request.into_inner();
+        let (send, stream) = streamed(STREAM_QUEUE, wire::demand);
+        let (demand, offer) = (self.demand(), LaunchOffer { tags, all });
+        tokio::spawn(async move {
+            demand.follow(|demand| FittingDemand::of(demand, &offer), send).await;
+        });
         Ok(Response::new(stream))
     }
 }
