@@ -157,6 +157,12 @@ pub(crate) fn needs<T>(
     }
 }
 
+/// Whether the client of `request` may learn where the store is and with what it is reached: that is
+/// for those who look after it. Every other client learns only its kind.
+pub(crate) fn may_see_store<T>(request: &Request<T>) -> bool {
+    needs(request, &[Role::Auditor, Role::Admin], "the store").is_ok()
+}
+
 /// The workers of `tow run`, which work over a pipe of their own process, are `local/RUN`.
 const LOCAL_WORKERS: &str = "local/";
 

@@ -12,6 +12,7 @@ mod demand;
 mod followers;
 mod limits;
 mod local;
+mod log_reader;
 mod metric_values;
 mod metrics;
 pub mod offline_backup;

@@ -16,7 +16,7 @@ use towpath_engine::{
     log_clock::{Jump, LogClock},
     time::Timestamp,
 };
-use towpath_storage::{EventStore, Position, Record};
+use towpath_storage::{EventStore, Position, Record, StoreError};
 
 use crate::{Clock, command_error::CommandError, followers::Followers, sync::locked};
 
@@ -132,6 +132,13 @@ impl OpenLog {
     /// The position of the newest durable record.
     pub(crate) fn position(&self) -> Position {
         *self.store.watch().borrow()
+    }
+
+    /// Why the store takes nothing any more, after [`OpenLog::stopped`] was cancelled.
+    pub(crate) async fn why_stopped(&self) -> CommandError {
+        // A store that stopped answers every read with the cause.
+        let asked = self.store.read_all(0, 1).await;
+        asked.err().unwrap_or(StoreError::Closed).into()
     }
 
     /// The moment it is in the log. Never goes backwards and never stands still, whatever the

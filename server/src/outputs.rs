@@ -58,7 +58,7 @@ pub(crate) type Key = AttemptId;
 #[derive(Debug)]
 pub(crate) struct Outputs {
     spool: PathBuf,
-    pub(crate) blobs: Blobs,
+    pub(crate) blobs: Arc<Blobs>,
     growing: Arc<SyncMutex<Followed>>,
 }
 
@@ -110,7 +110,7 @@ impl Drop for OutputGrowth {
 }
 
 impl Outputs {
-    pub(crate) fn new(spool: PathBuf, blobs: Blobs) -> Self {
+    pub(crate) fn new(spool: PathBuf, blobs: Arc<Blobs>) -> Self {
         Self { spool, blobs, growing: Arc::default() }
     }
 
@@ -314,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn an_output_is_known_only_while_it_is_followed() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs")).unwrap());
         let outputs = Outputs::new(folder.path().join("spool"), blobs);
         let key = Key { run: "r".into(), job: "a".into(), attempt: Attempt(1) };
         outputs.write(&key, 0, b"one").unwrap();
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn an_artifact_of_any_path_leaves_the_output_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs")).unwrap());
         let outputs = Outputs::new(folder.path().join("spool"), blobs);
         let key = Key { run: "r".into(), job: "j".into(), attempt: Attempt::FIRST };
         outputs.write(&key, 0, b"1 o printed\n").unwrap();
@@ -357,7 +357,7 @@ mod tests {
 
     fn growing() -> (tempfile::TempDir, Outputs, Key) {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs")).unwrap());
         let outputs = Outputs::new(folder.path().join("spool"), blobs);
         (folder, outputs, Key { run: "r".into(), job: "j".into(), attempt: Attempt::FIRST })
     }

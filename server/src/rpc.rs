@@ -19,6 +19,7 @@ use tonic::Status;
 use crate::{command_error::CommandError, status};
 
 pub(crate) use keda::KedaApi;
+pub(crate) use log::LogApi;
 
 /// Messages that may wait for a client that reads slowly; beyond that the producer waits.
 const STREAM_QUEUE: usize = 64;

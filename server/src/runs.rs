@@ -36,6 +36,13 @@ use crate::{
 /// The runs of a store.
 pub(crate) type Runs = Streams<Run, RunHooks>;
 
+impl Runs {
+    /// The one run that `asked` names: by its id, or by the beginning of it.
+    pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
+        Ok(locked(&self.list).find(asked)?)
+    }
+}
+
 /// Bytes that are to be free, beyond what the store keeps free, for anything new to begin.
 const NEW_WORK_BYTES_MIN: u64 = FREE_BYTES_MIN;
 

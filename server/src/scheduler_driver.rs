@@ -25,7 +25,6 @@ use crate::{
     shared_scheduler::{Delivery, SharedScheduler, Work},
     streams::Loaded,
     streams::Recorded,
-    sync::locked,
     wire,
 };
 
@@ -240,7 +239,7 @@ impl SchedulerDriver {
         sessions::check(&hello)?;
         let only = match hello.run.as_str() {
             "" => None,
-            asked => Some(locked(&self.runs.list).find(asked)?),
+            asked => Some(self.runs.find(asked)?),
         };
         self.check_job(&hello, only.as_ref()).await?;
         let worker = WorkerName::from(hello.worker.as_str());
@@ -470,6 +469,7 @@ mod tests {
     use super::*;
     use crate::{
         outbox::outbox,
+        sync::locked,
         testing::{Fixture, WORKER, job, success},
     };
 

@@ -42,7 +42,7 @@ use crate::{
         RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
     },
     metrics,
-    rpc::KedaApi,
+    rpc::{KedaApi, LogApi},
     telemetry::calls::RequestSpanLayer,
 };
 
@@ -183,6 +183,13 @@ impl Server {
             }
             let runs = RunsServiceServer::new(server.clone());
             let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
+            let log = LogApi {
+                store: server.url().clone(),
+                log: Arc::clone(server.log()),
+                runs: Arc::clone(server.runs()),
+                reader: server.log_reader(),
+                doctor: server.doctor(),
+            };
             let served = transport
                 .layer(RequestSpanLayer)
                 .layer(access_rule)
@@ -195,7 +202,7 @@ impl Server {
                 .add_service(runs)
                 .add_service(bounded!(BlobsServiceServer::new(server.clone())))
                 .add_service(bounded!(GatesServiceServer::new(server.clone())))
-                .add_service(bounded!(LogServiceServer::new(server.clone())))
+                .add_service(bounded!(LogServiceServer::new(log)))
                 .add_service(bounded!(ExternalScalerServer::new(KedaApi {
                     demand: server.demand()
                 })))

@@ -9,7 +9,9 @@ use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
     Clock, CommandError, LEASE_MS,
+    check::Doctor,
     demand::DemandWatch,
+    log_reader::LogReader,
     open_log::OpenLog,
     outputs::{Outputs, sweep::sweep_always},
     past_reads::PastReads,
@@ -107,7 +109,7 @@ impl Server {
         let hooks = RunHooks::new(scheduler, opened.dir.disk_space());
         let runs = Streams::open(&log, hooks).await?;
         let driver = Arc::new(SchedulerDriver::new(Arc::clone(&runs)));
-        let outputs = Arc::new(Outputs::new(opened.dir.spool(), blobs));
+        let outputs = Arc::new(Outputs::new(opened.dir.spool(), Arc::new(blobs)));
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
@@ -203,6 +205,16 @@ impl Server {
 
     pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
         &self.inner.runs.hooks.scheduler
+    }
+
+    /// The log as it grows, for those who follow it.
+    pub(crate) fn log_reader(&self) -> LogReader {
+        LogReader::new(Arc::clone(self.log()), self.stopping().clone())
+    }
+
+    /// What checks the whole store.
+    pub(crate) fn doctor(&self) -> Doctor {
+        Doctor::new(Arc::clone(self.log()), Arc::clone(&self.outputs().blobs))
     }
 
     /// The demand for workers, for those who follow it.

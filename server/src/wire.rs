@@ -18,6 +18,7 @@ use towpath_proto::{
     time::{duration, duration_ms, timestamp_ms},
     v1::{self, failed::Cause, report, session_response::Message},
 };
+use towpath_storage::Record;
 
 pub(crate) use explain::explanation;
 use towpath_wire::views::blob as blob_message;
@@ -26,6 +27,7 @@ pub(crate) use towpath_wire::views::{
 };
 
 use crate::{
+    check::CheckReport,
     command_error::CommandError,
     demand::{FittingDemand, Wanted},
     outputs::Key,
@@ -285,6 +287,25 @@ pub(crate) fn worker(view: &SessionView<'_>) -> v1::Worker {
         connected: true,
         run: hello.only.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+/// Records of the log. Their bytes are sent as they are stored.
+pub(crate) fn records(group: Vec<Record>) -> v1::FollowResponse {
+    let record = |record: Record| v1::Record {
+        position: record.position,
+        stream: record.stream.to_string(),
+        version: record.version,
+        kind: record.kind.to_string(),
+        payload: record.bytes,
+        log_hash: Digest(record.hash).to_string(),
+    };
+    v1::FollowResponse { records: group.into_iter().map(record).collect() }
+}
+
+/// What a check of the store found so far.
+pub(crate) fn check_report(report: CheckReport) -> v1::CheckResponse {
+    let CheckReport { records, runs, done, findings, log_hash } = report;
+    v1::CheckResponse { records, runs, done, findings, log_hash }
 }
 
 /// The part of the demand for workers that fits an offer.

@@ -119,7 +119,7 @@ mod tests {
         let fixture = Fixture::new();
         let run = fixture.begins("r", vec![job("a", &[]), job("b", &[]), job("c", &["b"])]).await;
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(&folder.path().join("blobs")).unwrap();
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs")).unwrap());
         let spool = folder.path().join("spool");
         let outputs = Arc::new(Outputs::new(spool.clone(), blobs));
         let key = |job: &str, attempt| Key {

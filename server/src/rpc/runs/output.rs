@@ -145,7 +145,8 @@ impl Server {
                 () = self.stopping().cancelled() => return,
                 // The end of this job is never recorded, and would be waited for without end.
                 () = self.stopped().cancelled() => {
-                    drop(send.send(Err(self.why_stopped().await)).await);
+                    let why = self.log().why_stopped().await;
+                    drop(send.send(Err(status::of(why))).await);
                     return;
                 }
                 () = growing.changed() => {}

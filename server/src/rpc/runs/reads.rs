@@ -35,7 +35,7 @@ pub(in crate::rpc) const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 impl Server {
     /// The one run that `asked` names.
     pub(crate) fn find(&self, asked: &str) -> Result<RunId, CommandError> {
-        Ok(locked(&self.runs().list).find(asked)?)
+        self.runs().find(asked)
     }
 
     /// A run as it is.
