@@ -4,6 +4,8 @@
 //! (who is given which job: the rules are in the engine's `scheduler`), then any file of `rpc` (wire in, execute, wire out).
 
 pub mod auth;
+mod blob_pieces;
+mod bundles;
 mod check;
 mod clock;
 mod command_error;
@@ -18,6 +20,7 @@ mod metrics;
 pub mod offline_backup;
 mod open_log;
 mod outbox;
+mod output_reads;
 mod outputs;
 mod past_reads;
 mod rpc;

@@ -18,6 +18,7 @@ use tonic::Status;
 
 use crate::{command_error::CommandError, status};
 
+pub(crate) use blobs::BlobsApi;
 pub(crate) use keda::KedaApi;
 pub(crate) use log::LogApi;
 
@@ -27,12 +28,6 @@ const STREAM_QUEUE: usize = 64;
 const CHUNK_QUEUE: usize = 4;
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// A bounded stream, and where to put what it carries.
-fn channel<T: Send + 'static>(most: usize) -> (mpsc::Sender<Result<T, Status>>, Streamed<T>) {
-    let (send, receive) = mpsc::channel(most);
-    (send, Box::pin(ReceiverStream::new(receive)))
-}
 
 /// A bounded stream of what a part of the server produces, and where it puts that. The part knows
 /// nothing of messages: `message` makes them as the client takes them.

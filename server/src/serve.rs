@@ -42,7 +42,7 @@ use crate::{
         RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
     },
     metrics,
-    rpc::{KedaApi, LogApi},
+    rpc::{BlobsApi, KedaApi, LogApi},
     telemetry::calls::RequestSpanLayer,
 };
 
@@ -200,7 +200,9 @@ impl Server {
                 .add_service(bounded!(reflection))
                 .add_service(bounded!(reflection_alpha))
                 .add_service(runs)
-                .add_service(bounded!(BlobsServiceServer::new(server.clone())))
+                .add_service(bounded!(BlobsServiceServer::new(BlobsApi {
+                    bundles: server.bundles()
+                })))
                 .add_service(bounded!(GatesServiceServer::new(server.clone())))
                 .add_service(bounded!(LogServiceServer::new(log)))
                 .add_service(bounded!(ExternalScalerServer::new(KedaApi {

@@ -9,10 +9,12 @@ use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
     Clock, CommandError, LEASE_MS,
+    bundles::Bundles,
     check::Doctor,
     demand::DemandWatch,
     log_reader::LogReader,
     open_log::OpenLog,
+    output_reads::OutputReads,
     outputs::{Outputs, sweep::sweep_always},
     past_reads::PastReads,
     runs::{RunHooks, Runs},
@@ -215,6 +217,17 @@ impl Server {
     /// What checks the whole store.
     pub(crate) fn doctor(&self) -> Doctor {
         Doctor::new(Arc::clone(self.log()), Arc::clone(&self.outputs().blobs))
+    }
+
+    /// The bundles of runs.
+    pub(crate) fn bundles(&self) -> Bundles {
+        Bundles::new(Arc::clone(self.runs()), Arc::clone(&self.outputs().blobs))
+    }
+
+    /// What jobs printed and left behind.
+    pub(crate) fn output_reads(&self) -> OutputReads {
+        let (runs, outputs) = (Arc::clone(self.runs()), Arc::clone(&self.inner.outputs));
+        OutputReads::new(runs, outputs, self.stopping().clone())
     }
 
     /// The demand for workers, for those who follow it.

@@ -73,30 +73,15 @@ impl Fixture {
 
     /// A run of these jobs; as many as may run are leased.
     pub(crate) async fn begins(&self, id: &str, jobs: Vec<JobPlan>) -> RunId {
-        let (run, ana) = (RunId::from(id), Actor::human("ana"));
-        self.runs.execute(&run, self.creation(id, jobs), &ana).await.unwrap();
-        while self.queues(&run, lease()).await.done.await.unwrap().first > 0 {}
-        run
+        self.begins_as(creation(id, jobs)).await
     }
 
-    /// The command that creates such a run.
-    pub(crate) fn creation(&self, id: &str, jobs: Vec<JobPlan>) -> Command {
-        let plan =
-            Plan { pipeline: "p".to_owned(), stages: vec!["s".into()], jobs, timeout_ms: None };
-        Command::Create(CreateRun {
-            run: id.into(),
-            file: "towpath.yml".to_owned(),
-            folder: String::new(),
-            file_sha256: Digest([1; 32]),
-            plan,
-            parallelism: 4,
-            gates_preapproved: false,
-            traceparent: None,
-            idempotency_key: None,
-            source: None,
-            requester: towpath_engine::gate::Identity::default(),
-            authors: None,
-        })
+    /// As [`Fixture::begins`], of a run that is created like this.
+    pub(crate) async fn begins_as(&self, create: CreateRun) -> RunId {
+        let (run, ana) = (create.run.clone(), Actor::human("ana"));
+        self.runs.execute(&run, Command::Create(create), &ana).await.unwrap();
+        while self.queues(&run, lease()).await.done.await.unwrap().first > 0 {}
+        run
     }
 
     pub(crate) async fn queues(&self, run: &RunId, command: Command) -> Queued {
@@ -106,6 +91,25 @@ impl Fixture {
     pub(crate) async fn state(&self, run: &RunId, job: &str) -> JobState {
         let state = |loaded: &Loaded| loaded.state.job(job).unwrap().state.clone();
         self.runs.read_durable(run, state).await.unwrap()
+    }
+}
+
+/// A run of these jobs, to be created.
+pub(crate) fn creation(id: &str, jobs: Vec<JobPlan>) -> CreateRun {
+    let plan = Plan { pipeline: "p".to_owned(), stages: vec!["s".into()], jobs, timeout_ms: None };
+    CreateRun {
+        run: id.into(),
+        file: "towpath.yml".to_owned(),
+        folder: String::new(),
+        file_sha256: Digest([1; 32]),
+        plan,
+        parallelism: 4,
+        gates_preapproved: false,
+        traceparent: None,
+        idempotency_key: None,
+        source: None,
+        requester: towpath_engine::gate::Identity::default(),
+        authors: None,
     }
 }
 

@@ -5,7 +5,7 @@ mod explain;
 use tokio::sync::Semaphore;
 use towpath_engine::{
     decide::Ended,
-    event::{Artifact, CAUSE_BYTES_MAX, FailureCause, RunEvent, bounded_text},
+    event::{Artifact, CAUSE_BYTES_MAX, FailureCause, bounded_text},
     gate::{self as gates, AUTHORS_MAX, Authors},
     ids::{Actor, Attempt, Blob, Digest, JobName, WorkerName, invisible_in},
     run::{Job, Run},
@@ -23,7 +23,7 @@ use towpath_storage::Record;
 pub(crate) use explain::explanation;
 use towpath_wire::views::blob as blob_message;
 pub(crate) use towpath_wire::views::{
-    artifact_of, gate, job, outcome, run, source as source_message, summary, time,
+    gate, job, outcome, run, source as source_message, summary, time,
 };
 
 use crate::{
@@ -141,6 +141,12 @@ pub(crate) fn blob(blob: &v1::Blob) -> Result<Blob, CommandError> {
     Ok(Blob { size: blob.size, sha256: digest(&blob.sha256)? })
 }
 
+/// The blob that a request must name.
+pub(crate) fn named_blob(blob: Option<v1::Blob>) -> Result<Blob, CommandError> {
+    let missing = || invalid("no blob named");
+    self::blob(&blob.ok_or_else(missing)?)
+}
+
 /// The first problems of a file, one on each line: as many as fit the head of a message.
 fn problems(diagnostics: &Diagnostics, text: &str) -> String {
     const SHOWN_MAX: usize = 20;
@@ -160,6 +166,11 @@ fn problems(diagnostics: &Diagnostics, text: &str) -> String {
 pub(crate) fn key(held: v1::AttemptId) -> Key {
     let v1::AttemptId { run, job, attempt } = held;
     Key { run: run.into(), job: job.into(), attempt: Attempt(attempt) }
+}
+
+/// The attempt that a message must name.
+pub(crate) fn named_attempt(of: Option<v1::AttemptId>) -> Result<Key, CommandError> {
+    Ok(key(of.ok_or_else(|| invalid("no attempt named"))?))
 }
 
 /// The attempt, as a message names it.
@@ -361,12 +372,6 @@ fn artifact(artifact: v1::Artifact) -> Option<Artifact> {
 /// The job that a request names.
 pub(crate) fn job_name(text: &str) -> JobName {
     text.into()
-}
-
-/// The output that `event` names, if it ends this try of this job.
-pub(crate) fn output_in(event: &RunEvent, job: &JobName, attempt: Attempt) -> Option<Blob> {
-    let (reported, captured_output) = event.reported()?;
-    captured_output.filter(|_| reported == attempt && event.job() == Some(job))
 }
 
 #[cfg(test)]

@@ -409,11 +409,6 @@ fn artifact(artifact: &towpath_engine::event::Artifact) -> v1::Artifact {
     v1::Artifact { path: artifact.path.clone(), blob: Some(blob(&artifact.blob)) }
 }
 
-/// The kept file `path` of `job`.
-pub fn artifact_of(job: &Job, path: &str) -> Option<Blob> {
-    job.artifacts.iter().find(|artifact| artifact.path == path).map(|artifact| artifact.blob)
-}
-
 pub(super) fn policy(policy: &GatePolicy) -> v1::GatePolicy {
     let GatePolicy { approvers, min, not, expires_ms } = policy;
     let not = not.iter().map(|excluded| match excluded {

@@ -1,6 +1,5 @@
 //! `towpath.v1.RunsService`.
 
-mod output;
 pub(super) mod reads;
 
 use tonic::{Request, Response, Status};
@@ -12,9 +11,12 @@ use towpath_engine::{
     trace::TraceContext,
 };
 use towpath_pipeline::pulsaride_jsonl;
-use towpath_proto::v1::{self, runs_service_server::RunsService};
+use towpath_proto::{
+    streams::Piece as _,
+    v1::{self, runs_service_server::RunsService},
+};
 
-use super::{CHUNK_QUEUE, Streamed, channel};
+use super::{CHUNK_QUEUE, Streamed, streamed};
 use crate::{
     Server,
     auth::{self, roles::Role},
@@ -120,15 +122,10 @@ impl RunsService for Server {
         request: Request<v1::ReadOutputRequest>,
     ) -> Result<Response<Self::ReadOutputStream>, Status> {
         let v1::ReadOutputRequest { run, job, attempt, follow } = request.into_inner();
-        let (key, kept) = self.output_of(&run, &job, attempt).await.map_err(status::of)?;
-        let (send, stream) = channel(CHUNK_QUEUE);
-        let server = self.clone();
-        tokio::spawn(async move {
-            match kept {
-                Some(blob) => server.send_blob(&blob, 0, &send).await,
-                None => server.send_growing(&key, follow, &send).await,
-            }
-        });
+        let outputs = self.output_reads();
+        let found = outputs.find(&run, &job, attempt).await.map_err(status::of)?;
+        let (send, stream) = streamed(CHUNK_QUEUE, v1::ReadOutputResponse::of);
+        tokio::spawn(async move { outputs.send(&found, follow, &send).await });
         Ok(Response::new(stream))
     }
 
@@ -136,10 +133,11 @@ impl RunsService for Server {
         &self,
         request: Request<v1::ReadArtifactRequest>,
     ) -> Result<Response<Self::ReadArtifactStream>, Status> {
-        let blob = self.artifact(request.into_inner()).await.map_err(status::of)?;
-        let (send, stream) = channel(CHUNK_QUEUE);
-        let server = self.clone();
-        tokio::spawn(async move { server.send_blob(&blob, 0, &send).await });
+        let v1::ReadArtifactRequest { run, job, path } = request.into_inner();
+        let outputs = self.output_reads();
+        let blob = outputs.artifact(&run, job, path).await.map_err(status::of)?;
+        let (send, stream) = streamed(CHUNK_QUEUE, v1::ReadArtifactResponse::of);
+        tokio::spawn(async move { outputs.send_blob(&blob, &send).await });
         Ok(Response::new(stream))
     }
 }
@@ -173,7 +171,7 @@ impl Server {
             ..
         } = request.into_inner();
         let mut create = creation(wire::pipeline_file(file).await?, parallelism, requester);
-        self.has_source(create.source.as_ref()).await?;
+        self.bundles().check_source(create.source.as_ref()).await?;
         create.gates_preapproved = gates_preapproved;
         let asked = traceparent.parse::<TraceContext>().ok().filter(|_| !told).or(caller);
         create.traceparent = asked.map(|context| context.to_string());
@@ -234,7 +232,7 @@ impl Server {
             Some(file) => Some(wire::pipeline_file(Some(file)).await?),
             None => None,
         };
-        self.has_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
+        self.bundles().check_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
         let resume = ResumeRun {
             from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
             file: file.map(|file| edited(file, requester)),

@@ -248,7 +248,7 @@ impl Server {
         session: SessionId,
         of: Option<v1::AttemptId>,
     ) -> Result<Option<Key>, CommandError> {
-        let key = named(of)?;
+        let key = wire::named_attempt(of)?;
         Ok(self.scheduler().inspect(|all| all.holds(session, &key)).then_some(key))
     }
 
@@ -261,7 +261,7 @@ impl Server {
         let v1::Report { attempt: of, run_time, ended, output_bytes } = report;
         // A time that is none is not worth a job: it is recorded as none.
         let ran_ms = run_time.as_ref().and_then(duration_ms).unwrap_or_default();
-        let key = named(of)?;
+        let key = wire::named_attempt(of)?;
         if !self.scheduler().inspect(|all| all.holds(session, &key)) {
             return self.driver().answer_unheld(session, &key).await.map(drop);
         }
@@ -384,10 +384,4 @@ impl Server {
         let differs = || format!("artifact `{}` did not arrive as it was sent", artifact.path);
         Ok((!kept).then(differs))
     }
-}
-
-/// The attempt that a message names.
-fn named(of: Option<v1::AttemptId>) -> Result<Key, CommandError> {
-    let missing = || CommandError::MessageInvalid { what: "no attempt named".to_owned() };
-    Ok(wire::key(of.ok_or_else(missing)?))
 }

@@ -7,7 +7,7 @@ use towpath_storage::AppendError;
 use super::*;
 use crate::{
     streams::load,
-    testing::{Fixture, job, lease, success},
+    testing::{Fixture, creation, job, lease, success},
 };
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_refusal_that_rests_on_a_refused_append_is_decided_again() {
     let fixture = Fixture::new();
     let run = RunId::from("twice");
     fixture.store.stand_still(0);
-    let create = || [fixture.creation("twice", vec![job("a", &[])])];
+    let create = || [Command::Create(creation("twice", vec![job("a", &[])]))];
     let ana = Actor::human("ana");
 
     let (first, second) = (create(), create());
