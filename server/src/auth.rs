@@ -111,45 +111,71 @@ claims!(
     DrainWorkerRequest
 );
 
-/// The actor of `request`: the authenticated one, else the one that the request names.
-pub(crate) fn actor<T: Claims>(request: &Request<T>) -> Result<Actor, CommandError> {
-    let claimed = request.get_ref().claimed();
-    let Some(principal) = request.extensions().get::<Principal>() else {
-        if claimed.is_empty() && request.metadata().contains_key("authorization") {
-            let why = "this server has no tokens, and the request names no actor";
-            return Err(CommandError::Unauthenticated { why });
+/// Who makes a request that changes something.
+#[derive(Clone, Debug)]
+pub(crate) struct Requester {
+    /// The authenticated actor, else the one that the request names.
+    pub(crate) actor: Actor,
+    /// `None`: the client was not asked for proof.
+    principal: Option<Principal>,
+}
+
+impl Requester {
+    /// Who makes `request`.
+    pub(crate) fn of<T: Claims>(request: &Request<T>) -> Result<Self, CommandError> {
+        let claimed = request.get_ref().claimed();
+        let Some(principal) = request.extensions().get::<Principal>() else {
+            // A client with a token names no actor: its token does, at a server that reads tokens.
+            if claimed.is_empty() && request.metadata().contains_key("authorization") {
+                let why = "this server has no tokens, and the request names no actor";
+                return Err(CommandError::Unauthenticated { why });
+            }
+            return Ok(Self { actor: wire::actor(claimed)?, principal: None });
+        };
+        let own = principal.actor.to_string();
+        if claimed.is_empty() || claimed == own {
+            let actor = principal.actor.clone();
+            return Ok(Self { actor, principal: Some(principal.clone()) });
         }
-        return wire::actor(claimed);
-    };
-    let own = principal.actor.to_string();
-    if claimed.is_empty() || claimed == own {
-        return Ok(principal.actor.clone());
+        Err(CommandError::ActorMismatch { own, claimed: claimed.to_owned() })
     }
-    Err(CommandError::ActorMismatch { own, claimed: claimed.to_owned() })
+
+    /// What is known about them beside their name: what was proven, and only where no proof is asked
+    /// for, the addresses that they claim.
+    pub(crate) fn identity(&self, claimed: &[String]) -> Identity {
+        match &self.principal {
+            Some(principal) => Identity {
+                roles: principal.roles.iter().map(|role| role.word().to_owned()).collect(),
+                emails: principal.proof.emails(),
+            },
+            None => Identity {
+                roles: vec![gate::OWNER.to_owned()],
+                emails: claimed
+                    .iter()
+                    .take(EMAILS_MAX)
+                    .filter_map(|text| gate::email(text))
+                    .collect(),
+            },
+        }
+    }
+
+    /// Refuses them if they are authenticated and have none of `roles`; `what` is what needs one.
+    pub(crate) fn needs(&self, roles: &[Role], what: &str) -> Result<(), CommandError> {
+        needs(self.principal.as_ref(), roles, what)
+    }
+
+    /// The person `name`, who has proven to have `roles`.
+    #[cfg(test)]
+    pub(crate) fn with_roles(name: &str, roles: &[Role]) -> Self {
+        let actor = Actor::human(name);
+        let proof = Proof::Certificate(Arc::default());
+        let principal = Principal { actor: actor.clone(), roles: roles.to_vec(), proof };
+        Self { actor, principal: Some(principal) }
+    }
 }
 
-/// What is known about who makes `request` beside their name: what was proven, and only where
-/// nobody asks for proof what they claim.
-pub(crate) fn identity<T>(request: &Request<T>, claimed: &[String]) -> Identity {
-    match request.extensions().get::<Principal>() {
-        Some(principal) => Identity {
-            roles: principal.roles.iter().map(|role| role.word().to_owned()).collect(),
-            emails: principal.proof.emails(),
-        },
-        None => Identity {
-            roles: vec![gate::OWNER.to_owned()],
-            emails: claimed.iter().take(EMAILS_MAX).filter_map(|text| gate::email(text)).collect(),
-        },
-    }
-}
-
-/// Refuses an authenticated client with none of `roles`.
-pub(crate) fn needs<T>(
-    request: &Request<T>,
-    roles: &[Role],
-    what: &str,
-) -> Result<(), CommandError> {
-    match request.extensions().get::<Principal>() {
+fn needs(principal: Option<&Principal>, roles: &[Role], what: &str) -> Result<(), CommandError> {
+    match principal {
         Some(principal) if !principal.roles.iter().any(|own| roles.contains(own)) => {
             Err(principal.lacks(roles, what))
         }
@@ -160,7 +186,8 @@ pub(crate) fn needs<T>(
 /// Whether the client of `request` may learn where the store is and with what it is reached: that is
 /// for those who look after it. Every other client learns only its kind.
 pub(crate) fn may_see_store<T>(request: &Request<T>) -> bool {
-    needs(request, &[Role::Auditor, Role::Admin], "the store").is_ok()
+    let principal = request.extensions().get::<Principal>();
+    needs(principal, &[Role::Auditor, Role::Admin], "the store").is_ok()
 }
 
 /// The workers of `tow run`, which work over a pipe of their own process, are `local/RUN`.

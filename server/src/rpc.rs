@@ -19,8 +19,10 @@ use tonic::Status;
 use crate::{command_error::CommandError, status};
 
 pub(crate) use blobs::BlobsApi;
+pub(crate) use gates::GatesApi;
 pub(crate) use keda::KedaApi;
 pub(crate) use log::LogApi;
+pub(crate) use runs::RunsApi;
 
 /// Messages that may wait for a client that reads slowly; beyond that the producer waits.
 const STREAM_QUEUE: usize = 64;

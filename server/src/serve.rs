@@ -42,7 +42,7 @@ use crate::{
         RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
     },
     metrics,
-    rpc::{BlobsApi, KedaApi, LogApi},
+    rpc::{BlobsApi, GatesApi, KedaApi, LogApi, RunsApi},
     telemetry::calls::RequestSpanLayer,
 };
 
@@ -181,7 +181,10 @@ impl Server {
                     bounded!($service, MESSAGE_BYTES_MAX, ANSWER_BYTES_MAX)
                 };
             }
-            let runs = RunsServiceServer::new(server.clone());
+            let (reads, commands) = (server.run_reads().clone(), server.run_commands().clone());
+            let gates = GatesApi { reads: reads.clone(), commands: commands.clone() };
+            let runs = RunsApi { reads, commands, outputs: server.output_reads() };
+            let runs = RunsServiceServer::new(runs);
             let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
             let log = LogApi {
                 store: server.url().clone(),
@@ -203,7 +206,7 @@ impl Server {
                 .add_service(bounded!(BlobsServiceServer::new(BlobsApi {
                     bundles: server.bundles()
                 })))
-                .add_service(bounded!(GatesServiceServer::new(server.clone())))
+                .add_service(bounded!(GatesServiceServer::new(gates)))
                 .add_service(bounded!(LogServiceServer::new(log)))
                 .add_service(bounded!(ExternalScalerServer::new(KedaApi {
                     demand: server.demand()

@@ -16,7 +16,8 @@ use crate::{
     open_log::OpenLog,
     output_reads::OutputReads,
     outputs::{Outputs, sweep::sweep_always},
-    past_reads::PastReads,
+    run_commands::RunCommands,
+    run_reads::RunReads,
     runs::{RunHooks, Runs},
     scheduler_driver::SchedulerDriver,
     settings::{SettingsHooks, StoredSettings},
@@ -60,8 +61,9 @@ struct Inner {
     runs: Arc<Runs>,
     settings: Arc<StoredSettings>,
     driver: Arc<SchedulerDriver>,
+    run_reads: RunReads,
+    run_commands: RunCommands,
     outputs: Arc<Outputs>,
-    past_reads: PastReads,
     health: HealthReporter,
     stop: CancellationToken,
     /// Ends connections that do not end by themselves.
@@ -124,15 +126,18 @@ impl Server {
         // Once the runs are there: what belongs to none of their attempts goes.
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
         let (url, dir) = (opened.url, opened.dir);
-        let past_reads = PastReads::default();
+        let run_reads = RunReads::new(Arc::clone(&runs), Arc::clone(&runs.hooks.scheduler));
+        let bundles = Bundles::new(Arc::clone(&runs), Arc::clone(&outputs.blobs));
+        let run_commands = RunCommands::new(Arc::clone(&runs), bundles);
         let inner = Inner {
             url,
             log,
             runs,
             settings,
             driver,
+            run_reads,
+            run_commands,
             outputs,
-            past_reads,
             health,
             stop,
             cut,
@@ -219,6 +224,16 @@ impl Server {
         Doctor::new(Arc::clone(self.log()), Arc::clone(&self.outputs().blobs))
     }
 
+    /// Reads of runs.
+    pub(crate) fn run_reads(&self) -> &RunReads {
+        &self.inner.run_reads
+    }
+
+    /// Commands on runs.
+    pub(crate) fn run_commands(&self) -> &RunCommands {
+        &self.inner.run_commands
+    }
+
     /// The bundles of runs.
     pub(crate) fn bundles(&self) -> Bundles {
         Bundles::new(Arc::clone(self.runs()), Arc::clone(&self.outputs().blobs))
@@ -233,11 +248,6 @@ impl Server {
     /// The demand for workers, for those who follow it.
     pub(crate) fn demand(&self) -> DemandWatch {
         DemandWatch::new(Arc::clone(self.scheduler()), self.stopping().clone())
-    }
-
-    /// Reads of runs as they were.
-    pub(crate) fn past_reads(&self) -> &PastReads {
-        &self.inner.past_reads
     }
 
     pub(crate) fn outputs(&self) -> &Outputs {

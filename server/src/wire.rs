@@ -2,7 +2,6 @@
 
 mod explain;
 
-use tokio::sync::Semaphore;
 use towpath_engine::{
     decide::Ended,
     event::{Artifact, CAUSE_BYTES_MAX, FailureCause, bounded_text},
@@ -13,7 +12,6 @@ use towpath_engine::{
     source::{Origin, Source},
     time::Timestamp,
 };
-use towpath_pipeline::{diagnostics::Diagnostics, file};
 use towpath_proto::{
     time::{duration, duration_ms, timestamp_ms},
     v1::{self, failed::Cause, report, session_response::Message},
@@ -32,6 +30,8 @@ use crate::{
     demand::{FittingDemand, Wanted},
     outputs::Key,
     past_reads::Point,
+    pipeline_files::SentFile,
+    run_reads::AsOf,
     telemetry,
 };
 
@@ -46,6 +46,11 @@ pub(crate) fn point(at: Option<v1::ReadPoint>) -> Result<Option<Point>, CommandE
             Point::Time(Timestamp(ms))
         }
     }))
+}
+
+/// Which point of the past an answer shows.
+pub(crate) fn as_of(as_of: AsOf) -> v1::AsOf {
+    v1::AsOf { position: as_of.position, time: as_of.time.map(time) }
 }
 
 fn invalid(what: impl Into<String>) -> CommandError {
@@ -72,45 +77,13 @@ pub(crate) fn digest(text: &str) -> Result<Digest, CommandError> {
     text.parse().map_err(|error: towpath_engine::ids::DigestMalformed| invalid(error.to_string()))
 }
 
-/// A pipeline file and what it means.
-pub(crate) struct ReadFile {
-    pub(crate) name: String,
-    pub(crate) folder: String,
-    pub(crate) sha256: Digest,
-    pub(crate) plan: towpath_engine::plan::Plan,
-    pub(crate) source: Option<Source>,
-    pub(crate) authors: Option<Authors>,
-}
-
-/// How many pipeline files are read at once. A file at its bounds takes a processor for seconds, and
-/// whoever may start runs may send many.
-static READING: Semaphore = Semaphore::const_new(2);
-
-/// Reads the pipeline file of a request, beside what answers other requests: reading does not stop
-/// in between, so that heartbeats would wait for it.
-pub(crate) async fn pipeline_file(
-    file: Option<v1::PipelineFile>,
-) -> Result<ReadFile, CommandError> {
-    let closed = || CommandError::Store(towpath_storage::StoreError::Closed);
-    let turn = READING.acquire().await.map_err(|_| closed())?;
-    let read = tokio::task::spawn_blocking(move || {
-        // Held to the end of the work, also if the request is given up meanwhile.
-        let _turn = turn;
-        read_pipeline_file(file)
-    });
-    read.await.unwrap_or_else(|_| Err(closed()))
-}
-
-fn read_pipeline_file(file: Option<v1::PipelineFile>) -> Result<ReadFile, CommandError> {
+/// The pipeline file of a request, which it must have.
+pub(crate) fn sent_file(file: Option<v1::PipelineFile>) -> Result<SentFile, CommandError> {
     let v1::PipelineFile { name, folder, content, source: files, authors: told } =
         file.ok_or_else(|| invalid("the pipeline file is missing"))?;
     let source = files.map(source).transpose()?;
     let authors = told.map(authors).transpose()?;
-    let parsed = file::parse_bytes(&name, &content).map_err(|diagnostics| {
-        let text = String::from_utf8_lossy(&content);
-        CommandError::FileInvalid { name: name.clone(), problems: problems(&diagnostics, &text) }
-    })?;
-    Ok(ReadFile { sha256: Digest::of(&content), plan: parsed.plan, name, folder, source, authors })
+    Ok(SentFile { name, folder, content, source, authors })
 }
 
 fn authors(told: v1::Authors) -> Result<Authors, CommandError> {
@@ -145,21 +118,6 @@ pub(crate) fn blob(blob: &v1::Blob) -> Result<Blob, CommandError> {
 pub(crate) fn named_blob(blob: Option<v1::Blob>) -> Result<Blob, CommandError> {
     let missing = || invalid("no blob named");
     self::blob(&blob.ok_or_else(missing)?)
-}
-
-/// The first problems of a file, one on each line: as many as fit the head of a message.
-fn problems(diagnostics: &Diagnostics, text: &str) -> String {
-    const SHOWN_MAX: usize = 20;
-    let all = diagnostics.json(text);
-    let shown = all.iter().take(SHOWN_MAX).map(|problem| {
-        let (line, column) = (problem.line, problem.column);
-        bounded_text(format!("{line}:{column} {} {}", problem.code, problem.message), 200)
-    });
-    let mut lines: Vec<String> = shown.collect();
-    if all.len() > SHOWN_MAX {
-        lines.push(format!("… and {} more", all.len() - SHOWN_MAX));
-    }
-    lines.join("\n")
 }
 
 /// The attempt that a message is about.

@@ -1,16 +1,7 @@
 //! `towpath.v1.RunsService`.
 
-pub(super) mod reads;
-
 use tonic::{Request, Response, Status};
-use towpath_engine::{
-    decide::{Command, CreateRun, EditedPlan, ImportRun, ImportedJob, ResumeRun},
-    gate::Identity,
-    ids::{Actor, Digest, RunId},
-    refusal::Refusal,
-    trace::TraceContext,
-};
-use towpath_pipeline::pulsaride_jsonl;
+use towpath_engine::{decide::Command, trace::TraceContext};
 use towpath_proto::{
     streams::Piece as _,
     v1::{self, runs_service_server::RunsService},
@@ -18,19 +9,27 @@ use towpath_proto::{
 
 use super::{CHUNK_QUEUE, Streamed, streamed};
 use crate::{
-    Server,
-    auth::{self, roles::Role},
+    auth::{Claims, Requester},
     command_error::CommandError,
-    run_ids::{id_of, new_id},
+    output_reads::OutputReads,
+    pages::PageRequest,
+    run_commands::{ResumeRequest, RunCommands, StartRun},
+    run_reads::{RunFilter, RunReads},
     status,
-    streams::Loaded,
-    sync::locked,
     telemetry::calls::{RequestRun, caller, is_told},
     wire,
 };
 
+/// The handlers of the service.
+#[derive(Clone, Debug)]
+pub(crate) struct RunsApi {
+    pub(crate) reads: RunReads,
+    pub(crate) commands: RunCommands,
+    pub(crate) outputs: OutputReads,
+}
+
 #[tonic::async_trait]
-impl RunsService for Server {
+impl RunsService for RunsApi {
     type ReadOutputStream = Streamed<v1::ReadOutputResponse>;
     type ReadArtifactStream = Streamed<v1::ReadArtifactResponse>;
 
@@ -89,24 +88,20 @@ impl RunsService for Server {
         &self,
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
-        let by = auth::actor(&request).map_err(status::of)?;
-        let about = RequestRun::of(request.extensions());
-        let v1::RetryJobRequest { run, job, actor: _ } = request.into_inner();
-        let command = Command::Retry(wire::job_name(&job));
-        let run = self.command(&run, command, (&by, about)).await.map_err(status::of)?;
-        Ok(Response::new(v1::RetryJobResponse { run: Some(run) }))
+        let v1::RetryJobRequest { run, job, actor: _ } = request.get_ref();
+        let (run, command) = (run.clone(), Command::Retry(wire::job_name(job)));
+        let run = Some(self.execute(&request, &run, command).await.map_err(status::of)?);
+        Ok(Response::new(v1::RetryJobResponse { run }))
     }
 
     async fn cancel_run(
         &self,
         request: Request<v1::CancelRunRequest>,
     ) -> Result<Response<v1::CancelRunResponse>, Status> {
-        let by = auth::actor(&request).map_err(status::of)?;
-        let about = RequestRun::of(request.extensions());
-        let v1::CancelRunRequest { run, reason, actor: _ } = request.into_inner();
-        let command = Command::Cancel(reason);
-        let run = self.command(&run, command, (&by, about)).await.map_err(status::of)?;
-        Ok(Response::new(v1::CancelRunResponse { run: Some(run) }))
+        let v1::CancelRunRequest { run, reason, actor: _ } = request.get_ref();
+        let (run, command) = (run.clone(), Command::Cancel(reason.clone()));
+        let run = Some(self.execute(&request, &run, command).await.map_err(status::of)?);
+        Ok(Response::new(v1::CancelRunResponse { run }))
     }
 
     async fn import_run(
@@ -122,9 +117,9 @@ impl RunsService for Server {
         request: Request<v1::ReadOutputRequest>,
     ) -> Result<Response<Self::ReadOutputStream>, Status> {
         let v1::ReadOutputRequest { run, job, attempt, follow } = request.into_inner();
-        let outputs = self.output_reads();
-        let found = outputs.find(&run, &job, attempt).await.map_err(status::of)?;
+        let found = self.outputs.find(&run, &job, attempt).await.map_err(status::of)?;
         let (send, stream) = streamed(CHUNK_QUEUE, v1::ReadOutputResponse::of);
+        let outputs = self.outputs.clone();
         tokio::spawn(async move { outputs.send(&found, follow, &send).await });
         Ok(Response::new(stream))
     }
@@ -134,226 +129,126 @@ impl RunsService for Server {
         request: Request<v1::ReadArtifactRequest>,
     ) -> Result<Response<Self::ReadArtifactStream>, Status> {
         let v1::ReadArtifactRequest { run, job, path } = request.into_inner();
-        let outputs = self.output_reads();
-        let blob = outputs.artifact(&run, job, path).await.map_err(status::of)?;
+        let blob = self.outputs.artifact(&run, job, path).await.map_err(status::of)?;
         let (send, stream) = streamed(CHUNK_QUEUE, v1::ReadArtifactResponse::of);
+        let outputs = self.outputs.clone();
         tokio::spawn(async move { outputs.send_blob(&blob, &send).await });
         Ok(Response::new(stream))
     }
 }
 
-impl Server {
-    async fn command(
+impl RunsApi {
+    /// Carries out `command` on the run that `asked` names; answers the run as it is then.
+    async fn execute<T: Claims>(
         &self,
-        run: &str,
+        request: &Request<T>,
+        asked: &str,
         command: Command,
-        (by, about): (&Actor, RequestRun),
     ) -> Result<v1::Run, CommandError> {
-        let id = self.find(run)?;
-        self.runs().execute(&id, command, by).await?;
-        self.runs().read_durable(&id, |loaded| about.link(&loaded.state)).await?;
-        self.view(&id).await
+        let requester = Requester::of(request)?;
+        let id = self.commands.execute(asked, command, &requester.actor).await?;
+        self.reads.view_linked(&id, &RequestRun::of(request.extensions())).await
     }
 
     async fn start(&self, request: Request<v1::StartRunRequest>) -> Result<v1::Run, CommandError> {
-        let by = auth::actor(&request)?;
-        if request.get_ref().gates_preapproved {
-            auth::needs(&request, &[Role::Approver], "a run whose gates are open")?;
-        }
+        let requester = Requester::of(&request)?;
         let (caller, told) = (caller(&request), is_told(request.metadata()));
-        let requester = auth::identity(&request, &request.get_ref().emails);
-        let v1::StartRunRequest {
-            file,
-            parallelism,
-            gates_preapproved,
-            traceparent,
-            idempotency_key: key,
-            ..
-        } = request.into_inner();
-        let mut create = creation(wire::pipeline_file(file).await?, parallelism, requester);
-        self.bundles().check_source(create.source.as_ref()).await?;
-        create.gates_preapproved = gates_preapproved;
-        let asked = traceparent.parse::<TraceContext>().ok().filter(|_| !told).or(caller);
-        create.traceparent = asked.map(|context| context.to_string());
-        if key.is_empty() {
-            let id = create.run.clone();
-            self.runs().execute(&id, Command::Create(create), &by).await?;
-            return self.view(&id).await;
-        }
-        let begun = locked(&self.runs().list).begun_by(&by, &key).cloned();
-        if let Some(id) = begun {
-            return self.begun(&id, &create).await;
-        }
-        // An id that follows from the key: of two requests at once, one finds that the run exists.
-        // No name holds a line feed, so no two pairs of name and key make the same text.
-        create.run = id_of(&Digest::of(format!("request {by}\n{key}").as_bytes()));
-        create.idempotency_key = Some(key);
-        let id = create.run.clone();
-        match self.runs().execute(&id, Command::Create(create.clone()), &by).await {
-            Ok(_) => self.view(&id).await,
-            Err(CommandError::Refused(Refusal::RunExists)) => self.begun(&id, &create).await,
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The run that an earlier request of the same name began.
-    async fn begun(&self, id: &RunId, again: &CreateRun) -> Result<v1::Run, CommandError> {
-        // Whatever changes what the run does: an answer with a run of other arguments would hide
-        // that the one that was asked for was not begun.
-        let same = |loaded: &Loaded| {
-            loaded.state.header().is_some_and(|header| {
-                header.file_sha256 == again.file_sha256
-                    && header.source == again.source
-                    && header.parallelism == again.parallelism
-                    && header.gates_preapproved == again.gates_preapproved
-                    // A run that brings its files along runs in a folder of its worker.
-                    && (again.source.is_some() || header.folder == again.folder)
-            })
+        let request = request.into_inner();
+        // What the call itself carries is closer to it than what the message says: a proxy may have
+        // put a span between the two.
+        let asked = request.traceparent.parse::<TraceContext>().ok();
+        let start = StartRun {
+            file: wire::sent_file(request.file)?,
+            parallelism: request.parallelism,
+            gates_preapproved: request.gates_preapproved,
+            traceparent: asked.filter(|_| !told).or(caller),
+            idempotency_key: request.idempotency_key,
+            emails: request.emails,
         };
-        if !self.runs().read_durable(id, same).await? {
-            return Err(CommandError::KeyReused);
-        }
-        self.view(id).await
+        let id = self.commands.start(start, &requester).await?;
+        self.reads.view(&id).await
     }
 
     async fn resume(
         &self,
         request: Request<v1::ResumeRunRequest>,
     ) -> Result<v1::Run, CommandError> {
-        let by = auth::actor(&request)?;
+        let requester = Requester::of(&request)?;
         let about = RequestRun::of(request.extensions());
-        let requester = auth::identity(&request, &[]);
-        // Whether the edit takes a gate away is decided together with it, on the state it changes.
-        let lifts = auth::needs(&request, &[Role::Approver], "a plan that takes a gate away");
-        let may_lift_gates = lifts.is_ok();
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
-        let file = match file {
-            Some(file) => Some(wire::pipeline_file(Some(file)).await?),
-            None => None,
-        };
-        self.bundles().check_source(file.as_ref().and_then(|file| file.source.as_ref())).await?;
-        let resume = ResumeRun {
-            from: (!from_stage.is_empty()).then(|| from_stage.as_str().into()),
-            file: file.map(|file| edited(file, requester)),
-            accept_changes,
-            may_lift_gates,
-        };
-        self.command(&run, Command::Resume(resume), (&by, about)).await
+        let from = (!from_stage.is_empty()).then(|| from_stage.as_str().into());
+        let file = file.map(|file| wire::sent_file(Some(file))).transpose()?;
+        let resume = ResumeRequest { run, from, file, accept_changes };
+        let id = self.commands.resume(resume, &requester).await?;
+        self.reads.view_linked(&id, &about).await
     }
 
     async fn import(
         &self,
         request: Request<v1::ImportRunRequest>,
     ) -> Result<v1::Run, CommandError> {
-        let by = auth::actor(&request)?;
-        let requester = auth::identity(&request, &[]);
+        let requester = Requester::of(&request)?;
         let v1::ImportRunRequest { file, record, actor: _ } = request.into_inner();
-        let create = creation(wire::pipeline_file(file).await?, 4, requester);
-        let jobs = imported(&record)?;
-        let id = create.run.clone();
-        self.runs().execute(&id, Command::Import(ImportRun { create, jobs }), &by).await?;
-        self.view(&id).await
-    }
-}
-
-/// What `file` means now, and who sends it.
-fn edited(file: wire::ReadFile, requester: Identity) -> EditedPlan {
-    let wire::ReadFile { sha256, plan, source, authors, .. } = file;
-    EditedPlan { file_sha256: sha256, plan, source, requester, authors }
-}
-
-/// A new run of `file`, under an id of its own.
-fn creation(file: wire::ReadFile, parallelism: u32, requester: Identity) -> CreateRun {
-    CreateRun {
-        authors: file.authors,
-        requester,
-        run: new_id(),
-        file: file.name,
-        folder: file.folder,
-        file_sha256: file.sha256,
-        plan: file.plan,
-        source: file.source,
-        parallelism,
-        gates_preapproved: false,
-        traceparent: None,
-        idempotency_key: None,
-    }
-}
-
-fn imported(record: &[u8]) -> Result<Vec<ImportedJob>, CommandError> {
-    let invalid = |what: String| CommandError::ImportInvalid { what };
-    let text = std::str::from_utf8(record)
-        .map_err(|error| invalid(format!("the record is not UTF-8: {error}")))?;
-    let run = pulsaride_jsonl::parse(text);
-    if let Some((line, what)) = run.problems.first() {
-        return Err(invalid(format!("line {line}: {what}")));
-    }
-    // The parser has kept the last word on every job.
-    let job = |line: pulsaride_jsonl::SeedLine| ImportedJob {
-        job: line.job,
-        stage: line.stage,
-        result: line.status,
-        started_at: line.started_at,
-        finished_at: line.finished_at,
-        exit_code: line.exit_code,
-        error: line.error,
-    };
-    Ok(run.lines.into_iter().map(job).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::SystemClock;
-
-    const FILE: &str =
-        "version: \"1.0\"\nstages: [s]\njobs:\n  a: {stage: s, command: x, on_failure: abort}\n";
-
-    async fn open(folder: &std::path::Path) -> Server {
-        let url = format!("sled:{}", folder.display());
-        Server::open(&url, Arc::new(SystemClock)).await.unwrap()
+        let file = wire::sent_file(file)?;
+        let id = self.commands.import(file, &record, &requester).await?;
+        self.reads.view(&id).await
     }
 
-    async fn list(server: &Server) -> Vec<v1::Run> {
-        let request = Request::new(v1::ListRunsRequest::default());
-        server.list_runs(request).await.unwrap().into_inner().runs
+    async fn get(&self, request: v1::GetRunRequest) -> Result<v1::GetRunResponse, CommandError> {
+        let (run, as_of) = self.reads.run(&request.run, wire::point(request.at)?).await?;
+        Ok(v1::GetRunResponse { run: Some(run), as_of: as_of.map(wire::as_of) })
     }
 
-    #[tokio::test]
-    async fn a_list_reads_no_run_that_has_ended() {
-        let folder = tempfile::tempdir().unwrap();
-        let server = open(folder.path()).await;
-        let file = v1::PipelineFile {
-            name: "towpath.yml".to_owned(),
-            folder: "/".to_owned(),
-            content: FILE.into(),
-            ..Default::default()
+    async fn list(
+        &self,
+        request: v1::ListRunsRequest,
+    ) -> Result<v1::ListRunsResponse, CommandError> {
+        let filter = RunFilter {
+            phases: request.phases().collect(),
+            outcomes: request.outcomes().collect(),
         };
-        let actor = "human:ana".to_owned();
-        let start = v1::StartRunRequest {
-            file: Some(file),
-            parallelism: 1,
-            actor: actor.clone(),
-            ..Default::default()
-        };
-        let run = server.start_run(Request::new(start)).await.unwrap().into_inner().run.unwrap().id;
-        let cancel = v1::CancelRunRequest { run: run.clone(), reason: "enough".to_owned(), actor };
-        let ended =
-            server.cancel_run(Request::new(cancel)).await.unwrap().into_inner().run.unwrap();
-        assert_eq!(
-            list(&server).await,
-            std::slice::from_ref(&ended),
-            "the list shows what the run shows"
-        );
-        server.close().await;
-        drop(server);
+        let page = PageRequest { size: request.page_size, token: request.page_token };
+        let (list, as_of) = self.reads.list(&filter, &page, wire::point(request.at)?).await?;
+        Ok(v1::ListRunsResponse {
+            runs: list.runs,
+            next_page_token: list.next,
+            as_of: as_of.map(wire::as_of),
+        })
+    }
 
-        let server = open(folder.path()).await;
-        assert_eq!(list(&server).await, [ended]);
-        assert!(locked(&server.runs().cells).all().is_empty(), "nothing was replayed");
-        server.close().await;
+    async fn job(&self, request: v1::GetJobRequest) -> Result<v1::GetJobResponse, CommandError> {
+        let (view, point) = (request.view(), wire::point(request.at)?);
+        let (job, as_of) = self.reads.job(&request.run, &request.job, view, point).await?;
+        Ok(v1::GetJobResponse { job: Some(job), as_of: as_of.map(wire::as_of) })
+    }
+
+    async fn jobs(
+        &self,
+        request: v1::ListJobsRequest,
+    ) -> Result<v1::ListJobsResponse, CommandError> {
+        let (view, point) = (request.view(), wire::point(request.at)?);
+        let page = PageRequest { size: request.page_size, token: request.page_token };
+        let (page, as_of) = self.reads.jobs(&request.run, &page, view, point).await?;
+        Ok(v1::ListJobsResponse {
+            jobs: page.jobs,
+            next_page_token: page.next,
+            run: Some(page.run),
+            as_of: as_of.map(wire::as_of),
+        })
+    }
+
+    async fn explain(
+        &self,
+        request: v1::ExplainJobRequest,
+    ) -> Result<v1::ExplainJobResponse, CommandError> {
+        let v1::ExplainJobRequest { run, job, at } = request;
+        let (explained, as_of) = self.reads.explain(&run, &job, wire::point(at)?).await?;
+        Ok(v1::ExplainJobResponse {
+            job: Some(explained.job),
+            explanation: Some(explained.explanation),
+            run: Some(explained.run),
+            as_of: as_of.map(wire::as_of),
+        })
     }
 }

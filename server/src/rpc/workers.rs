@@ -23,7 +23,8 @@ use towpath_storage::StoreError;
 use self::reports::{Reports, UnderWay, artifact_path, fits, note_part, part};
 use super::{STREAM_QUEUE, Streamed, streamed};
 use crate::{
-    Server, auth,
+    Server,
+    auth::{self, Requester},
     command_error::CommandError,
     demand::{FittingDemand, LaunchOffer},
     outbox::{Outbox, Outgoing, outbox},
@@ -87,7 +88,7 @@ impl WorkersService for Server {
         &self,
         request: Request<v1::DrainWorkerRequest>,
     ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
-        let by = auth::actor(&request).map_err(status::of)?;
+        let by = Requester::of(&request).map_err(status::of)?.actor;
         let v1::DrainWorkerRequest { name, drain, actor: _ } = request.into_inner();
         let name = WorkerName::from(name);
         self.settings().set_drained(name.clone(), drain, &by).await.map_err(status::of)?;

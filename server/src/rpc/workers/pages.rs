@@ -3,7 +3,7 @@
 use prost::Message as _;
 use towpath_proto::v1;
 
-use crate::rpc::runs::reads::{PAGE_BYTES_MAX, PAGE_MAX, page_size};
+use crate::pages::{PAGE_BYTES_MAX, PAGE_MAX, PageRequest};
 
 /// The page of `workers` that `request` asks for. A page ends after a worker, named by its name:
 /// whoever comes or goes in between, each of the others is in one page.
@@ -11,7 +11,8 @@ pub(super) fn page_of(
     mut workers: Vec<v1::Worker>,
     request: &v1::ListWorkersRequest,
 ) -> v1::ListWorkersResponse {
-    let size = page_size(request.page_size, PAGE_MAX);
+    let page = PageRequest { size: request.page_size, token: request.page_token.clone() };
+    let size = page.size(PAGE_MAX);
     workers.retain(|worker| request.page_token.is_empty() || worker.name > request.page_token);
     workers.sort_by(|one, other| one.name.cmp(&other.name));
     let mut bytes = 0;
