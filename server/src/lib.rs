@@ -33,7 +33,6 @@ mod runs;
 mod scheduler_driver;
 mod serve;
 mod server;
-mod sessions;
 mod settings;
 mod shared_scheduler;
 mod status;
@@ -44,6 +43,8 @@ pub mod telemetry;
 mod testing;
 mod timers;
 mod wire;
+mod worker_list;
+mod worker_sessions;
 
 pub use auth::certificates::CertificatesError;
 pub use clock::{Clock, SetClock, SystemClock};

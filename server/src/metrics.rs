@@ -16,7 +16,7 @@ use prometheus_client::{
 use tonic::service::Routes;
 use towpath_proto::v1;
 
-use crate::{Server, command_error::CommandError, demand::Tags, metric_values::MetricValues};
+use crate::{Server, command_error::CommandError, demand::Tags, metric_values::MetricValues, wire};
 
 /// Where the metrics are.
 const PATH: &str = "/metrics";
@@ -90,8 +90,9 @@ impl Server {
     /// The metrics of this moment as series. The same series, in the same order, at every moment.
     pub(crate) async fn series(&self) -> Result<Vec<MetricSeries>, CommandError> {
         let metric_values = self.metric_values().await?;
+        let workers = self.scheduler().inspect(|all| wire::workers(all.workers(), &[]));
         let mut all = of_runs(self, &metric_values);
-        all.extend(of_workers(&self.workers(), &metric_values));
+        all.extend(of_workers(&workers, &metric_values));
         let (log, runs) = (self.log(), self.runs());
         let since = |name, help, value| single(name, help, MetricKind::SinceBegin, value);
         all.extend([

@@ -23,6 +23,15 @@ pub(crate) enum Point {
     Time(Timestamp),
 }
 
+/// Which point of the past an answer shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AsOf {
+    /// The position up to which the log was read.
+    pub(crate) position: Position,
+    /// The time up to which; `None`: it is not known of a list that was read up to a position.
+    pub(crate) time: Option<Timestamp>,
+}
+
 /// A run as it was.
 #[derive(Debug)]
 pub(crate) struct PastRun {

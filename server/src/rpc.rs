@@ -23,6 +23,7 @@ pub(crate) use gates::GatesApi;
 pub(crate) use keda::KedaApi;
 pub(crate) use log::LogApi;
 pub(crate) use runs::RunsApi;
+pub(crate) use workers::WorkersApi;
 
 /// Messages that may wait for a client that reads slowly; beyond that the producer waits.
 const STREAM_QUEUE: usize = 64;

@@ -7,14 +7,14 @@ mod list;
 use std::sync::Arc;
 
 use prost::Message as _;
-use towpath_engine::{ids::RunId, refusal::Refusal, run::Run, time::Timestamp};
+use towpath_engine::{ids::RunId, refusal::Refusal, run::Run};
 use towpath_proto::v1;
 use towpath_storage::{Position, Version};
 
 use crate::{
     command_error::CommandError,
     pages::{PAGE_MAX, PageRequest, PageRoom},
-    past_reads::{PastReads, PastRun, Point},
+    past_reads::{AsOf, PastReads, PastRun, Point},
     runs::Runs,
     shared_scheduler::SharedScheduler,
     streams::Loaded,
@@ -40,15 +40,6 @@ struct Seen<'a> {
     run: &'a Run,
     version: Version,
     position: Position,
-}
-
-/// Which point of the past an answer shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AsOf {
-    /// The position up to which the log was read.
-    pub(crate) position: Position,
-    /// The time up to which; `None`: it is not known of a list that was read up to a position.
-    pub(crate) time: Option<Timestamp>,
 }
 
 /// An answer; `None` beside one of the present.

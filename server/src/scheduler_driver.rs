@@ -1,6 +1,8 @@
 //! Carries out what the scheduler wants of the log, and tells it what came of that. Decides
 //! nothing: the rules are in the engine's `scheduler`.
 
+mod hello;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::MissedTickBehavior};
@@ -21,7 +23,6 @@ use crate::{
     command_error::CommandError,
     outbox::Outbox,
     runs::Runs,
-    sessions,
     shared_scheduler::{Delivery, SharedScheduler, Work},
     streams::Loaded,
     streams::Recorded,
@@ -236,7 +237,7 @@ impl SchedulerDriver {
         mut hello: v1::Hello,
         outbox: &Outbox,
     ) -> Result<(SessionId, Delivery), CommandError> {
-        sessions::check(&hello)?;
+        hello::check(&hello)?;
         let only = match hello.run.as_str() {
             "" => None,
             asked => Some(self.runs.find(asked)?),

@@ -42,7 +42,7 @@ use crate::{
         RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
     },
     metrics,
-    rpc::{BlobsApi, GatesApi, KedaApi, LogApi, RunsApi},
+    rpc::{BlobsApi, GatesApi, KedaApi, LogApi, RunsApi, WorkersApi},
     telemetry::calls::RequestSpanLayer,
 };
 
@@ -186,6 +186,12 @@ impl Server {
             let runs = RunsApi { reads, commands, outputs: server.output_reads() };
             let runs = RunsServiceServer::new(runs);
             let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
+            let workers = WorkersApi {
+                sessions: server.worker_sessions(),
+                settings: Arc::clone(server.settings()),
+                scheduler: Arc::clone(server.scheduler()),
+                demand: server.demand(),
+            };
             let log = LogApi {
                 store: server.url().clone(),
                 log: Arc::clone(server.log()),
@@ -211,7 +217,7 @@ impl Server {
                 .add_service(bounded!(ExternalScalerServer::new(KedaApi {
                     demand: server.demand()
                 })))
-                .add_service(bounded!(WorkersServiceServer::new(server)))
+                .add_service(bounded!(WorkersServiceServer::new(workers)))
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {
                 served = served => if let Err(error) = served {

@@ -25,6 +25,7 @@ use crate::{
     status::store_code,
     streams::Streams,
     timers,
+    worker_sessions::WorkerSessions,
 };
 
 /// Why a store could not be served.
@@ -206,10 +207,6 @@ impl Server {
         &self.inner.runs
     }
 
-    pub(crate) fn driver(&self) -> &Arc<SchedulerDriver> {
-        &self.inner.driver
-    }
-
     pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
         &self.inner.runs.hooks.scheduler
     }
@@ -243,6 +240,13 @@ impl Server {
     pub(crate) fn output_reads(&self) -> OutputReads {
         let (runs, outputs) = (Arc::clone(self.runs()), Arc::clone(&self.inner.outputs));
         OutputReads::new(runs, outputs, self.stopping().clone())
+    }
+
+    /// The sessions of workers.
+    pub(crate) fn worker_sessions(&self) -> WorkerSessions {
+        let (runs, scheduler) = (Arc::clone(self.runs()), Arc::clone(self.scheduler()));
+        let (driver, outputs) = (Arc::clone(&self.inner.driver), Arc::clone(&self.inner.outputs));
+        WorkerSessions::new(runs, scheduler, driver, outputs, self.stopping().clone())
     }
 
     /// The demand for workers, for those who follow it.

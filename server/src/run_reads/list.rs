@@ -6,11 +6,11 @@ use prost::Message as _;
 use towpath_engine::{event::RunOutcome, ids::RunId, run::Run, views::Listed};
 use towpath_proto::v1;
 
-use super::{AsOf, Dated, RunReads};
+use super::{Dated, RunReads};
 use crate::{
     command_error::CommandError,
     pages::{PageRequest, PageRoom, token_invalid},
-    past_reads::{self, Point},
+    past_reads::{self, AsOf, Point},
     sync::locked,
     wire,
 };

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::Status;
-use towpath_proto::v1::{self, session_request::Message};
+use futures_util::{Stream, StreamExt as _};
+use towpath_proto::v1;
 
-use crate::{command_error::CommandError, limits::Limit, status};
+use crate::{
+    command_error::CommandError,
+    limits::Limit,
+    wire::{Received, WorkerMessage},
+};
 
 /// How long a worker may take to say who it is. Without a bound, a client that says nothing would
 /// keep a task and a stream of the server for as long as its connection lasts: at the socket for ever.
@@ -14,16 +17,16 @@ pub(super) const WITHIN: Duration = Duration::from_secs(15);
 
 /// The hello that a session begins with, if it comes within `within`.
 pub(super) async fn first_of(
-    incoming: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Unpin),
+    incoming: &mut (impl Stream<Item = Received> + Unpin),
     within: Duration,
 ) -> Result<v1::Hello, CommandError> {
     let first = tokio::time::timeout(within, incoming.next()).await;
     match first.map_err(|_| Limit::RequestTimedOut { within })? {
-        Some(Ok(v1::SessionRequest { message: Some(Message::Hello(hello)) })) => Ok(hello),
+        Some(Ok(WorkerMessage::Hello(hello))) => Ok(hello),
         first => {
-            let unread = first.and_then(Result::err).and_then(|why| status::misread(&why));
             let what = "a session begins with a hello".to_owned();
-            Err(unread.unwrap_or(CommandError::MessageInvalid { what }))
+            let error = first.and_then(Result::err).flatten();
+            Err(error.unwrap_or(CommandError::MessageInvalid { what }))
         }
     }
 }
@@ -35,14 +38,13 @@ mod tests {
     #[tokio::test]
     async fn a_session_without_a_hello_ends() {
         let hello = v1::Hello { worker: "w".to_owned(), ..Default::default() };
-        let message = |message| Ok(v1::SessionRequest { message: Some(message) });
-        let mut said = tokio_stream::iter([message(Message::Hello(hello.clone()))]);
+        let mut said = tokio_stream::iter([Ok(WorkerMessage::Hello(hello.clone()))]);
         assert_eq!(first_of(&mut said, WITHIN).await.unwrap(), hello);
 
         let mut silent = tokio_stream::pending();
         let late = first_of(&mut silent, Duration::ZERO).await.unwrap_err();
         assert_eq!(late.code().as_str(), "REQUEST_TIMED_OUT");
-        let mut other = tokio_stream::iter([message(Message::Heartbeat(v1::Heartbeat {}))]);
+        let mut other = tokio_stream::iter([Ok(WorkerMessage::Heartbeat)]);
         let refused = first_of(&mut other, WITHIN).await.unwrap_err();
         assert_eq!(refused.code().as_str(), "MESSAGE_INVALID");
     }
