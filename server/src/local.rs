@@ -5,6 +5,7 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::Path,
 };
 
 use hyper_util::rt::TokioIo;
@@ -16,7 +17,11 @@ use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::transport::{Channel, Server as TonicServer, Uri};
 use towpath_wire::dial::local_endpoint;
 
-use crate::{Server, auth::guard::AccessRule, limits::REQUESTS_MAX, serve::limited};
+use crate::{
+    auth::guard::AccessRule,
+    limits::REQUESTS_MAX,
+    serve::{Serving, limited},
+};
 
 /// Only processes of its user connect to the socket.
 const SOCKET_MODE: u32 = 0o600;
@@ -24,43 +29,40 @@ const SOCKET_MODE: u32 = 0o600;
 /// Bytes on the way in one direction of a pipe.
 const PIPE_BYTES: usize = 256 * 1024;
 
-impl Server {
-    /// A client of this server, over a pipe.
-    pub fn connect(&self) -> Channel {
-        let (client_end, server_end) = tokio::io::duplex(PIPE_BYTES);
-        // Never ends: the server closes its connections when there are no more to come.
-        let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end))
-            .chain(tokio_stream::pending());
-        self.spawn_serving(incoming, queued(), AccessRule::Owner);
-        let mut client_end = Some(client_end);
-        let dial = tower::service_fn(move |_: Uri| {
-            // One pipe is one connection: after it has ended the server is closed, and connecting
-            // again cannot succeed.
-            let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
-            async move { end.map(TokioIo::new) }
-        });
-        local_endpoint().connect_with_connector_lazy(dial)
-    }
+/// A client of `serving`, over a pipe.
+pub(crate) fn connect(serving: &Serving) -> Channel {
+    let (client_end, server_end) = tokio::io::duplex(PIPE_BYTES);
+    // Never ends: the server closes its connections when there are no more to come.
+    let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(server_end))
+        .chain(tokio_stream::pending());
+    serving.spawn(incoming, queued(), AccessRule::Owner);
+    let mut client_end = Some(client_end);
+    let dial = tower::service_fn(move |_: Uri| {
+        // One pipe is one connection: after it has ended the server is closed, and connecting
+        // again cannot succeed.
+        let end = client_end.take().ok_or_else(|| io::Error::other("the server is gone"));
+        async move { end.map(TokioIo::new) }
+    });
+    local_endpoint().connect_with_connector_lazy(dial)
+}
 
-    /// Listens on the socket in the store's folder, which only its owner may enter.
-    pub fn listen_locally(&self) -> io::Result<()> {
-        let path = self.socket();
-        // Ours alone: the owner's lock is held, so whatever is there is left over.
-        // Only a socket is removed. Any other file of this name was not made by `tow`.
-        if fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket()) {
-            fs::remove_file(&path)?;
-        }
-        let listener = UnixListener::bind(&path)?;
-        // The folder already keeps others out; these two hold when its mode is changed later, which
-        // the running server would not notice.
-        fs::set_permissions(&path, Permissions::from_mode(SOCKET_MODE))?;
-        let owner = fs::metadata(self.folder())?.uid();
-        let incoming = UnixListenerStream::new(listener).filter_map(move |accepted| {
-            accepted.map(|stream| is_owned(&stream, owner).then_some(stream)).transpose()
-        });
-        self.spawn_serving(incoming, queued(), AccessRule::Owner);
-        Ok(())
+/// Listens on `path`, the socket in the store's `folder`, which only its owner may enter.
+pub(crate) fn listen(serving: &Serving, path: &Path, folder: &Path) -> io::Result<()> {
+    // Ours alone: the owner's lock is held, so whatever is there is left over.
+    // Only a socket is removed. Any other file of this name was not made by `tow`.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(path)?;
     }
+    let listener = UnixListener::bind(path)?;
+    // The folder already keeps others out; these two hold when its mode is changed later, which
+    // the running server would not notice.
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    let owner = fs::metadata(folder)?.uid();
+    let incoming = UnixListenerStream::new(listener).filter_map(move |accepted| {
+        accepted.map(|stream| is_owned(&stream, owner).then_some(stream)).transpose()
+    });
+    serving.spawn(incoming, queued(), AccessRule::Owner);
+    Ok(())
 }
 
 /// Whether a process of the user `owner` is at the other end of `stream`, by the word of the
@@ -89,7 +91,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::SystemClock;
+    use crate::{Server, SystemClock};
 
     #[tokio::test]
     async fn the_socket_is_for_processes_of_the_owner_alone() {

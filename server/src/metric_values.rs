@@ -4,9 +4,10 @@
 use towpath_engine::views::RunMetrics;
 
 use crate::{
-    Server,
     command_error::CommandError,
     demand::{Demand, demand_of},
+    runs::Runs,
+    shared_scheduler::SharedScheduler,
     sync::locked,
 };
 
@@ -20,17 +21,20 @@ pub(crate) struct MetricValues {
     pub(crate) demand: Demand,
 }
 
-impl Server {
+impl MetricValues {
     /// What the views say now.
-    pub(crate) async fn metric_values(&self) -> Result<MetricValues, CommandError> {
+    pub(crate) async fn read(
+        runs: &Runs,
+        scheduler: &SharedScheduler,
+    ) -> Result<Self, CommandError> {
         let mut of_runs = RunMetrics::default();
         {
-            let list = locked(&self.runs().list);
+            let list = locked(&runs.list);
             let ends = list.newest_first().filter_map(|listed| listed.summary.end.as_ref());
             ends.for_each(|end| of_runs.count_ended(end.outcome));
         }
-        for id in self.runs().live() {
-            match self.runs().lock_latest(&id).await {
+        for id in runs.live() {
+            match runs.lock_latest(&id).await {
                 Ok(loaded) => of_runs.count_live(&loaded.state),
                 // Set aside by now, and counted below.
                 Err(CommandError::Unreplayable { .. }) => {}
@@ -38,7 +42,7 @@ impl Server {
             }
         }
         // Runs that ended before they were found damaged are counted by how they ended, too.
-        let set_aside = locked(&self.runs().set_aside).len() as u64;
-        Ok(MetricValues { of_runs, set_aside, demand: demand_of(self.scheduler()) })
+        let set_aside = locked(&runs.set_aside).len() as u64;
+        Ok(Self { of_runs, set_aside, demand: demand_of(scheduler) })
     }
 }

@@ -1,7 +1,10 @@
 //! The metrics as series, and `GET /metrics`, on the port of everything else: the series as
 //! OpenMetrics text.
 
-use std::{collections::BTreeMap, sync::atomic::AtomicU64};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
@@ -14,9 +17,13 @@ use prometheus_client::{
     registry::Registry,
 };
 use tonic::service::Routes;
+use towpath_engine::time::Timestamp;
 use towpath_proto::v1;
 
-use crate::{Server, command_error::CommandError, demand::Tags, metric_values::MetricValues, wire};
+use crate::{
+    command_error::CommandError, demand::Tags, metric_values::MetricValues, open_log::OpenLog,
+    runs::Runs, shared_scheduler::SharedScheduler, wire,
+};
 
 /// Where the metrics are.
 const PATH: &str = "/metrics";
@@ -33,20 +40,29 @@ const AWAY: &str = "(away)";
 
 type Labels = [(&'static str, String); 1];
 
-/// The routes that are not gRPC.
-pub(crate) fn routes(server: Server) -> Routes {
-    let mut routes = Routes::default();
+/// Reads the metrics of the server.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// What keeps the log: the scheme of the store's URL. The rest of the URL may hold a password.
+    store: String,
+    log: Arc<OpenLog>,
+    runs: Arc<Runs>,
+    scheduler: Arc<SharedScheduler>,
+}
+
+/// `routes`, and the one that is not gRPC.
+pub(crate) fn add_to(mut routes: Routes, metrics: Metrics) -> Routes {
     let router = routes.axum_router_mut();
     let scrape = move || {
-        let server = server.clone();
-        async move { scrape(&server).await }
+        let metrics = metrics.clone();
+        async move { scrape(&metrics).await }
     };
     *router = std::mem::take(router).route(PATH, routing::get(scrape));
     routes
 }
 
-async fn scrape(server: &Server) -> Response {
-    let series = match server.series().await {
+async fn scrape(metrics: &Metrics) -> Response {
+    let series = match metrics.series().await {
         Ok(series) => series,
         Err(error) => {
             tracing::warn!(%error, "failed to collect metrics");
@@ -56,7 +72,7 @@ async fn scrape(server: &Server) -> Response {
         }
     };
     let mut text = String::new();
-    let registry = registry(server, series);
+    let registry = registry(&metrics.store, series);
     match encode(&mut text, &registry) {
         Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
@@ -86,14 +102,23 @@ pub(crate) struct MetricSeries {
     pub(crate) points: Vec<(String, u64)>,
 }
 
-impl Server {
+impl Metrics {
+    pub(crate) fn new(
+        store: String,
+        log: Arc<OpenLog>,
+        runs: Arc<Runs>,
+        scheduler: Arc<SharedScheduler>,
+    ) -> Self {
+        Self { store, log, runs, scheduler }
+    }
+
     /// The metrics of this moment as series. The same series, in the same order, at every moment.
     pub(crate) async fn series(&self) -> Result<Vec<MetricSeries>, CommandError> {
-        let metric_values = self.metric_values().await?;
-        let workers = self.scheduler().inspect(|all| wire::workers(all.workers(), &[]));
-        let mut all = of_runs(self, &metric_values);
+        let metric_values = MetricValues::read(&self.runs, &self.scheduler).await?;
+        let workers = self.scheduler.inspect(|all| wire::workers(all.workers(), &[]));
+        let mut all = of_runs(self.log.now(), &metric_values);
         all.extend(of_workers(&workers, &metric_values));
-        let (log, runs) = (self.log(), self.runs());
+        let (log, runs) = (&self.log, &self.runs);
         let since = |name, help, value| single(name, help, MetricKind::SinceBegin, value);
         all.extend([
             since("appends", "Appends to the log since the server began", log.appends()),
@@ -104,18 +129,13 @@ impl Server {
         let help = "Position of the newest durable record";
         all.push(single("log_position", help, MetricKind::Now, position));
         let help = "How far the time of the log is ahead of this machine's wall clock";
-        all.push(single(
-            "clock_ahead",
-            help,
-            MetricKind::Seconds,
-            self.runs().log.clock_ahead_ms(),
-        ));
+        all.push(single("clock_ahead", help, MetricKind::Seconds, log.clock_ahead_ms()));
         Ok(all)
     }
 }
 
 /// Made again for every scrape: nothing is counted twice, and nothing is kept in step by hand.
-fn registry(server: &Server, series: Vec<MetricSeries>) -> Registry {
+fn registry(store: &str, series: Vec<MetricSeries>) -> Registry {
     let mut all = Registry::with_prefix("towpath");
     for MetricSeries { name, help, kind, label, points } in series {
         match kind {
@@ -143,18 +163,17 @@ fn registry(server: &Server, series: Vec<MetricSeries>) -> Registry {
             }
         }
     }
-    let kind = server.url().scheme().to_owned();
-    all.register("store", "What keeps the log", Info::new([("kind", kind)]));
+    let store = Info::new([("kind", store.to_owned())]);
+    all.register("store", "What keeps the log", store);
     let version = env!("CARGO_PKG_VERSION").to_owned();
     all.register("build", "Which tow this is", Info::new([("version", version)]));
     all
 }
 
-fn of_runs(server: &Server, metric_values: &MetricValues) -> Vec<MetricSeries> {
+fn of_runs(now: Timestamp, metric_values: &MetricValues) -> Vec<MetricSeries> {
     let words = |counts: &BTreeMap<&'static str, u64>| -> Vec<(String, u64)> {
         counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
     };
-    let now = server.runs().log.now();
     let age = metric_values.of_runs.oldest_gate.map_or(0, |since| now.ms_since(since));
     let help = "How long the gate has waited that has waited longest; 0 if none does";
     let damaged = "Runs that were found damaged since the server began, and are set aside";

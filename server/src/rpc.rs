@@ -14,9 +14,21 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Status, service::Routes};
+use towpath_proto::{
+    externalscaler::external_scaler_server::ExternalScalerServer,
+    v1::{
+        blobs_service_server::BlobsServiceServer, gates_service_server::GatesServiceServer,
+        log_service_server::LogServiceServer, runs_service_server::RunsServiceServer,
+        workers_service_server::WorkersServiceServer,
+    },
+};
 
-use crate::{command_error::CommandError, status};
+use crate::{
+    command_error::CommandError,
+    limits::{ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX},
+    status,
+};
 
 pub(crate) use blobs::BlobsApi;
 pub(crate) use gates::GatesApi;
@@ -31,6 +43,40 @@ const STREAM_QUEUE: usize = 64;
 const CHUNK_QUEUE: usize = 4;
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The services of the contract.
+#[derive(Clone, Debug)]
+pub(crate) struct Services {
+    pub(crate) runs: RunsApi,
+    pub(crate) gates: GatesApi,
+    pub(crate) log: LogApi,
+    pub(crate) workers: WorkersApi,
+    pub(crate) blobs: BlobsApi,
+    pub(crate) keda: KedaApi,
+}
+
+impl Services {
+    /// The services by their paths, with the bounds of their messages.
+    pub(crate) fn routes(&self) -> Routes {
+        macro_rules! bounded {
+            ($service:expr, $asked:expr, $answered:expr) => {
+                $service.max_decoding_message_size($asked).max_encoding_message_size($answered)
+            };
+            ($service:expr) => {
+                bounded!($service, MESSAGE_BYTES_MAX, ANSWER_BYTES_MAX)
+            };
+        }
+        let Self { runs, gates, log, workers, blobs, keda } = self.clone();
+        // Only these messages carry a whole pipeline file.
+        let runs = RunsServiceServer::new(runs);
+        Routes::new(bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX))
+            .add_service(bounded!(GatesServiceServer::new(gates)))
+            .add_service(bounded!(LogServiceServer::new(log)))
+            .add_service(bounded!(WorkersServiceServer::new(workers)))
+            .add_service(bounded!(BlobsServiceServer::new(blobs)))
+            .add_service(bounded!(ExternalScalerServer::new(keda)))
+    }
+}
 
 /// A bounded stream of what a part of the server produces, and where it puts that. The part knows
 /// nothing of messages: `message` makes them as the client takes them.

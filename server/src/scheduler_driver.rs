@@ -92,8 +92,7 @@ impl End {
 }
 
 impl SchedulerDriver {
-    pub(crate) fn new(runs: Arc<Runs>) -> Self {
-        let scheduler = Arc::clone(&runs.hooks.scheduler);
+    pub(crate) fn new(runs: Arc<Runs>, scheduler: Arc<SharedScheduler>) -> Self {
         Self { runs, scheduler }
     }
 

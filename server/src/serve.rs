@@ -11,24 +11,20 @@ use std::{
 
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{
     Certificate, Error, Server as TonicServer, ServerTlsConfig,
     server::{Connected, TcpIncoming},
 };
-use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthService};
-use towpath_proto::{
-    DESCRIPTORS,
-    externalscaler::external_scaler_server::ExternalScalerServer,
-    v1::{
-        blobs_service_server::BlobsServiceServer, gates_service_server::GatesServiceServer,
-        log_service_server::LogServiceServer, runs_service_server::RunsServiceServer,
-        workers_service_server::WorkersServiceServer,
-    },
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
 };
+use towpath_proto::DESCRIPTORS;
 use towpath_wire::dial::{KEEPALIVE_WITHIN, PemPair, STREAM_WINDOW_BYTES};
 
 use crate::{
-    Server,
     auth::{
         certificates::{Certificates, CertificatesError},
         guard::{AccessRule, Port},
@@ -39,10 +35,11 @@ use crate::{
     connections::Connections,
     limits::{
         ANSWER_BYTES_MAX, HANDSHAKE_WITHIN, HEADER_BYTES_MAX, Limits, MESSAGE_BYTES_MAX,
-        RESETS_MAX, RUNS_MESSAGE_BYTES_MAX, Rates, STREAMS_MAX,
+        RESETS_MAX, Rates, STREAMS_MAX,
     },
-    metrics,
-    rpc::{BlobsApi, GatesApi, KedaApi, LogApi, RunsApi, WorkersApi},
+    metrics::{self, Metrics},
+    open_log::OpenLog,
+    rpc::Services,
     telemetry::calls::RequestSpanLayer,
 };
 
@@ -94,10 +91,53 @@ pub enum ServeError {
     Oidc(#[from] OidcError),
 }
 
-impl Server {
+/// What every way into the server shares: the services, and what ends them.
+#[derive(Clone, Debug)]
+pub(crate) struct Serving {
+    services: Services,
+    metrics: Metrics,
+    health: HealthReporter,
+    /// Cancelled when streams and tasks are to end.
+    stop: CancellationToken,
+    /// Cancelled when connections are cut off that do not end by themselves.
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Serving {
+    /// Serves `services` until `stop` is cancelled, by tasks among `tasks`.
+    pub(crate) fn new(
+        services: Services,
+        metrics: Metrics,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        let (health, cut) = (HealthReporter::new(), CancellationToken::new());
+        Self { services, metrics, health, stop, cut, tasks }
+    }
+
+    /// Ends every stream and task. What has not ended after `within` is cut off; answers whether all
+    /// had.
+    pub(crate) async fn drain(&self, within: Duration) -> bool {
+        // First, so that no balancer sends another client here.
+        self.set_health(false).await;
+        self.stop.cancel();
+        self.tasks.close();
+        let ended = tokio::time::timeout(within, self.tasks.wait()).await;
+        self.cut.cancel();
+        self.tasks.wait().await;
+        ended.is_ok()
+    }
+
     /// Serves the connections of `listener`, until the server closes. Answers the address that it
     /// listens on.
-    pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
+    pub(crate) fn listen(
+        &self,
+        listener: TcpListener,
+        access: Access,
+        tokens: Tokens,
+        log: Arc<OpenLog>,
+    ) -> Result<SocketAddr, ServeError> {
         let Access { strict, tls, oidc, name, limits } = access;
         let address = listener.local_addr()?;
         let mut server = limited().max_connection_age(limits.connection_age);
@@ -121,11 +161,9 @@ impl Server {
             // connection.
             server = server.tls_config(config)?;
         }
-        let (tokens, runs) = (Tokens::of(&self.folder()), Arc::clone(self.runs()));
         let rates = Mutex::new(Rates::new(&limits));
         let oidc = oidc.map(Oidc::of).transpose()?;
-        let port =
-            Port { tokens, oidc, certificates, runs, strict, loopback, names, limits, rates };
+        let port = Port { tokens, oidc, certificates, log, strict, loopback, names, limits, rates };
         let access_rule = AccessRule::Port(Arc::new(port));
         let lines = Connections::new(limits);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -140,23 +178,18 @@ impl Server {
             Ok(stream) => lines.take_in(stream).map(Ok),
             Err(error) => Some(Err(error)),
         });
-        self.spawn_serving(incoming, server, access_rule);
+        self.spawn(incoming, server, access_rule);
         Ok(address)
     }
 
     /// Serves the connections that come in, whatever they are made of.
-    pub(crate) fn spawn_serving<S, IO>(
-        &self,
-        incoming: S,
-        transport: TonicServer,
-        access_rule: AccessRule,
-    ) where
+    pub(crate) fn spawn<S, IO>(&self, incoming: S, transport: TonicServer, access_rule: AccessRule)
+    where
         S: Stream<Item = io::Result<IO>> + Send + 'static,
         IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Connected + Unpin + Send + 'static,
     {
-        let server = self.clone();
-        let (stop, cut) = (self.stopping().clone(), self.cutting().clone());
-        self.tasks().spawn(async move {
+        let Self { services, metrics, health, stop, cut, .. } = self.clone();
+        self.tasks.spawn(async move {
             let described = || {
                 tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -172,52 +205,24 @@ impl Server {
                     return;
                 }
             };
-            let health = HealthService::from_health_reporter(server.health().clone());
-            macro_rules! bounded {
-                ($service:expr, $asked:expr, $answered:expr) => {
-                    $service.max_decoding_message_size($asked).max_encoding_message_size($answered)
-                };
-                ($service:expr) => {
-                    bounded!($service, MESSAGE_BYTES_MAX, ANSWER_BYTES_MAX)
-                };
-            }
-            let (reads, commands) = (server.run_reads().clone(), server.run_commands().clone());
-            let gates = GatesApi { reads: reads.clone(), commands: commands.clone() };
-            let runs = RunsApi { reads, commands, outputs: server.output_reads() };
-            let runs = RunsServiceServer::new(runs);
-            let runs = bounded!(runs, RUNS_MESSAGE_BYTES_MAX, RUNS_MESSAGE_BYTES_MAX);
-            let workers = WorkersApi {
-                sessions: server.worker_sessions(),
-                settings: Arc::clone(server.settings()),
-                scheduler: Arc::clone(server.scheduler()),
-                demand: server.demand(),
-            };
-            let log = LogApi {
-                store: server.url().clone(),
-                log: Arc::clone(server.log()),
-                runs: Arc::clone(server.runs()),
-                reader: server.log_reader(),
-                doctor: server.doctor(),
-            };
+            let health = HealthServer::new(HealthService::from_health_reporter(health))
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(ANSWER_BYTES_MAX);
+            let reflection = reflection
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(ANSWER_BYTES_MAX);
+            let reflection_alpha = reflection_alpha
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(ANSWER_BYTES_MAX);
             let served = transport
                 .layer(RequestSpanLayer)
                 .layer(access_rule)
                 // For `/metrics`, which scrapers ask for over HTTP/1.1.
                 .accept_http1(true)
-                .add_routes(metrics::routes(server.clone()))
-                .add_service(bounded!(HealthServer::new(health)))
-                .add_service(bounded!(reflection))
-                .add_service(bounded!(reflection_alpha))
-                .add_service(runs)
-                .add_service(bounded!(BlobsServiceServer::new(BlobsApi {
-                    bundles: server.bundles()
-                })))
-                .add_service(bounded!(GatesServiceServer::new(gates)))
-                .add_service(bounded!(LogServiceServer::new(log)))
-                .add_service(bounded!(ExternalScalerServer::new(KedaApi {
-                    demand: server.demand()
-                })))
-                .add_service(bounded!(WorkersServiceServer::new(workers)))
+                .add_routes(metrics::add_to(services.routes(), metrics))
+                .add_service(health)
+                .add_service(reflection)
+                .add_service(reflection_alpha)
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             tokio::select! {
                 served = served => if let Err(error) = served {
@@ -233,7 +238,7 @@ impl Server {
     pub(crate) async fn set_health(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", "towpath.v1.RunsService", "towpath.v1.WorkersService"] {
-            self.health().set_service_status(service, status).await;
+            self.health.set_service_status(service, status).await;
         }
     }
 }

@@ -1,29 +1,36 @@
-//! Everything the server owns, opened and closed as one.
+//! Opens what the server is made of, connects the parts, and closes them in order. Decides nothing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic_health::server::HealthReporter;
+use tonic::transport::Channel;
 use towpath_engine::code::ErrorCode;
 use towpath_storage::{Blobs, Opened, StoreDir, StoreError, StoreUrl, open};
 
 use crate::{
-    Clock, CommandError, LEASE_MS,
+    Access, Clock, CommandError, LEASE_MS, ServeError,
+    auth::tokens::Tokens,
     bundles::Bundles,
     check::Doctor,
     demand::DemandWatch,
+    local,
     log_reader::LogReader,
+    metrics::Metrics,
     open_log::OpenLog,
     output_reads::OutputReads,
     outputs::{Outputs, sweep::sweep_always},
+    rpc::{BlobsApi, GatesApi, KedaApi, LogApi, RunsApi, Services, WorkersApi},
     run_commands::RunCommands,
     run_reads::RunReads,
     runs::{RunHooks, Runs},
     scheduler_driver::SchedulerDriver,
+    serve::Serving,
     settings::{SettingsHooks, StoredSettings},
     shared_scheduler::SharedScheduler,
     status::store_code,
     streams::Streams,
+    telemetry::instruments,
     timers,
     worker_sessions::WorkerSessions,
 };
@@ -57,21 +64,25 @@ pub struct Server {
 
 #[derive(Debug)]
 struct Inner {
+    log: Arc<OpenLog>,
+    runs: Arc<Runs>,
+    scheduler: Arc<SharedScheduler>,
+    metrics: Metrics,
+    serving: Serving,
+    /// Last, so that the owner's lock outlives everything that writes.
+    dir: StoreDir,
+}
+
+/// What several services share while they are put together.
+struct Parts {
     url: StoreUrl,
     log: Arc<OpenLog>,
     runs: Arc<Runs>,
     settings: Arc<StoredSettings>,
+    scheduler: Arc<SharedScheduler>,
     driver: Arc<SchedulerDriver>,
-    run_reads: RunReads,
-    run_commands: RunCommands,
     outputs: Arc<Outputs>,
-    health: HealthReporter,
     stop: CancellationToken,
-    /// Ends connections that do not end by themselves.
-    cut: CancellationToken,
-    tasks: TaskTracker,
-    /// Last, so that the owner's lock outlives everything that writes.
-    dir: StoreDir,
 }
 
 /// How long connections may take to end when a server closes.
@@ -98,7 +109,7 @@ impl Server {
         Self::open_with_lease(url, clock, LEASE_MS).await
     }
 
-    /// As [`Server::open`], with leases that lapse after a worker was silent for `lease_ms`
+    /// As [`Server::open`], with leases that expire after a worker sent nothing for `lease_ms`
     /// milliseconds.
     pub async fn open_with_lease(
         url: &str,
@@ -106,48 +117,53 @@ impl Server {
         lease_ms: u64,
     ) -> Result<Self, OpenError> {
         let (opened, blobs) = open_store(url, open).await?;
-        let (snapshots, fence_base) = (opened.dir.snapshots(), opened.dir.fence_base());
-        let log = Arc::new(OpenLog::new(opened.store, clock, snapshots, fence_base));
+        let Opened { store, dir, url, .. } = opened;
+        let log = Arc::new(OpenLog::new(store, clock, dir.snapshots(), dir.fence_base()));
         let (scheduler, work) = SharedScheduler::new(Duration::from_millis(lease_ms));
         let settings = SettingsHooks::new(Arc::clone(&scheduler));
         let settings = Streams::open(&log, settings).await?;
-        let hooks = RunHooks::new(scheduler, opened.dir.disk_space());
-        let runs = Streams::open(&log, hooks).await?;
-        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&runs)));
-        let outputs = Arc::new(Outputs::new(opened.dir.spool(), Arc::new(blobs)));
-        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-        let (health, tasks) = (HealthReporter::new(), TaskTracker::new());
+        let runs = RunHooks::new(Arc::clone(&scheduler), dir.disk_space());
+        let runs = Streams::open(&log, runs).await?;
+        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&runs), Arc::clone(&scheduler)));
+        let outputs = Arc::new(Outputs::new(dir.spool(), Arc::new(blobs)));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(timers::run(Arc::clone(&runs), stop.clone()));
         tasks.spawn(Arc::clone(&driver).run(work, stop.clone()));
         // Before any worker connects: a drained one is given nothing.
         settings.load_live().await?;
         // Loaded now, so that the timer knows when they are due, and the scheduler what they want
-        // and who holds what.
+        // and which worker holds what.
         runs.load_live().await?;
-        // Once the runs are there: what belongs to none of their attempts goes.
+        // Once the runs are there: what belongs to none of their attempts is removed.
         tasks.spawn(sweep_always(Arc::clone(&outputs), Arc::clone(&runs), stop.clone()));
-        let (url, dir) = (opened.url, opened.dir);
-        let run_reads = RunReads::new(Arc::clone(&runs), Arc::clone(&runs.hooks.scheduler));
-        let bundles = Bundles::new(Arc::clone(&runs), Arc::clone(&outputs.blobs));
-        let run_commands = RunCommands::new(Arc::clone(&runs), bundles);
-        let inner = Inner {
-            url,
-            log,
-            runs,
-            settings,
-            driver,
-            run_reads,
-            run_commands,
-            outputs,
-            health,
-            stop,
-            cut,
-            tasks,
-            dir,
-        };
-        let server = Self { inner: Arc::new(inner) };
-        server.set_health(true).await;
-        Ok(server)
+        let parts = Parts { url, log, runs, settings, scheduler, driver, outputs, stop };
+        let metrics = parts.metrics();
+        let serving = Serving::new(parts.services(), metrics.clone(), parts.stop, tasks);
+        serving.set_health(true).await;
+        let Parts { log, runs, scheduler, .. } = parts;
+        Ok(Self { inner: Arc::new(Inner { log, runs, scheduler, metrics, serving, dir }) })
+    }
+
+    /// Serves the connections of `listener`, until the server closes. Answers the address that it
+    /// listens on.
+    pub fn serve(&self, listener: TcpListener, access: Access) -> Result<SocketAddr, ServeError> {
+        let tokens = Tokens::of(self.inner.dir.path());
+        self.inner.serving.listen(listener, access, tokens, Arc::clone(&self.inner.log))
+    }
+
+    /// A client of this server, over a pipe.
+    pub fn connect(&self) -> Channel {
+        local::connect(&self.inner.serving)
+    }
+
+    /// Listens on the socket in the store's folder, which only its owner may enter.
+    pub fn listen_locally(&self) -> io::Result<()> {
+        local::listen(&self.inner.serving, &self.socket(), self.inner.dir.path())
+    }
+
+    /// Shows the metrics to whatever reads the meters of this process, from now on.
+    pub async fn export_metrics(&self) -> Result<(), CommandError> {
+        instruments::export(self.inner.metrics.clone()).await
     }
 
     /// Ends every stream and task, and keeps what makes the next start quick.
@@ -155,25 +171,21 @@ impl Server {
         self.drain(CLOSE_WITHIN).await;
     }
 
-    /// Closes in good order: nobody new is sent here, streams end, what was asked is answered. What
-    /// is not done after `within` is cut off. Answers whether all of it was done.
+    /// Closes in good order: no new client is sent here, streams end, what was asked is answered.
+    /// What is not done after `within` is cut off. Answers whether all of it was done.
     pub async fn drain(&self, within: Duration) -> bool {
-        self.set_health(false).await;
-        self.inner.stop.cancel();
-        self.inner.tasks.close();
-        let ended = tokio::time::timeout(within, self.inner.tasks.wait()).await;
-        self.inner.cut.cancel();
-        self.inner.tasks.wait().await;
+        let ended = self.inner.serving.drain(within).await;
+        // After the last task: a snapshot of a run that is still decided on would be old at once.
         for kind in self.inner.log.kinds() {
             kind.close().await;
         }
-        ended.is_ok()
+        ended
     }
 
     /// Does what is due now; for tests whose clock stands still.
     pub async fn tick(&self) {
         timers::tick(&self.inner.runs).await;
-        self.inner.runs.hooks.scheduler.settle().await;
+        self.inner.scheduler.settle().await;
     }
 
     /// The store's own folder.
@@ -191,88 +203,51 @@ impl Server {
         self.inner.dir.socket()
     }
 
-    pub(crate) fn url(&self) -> &StoreUrl {
-        &self.inner.url
-    }
-
-    pub(crate) fn log(&self) -> &Arc<OpenLog> {
-        &self.inner.log
-    }
-
-    pub(crate) fn settings(&self) -> &Arc<StoredSettings> {
-        &self.inner.settings
-    }
-
+    #[cfg(test)]
     pub(crate) fn runs(&self) -> &Arc<Runs> {
         &self.inner.runs
     }
+}
 
-    pub(crate) fn scheduler(&self) -> &Arc<SharedScheduler> {
-        &self.inner.runs.hooks.scheduler
+impl Parts {
+    fn metrics(&self) -> Metrics {
+        let (log, runs) = (Arc::clone(&self.log), Arc::clone(&self.runs));
+        Metrics::new(self.url.scheme().to_owned(), log, runs, Arc::clone(&self.scheduler))
     }
 
-    /// The log as it grows, for those who follow it.
-    pub(crate) fn log_reader(&self) -> LogReader {
-        LogReader::new(Arc::clone(self.log()), self.stopping().clone())
-    }
-
-    /// What checks the whole store.
-    pub(crate) fn doctor(&self) -> Doctor {
-        Doctor::new(Arc::clone(self.log()), Arc::clone(&self.outputs().blobs))
-    }
-
-    /// Reads of runs.
-    pub(crate) fn run_reads(&self) -> &RunReads {
-        &self.inner.run_reads
-    }
-
-    /// Commands on runs.
-    pub(crate) fn run_commands(&self) -> &RunCommands {
-        &self.inner.run_commands
-    }
-
-    /// The bundles of runs.
-    pub(crate) fn bundles(&self) -> Bundles {
-        Bundles::new(Arc::clone(self.runs()), Arc::clone(&self.outputs().blobs))
-    }
-
-    /// What jobs printed and left behind.
-    pub(crate) fn output_reads(&self) -> OutputReads {
-        let (runs, outputs) = (Arc::clone(self.runs()), Arc::clone(&self.inner.outputs));
-        OutputReads::new(runs, outputs, self.stopping().clone())
-    }
-
-    /// The sessions of workers.
-    pub(crate) fn worker_sessions(&self) -> WorkerSessions {
-        let (runs, scheduler) = (Arc::clone(self.runs()), Arc::clone(self.scheduler()));
-        let (driver, outputs) = (Arc::clone(&self.inner.driver), Arc::clone(&self.inner.outputs));
-        WorkerSessions::new(runs, scheduler, driver, outputs, self.stopping().clone())
-    }
-
-    /// The demand for workers, for those who follow it.
-    pub(crate) fn demand(&self) -> DemandWatch {
-        DemandWatch::new(Arc::clone(self.scheduler()), self.stopping().clone())
-    }
-
-    pub(crate) fn outputs(&self) -> &Outputs {
-        &self.inner.outputs
-    }
-
-    pub(crate) fn health(&self) -> &HealthReporter {
-        &self.inner.health
-    }
-
-    /// Cancelled when connections are cut off.
-    pub(crate) fn cutting(&self) -> &CancellationToken {
-        &self.inner.cut
-    }
-
-    /// Cancelled when everything is to come to its end.
-    pub(crate) fn stopping(&self) -> &CancellationToken {
-        &self.inner.stop
-    }
-
-    pub(crate) fn tasks(&self) -> &TaskTracker {
-        &self.inner.tasks
+    /// The services, each with the parts that it calls.
+    fn services(&self) -> Services {
+        let (runs, scheduler) = (|| Arc::clone(&self.runs), || Arc::clone(&self.scheduler));
+        let (log, outputs) = (|| Arc::clone(&self.log), || Arc::clone(&self.outputs));
+        let blobs = || Arc::clone(&self.outputs.blobs);
+        let stop = || self.stop.clone();
+        let reads = RunReads::new(runs(), scheduler());
+        let bundles = Bundles::new(runs(), blobs());
+        let commands = RunCommands::new(runs(), bundles.clone());
+        let demand = DemandWatch::new(scheduler(), stop());
+        let driver = Arc::clone(&self.driver);
+        Services {
+            runs: RunsApi {
+                reads: reads.clone(),
+                commands: commands.clone(),
+                outputs: OutputReads::new(runs(), outputs(), stop()),
+            },
+            gates: GatesApi { reads, commands },
+            log: LogApi {
+                store: self.url.clone(),
+                log: log(),
+                runs: runs(),
+                reader: LogReader::new(log(), stop()),
+                doctor: Doctor::new(log(), blobs()),
+            },
+            workers: WorkersApi {
+                sessions: WorkerSessions::new(runs(), scheduler(), driver, outputs(), stop()),
+                settings: Arc::clone(&self.settings),
+                scheduler: scheduler(),
+                demand: demand.clone(),
+            },
+            blobs: BlobsApi { bundles },
+            keda: KedaApi { demand },
+        }
     }
 }

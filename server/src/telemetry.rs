@@ -4,7 +4,7 @@
 //! once it has set up the exporter. Until then nothing here does anything.
 
 pub(crate) mod calls;
-pub mod instruments;
+pub(crate) mod instruments;
 pub(crate) mod spans;
 
 use std::sync::atomic::{AtomicBool, Ordering};

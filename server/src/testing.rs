@@ -50,7 +50,8 @@ impl Fixture {
     /// The same, with a driver of its scheduler, until the runtime ends.
     pub(crate) fn driven(lease: Duration) -> (Self, Arc<SchedulerDriver>) {
         let (fixture, work) = Self::build(lease);
-        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&fixture.runs)));
+        let scheduler = Arc::clone(&fixture.runs.hooks.scheduler);
+        let driver = Arc::new(SchedulerDriver::new(Arc::clone(&fixture.runs), scheduler));
         tokio::spawn(Arc::clone(&driver).run(work, CancellationToken::new()));
         (fixture, driver)
     }

@@ -118,17 +118,17 @@ impl WorkerSessions {
             };
             // Whatever it says shows that it is there, also in the middle of a long output.
             self.scheduler.on(Input::Heartbeat { session });
-            match message {
+            if matches!(message, WorkerMessage::Heartbeat) {
                 // A worker cannot tell a server that has nothing to say from one that hangs.
-                WorkerMessage::Heartbeat => outbox.try_send(wire::heartbeat()),
-                WorkerMessage::Goodbye => {
-                    self.scheduler.on(Input::Goodbye { session });
-                    // Until what was on its way to the worker is recorded as lost.
-                    delivery.closed.cancelled().await;
-                    return Ok(());
-                }
-                message => self.take(session, message, &mut reports).await?,
+                outbox.try_send(wire::heartbeat());
             }
+            if matches!(message, WorkerMessage::Goodbye) {
+                self.scheduler.on(Input::Goodbye { session });
+                // Until what was on its way to the worker is recorded as lost.
+                delivery.closed.cancelled().await;
+                return Ok(());
+            }
+            self.take(session, message, &mut reports).await?;
         }
     }
 

@@ -33,7 +33,7 @@ use crate::{
     command_error::CommandError,
     connections::{Connection, InFlight},
     limits::{Limit, Limits, Rates},
-    runs::Runs,
+    open_log::OpenLog,
     status,
     sync::locked,
 };
@@ -69,7 +69,8 @@ pub(crate) struct Port {
     pub(crate) oidc: Option<Oidc>,
     /// What the certificates of workers are checked against, if they are asked for.
     pub(crate) certificates: Option<Certificates>,
-    pub(crate) runs: Arc<Runs>,
+    /// By its wall clock tokens and certificates are valid.
+    pub(crate) log: Arc<OpenLog>,
     /// Every client must authenticate; else only once there are tokens.
     pub(crate) strict: bool,
     /// Only programs of this machine reach it.
@@ -159,7 +160,7 @@ impl Port {
             if !scheme.eq_ignore_ascii_case("bearer") {
                 return Err(refused("the token is not written as `Bearer TOKEN`"));
             }
-            let (secret, now) = (secret.trim(), self.runs.log.wall_clock());
+            let (secret, now) = (secret.trim(), self.log.wall_clock());
             if let Some(oidc) = self.oidc.as_ref().filter(|_| !secret.starts_with(TOKEN_PREFIX)) {
                 return oidc.verify(secret, now).map(Principal::of_vouched).map_err(refused);
             }
@@ -174,7 +175,7 @@ impl Port {
         let (Some(chain), Some(certificates)) = (chain, &self.certificates) else {
             return Err(refused("the request presents no token"));
         };
-        certificates.check(&chain, self.runs.log.wall_clock()).map_err(refused)?;
+        certificates.check(&chain, self.log.wall_clock()).map_err(refused)?;
         let name = chain.first().and_then(|certificate| worker_of(certificate));
         let name = name.ok_or(refused("the certificate names no worker"))?;
         Ok(Principal::of_worker(&name, chain))
@@ -208,7 +209,7 @@ impl Port {
     async fn until_not(&self, mut counts: impl FnMut(Timestamp) -> bool) {
         loop {
             tokio::time::sleep(ASK_AGAIN_EVERY).await;
-            if !counts(self.runs.log.wall_clock()) {
+            if !counts(self.log.wall_clock()) {
                 return;
             }
         }
@@ -225,7 +226,7 @@ impl Port {
                 continue;
             }
             (checked, edition) = (Instant::now(), newest);
-            if let Err(why) = certificates.check(chain, self.runs.log.wall_clock()) {
+            if let Err(why) = certificates.check(chain, self.log.wall_clock()) {
                 return why;
             }
         }

@@ -10,9 +10,8 @@ use tokio::runtime::Handle;
 
 use super::SCOPE;
 use crate::{
-    Server,
     command_error::CommandError,
-    metrics::{MetricKind, MetricSeries},
+    metrics::{MetricKind, MetricSeries, Metrics},
 };
 
 /// All instruments of one look show the same moment.
@@ -20,7 +19,7 @@ const SAME_LOOK: Duration = Duration::from_millis(200);
 
 /// What the instruments see.
 struct Look {
-    server: Server,
+    metrics: Metrics,
     runtime: Handle,
     newest: Mutex<(Instant, Arc<[MetricSeries]>)>,
 }
@@ -31,7 +30,7 @@ impl Look {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if newest.0.elapsed() > SAME_LOOK
             && Handle::try_current().is_err()
-            && let Ok(series) = self.runtime.block_on(self.server.series())
+            && let Ok(series) = self.runtime.block_on(self.metrics.series())
         {
             *newest = (Instant::now(), series.into());
         }
@@ -52,42 +51,36 @@ impl Look {
     }
 }
 
-impl Server {
-    /// Shows the metrics to whatever reads the meters of this process, from now on.
-    pub async fn export_metrics(&self) -> Result<(), CommandError> {
-        let series: Arc<[MetricSeries]> = self.series().await?.into();
-        let newest = Mutex::new((Instant::now(), Arc::clone(&series)));
-        let (server, runtime) = (self.clone(), Handle::current());
-        let look = Arc::new(Look { server, runtime, newest });
-        let meter = global::meter(SCOPE);
-        for &MetricSeries { name, help, kind, .. } in &*series {
-            let (look, called) = (Arc::clone(&look), format!("towpath.{name}"));
-            // An instrument lives as long as its meter, whether or not it is held.
-            match kind {
-                MetricKind::Now => {
-                    let gauge = meter.u64_observable_gauge(called).with_description(help);
-                    gauge
-                        .with_callback(move |to| look.each(name, |n, by| to.observe(n, by)))
-                        .build();
-                }
-                MetricKind::SinceBegin => {
-                    let counter = meter.u64_observable_counter(called).with_description(help);
-                    counter
-                        .with_callback(move |to| look.each(name, |n, by| to.observe(n, by)))
-                        .build();
-                }
-                MetricKind::Seconds => {
-                    let gauge = meter.f64_observable_gauge(called).with_unit("s");
-                    let seconds = |ms: u64| ms as f64 / 1_000.0;
-                    gauge
-                        .with_description(help)
-                        .with_callback(move |to| {
-                            look.each(name, |ms, by| to.observe(seconds(ms), by));
-                        })
-                        .build();
-                }
+/// Shows `metrics` to whatever reads the meters of this process, from now on.
+pub(crate) async fn export(metrics: Metrics) -> Result<(), CommandError> {
+    let series: Arc<[MetricSeries]> = metrics.series().await?.into();
+    let newest = Mutex::new((Instant::now(), Arc::clone(&series)));
+    let runtime = Handle::current();
+    let look = Arc::new(Look { metrics, runtime, newest });
+    let meter = global::meter(SCOPE);
+    for &MetricSeries { name, help, kind, .. } in &*series {
+        let (look, called) = (Arc::clone(&look), format!("towpath.{name}"));
+        // An instrument lives as long as its meter, whether or not it is held.
+        match kind {
+            MetricKind::Now => {
+                let gauge = meter.u64_observable_gauge(called).with_description(help);
+                gauge.with_callback(move |to| look.each(name, |n, by| to.observe(n, by))).build();
+            }
+            MetricKind::SinceBegin => {
+                let counter = meter.u64_observable_counter(called).with_description(help);
+                counter.with_callback(move |to| look.each(name, |n, by| to.observe(n, by))).build();
+            }
+            MetricKind::Seconds => {
+                let gauge = meter.f64_observable_gauge(called).with_unit("s");
+                let seconds = |ms: u64| ms as f64 / 1_000.0;
+                gauge
+                    .with_description(help)
+                    .with_callback(move |to| {
+                        look.each(name, |ms, by| to.observe(seconds(ms), by));
+                    })
+                    .build();
             }
         }
-        Ok(())
     }
+    Ok(())
 }

@@ -152,7 +152,7 @@ impl WorkerSessions {
             let (outputs, key) = (Arc::clone(&self.outputs), key.clone());
             let kept = on_disk(move || {
                 let kept = outputs.keep_artifact(&key, &artifact.path, &artifact.blob)?;
-                Ok((!kept).then(|| artifact.path))
+                Ok((!kept).then_some(artifact.path))
             });
             if let Some(path) = kept.await? {
                 return Ok(Some(format!("artifact `{path}` did not arrive as it was sent")));
