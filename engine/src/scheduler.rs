@@ -84,6 +84,8 @@ pub struct Scheduler {
     supply: Supply,
     runs: BTreeMap<RunId, RunRecord>,
     demand: Demand,
+    /// The runs whose kinds share what room they have: see `RunRecord`.
+    sharing: BTreeSet<RunId>,
     locks: Locks,
     leases: BTreeMap<AttemptId, LeaseRecord>,
     /// Leases that are to be recorded as lost.
@@ -147,6 +149,7 @@ impl Scheduler {
             supply: Supply::default(),
             runs: BTreeMap::new(),
             demand: Demand::default(),
+            sharing: BTreeSet::new(),
             locks: Locks::default(),
             leases: BTreeMap::new(),
             losses: BTreeMap::new(),
@@ -293,7 +296,7 @@ impl Scheduler {
     /// What wants a worker: for each set of tags, how many jobs a worker could begin at once, and
     /// how many one holds.
     pub fn wanted(&self) -> BTreeMap<Arc<[String]>, (u64, u64)> {
-        self.demand.wanted(&self.locks)
+        self.demand.wanted(&self.locks, &self.shared_pending())
     }
 
     /// A number that changes whenever [`Scheduler::wanted`] may have.

@@ -206,11 +206,16 @@ impl Demand {
     }
 
     /// For each set of tags, how many jobs a worker could begin at once, and how many one holds.
-    pub(super) fn wanted(&self, locks: &Locks) -> BTreeMap<Arc<[String]>, (u64, u64)> {
+    /// `shared`: jobs by kind that are not counted yet.
+    pub(super) fn wanted(
+        &self,
+        locks: &Locks,
+        shared: &BTreeMap<WantId, u64>,
+    ) -> BTreeMap<Arc<[String]>, (u64, u64)> {
         let mut all: BTreeMap<Arc<[String]>, (u64, u64)> = BTreeMap::new();
         let mut places: BTreeMap<&str, u64> = BTreeMap::new();
-        for kind in self.kinds.values() {
-            let mut pending = kind.pending;
+        for (id, kind) in &self.kinds {
+            let mut pending = kind.pending + shared.get(id).copied().unwrap_or_default();
             if let Some((name, limit)) = &kind.want.lock {
                 let taken = places.entry(name).or_insert_with(|| u64::from(locks.taken(name)));
                 pending = pending.min(u64::from(*limit).saturating_sub(*taken));
@@ -226,6 +231,11 @@ impl Demand {
             all.entry(Arc::clone(tags)).or_default().1 += count;
         }
         all
+    }
+
+    /// What is wanted may have changed, without a change of what is counted here.
+    pub(super) fn touch(&mut self) {
+        self.version = self.version.wrapping_add(1);
     }
 
     pub(super) fn version(&self) -> u64 {

@@ -20,6 +20,9 @@ pub(super) struct RunRecord {
     pub(super) wants: Vec<RunWant>,
     /// How many jobs more may be leased before its parallelism is reached.
     pub(super) room: u32,
+    /// Its kinds want more than that, and locks decide which of them can begin. Which are free
+    /// changes without an event of this run, so its jobs are counted when somebody asks.
+    shares_room: bool,
     /// A job that waits for a worker prefers some of them.
     pub(super) has_preferences: bool,
     /// It is ending, by what was decided.
@@ -42,7 +45,10 @@ pub(super) struct RunWant {
     pub(super) id: WantId,
     pub(super) want: Arc<Want>,
     pub(super) first: u32,
-    /// How many of them could begin now, given the run's parallelism.
+    /// How many of them could begin now, but for locks and the run's parallelism; no more than may
+    /// hold their lock.
+    jobs: u32,
+    /// How many of them are counted for the kind: see [`RunRecord::shares_room`].
     pending: u32,
 }
 
@@ -222,8 +228,8 @@ impl Scheduler {
         let wants = if state.phase().is_running() { state.wants(at) } else { Vec::new() };
         let ready_jobs = self.ready_jobs(run, state, at);
         let mut record = self.runs.remove(run).unwrap_or_default();
-        self.note_wants(run, &mut record, &wants, state.room());
         record.room = state.room();
+        self.note_wants(run, &mut record, &wants);
         record.has_preferences = state.has_preferences();
         record.is_ending = state.phase().is_ending();
         // A resume clears it.
@@ -234,7 +240,7 @@ impl Scheduler {
     }
 
     /// Replaces what a run wants. The kinds stay as they are while only the counts change.
-    fn note_wants(&mut self, run: &RunId, record: &mut RunRecord, wants: &[Wanted], room: u32) {
+    fn note_wants(&mut self, run: &RunId, record: &mut RunRecord, wants: &[Wanted]) {
         let same = record.wants.len() == wants.len()
             && record.wants.iter().zip(wants).all(|(old, new)| old.want == new.want);
         // Most events change how many jobs are ready and not what they want, and the index need not
@@ -245,7 +251,7 @@ impl Scheduler {
             for Wanted { want, first, .. } in wants {
                 let id = self.demand.refer(want);
                 let want = Arc::clone(want);
-                record.wants.push(RunWant { id, want, first: *first, pending: 0 });
+                record.wants.push(RunWant { id, want, first: *first, jobs: 0, pending: 0 });
             }
             // After the new ones: a kind that both speak of is not forgotten in between.
             for RunWant { id, pending, .. } in old {
@@ -253,21 +259,48 @@ impl Scheduler {
                 self.demand.unrefer(id);
             }
         }
-        let mut left = room;
-        for free in [true, false] {
-            // What a lock keeps back must not take the run's room from what could begin.
-            for (known, wanted) in record.wants.iter_mut().zip(wants) {
-                if self.demand.is_free(known.id, &self.locks) == free {
-                    let places = known.want.lock.as_ref().map_or(u32::MAX, |(_, limit)| *limit);
-                    // What could really begin: demand drives the number of machines that are
-                    // started.
-                    let pending = wanted.jobs.min(left).min(places);
-                    left -= pending;
-                    self.demand.count(known.id, known.pending, pending);
-                    (known.pending, known.first) = (pending, wanted.first);
-                }
+        for (known, wanted) in record.wants.iter_mut().zip(wants) {
+            let places = known.want.lock.as_ref().map_or(u32::MAX, |(_, limit)| *limit);
+            (known.jobs, known.first) = (wanted.jobs.min(places), wanted.first);
+        }
+        let total: u64 = record.wants.iter().map(|want| u64::from(want.jobs)).sum();
+        let locks = record.wants.iter().any(|want| want.want.lock.is_some());
+        record.shares_room = total > u64::from(record.room) && locks;
+        let mut left = if record.shares_room { 0 } else { record.room };
+        for known in &mut record.wants {
+            // What could really begin: demand drives the number of machines that are started.
+            let pending = known.jobs.min(left);
+            left -= pending;
+            self.demand.count(known.id, known.pending, pending);
+            known.pending = pending;
+        }
+        self.share_room(run, record.shares_room);
+    }
+
+    /// Notes whether the jobs of `run` are counted when somebody asks.
+    fn share_room(&mut self, run: &RunId, shares: bool) {
+        if shares {
+            self.sharing.insert(run.clone());
+            self.demand.touch();
+        } else if self.sharing.remove(run) {
+            self.demand.touch();
+        }
+    }
+
+    /// How many jobs of each kind could begin now, of the runs whose kinds share what room they have.
+    /// What a lock keeps back must not take the room from what could begin.
+    pub(super) fn shared_pending(&self) -> BTreeMap<WantId, u64> {
+        let mut pending = BTreeMap::new();
+        for record in self.sharing.iter().filter_map(|run| self.runs.get(run)) {
+            let mut left = record.room;
+            let is_free = |want: &&RunWant| self.demand.is_free(want.id, &self.locks);
+            for want in record.wants.iter().filter(is_free) {
+                let jobs = want.jobs.min(left);
+                left -= jobs;
+                *pending.entry(want.id).or_default() += u64::from(jobs);
             }
         }
+        pending
     }
 
     /// Of the jobs for which a single session waits, those that could begin now, but for locks.
@@ -292,6 +325,7 @@ impl Scheduler {
     fn forget_run(&mut self, run: &RunId) {
         let Some(mut record) = self.runs.remove(run) else { return };
         self.unindex(run, &mut record);
+        self.share_room(run, false);
         if let Some(until) = record.held_back {
             self.held_back.remove(&(until, run.clone()));
         }

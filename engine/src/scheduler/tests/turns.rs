@@ -178,6 +178,28 @@ fn a_drained_worker_is_given_nothing_not_even_with_its_own_report() {
 }
 
 #[test]
+fn what_wants_a_worker_is_what_could_begin_also_after_a_lock_is_taken() {
+    let mut world = World::new();
+    let wanted = |world: &World| -> Vec<(String, (u64, u64))> {
+        world.scheduler.wanted().into_iter().map(|(tags, it)| (tags.join(","), it)).collect()
+    };
+    let mut locked = locking("a", 1);
+    locked.tags = vec!["eu".to_owned()];
+    let both = vec![locked, tagged("b", &["us"])];
+    world.run_like(CreateRun { run: "r".into(), parallelism: 1, ..creation(both) });
+    assert_eq!(wanted(&world), [("eu".into(), (1, 0))], "the first of the file");
+    let before = world.scheduler.wanted_version();
+
+    // Another run takes the lock, and nothing happens to this one.
+    let other = world.run("other", vec![locking("x", 1)]);
+    world.hello("w", |hello| hello.only = Some(other.clone()));
+    assert!(matches!(world.state(&other, "x"), JobState::Leased(..)));
+
+    assert_ne!(world.scheduler.wanted_version(), before);
+    assert_eq!(wanted(&world), [("".into(), (0, 1)), ("us".into(), (1, 0))]);
+}
+
+#[test]
 fn what_wants_a_worker_is_counted_by_tags_within_parallelism_and_locks() {
     let mut world = World::new();
     let wanted = |world: &World| -> Vec<(String, (u64, u64))> {
