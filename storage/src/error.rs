@@ -222,6 +222,14 @@ pub enum Exposure {
         /// Its permission bits.
         mode: u32,
     },
+    /// Its permissions let others look into it, and it holds other files than a store.
+    #[error(
+        "can be read by other users (mode {mode:04o}) and has other files; `chmod go= DIRECTORY` closes it"
+    )]
+    Readable {
+        /// Its permission bits.
+        mode: u32,
+    },
     /// It belongs to another user.
     #[error("belongs to the user with the number {owner}, and this process runs as {own}")]
     Owner {

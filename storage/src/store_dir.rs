@@ -51,6 +51,9 @@ const FENCE_STEP: u64 = 1 << 32;
 /// Permission bits that let a group or others change a directory.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
+/// Permission bits that let a group or others look into a directory, or change it.
+const OPEN_TO_OTHERS: u32 = 0o077;
+
 /// The directory of a store. It stays locked while this, or the store itself, lives.
 #[derive(Debug)]
 pub struct StoreDir {
@@ -83,7 +86,7 @@ impl StoreDir {
         let root = root.canonicalize().map_err(StoreError::while_doing("finding the store"))?;
         // Before the lock, because even the file `owner` must not be written into a directory of
         // another user.
-        check_private(&root)?;
+        make_private(&root)?;
         // Before anything is read or written: a second process must change nothing here.
         let lock = lock(&root)?;
         let is_new = !exists(&root);
@@ -180,23 +183,35 @@ pub fn socket_in(root: &Path) -> PathBuf {
     root.join("tow.sock")
 }
 
-/// Refuses a directory that other users can change: who can replace its files, or its socket, owns
-/// the store. One that others can only look into passes, because `mkdir` makes such ones; they can
-/// then read what the database underneath writes, and reach no socket.
-fn check_private(root: &Path) -> Result<(), StoreError> {
+/// Closes the directory `root` to other users, who could read what the database underneath writes:
+/// scripts, their output, comments.
+///
+/// Refuses one that others can change: who can replace its files, or its socket, owns the store, and
+/// may have done so. One that others can only look into, as `mkdir` and service managers make it, is
+/// closed; but not if it holds other files than a store, which others may have to read.
+fn make_private(root: &Path) -> Result<(), StoreError> {
     let found = std::fs::metadata(root).map_err(StoreError::while_doing("finding the store"))?;
     let (owner, own) = (found.uid(), nix::unistd::geteuid().as_raw());
     let mode = found.mode() & 0o7777;
     let why = if owner != own {
         Exposure::Owner { owner, own }
-    // Readable is accepted: `mkdir` makes such directories, and the files inside have modes of
-    // their own.
     } else if mode & WRITABLE_BY_OTHERS != 0 {
         Exposure::Mode { mode }
-    } else {
+    } else if mode & OPEN_TO_OTHERS == 0 {
         return Ok(());
+    } else if exists(root) || is_empty(root) {
+        let closed = Permissions::from_mode(mode & !OPEN_TO_OTHERS);
+        let closing = StoreError::while_doing("closing the store's directory to other users");
+        return std::fs::set_permissions(root, closed).map_err(closing);
+    } else {
+        Exposure::Readable { mode }
     };
     Err(StoreError::Exposed { path: root.to_owned(), why })
+}
+
+/// Whether nothing is in the directory `root`.
+fn is_empty(root: &Path) -> bool {
+    std::fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, StoreError> {
@@ -405,6 +420,28 @@ mod tests {
         }
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
         StoreDir::open(dir.path(), "sled").unwrap();
+    }
+
+    #[test]
+    fn a_store_that_others_can_read_is_closed_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |mode| {
+            std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        };
+        let mode = || std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777;
+        // First an empty directory, then a store.
+        for before in [0o755, 0o750, 0o711] {
+            set(before);
+            drop(StoreDir::open(dir.path(), "sled").unwrap());
+            assert_eq!(mode(), 0o700, "{before:o}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("index.html"), "for all").unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let error = StoreDir::open(dir.path(), "sled").unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Exposed);
+        assert!(!dir.path().join("owner").exists(), "nothing was written");
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]
