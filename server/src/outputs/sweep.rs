@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,10 +23,11 @@ const SWEPT_MAX: usize = 10_000;
 
 /// Sweeps until the server stops.
 pub(crate) async fn sweep_always(outputs: Arc<Outputs>, runs: Arc<Runs>, stop: CancellationToken) {
+    let mut place = Place::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sweep(&outputs, &runs) => {}
+            () = sweep(&outputs, &runs, &mut place) => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -34,13 +36,18 @@ pub(crate) async fn sweep_always(outputs: Arc<Outputs>, runs: Arc<Runs>, stop: C
     }
 }
 
-/// Removes the directories of all attempts without a lease.
-pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>) {
+/// Where a sweep ended: after this attempt of this run, by name. Empty: at the end of all.
+type Place = (String, OsString);
+
+/// Removes the directories of all attempts without a lease, as many as one sweep checks after
+/// `place`.
+pub(crate) async fn sweep(outputs: &Arc<Outputs>, runs: &Arc<Runs>, place: &mut Place) {
     // RunListEntry before it is asked who holds what. What an attempt that is leased meanwhile
     // makes is then not in the list, and what is in the list and not held never will be again.
-    let spool = outputs.spool.clone();
-    let listed = tokio::task::spawn_blocking(move || list(&spool)).await;
-    let Ok(Ok(listed)) = listed else { return };
+    let (spool, after) = (outputs.spool.clone(), place.clone());
+    let listed = tokio::task::spawn_blocking(move || list(&spool, &after, SWEPT_MAX)).await;
+    let Ok(Ok((listed, next))) = listed else { return };
+    *place = next;
     for (name, directories) in listed {
         let run = RunId::from(name.as_str());
         let live = runs.is_live(&run);
@@ -70,23 +77,40 @@ fn held(loaded: &Loaded) -> BTreeSet<String> {
     leased.map(|job| directory_name(&job.plan.name, job.attempt)).collect()
 }
 
-/// What is in the spool, by run.
-fn list(spool: &Path) -> io::Result<BTreeMap<String, Vec<PathBuf>>> {
+/// What is in the spool, by run: at most `most` directories of those after `after`, in the order of
+/// their names, and where the next sweep begins. Those that stay, because they are held or cannot be
+/// removed, must not keep the rest from being checked for ever.
+fn list(
+    spool: &Path,
+    after: &Place,
+    most: usize,
+) -> io::Result<(BTreeMap<String, Vec<PathBuf>>, Place)> {
+    let names = |path: &Path| -> io::Result<Vec<OsString>> {
+        let mut names: Vec<_> =
+            fs::read_dir(path)?.flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        Ok(names)
+    };
     let (mut listed, mut count) = (BTreeMap::new(), 0);
-    for run in fs::read_dir(spool)? {
-        let run = run?;
-        let Ok(name) = run.file_name().into_string() else { continue };
-        let mut directories = Vec::new();
+    for run in names(spool)? {
+        let Ok(run) = run.into_string() else { continue };
+        if run < after.0 {
+            continue;
+        }
         // What is no directory was not made here.
-        let Ok(entries) = fs::read_dir(run.path()) else { continue };
-        directories.extend(entries.flatten().take(SWEPT_MAX - count).map(|entry| entry.path()));
-        count += directories.len() + 1;
-        listed.insert(name, directories);
-        if count >= SWEPT_MAX {
-            break;
+        let Ok(mut attempts) = names(&spool.join(&run)) else { continue };
+        attempts.retain(|attempt| run != after.0 || *attempt > after.1);
+        let fitting = attempts.get(..most - count).unwrap_or(&attempts);
+        let paths = fitting.iter().map(|attempt| spool.join(&run).join(attempt)).collect();
+        let last = fitting.last().cloned().unwrap_or_default();
+        listed.insert(run.clone(), paths);
+        // A run without any counts too: it costs a look at its directory.
+        count += fitting.len() + 1;
+        if count >= most {
+            return Ok((listed, (run, last)));
         }
     }
-    Ok(listed)
+    Ok((listed, Place::default()))
 }
 
 fn remove(over: &[PathBuf], of_run: Option<&Path>) {
@@ -134,10 +158,29 @@ mod tests {
         fs::write(spool.join("r").join("of-version-0.1"), "x").unwrap();
         fixture.queues(&run, success("a")).await.done.await.unwrap();
 
-        sweep(&outputs, &fixture.runs).await;
+        sweep(&outputs, &fixture.runs, &mut Place::default()).await;
 
-        let left = list(&spool).unwrap();
+        let (left, _) = list(&spool, &Place::default(), SWEPT_MAX).unwrap();
         let held = outputs.directory(&key("b", 1));
         assert_eq!(left, BTreeMap::from([("r".to_owned(), vec![held])]));
+    }
+
+    #[test]
+    fn directories_that_stay_keep_no_other_from_being_checked() {
+        let spool = tempfile::tempdir().unwrap();
+        for attempt in ["r1/a", "r1/b", "r1/c", "r2/a", "r3/a", "r3/b"] {
+            fs::create_dir_all(spool.path().join(attempt)).unwrap();
+        }
+        let (mut place, mut seen, mut sweeps) = (Place::default(), BTreeSet::new(), 0);
+        loop {
+            let (listed, next) = list(spool.path(), &place, 3).unwrap();
+            assert!(listed.values().map(Vec::len).sum::<usize>() <= 3);
+            seen.extend(listed.into_values().flatten());
+            (place, sweeps) = (next, sweeps + 1);
+            if place == Place::default() {
+                break;
+            }
+        }
+        assert_eq!((seen.len(), sweeps), (6, 4));
     }
 }
