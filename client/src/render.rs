@@ -123,7 +123,7 @@ impl Style {
     }
 
     /// The mark for omitted text.
-    fn ellipsis(&self) -> &'static str {
+    pub(crate) fn ellipsis(&self) -> &'static str {
         if self.ascii { "..." } else { "…" }
     }
 
@@ -195,6 +195,11 @@ pub(crate) mod tests {
 
     /// A run of `jobs`, by human:ana at the beginning of time, with their stages in order.
     pub(crate) fn begun(jobs: Vec<JobPlan>) -> Run {
+        begun_at_once(jobs, 4)
+    }
+
+    /// The same, with so many jobs at once.
+    pub(crate) fn begun_at_once(jobs: Vec<JobPlan>, parallelism: u32) -> Run {
         let mut stages: Vec<StageName> = jobs.iter().map(|job| job.stage.clone()).collect();
         stages.dedup();
         let create = CreateRun {
@@ -203,7 +208,7 @@ pub(crate) mod tests {
             folder: "/srv".into(),
             file_sha256: Digest([0; 32]),
             plan: Plan { pipeline: "shop".into(), stages, jobs, timeout_ms: None },
-            parallelism: 4,
+            parallelism,
             gates_preapproved: false,
             traceparent: None,
             idempotency_key: None,

@@ -294,6 +294,11 @@ impl SharedScheduler {
         }
     }
 
+    /// Why the store took no lease the last time, in words.
+    pub(crate) fn store_error(&self) -> String {
+        locked(&self.store_error).clone()
+    }
+
     /// Keeps why the store took no lease, for the log line about it.
     pub(crate) fn note_store_error(&self, error: String) {
         *locked(&self.store_error) = error;

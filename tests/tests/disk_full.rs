@@ -255,3 +255,50 @@ fn a_worker_whose_disk_is_full_loses_one_attempt_and_pauses_until_there_is_space
     BufReader::new(stderr).read_to_string(&mut said).expect("text");
     assert_eq!(said.matches("w takes no jobs until").count(), 1, "{said}");
 }
+
+/// `tow run` whose disk loses its space while the first job runs. $1 is an empty folder, $2 is `tow`.
+const FILLED_WHILE_RUNNING: &str = r#"
+mount -t tmpfs -o size=160m tmpfs "$1" || exit 99
+cd "$1"
+cat > towpath.yml <<'END'
+stages: [s]
+jobs:
+  first: {stage: s, command: 'touch begun; until [ -e go ]; do sleep 0.05; done'}
+  second: {stage: s, needs: [first], command: 'true'}
+END
+"$2" run --store sled:store > out 2> err &
+run=$!
+tries=0
+until [ -e begun ] || [ $((tries += 1)) -gt 600 ]; do sleep 0.1; done
+# 48 MiB are left: enough for what has begun to end, and too little for a new job.
+free=$(df -k . | awk 'END { print $4 }')
+dd if=/dev/zero of=filler bs=1k count=$((free - 49152)) 2>/dev/null
+touch go
+tries=0
+until grep -q Waiting err || [ $((tries += 1)) -gt 600 ]; do sleep 0.1; done
+kill -0 $run && echo "it goes on"
+rm filler
+wait $run
+echo "run $?"
+cat err
+"#;
+
+#[test]
+fn a_run_that_begins_no_job_for_want_of_space_says_so_and_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tried = Command::new("unshare")
+        .args(["--mount", "sh", "-c", FILLED_WHILE_RUNNING, "sh"])
+        .args([folder.path(), &program()])
+        .env_remove("TOW_STORE")
+        .stdin(Stdio::null())
+        .output();
+    let Some(tried) = tried.ok().filter(|tried| tried.status.code() == Some(0)) else {
+        return skip("mount", "this machine does not let us mount a small disk");
+    };
+
+    let out = String::from_utf8_lossy(&tried.stdout);
+    let said = "Waiting: `second` is ready, but the store takes no leases now: ";
+    assert_eq!(out.matches(said).count(), 1, "{out}");
+    assert!(out.contains("bytes are free on the disk of the store"), "{out}");
+    assert!(out.contains("it goes on") && out.contains("run 0"), "{out}");
+}

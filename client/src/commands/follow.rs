@@ -4,6 +4,7 @@
 mod gate;
 mod host;
 mod screen;
+mod stall;
 mod stream;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use gate::AtGate;
 use host::{Host, HostNews, worker_failure};
 use screen::Show;
+use stall::StallWatch;
 pub(crate) use stream::{connection_lost, folded};
 use stream::{folded_to, heard, why_stopped};
 use tokio_stream::StreamExt as _;
@@ -134,6 +136,7 @@ async fn until_rest(
 ) -> CommandResult {
     let mut signals = Signals::new()?;
     let mut ticks = tokio::time::interval(DRAW_EVERY);
+    let mut stalls = StallWatch::of(&follow.run);
     loop {
         if let Some(code) = exit::of_phase(show.run.phase()) {
             return Ok(code);
@@ -185,6 +188,7 @@ async fn until_rest(
                 }
                 HostNews::Ended(Err(error)) => return Err(worker_failure(&error)),
             },
+            stall = stalls.next(server, &show.run) => show.note_stall(stall),
             _ = ticks.tick() => show.draw(),
         }
     }

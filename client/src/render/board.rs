@@ -15,6 +15,7 @@ use towpath_wire::views;
 
 use super::{
     Mark, Style, safe,
+    visible::wrapped,
     words::{self, moment},
     worker_word,
 };
@@ -260,15 +261,17 @@ fn job_row(job: &v1::Job, open: &HashSet<&str>, now: Timestamp, style: &Style) -
     row(mark_of(job.state()), &job.name, &took, &about, style)
 }
 
-/// The picture while it moves: open stages, what runs, and a line of numbers. `stopping`: this
-/// process takes no new jobs.
-pub(crate) fn moving(
-    run: &Run,
-    lines: &LastLines,
-    now: Timestamp,
-    style: &Style,
-    stopping: bool,
-) -> Vec<String> {
+/// What a moving picture shows beside the run.
+pub(crate) struct Moving<'a> {
+    pub(crate) lines: &'a LastLines,
+    /// Why nothing runs.
+    pub(crate) stall: Option<&'a str>,
+    /// This process takes no new jobs.
+    pub(crate) stopping: bool,
+}
+
+/// The picture while it moves: open stages, what runs, and a line of numbers.
+pub(crate) fn moving(run: &Run, about: &Moving<'_>, now: Timestamp, style: &Style) -> Vec<String> {
     if run.header().is_none() {
         return Vec::new();
     }
@@ -283,24 +286,36 @@ pub(crate) fn moving(
         for job in stage.running().take(RUNNING_MAX) {
             let name = job.plan.name.as_str();
             let took = duration_words(now.ms_since(job.since));
-            let mut about = lines.get(name).cloned().unwrap_or_default();
+            let mut about = about.lines.get(name).cloned().unwrap_or_default();
             if job.attempt.0 > 1 {
                 about = format!("attempt {}  {about}", job.attempt);
             }
             picture.push(row(Mark::Running, name, &took, &about, style));
         }
+        let more = stage.running().count().saturating_sub(RUNNING_MAX);
+        picture.extend(left_out(more, "running", style));
     }
+    picture.extend(left_out(stages.len().saturating_sub(STAGES_MAX), "stages", style));
     for job in gates {
         let job = views::job(run, job, JobView::Basic);
         picture.push(row(Mark::Gate, &job.name, "", &note(&job), style));
     }
+    let rows = about.stall.map(|why| wrapped(why, style.width.saturating_sub(2)));
+    picture.extend(rows.into_iter().flatten().map(|row| format!("  {row}")));
     let run = views::run(run, 0, 0, "");
-    picture.push(if stopping {
+    picture.push(if about.stopping {
         numbers(&run, now, style, "stopping")
     } else {
         foot(&run, now, style)
     });
     picture
+}
+
+/// The row that stands for what is not shown. A picture that ends without a word would be taken for
+/// all that there is.
+fn left_out(count: usize, what: &str, style: &Style) -> Option<String> {
+    let row = format!("    {} {count} more {what}", style.ellipsis());
+    (count > 0).then(|| style.fit(&row, style.width))
 }
 
 /// A line of numbers.
@@ -345,7 +360,7 @@ mod tests {
     use towpath_engine::plan::{JobPlan, When};
 
     use super::*;
-    use crate::render::tests::{bare, begun, lease};
+    use crate::render::tests::{bare, begun, begun_at_once, lease};
 
     fn at_rest(run: &Run, style: &Style) -> String {
         let jobs: Vec<v1::Job> =
@@ -381,6 +396,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_shown_while_it_moves_has_a_row() {
+        let jobs = (0..RUNNING_MAX + 3)
+            .map(|job| JobPlan::new(format!("j{job:02}").as_str(), "s0", "true"));
+        let later = (1..STAGES_MAX + 3).map(|stage| {
+            JobPlan::new(format!("l{stage}").as_str(), format!("s{stage}").as_str(), "true")
+        });
+        let mut run = begun_at_once(jobs.chain(later).collect(), 64);
+        (0..RUNNING_MAX + 3).for_each(|_| lease(&mut run));
+        let about = Moving { lines: &LastLines::new(), stall: Some("because"), stopping: false };
+
+        let picture = moving(&run, &about, Timestamp(8_300), &bare(80));
+
+        assert!(picture.contains(&"    … 3 more running".to_owned()), "{picture:#?}");
+        assert!(picture.contains(&"    … 3 more stages".to_owned()), "{picture:#?}");
+        assert!(picture.contains(&"  because".to_owned()), "{picture:#?}");
+    }
+
+    #[test]
     fn nothing_is_wider_than_the_terminal() {
         use unicode_width::UnicodeWidthStr as _;
         for width in [24, 40, 60, 100] {
@@ -390,7 +423,10 @@ mod tests {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }
             let wordy = LastLines::from([("customers".to_owned(), "many words ".repeat(30))]);
-            for line in moving(&some_run(), &wordy, Timestamp(8_300), &style, true) {
+            let why =
+                Some("`orders` is ready, but the store takes no leases now: its disk is full.");
+            let about = Moving { lines: &wordy, stall: why, stopping: true };
+            for line in moving(&some_run(), &about, Timestamp(8_300), &style) {
                 assert!(line.width() <= width, "{width}: {line:?}");
             }
         }

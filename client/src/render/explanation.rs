@@ -114,7 +114,9 @@ impl Asked<'_> {
                 format!("`{name}` is ready, but every worker that is connected is drained.")
             }
             WaitReason::LeasingPaused => {
-                format!("`{name}` is ready, but the store takes no leases now.")
+                let why = &self.explanation.store_error;
+                let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+                format!("`{name}` is ready, but the store takes no leases now{why}.")
             }
             WaitReason::Tags => {
                 let tags = self.explanation.tags.join(", ");

@@ -61,12 +61,12 @@ fn a_sentence_stays_above_the_block_and_the_last_picture_is_the_truth() {
     terminal.expect("1 running");
 
     terminal.signals(Signal::SIGINT);
-    terminal.expect("Ctrl-C again ends them.");
+    terminal.expect("Ctrl-C again ends what runs.");
     terminal.redraws(3);
 
     let rows = terminal.rows();
     let place = |text: &str| rows.iter().position(|row| row.contains(text));
-    let said = place("Stopping: 1 running jobs finish first.");
+    let said = place("Stopping: 1 running job finishes first.");
     let block = place("stopping ");
     assert!(said.is_some() && said < block, "{rows:#?}");
     assert!(block.is_some_and(|row| row + 1 == rows.len()), "the block is below: {rows:#?}");
@@ -78,7 +78,7 @@ fn a_sentence_stays_above_the_block_and_the_last_picture_is_the_truth() {
     let jobs = last(" jobs ").expect("the last picture");
     assert!(jobs.contains("1/2 jobs") && !jobs.contains("1 running"), "{rows:#?}");
     assert!(last("Stopped. `tow resume ").is_some(), "{rows:#?}");
-    assert!(last("Stopping: 1 running jobs").is_some(), "{rows:#?}");
+    assert!(last("Stopping: 1 running job finishes").is_some(), "{rows:#?}");
     assert!(!folder.path().join("two-began").exists(), "nothing new begins");
 }
 

@@ -33,11 +33,12 @@ impl RunReads {
                 Some(point) => reason_then(&seen, job, point),
                 None => self.reason_now(&id, &seen, job),
             };
-            Some(Explained {
-                run: self.view_of(&id, seen),
-                job: wire::job(seen.run, job, v1::JobView::Basic),
-                explanation: wire::explanation(seen.run, &reason),
-            })
+            let mut explanation = wire::explanation(seen.run, &reason);
+            if reason == WaitReason::LeasingPaused {
+                explanation.store_error = self.scheduler.store_error();
+            }
+            let job = wire::job(seen.run, job, v1::JobView::Basic);
+            Some(Explained { run: self.view_of(&id, seen), job, explanation })
         };
         let (explained, as_of) = self.read(&id, point, explained).await?;
         Ok((explained.ok_or_else(|| unknown(name))?, as_of))

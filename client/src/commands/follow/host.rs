@@ -90,11 +90,12 @@ impl Host {
             show.say("Ending the running jobs.");
             self.stop.kill.cancel();
         } else {
-            let running = show.run.counts().running;
+            let running = match show.run.counts().running {
+                1 => "1 running job finishes".to_owned(),
+                count => format!("{count} running jobs finish"),
+            };
             let why = why.map(|why| format!("{why}. ")).unwrap_or_default();
-            show.say(&format!(
-                "{why}Stopping: {running} running jobs finish first. Ctrl-C again ends them."
-            ));
+            show.say(&format!("{why}Stopping: {running} first. Ctrl-C again ends what runs."));
             self.stop.drain.cancel();
             show.stopping = true;
         }

@@ -18,7 +18,7 @@ use towpath_engine::{
 use towpath_proto::{streams::Records, v1};
 use towpath_wire::views;
 
-use super::{Follow, LAST_WORD_WITHIN, now, stream::apply};
+use super::{Follow, LAST_WORD_WITHIN, now, stall::Stall, stream::apply};
 use crate::{
     cli::Output,
     commands::{App, events, logs},
@@ -27,7 +27,7 @@ use crate::{
     json,
     render::{
         Style,
-        board::{self, LastLines},
+        board::{self, LastLines, Moving},
         plain, safe,
         screen::Screen,
         visible::wrapped,
@@ -58,6 +58,8 @@ pub(super) struct Show<'a> {
     pub(super) headed: bool,
     /// The worker of this process takes nothing new.
     pub(super) stopping: bool,
+    /// Why nothing runs.
+    pub(super) stall: Option<Stall>,
     pub(super) unread: Unread,
 }
 
@@ -86,6 +88,7 @@ impl<'a> Show<'a> {
             version: follow.known,
             headed: false,
             stopping: false,
+            stall: None,
             unread: Unread::Read,
             app,
             server,
@@ -138,6 +141,18 @@ impl<'a> Show<'a> {
         }
         self.lines.extend(wrapped(text, self.style().width).into_iter().map(str::to_owned));
         self.draw();
+    }
+
+    /// Notes why nothing runs. The live view shows it for as long as it holds; without one it is said
+    /// once, since a run that waits for days must not fill a log.
+    pub(super) fn note_stall(&mut self, stall: Option<Stall>) {
+        let reason = |stall: &Option<Stall>| stall.as_ref().map(|stall| stall.reason);
+        let is_news = reason(&stall) != reason(&self.stall);
+        self.stall = stall;
+        let is_seen = self.live && io::stderr().is_terminal();
+        if let Some(stall) = self.stall.as_ref().filter(|_| is_news && !is_seen) {
+            self.app.say(&format!("Waiting: {}", stall.sentence));
+        }
     }
 
     /// Applies what was recorded while the worker came to its end, so that the last picture is
@@ -258,7 +273,9 @@ impl<'a> Show<'a> {
             self.lines.insert(0, board::head(&self.run_message(), style));
         }
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let block = board::moving(&self.run, &last, now(), style, self.stopping);
+        let stall = self.stall.as_ref().map(|stall| stall.sentence.as_str());
+        let about = Moving { lines: &last, stall, stopping: self.stopping };
+        let block = board::moving(&self.run, &about, now(), style);
         drop(last);
         let lines = std::mem::take(&mut self.lines);
         self.write(|show| Ok(show.screen.draw(&mut io::stdout().lock(), &lines, block)?));
