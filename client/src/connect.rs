@@ -277,17 +277,50 @@ impl ServerConnection {
         Ok(Self { channel, bearer, embedded: None, folder: PathBuf::new(), remote: true })
     }
 
+    /// Closes this connection, which ended with `failure`, and makes another: a new one, since a
+    /// server that hangs keeps the old one. `Err`: another would not help, or none can be made.
+    /// `waiting` is called before a server is waited for.
+    pub(crate) async fn reconnect_after(
+        self,
+        failure: Failure,
+        url: &str,
+        waiting: impl FnOnce(),
+    ) -> Result<Self, Failure> {
+        let (is_ours, is_remote) = (self.is_ours(), self.is_remote());
+        self.close().await;
+        // The end of a server in this process is the reason of the failure. Every other failure is
+        // an answer of a server that is there.
+        if is_ours || !failure.is_unreachable() {
+            return Err(failure);
+        }
+        let mut waiting = Some(waiting);
+        // The age of a connection is a limit of the server and nothing that a person has to know.
+        if is_remote
+            && !failure.is_aged()
+            && let Some(waiting) = waiting.take()
+        {
+            waiting();
+        }
+        Self::reconnect(url, waiting).await
+    }
+
     /// As [`ServerConnection::connect`], for a server that was there before and may need a while to
     /// return.
-    pub(crate) async fn reconnect(url: &str) -> Result<Self, Failure> {
+    async fn reconnect(url: &str, mut waiting: Option<impl FnOnce()>) -> Result<Self, Failure> {
         let until = Instant::now() + RETURN_WITHIN;
         let mut pause = TRY_EVERY;
         loop {
             match Self::connect(url).await {
+                // The owner of a store that is stopped keeps it; it may be continued.
+                Err(failure)
+                    if (failure.is_unreachable() || failure.is_owned())
+                        && Instant::now() < until => {}
                 // Every other failure is an answer of a server that is there, and waiting would not
                 // change it.
-                Err(failure) if failure.is_unreachable() && Instant::now() < until => {}
                 reached => return reached,
+            }
+            if let Some(waiting) = waiting.take() {
+                waiting();
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);

@@ -58,7 +58,8 @@ pub async fn dial_socket(path: PathBuf) -> Result<Channel, Error> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    local_endpoint().connect_with_connector(dial).await
+    // Not for the pipe within one process: both ends of that are stopped and continued together.
+    with_pings(local_endpoint()).connect_with_connector(dial).await
 }
 
 /// How a client on the same machine is connected, whatever carries its bytes.
@@ -84,15 +85,19 @@ pub fn dial_tls(address: &str, tls: &DialTls) -> Result<Channel, Error> {
     Ok(lasting(endpoint.tls_config(config)?))
 }
 
-// The pings notice a server whose machine has failed; without them a worker would wait for the
-// timeout of TCP, which is many minutes.
-fn lasting(endpoint: Endpoint) -> Channel {
+// The pings notice a server whose machine has failed, or whose process is stopped; without them a
+// worker would wait for the timeout of TCP, which is many minutes, and a client of a socket for ever.
+fn with_pings(endpoint: Endpoint) -> Endpoint {
     endpoint
-        .connect_timeout(CONNECT_WITHIN)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_WITHIN)
         .keep_alive_while_idle(true)
+}
+
+fn lasting(endpoint: Endpoint) -> Channel {
+    with_pings(endpoint)
+        .connect_timeout(CONNECT_WITHIN)
+        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
         .connect_lazy()

@@ -61,27 +61,20 @@ pub(crate) async fn work_on(
     // A server that was named as one has workers of its own.
     what.slots = what.slots.filter(|_| !server.is_remote()).map(|asked| app.jobs_at_once(asked));
     loop {
-        let finished = follow(app, &server, &what).await;
-        // Not for a server in this process: its end is the reason of the failure and is shown as
-        // such.
-        let lost = finished.as_ref().is_err_and(Failure::is_unreachable) && !server.is_ours();
-        let aged = finished.as_ref().is_err_and(Failure::is_aged);
-        let server_is_remote = server.is_remote();
-        server.close().await;
-        if !lost {
-            return finished;
-        }
-        server = if server_is_remote {
-            // The age of a connection is a limit of the server and nothing that a person has to
-            // know.
-            if !aged {
-                app.say("Disconnected from the server; waiting for it to come back. The run continues then.");
+        let failure = match follow(app, &server, &what).await {
+            Err(failure) => failure,
+            finished => {
+                server.close().await;
+                return finished;
             }
-            ServerConnection::reconnect(&app.url()).await?
-        } else {
-            app.say("The process that had the store open has ended; this one continues.");
-            ServerConnection::connect(&app.url()).await?
         };
+        let waiting = || {
+            app.say("Disconnected from the server; waiting for it to come back. The run continues then.");
+        };
+        server = server.reconnect_after(failure, &app.url(), waiting).await?;
+        if server.is_ours() {
+            app.say("The process that had the store open has ended; this one continues.");
+        }
         what.known = server.run(what.run.as_str()).await?.version;
     }
 }

@@ -89,21 +89,18 @@ pub(crate) async fn logs(app: &App, args: LogsArgs) -> CommandResult {
     }
     let mut is_lost = false;
     loop {
-        let finished = show(app, &server, &mut shown, &mut request, is_lost).await;
-        let (is_ours, is_remote) = (server.is_ours(), server.is_remote());
-        server.close().await;
-        // Without `--follow` the person asked for what there is, and a lost connection is a
-        // failure.
-        if is_ours || !follow || !finished.as_ref().is_err_and(Failure::is_unreachable) {
-            return finished;
-        }
-        is_lost = true;
-        server = if is_remote {
-            app.say("The server does not answer any more; connecting again.");
-            ServerConnection::reconnect(&app.url()).await?
-        } else {
-            ServerConnection::connect(&app.url()).await?
+        let failure = match show(app, &server, &mut shown, &mut request, is_lost).await {
+            // Without `--follow` the person asked for what there is, and a lost connection is a
+            // failure.
+            Err(failure) if follow => failure,
+            finished => {
+                server.close().await;
+                return finished;
+            }
         };
+        let waiting = || app.say("The server does not answer any more; connecting again.");
+        server = server.reconnect_after(failure, &app.url(), waiting).await?;
+        is_lost = true;
     }
 }
 

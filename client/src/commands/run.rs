@@ -55,7 +55,7 @@ pub(crate) struct RunArgs {
 pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let pipeline = pipeline::read(app, &path)?;
-    let mut server = ServerConnection::connect(&app.url()).await?;
+    let server = ServerConnection::connect(&app.url()).await?;
     // Before the run is created: a source that cannot be sent must not leave a run that no worker
     // can start.
     let taken = args.source.take(app, &server, &pipeline).await?;
@@ -72,7 +72,7 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
         // is lost, and must not begin two runs.
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
     };
-    let run = begin(app, &mut server, request, taken.as_ref()).await?;
+    let (server, run) = begin(app, server, request, taken.as_ref()).await?;
     if args.detach {
         let gone = server.is_ours();
         server.close().await;
@@ -96,29 +96,25 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
 /// run begins once.
 async fn begin(
     app: &App,
-    server: &mut ServerConnection,
+    mut server: ServerConnection,
     request: v1::StartRunRequest,
     taken: Option<&Taken>,
-) -> Result<v1::Run, Failure> {
+) -> Result<(ServerConnection, v1::Run), Failure> {
     loop {
         let asked = async {
             // With every try: a new server on another copy of the store may not have the bundle.
             if let Some(taken) = taken {
-                taken.send(app, server).await?;
+                taken.send(app, &server).await?;
             }
             let run = server.runs().start_run(request.clone()).await?;
             Ok::<_, Failure>(run.into_inner().run.unwrap_or_default())
         };
         let failure = match asked.await {
-            Ok(run) => return Ok(run),
+            Ok(run) => return Ok((server, run)),
             Err(failure) => failure,
         };
-        // A server in this process does not come back.
-        if !failure.is_unreachable() || !server.is_remote() {
-            return Err(failure);
-        }
-        app.say("Disconnected from the server; sending the request again.");
-        *server = ServerConnection::reconnect(&app.url()).await?;
+        let waiting = || app.say("Disconnected from the server; sending the request again.");
+        server = server.reconnect_after(failure, &app.url(), waiting).await?;
     }
 }
 

@@ -100,6 +100,37 @@ fn following_a_job_whose_process_is_killed_does_not_say_that_it_is_over() {
     fs::remove_file(folder.path().join("here")).expect("the script outlives its worker");
 }
 
+#[test]
+fn following_notices_a_process_that_is_stopped_and_goes_on_with_it() {
+    let folder = folder_with(
+        "stages: [s]\njobs:\n  copy:\n    stage: s\n    command: 'echo begun; until [ -e go ]; do \
+         sleep 0.01; done; echo done'\n",
+    );
+    let mut run = tow(folder.path(), &[], &["run"]);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tow");
+    let mut logs = follows_once_it_runs(folder.path(), "copy");
+    let mut out = BufReader::new(logs.stdout.take().expect("its output"));
+    let mut said = BufReader::new(logs.stderr.take().expect("its output"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "begun\n");
+
+    // Its socket still accepts connections, and the one that is there stays open.
+    let pid = Pid::from_raw(i32::try_from(run.id()).expect("a pid"));
+    kill(pid, Signal::SIGSTOP).expect("it runs");
+    let mut line = String::new();
+    said.read_line(&mut line).expect("a sentence");
+    assert!(line.contains("does not answer any more; connecting again"), "{line:?}");
+    kill(pid, Signal::SIGCONT).expect("it is stopped");
+    fs::write(folder.path().join("go"), "").expect("a file");
+
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!(rest, "done\n", "nothing is missing and nothing comes twice");
+    assert_eq!(logs.wait().expect("an end").code(), Some(0));
+    assert_eq!(run.wait().expect("an end").code(), Some(0));
+}
+
 /// `tow logs --follow` of a job, begun once there is a run to follow.
 fn follows_once_it_runs(folder: &Path, job: &str) -> Child {
     while !tow(folder, &[], &["status"]).output().expect("tow").status.success() {
