@@ -196,6 +196,11 @@ pub(crate) fn store_folder(url: &str) -> Option<PathBuf> {
     StoreUrl::parse(url).ok()?.lasting_directory()
 }
 
+/// Whether opening `url` would make a store.
+pub(crate) fn is_new_store(url: &str) -> bool {
+    store_folder(url).is_some_and(|folder| !folder.exists())
+}
+
 impl ServerConnection {
     /// The server of the store at `url`.
     pub(crate) async fn connect(url: &str) -> Result<Self, Failure> {

@@ -61,15 +61,16 @@ pub(crate) struct SourceArgs {
 }
 
 impl SourceArgs {
-    /// The files of `pipeline`, for the workers of `server`. `None`: they share its folder.
+    /// The files of `pipeline`, for the workers of a server, which may be elsewhere. `None`: they
+    /// share its folder.
     pub(crate) async fn take(
         &self,
         app: &App,
-        server: &ServerConnection,
+        is_remote: bool,
         pipeline: &Pipeline,
     ) -> Result<Option<Taken>, Failure> {
         let kind = match self.source {
-            SourceKind::Auto if server.is_remote() => SourceKind::Bundle,
+            SourceKind::Auto if is_remote => SourceKind::Bundle,
             SourceKind::Auto => SourceKind::Folder,
             named @ (SourceKind::Folder | SourceKind::Bundle | SourceKind::Remote) => named,
         };

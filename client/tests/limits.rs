@@ -190,3 +190,23 @@ fn what_needs_a_store_says_that_there_is_none_and_creates_none() {
     }
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing was created");
 }
+
+#[test]
+fn a_refused_run_leaves_no_store_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = "stages: [s]\njobs:\n  a: {stage: s, command: 'true'}\n";
+    fs::write(folder.path().join("towpath.yml"), file).expect("a file");
+    let store = folder.path().join("store");
+    let long = "k".repeat(200);
+    for (code, refused) in [
+        (2, &["run", "--parallelism", "0"][..]),
+        (2, &["run", "--idempotency-key", &long]),
+        (5, &["run", "--source", "remote"]),
+        (0, &["run"]),
+    ] {
+        let mut command = tow(folder.path(), refused);
+        let output = said(command.env("TOW_STORE", format!("sled:{}", store.display())));
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        assert_eq!(store.exists(), code == 0, "{refused:?}");
+    }
+}

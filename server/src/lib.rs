@@ -50,6 +50,7 @@ pub use auth::certificates::CertificatesError;
 pub use clock::{Clock, SetClock, SystemClock};
 pub use command_error::CommandError;
 pub use limits::{Limit, Limits};
+pub use run_commands::checks::{check_import_run, check_start_run};
 pub use serve::{Access, ServeError, ServeTls};
 pub use server::{OpenError, Server};
 

@@ -1,5 +1,6 @@
 //! Commands on runs: what is checked before one is decided. The decision itself is the engine's.
 
+pub(crate) mod checks;
 mod import;
 
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use towpath_proto::v1;
 use super::{App, CommandResult, pipeline, validate::counted};
 use crate::{
     cli::{Output, WhichFile},
-    connect::{ServerConnection, store_folder},
+    connect::{ServerConnection, is_new_store},
     exit,
     failure::Failure,
     render::safe,
@@ -69,13 +69,9 @@ pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
         actor: app.actor(),
     };
     let url = app.url();
-    if store_folder(&url).is_some_and(|folder| !folder.exists()) {
-        // A refused record must leave no trace, and a store that is made for it would be one.
-        // The whole import on a store in memory, with the same rules.
-        let rehearsal = ServerConnection::connect("memory:").await?;
-        let imported = rehearsal.runs().import_run(request.clone()).await;
-        rehearsal.close().await;
-        imported?;
+    if is_new_store(&url) {
+        // What is refused leaves nothing behind, and opening would make a store.
+        towpath_server::check_import_run(request.clone()).await?;
     }
     let server = ServerConnection::connect(&url).await?;
     let imported = server.runs().import_run(request).await;

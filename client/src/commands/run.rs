@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::{Output, WhichFile},
-    connect::ServerConnection,
+    connect::{ServerConnection, is_new_store},
     exit,
     failure::Failure,
     json,
@@ -55,10 +55,13 @@ pub(crate) struct RunArgs {
 pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
     let path = pipeline::locate(args.file.file.as_deref())?;
     let pipeline = pipeline::read(app, &path)?;
-    let server = ServerConnection::connect(&app.url()).await?;
+    let url = app.url();
+    let is_new = is_new_store(&url);
+    let connected = if is_new { None } else { Some(ServerConnection::connect(&url).await?) };
     // Before the run is created: a source that cannot be sent must not leave a run that no worker
     // can start.
-    let taken = args.source.take(app, &server, &pipeline).await?;
+    let is_remote = connected.as_ref().is_some_and(ServerConnection::is_remote);
+    let taken = args.source.take(app, is_remote, &pipeline).await?;
     let mut file = pipeline.message();
     file.source = taken.as_ref().map(|taken| taken.source.clone());
     let request = v1::StartRunRequest {
@@ -71,6 +74,14 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
         // Always a key, also without the option: the request below is repeated when the connection
         // is lost, and must not begin two runs.
         idempotency_key: args.idempotency_key.unwrap_or_else(|| Uuid::now_v7().to_string()),
+    };
+    let server = match connected {
+        Some(server) => server,
+        None => {
+            // What is refused leaves nothing behind, and opening would make a store.
+            towpath_server::check_start_run(request.clone()).await?;
+            ServerConnection::connect(&url).await?
+        }
     };
     let (server, run) = begin(app, server, request, taken.as_ref()).await?;
     if args.detach {
