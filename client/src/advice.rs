@@ -49,6 +49,9 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::ContextUnknown => "`tow context list` shows the existing contexts.",
         E::EngineBug => "This is a bug; please report it.",
         E::EventTooLong => "Shorten it, or put the long part into a file.",
+        E::FeatureAbsent => {
+            "Name a server with `--server`, or use a `tow` that has it: `tow version` lists the features."
+        }
         E::FileExists => "Name another file, or edit that one.",
         E::FileInvalid => "Correct the file; `tow validate` shows every problem.",
         E::FileUnreadable => "Check the path and its permissions.",

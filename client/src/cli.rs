@@ -6,9 +6,7 @@ use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, parser::ValueSource,
 };
 
-use towpath_server::store_usages;
-
-use crate::commands;
+use crate::{commands, embedded::store_usages};
 
 /// Database migrations as pipelines, with every step in a log that can be proven
 #[derive(Debug, Parser)]
@@ -131,16 +129,19 @@ pub(crate) enum Command {
     /// Show the stored log, one JSON object a line
     Events(commands::events::EventsArgs),
     /// Serve a store to other machines
+    #[cfg(feature = "server")]
     Serve(commands::serve::ServeArgs),
     /// Run jobs for a server
     Worker(commands::worker::WorkerArgs),
     /// List, drain and resume workers
     Workers(commands::workers::WorkersArgs),
     /// Issue, list and revoke access tokens
+    #[cfg(feature = "server")]
     Token(commands::token::TokenArgs),
     /// Manage named servers
     Context(commands::context::ContextArgs),
     /// Issue and revoke certificates of servers and workers
+    #[cfg(feature = "server")]
     Pki(commands::pki::PkiArgs),
     /// Start a worker for every job that waits for one
     Autoscale(commands::autoscale::AutoscaleArgs),
@@ -151,12 +152,16 @@ pub(crate) enum Command {
     /// Print the JSON Schema of the pipeline file
     Schema(commands::schema::SchemaArgs),
     /// Run a small migration in a temporary folder, kill it, and resume it
+    #[cfg(feature = "server")]
     Demo(commands::demo::DemoArgs),
     /// Check the store: read the log, rebuild every view, compare
+    #[cfg(feature = "server")]
     Doctor(commands::doctor::DoctorArgs),
     /// Write the whole store to one file
+    #[cfg(feature = "server")]
     Backup(commands::backup::BackupArgs),
     /// Create a store from a backup
+    #[cfg(feature = "server")]
     Restore(commands::restore::RestoreArgs),
     /// Print shell completions
     Completions(commands::completions::CompletionsArgs),

@@ -2,11 +2,14 @@
 
 pub(crate) mod approve;
 pub(crate) mod autoscale;
+#[cfg(feature = "server")]
 pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod completions;
 pub(crate) mod context;
+#[cfg(feature = "server")]
 pub(crate) mod demo;
+#[cfg(feature = "server")]
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod export;
@@ -17,16 +20,20 @@ pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pipeline;
+#[cfg(feature = "server")]
 pub(crate) mod pki;
 pub(crate) mod plan;
 pub(crate) mod reject;
+#[cfg(feature = "server")]
 pub(crate) mod restore;
 pub(crate) mod resume;
 pub(crate) mod retry;
 pub(crate) mod run;
 pub(crate) mod schema;
+#[cfg(feature = "server")]
 pub(crate) mod serve;
 pub(crate) mod status;
+#[cfg(feature = "server")]
 pub(crate) mod token;
 pub(crate) mod validate;
 pub(crate) mod version;
@@ -137,13 +144,11 @@ impl App {
 /// Runs the command of the command line.
 pub(crate) async fn carry_out(cli: Cli) -> CommandResult {
     start_logging();
-    let (part, endpoint) = if let Command::Serve(args) = &cli.command {
-        (Part::Server, args.otlp()?)
-    } else if matches!(cli.command, Command::Worker(_)) {
-        (Part::Worker, None)
-    } else {
-        (Part::Command, None)
-    };
+    let part = part_of(&cli.command);
+    #[cfg(feature = "server")]
+    let endpoint = if let Command::Serve(args) = &cli.command { args.otlp()? } else { None };
+    #[cfg(not(feature = "server"))]
+    let endpoint = None::<String>;
     let mut telemetry = Telemetry::begin(part, endpoint.as_deref());
     if part == Part::Command {
         telemetry.begin_command(&cli.name);
@@ -151,6 +156,15 @@ pub(crate) async fn carry_out(cli: Cli) -> CommandResult {
     let finished = dispatch(cli, &telemetry).await;
     telemetry.end(&finished).await;
     finished
+}
+
+/// What the process is in its telemetry.
+fn part_of(command: &Command) -> Part {
+    #[cfg(feature = "server")]
+    if matches!(command, Command::Serve(_)) {
+        return Part::Server;
+    }
+    if matches!(command, Command::Worker(_)) { Part::Worker } else { Part::Command }
 }
 
 async fn dispatch(cli: Cli, telemetry: &Telemetry) -> CommandResult {
@@ -163,6 +177,7 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> CommandResult {
     }
     let style = Style::of_stdout(global.ascii);
     let app = App { global, style };
+    #[cfg(feature = "server")]
     if let (Some(name), Some(_)) = (of_a_store(&command), &app.global.server) {
         let message = format!("`tow {name}` works on a store, not through a server");
         return Err(Failure::new(
@@ -190,19 +205,26 @@ async fn dispatch(cli: Cli, telemetry: &Telemetry) -> CommandResult {
         Command::Retry(args) => retry::retry(&app, args).await,
         Command::Cancel(args) => cancel::cancel(&app, args).await,
         Command::Events(args) => events::events(&app, args).await,
+        #[cfg(feature = "server")]
         Command::Serve(args) => serve::serve(&app, args, telemetry).await,
         Command::Worker(args) => worker::worker(&app, args).await,
         Command::Workers(args) => workers::workers(&app, args).await,
+        #[cfg(feature = "server")]
         Command::Token(args) => token::token(&app, args),
         Command::Context(args) => context::context(&app, args),
+        #[cfg(feature = "server")]
         Command::Pki(args) => pki::pki(&app, args),
         Command::Autoscale(args) => autoscale::autoscale(&app, args).await,
         Command::Import(args) => import::import(&app, args).await,
         Command::Export(args) => export::export(&app, args).await,
         Command::Schema(args) => schema::schema(&app, &args),
+        #[cfg(feature = "server")]
         Command::Demo(args) => demo::demo(&app, args).await,
+        #[cfg(feature = "server")]
         Command::Doctor(args) => doctor::doctor(&app, args).await,
+        #[cfg(feature = "server")]
         Command::Backup(args) => backup::backup(&app, args).await,
+        #[cfg(feature = "server")]
         Command::Restore(args) => restore::restore(&app, args).await,
         Command::Completions(args) => completions::completions(&app, &args),
         Command::Version(args) => version::version(&app, args).await,
@@ -260,18 +282,21 @@ fn talks(command: &Command) -> bool {
         command,
         Command::Init(_)
             | Command::Validate(_)
-            | Command::Serve(_)
             | Command::Context(_)
-            | Command::Pki(_)
             | Command::Schema(_)
-            | Command::Demo(_)
-            | Command::Restore(_)
             | Command::Completions(_)
     );
+    #[cfg(feature = "server")]
+    let alone = alone
+        || matches!(
+            command,
+            Command::Serve(_) | Command::Pki(_) | Command::Demo(_) | Command::Restore(_)
+        );
     !alone
 }
 
 /// The name of a command that needs the store itself.
+#[cfg(feature = "server")]
 fn of_a_store(command: &Command) -> Option<&'static str> {
     let named = [
         (matches!(command, Command::Doctor(_)), "doctor"),
@@ -280,6 +305,14 @@ fn of_a_store(command: &Command) -> Option<&'static str> {
         (matches!(command, Command::Token(_)), "token"),
     ];
     named.into_iter().find(|(is, _)| *is).map(|(_, name)| name)
+}
+
+/// A duration, in milliseconds.
+pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
+    towpath_pipeline::file::duration_ms(text).map_err(|why| {
+        let advice = "Write it as `500ms`, `30s`, `5m` or `1h`.";
+        Failure::new(ErrorCode::Usage, format!("`{text}` is not a valid duration: {why}"), advice)
+    })
 }
 
 /// Starts logging to standard error, if `TOW_LOG` is set.

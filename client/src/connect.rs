@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -20,10 +20,15 @@ use towpath_proto::v1::{
     log_service_client::LogServiceClient, runs_service_client::RunsServiceClient,
     workers_service_client::WorkersServiceClient,
 };
-use towpath_server::{Server, StoreUrl, SystemClock, socket_in};
 use towpath_wire::dial::{DialTls, PemPair, dial_socket, dial_tcp, dial_tls};
 
-use crate::{channel::AuthorizedChannel, failure::Failure};
+use crate::{
+    channel::AuthorizedChannel,
+    embedded::{Embedded, socket_in},
+    failure::Failure,
+};
+
+pub(crate) use crate::embedded::store_folder;
 
 /// The folder of the default store.
 const STORE_FOLDER: &str = ".towpath";
@@ -122,7 +127,7 @@ pub(crate) struct ServerConnection {
     channel: Channel,
     bearer: Option<MetadataValue<Ascii>>,
     /// The server itself, if it lives in this process.
-    embedded: Option<Server>,
+    embedded: Option<Embedded>,
     folder: PathBuf,
     /// It was named as a server: its machine may be another.
     remote: bool,
@@ -190,12 +195,6 @@ pub(crate) fn store_url(asked: Option<&str>) -> String {
     found.unwrap_or_else(|| here.join(STORE_FOLDER)).display().to_string()
 }
 
-/// The folder that a URL names. `None`: the store has none of its own.
-pub(crate) fn store_folder(url: &str) -> Option<PathBuf> {
-    // A server, or what opening will refuse, has none either.
-    StoreUrl::parse(url).ok()?.lasting_directory()
-}
-
 /// Whether opening `url` would make a store.
 pub(crate) fn is_new_store(url: &str) -> bool {
     store_folder(url).is_some_and(|folder| !folder.exists())
@@ -211,14 +210,13 @@ impl ServerConnection {
         let until = Instant::now() + TRY_FOR;
         // At least one try, also if the machine was suspended between the two lines above.
         while owned.is_none() || Instant::now() < until {
-            match Server::open(url, Arc::new(SystemClock)).await {
+            match Embedded::open(url).await {
                 Ok(server) => {
                     let (channel, folder) = (server.connect(), server.folder());
                     let (bearer, embedded) = (None, Some(server));
                     return Ok(Self { channel, bearer, embedded, folder, remote: false });
                 }
-                Err(error) => {
-                    let failure = Failure::from(error);
+                Err(failure) => {
                     if !failure.is_owned() {
                         return Err(failure);
                     }
@@ -384,10 +382,7 @@ impl ServerConnection {
     /// Lets the other programs of this machine reach a server of our own, for as long as we stay.
     pub(crate) fn listen(&self) {
         if let Some(server) = &self.embedded {
-            // Without it other processes wait until this one has ended.
-            if let Err(error) = server.listen_locally() {
-                tracing::warn!(%error, "failed to listen on the store's socket: other programs cannot connect");
-            }
+            server.listen();
         }
     }
 
@@ -400,7 +395,7 @@ impl ServerConnection {
     /// failed. Never ends for another's server: that one says so in its streams, or disconnects.
     pub(crate) async fn stopped(&self) {
         match &self.embedded {
-            Some(server) => server.stopped().cancelled().await,
+            Some(server) => server.stopped().await,
             // Another process owns the server; its stop is seen as a lost connection.
             None => std::future::pending().await,
         }

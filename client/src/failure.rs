@@ -5,7 +5,6 @@ use std::{fmt, io};
 use tonic::Status;
 use tonic_types::StatusExt as _;
 use towpath_engine::code::{ErrorClass, ErrorCode, ErrorCodeUnknown};
-use towpath_server::OpenError;
 
 use crate::{advice, exit};
 
@@ -204,22 +203,6 @@ impl From<Status> for Failure {
 impl From<Box<Status>> for Failure {
     fn from(status: Box<Status>) -> Self {
         Self::from(*status)
-    }
-}
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Self {
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(deeper) = cause {
-            let said = deeper.to_string();
-            // Some errors repeat their cause in their own text.
-            if !message.contains(&said) {
-                message = format!("{message}: {said}");
-            }
-            cause = deeper.source();
-        }
-        Self::known(error.code(), message)
     }
 }
 

@@ -12,6 +12,11 @@ mod cli;
 mod commands;
 mod connect;
 mod contexts;
+#[cfg(feature = "server")]
+mod embedded;
+#[cfg(not(feature = "server"))]
+#[path = "embedded_absent.rs"]
+mod embedded;
 mod exit;
 mod failure;
 mod json;
@@ -19,6 +24,10 @@ mod pager;
 mod render;
 mod signals;
 mod source;
+#[cfg(feature = "otlp")]
+mod telemetry;
+#[cfg(not(feature = "otlp"))]
+#[path = "telemetry_absent.rs"]
 mod telemetry;
 
 use std::{io::Write as _, process::ExitCode};

@@ -37,7 +37,7 @@ use opentelemetry_sdk::{
 use tonic::transport::{Certificate, ClientTlsConfig};
 use towpath_engine::trace::TraceContext;
 
-use crate::failure::Failure;
+use crate::{embedded, failure::Failure};
 
 /// How long the end of a command may wait for what is not exported yet.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
@@ -91,7 +91,7 @@ impl Telemetry {
                 // Server and worker are libraries and take the provider from here, in whichever
                 // process they run.
                 global::set_tracer_provider(provider.clone());
-                towpath_server::telemetry::switch_on();
+                embedded::switch_on_telemetry();
                 towpath_worker::telemetry::switch_on();
             }
             telemetry.spans = exporter;

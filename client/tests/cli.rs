@@ -457,9 +457,9 @@ fn versions_of_both_ends_are_shown() {
     let app = App::with(&[("towpath.yml", TWO)]);
     let version = format!("tow {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(app.ends(0, &["--version"]).out, version);
-    assert_eq!(app.ends(0, &["version"]).out, version);
-    assert_eq!(app.json(0, &["version", "--output", "json"])["server"], Value::Null);
-
+    assert!(app.ends(0, &["version"]).out.starts_with(&version));
+    let alone = app.json(0, &["version", "--output", "json"]);
+    assert_eq!((&alone["server"], &alone["features"][0]), (&Value::Null, &"server".into()));
     app.ends(0, &["run"]);
     let both = app.json(0, &["version", "--output", "json"]);
     assert_eq!(both["server"]["version"], env!("CARGO_PKG_VERSION"));

@@ -155,6 +155,8 @@ codes! {
     EngineBug = "ENGINE_BUG", Bug;
     /// The event is larger than an event may be.
     EventTooLong = "EVENT_TOO_LONG", Usage;
+    /// The program was built without what the command needs.
+    FeatureAbsent = "FEATURE_ABSENT", Usage;
     /// `tow init` found a pipeline file in this folder and left it as it is.
     FileExists = "FILE_EXISTS", AlreadyExists;
     /// The pipeline file has errors.

@@ -12,7 +12,7 @@ use tokio_stream::StreamExt as _;
 use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
-use super::{App, CommandResult, serve::duration, workers};
+use super::{App, CommandResult, duration, workers};
 use crate::{cli::Output, connect::ServerConnection, exit, failure::Failure, signals::Signals};
 
 /// Longest time between two checks: launched commands end without the server knowing.

@@ -7,7 +7,7 @@ mod screen;
 mod stall;
 mod stream;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gate::AtGate;
 use host::{Host, HostNews, worker_failure};
@@ -18,7 +18,6 @@ use stream::{folded_to, heard, why_stopped};
 use tokio_stream::StreamExt as _;
 use towpath_engine::{code::ErrorCode, ids::RunId, time::Timestamp};
 use towpath_proto::{streams::Records, v1};
-use towpath_server::{Clock as _, SystemClock};
 use towpath_worker::{AttemptsError, WorkerError};
 
 pub(crate) use crate::signals::Signals;
@@ -49,7 +48,8 @@ pub(crate) struct Follow {
 
 /// The moment it is, for drawing.
 pub(crate) fn now() -> Timestamp {
-    SystemClock.now()
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Works on a run to its end. When the process that has the store open ends, this one opens it.

@@ -21,7 +21,7 @@ use towpath_wire::dial::PemPair;
 
 use tables::{LimitsTable, OidcTable, as_json};
 
-use super::{App, CommandResult, follow::Signals};
+use super::{App, CommandResult, duration, follow::Signals};
 use crate::{
     cli::Output,
     connect::{TRY_EVERY, TRY_FOR, with_port},
@@ -299,14 +299,6 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
             message,
             "docs/reference/settings.md lists the settings.",
         )
-    })
-}
-
-/// A duration, in milliseconds.
-pub(crate) fn duration(text: &str) -> Result<u64, Failure> {
-    towpath_pipeline::file::duration_ms(text).map_err(|why| {
-        let advice = "Write it as `500ms`, `30s`, `5m` or `1h`.";
-        Failure::new(ErrorCode::Usage, format!("`{text}` is not a valid duration: {why}"), advice)
     })
 }
 

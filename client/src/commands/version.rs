@@ -7,6 +7,7 @@ use super::{App, CommandResult};
 use crate::{
     cli::Output,
     connect::{ServerConnection, store_folder},
+    embedded::FEATURES,
     exit,
     failure::Failure,
     render::safe,
@@ -23,6 +24,8 @@ struct VersionJson {
     version: &'static str,
     /// What it is built from; absent in builds for development.
     commit: Option<&'static str>,
+    /// The optional parts that it has.
+    features: &'static [&'static str],
     server: Option<ServerJson>,
 }
 
@@ -41,7 +44,7 @@ pub(crate) async fn version(app: &App, _: VersionArgs) -> CommandResult {
     let version = env!("CARGO_PKG_VERSION");
     let commit = Some(env!("TOW_BUILT_FROM")).filter(|commit| !commit.is_empty());
     if app.output() == Output::Text {
-        app.print(&program_line(version, commit))?;
+        app.print(&program_line(version, commit, FEATURES))?;
     }
     let has_store = store_folder(&app.url()).is_none_or(|folder| folder.exists());
     let server = match has_store {
@@ -57,7 +60,7 @@ pub(crate) async fn version(app: &App, _: VersionArgs) -> CommandResult {
             position: description.position,
             own: *own,
         });
-        app.json(&VersionJson { version, commit, server })?;
+        app.json(&VersionJson { version, commit, features: FEATURES, server })?;
     }
     match server {
         Ok(Some((server, own))) if app.output() == Output::Text => {
@@ -85,11 +88,10 @@ async fn described(app: &App) -> Result<(v1::DescribeResponse, bool), Failure> {
     Ok((description?.into_inner(), own))
 }
 
-fn program_line(version: &str, commit: Option<&str>) -> String {
-    match commit {
-        Some(commit) => format!("tow {version} ({commit})\n"),
-        None => format!("tow {version}\n"),
-    }
+fn program_line(version: &str, commit: Option<&str>, features: &[&str]) -> String {
+    let commit = commit.map(|commit| format!(" ({commit})")).unwrap_or_default();
+    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
+    format!("tow {version}{commit}\nfeatures {features}\n")
 }
 
 #[cfg(test)]
@@ -97,8 +99,9 @@ mod tests {
     use super::program_line;
 
     #[test]
-    fn a_release_names_its_commit() {
-        assert_eq!(program_line("0.2.0", Some("9157158c0ffe")), "tow 0.2.0 (9157158c0ffe)\n");
-        assert_eq!(program_line("0.2.0", None), "tow 0.2.0\n");
+    fn a_release_names_its_commit_and_its_features() {
+        let line = program_line("0.2.0", Some("9157158c0ffe"), &["server", "fjall"]);
+        assert_eq!(line, "tow 0.2.0 (9157158c0ffe)\nfeatures server, fjall\n");
+        assert_eq!(program_line("0.2.0", None, &[]), "tow 0.2.0\nfeatures none\n");
     }
 }

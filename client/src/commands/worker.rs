@@ -14,7 +14,7 @@ use towpath_worker::{
     WorkerOptions, work,
 };
 
-use super::{App, CommandResult, serve::duration};
+use super::{App, CommandResult, duration};
 use crate::{connect, exit, failure::Failure, render::safe, signals::Signals};
 
 /// The exit code of a job that took too long, as that of `timeout`.
