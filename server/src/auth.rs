@@ -7,6 +7,7 @@ pub(crate) mod guard;
 pub mod oidc;
 pub(crate) mod origin;
 pub mod pki;
+pub(crate) mod request_refused;
 pub mod roles;
 pub mod tokens;
 

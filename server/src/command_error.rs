@@ -9,7 +9,7 @@ use towpath_engine::{
 };
 use towpath_storage::{StoreError, Version};
 
-use crate::{auth::origin::RequestRefused, limits::Limit};
+use crate::{auth::request_refused::RequestRefused, limits::Limit};
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]

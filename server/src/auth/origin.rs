@@ -15,9 +15,8 @@ use tonic::{
         uri::Authority,
     },
 };
-use towpath_engine::code::ErrorCode;
 
-use super::roles;
+use super::{request_refused::RequestRefused, roles};
 use crate::command_error::CommandError;
 
 /// Headers that browsers add to requests of pages, and that no gRPC client sends.
@@ -25,53 +24,15 @@ const PAGE_HEADERS: [&str; 2] = ["origin", "sec-fetch-site"];
 /// Most bytes of a path or a name that a message repeats.
 const REPEATED_BYTES_MAX: usize = 100;
 
-/// Why a request was refused before its identity was checked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RequestRefused {
-    /// A gRPC method was called by another protocol.
-    #[error("`{path}` is called by gRPC over HTTP/2, and this request is {found}")]
-    ProtocolUnsupported {
-        /// The method.
-        path: String,
-        /// What the request is instead.
-        found: String,
-    },
-    /// A web page sent the request.
-    #[error("`{path}` refuses requests of web pages, and this request has the header `{header}`")]
-    OriginRefused {
-        /// The method.
-        path: String,
-        /// The header that only browsers send.
-        header: &'static str,
-    },
-    /// The request names another host than the one that it has reached.
-    #[error("this server listens on loopback only, and `{host}` is not a loopback name")]
-    HostRefused {
-        /// The name.
-        host: String,
-    },
-}
-
-impl RequestRefused {
-    /// The stable code that scripts may match on.
-    pub(crate) fn code(&self) -> ErrorCode {
-        match self {
-            Self::ProtocolUnsupported { .. } => ErrorCode::ProtocolUnsupported,
-            Self::OriginRefused { .. } => ErrorCode::OriginRefused,
-            Self::HostRefused { .. } => ErrorCode::HostRefused,
+/// The status for clients that do not speak gRPC.
+fn http_status(refused: &RequestRefused, version: Version) -> StatusCode {
+    match refused {
+        RequestRefused::ProtocolUnsupported { found, .. } if *found == old_protocol(version) => {
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED
         }
-    }
-
-    /// The status for clients that do not speak gRPC.
-    fn http_status(&self, version: Version) -> StatusCode {
-        match self {
-            Self::ProtocolUnsupported { found, .. } if *found == old_protocol(version) => {
-                StatusCode::HTTP_VERSION_NOT_SUPPORTED
-            }
-            Self::ProtocolUnsupported { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::OriginRefused { .. } => StatusCode::FORBIDDEN,
-            Self::HostRefused { .. } => StatusCode::MISDIRECTED_REQUEST,
-        }
+        RequestRefused::ProtocolUnsupported { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        RequestRefused::OriginRefused { .. } => StatusCode::FORBIDDEN,
+        RequestRefused::HostRefused { .. } => StatusCode::MISDIRECTED_REQUEST,
     }
 }
 
@@ -201,7 +162,7 @@ pub(crate) fn answer<B>(request: &Request<B>, foreign: OriginRefusal) -> Respons
     match foreign {
         OriginRefusal::NotFound => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
         OriginRefusal::Refused(refused) => {
-            let status = refused.http_status(request.version());
+            let status = http_status(&refused, request.version());
             refusal(request, refused.into(), status)
         }
     }
