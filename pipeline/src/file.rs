@@ -14,6 +14,7 @@ mod lints;
 mod matrix;
 mod options;
 mod read;
+mod template;
 mod tree;
 
 use crate::{
@@ -26,8 +27,9 @@ use towpath_engine::{
 };
 
 use found::Found;
-use job::{Defaults, Template};
+use job::Defaults;
 use read::{Fields, Placed, Reader};
+use template::{Job, Template};
 use tree::Node;
 
 pub use check::{JOB_BYTES_MAX, NEEDS_MAX};
@@ -183,7 +185,7 @@ fn templates<'t>(
 }
 
 /// All jobs, unless they are too many or too large.
-fn expanded(reader: &mut Reader<'_>, templates: &[Template]) -> Option<Vec<check::Job>> {
+fn expanded(reader: &mut Reader<'_>, templates: &[Template]) -> Option<Vec<Job>> {
     let count = |template: &Template| {
         template.matrix.as_ref().map_or(1, |matrix| matrix.combinations.len())
     };

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, ops::Range};
 
 use super::{
-    job::Template,
     matrix::{job_bytes, plan_too_large},
     options,
     read::{Placed, Reader},
+    template::{Job, Template},
 };
 use crate::{
     diagnostics::{Diagnostic, shown},
@@ -26,16 +26,6 @@ pub const NEEDS_MAX: usize = 1_000_000;
 const NEAR_MAX: usize = 2_000;
 /// Most jobs of a cycle that are marked one by one.
 const CYCLE_MARKED_MAX: usize = 12;
-
-/// A job after its matrix was filled in.
-pub(super) struct Job {
-    /// What it says. Its needs are filled in once they are understood.
-    pub plan: JobPlan,
-    /// The template it comes from.
-    pub template: usize,
-    /// Its needs as written.
-    pub needs: Vec<Placed<String>>,
-}
 
 /// What a name in `needs` means.
 #[derive(Clone, Debug)]

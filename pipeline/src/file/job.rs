@@ -1,12 +1,11 @@
 //! One entry of `jobs`, as it is written: a template, which a matrix may multiply.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::ops::Range;
 
 use super::{
-    gate,
-    matrix::{self, Matrix},
-    options,
+    gate, matrix, options,
     read::{Fields, Placed, Reader, is_key, is_variable},
+    template::{Env, Places, Template},
     tree::{Entry, Node, Shape},
 };
 use crate::{
@@ -31,40 +30,6 @@ pub(super) struct Defaults {
     pub tags: Vec<String>,
     pub on_failure: OnFailure,
     pub env: Env,
-}
-
-/// An environment, each value with its place.
-pub(super) type Env = BTreeMap<String, Placed<String>>;
-
-/// A job as it is written.
-pub(super) struct Template {
-    /// Its key.
-    pub name: Placed<String>,
-    /// What it says, with nothing filled in and no needs.
-    pub plan: JobPlan,
-    /// What it needs.
-    pub needs: Vec<Placed<String>>,
-    /// What multiplies it.
-    pub matrix: Option<Matrix>,
-    /// The outputs it declares.
-    pub outputs: Option<Vec<String>>,
-    /// The spans of its parts.
-    pub places: Places,
-}
-
-/// The spans of the parts of a template.
-#[derive(Default)]
-pub(super) struct Places {
-    pub stage: Range<usize>,
-    pub command: Range<usize>,
-    pub undo: Range<usize>,
-    pub condition: Range<usize>,
-    pub resource: Range<usize>,
-    pub tags: Range<usize>,
-    pub when: Range<usize>,
-    pub irreversible: Range<usize>,
-    pub env: BTreeMap<String, Range<usize>>,
-    pub artifacts: Vec<Range<usize>>,
 }
 
 /// Reads the map `defaults`.

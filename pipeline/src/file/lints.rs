@@ -1,6 +1,6 @@
 //! Warnings: files that can run and probably mean something else. Few, and each worth a line.
 
-use super::job::Template;
+use super::template::Template;
 use crate::diagnostics::{Diagnostic, shown};
 use towpath_engine::{
     ids::StageName,

@@ -6,9 +6,8 @@ use std::{
 };
 
 use super::{
-    check::Job,
-    job::Template,
     read::{NAME_BYTES_MAX, Placed, Reader, is_key},
+    template::{Job, Matrix, Template},
     tree::{Entry, Node},
 };
 use crate::diagnostics::{Diagnostic, shown};
@@ -23,16 +22,6 @@ const AXES_MAX: usize = 16;
 
 /// Most entries of `include` and of `exclude`. Source: each is compared with every combination.
 const LISTED_MAX: usize = 1_000;
-
-/// The axes of a matrix and the combinations that remain.
-pub(super) struct Matrix {
-    /// The names of the axes, in file order.
-    pub axes: Vec<String>,
-    /// The values of each job, in the order of the axes.
-    pub combinations: Vec<Vec<String>>,
-    /// Where it is in the text, in bytes.
-    pub span: Range<usize>,
-}
 
 /// Reads a matrix. `None` if there is nothing to multiply by.
 pub(super) fn read<'t>(reader: &mut Reader<'t>, node: &Node<'t>) -> Option<Matrix> {
