@@ -17,25 +17,39 @@ use crate::{
     ids::{Actor, Blob},
     refusal::Refusal,
     time::Timestamp,
-    views::Summary,
 };
+
+pub use crate::any_event::{Event, IllegalEvent};
 
 /// Bytes of one command's events after which what follows from it waits for the next command.
 /// Source: an append holds 32 MiB, and carries what at most two commands recorded; the failure of
 /// one job can skip 200,000.
 pub const CONSEQUENCES_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// One thing that happened to whatever a stream is about.
-pub trait Event:
+/// What a list shows of one stream, folded one fact at a time: each costs the same, however large
+/// the state of the stream is, so that no list ever has to replay one.
+pub trait Summary:
     Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
 {
-    /// The word that stands in the record's envelope and in the bytes. No two kinds of streams have
-    /// an event of the same word.
-    fn kind(&self) -> &'static str;
+    /// What happens to the stream.
+    type Event: Event;
 
-    /// What a refusal calls the event when it is too long to be recorded.
-    fn subject(&self) -> String {
-        self.kind().to_owned()
+    /// The stream that `fact` begins, if it begins one.
+    fn begin(fact: &Fact<Self::Event>) -> Option<Self>;
+
+    /// Takes in one more fact of the stream.
+    fn take(&mut self, fact: &Fact<Self::Event>);
+
+    /// A stream of which only the id is known, because its first record, read at about `at`, cannot
+    /// be read.
+    fn unreadable(id: &str, at: Timestamp) -> Self;
+
+    /// Whether something may still happen to it by itself.
+    fn is_live(&self) -> bool;
+
+    /// The name that the client gave the request which `fact` answered, if it gave one.
+    fn idempotency_key(_fact: &Fact<Self::Event>) -> Option<&str> {
+        None
     }
 }
 
@@ -140,24 +154,6 @@ pub fn stream_of<A: Aggregate>(id: &A::Id) -> String {
 pub fn id_of<A: Aggregate>(stream: &str) -> Option<A::Id> {
     let (kind, id) = stream.split_once('/')?;
     (kind == A::KIND).then(|| A::Id::from(id))
-}
-
-/// An event that the state it meets does not allow. Before an append it is a bug of ours; after a
-/// read it is damage of the log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{event}` is not allowed when {state}")]
-pub struct IllegalEvent {
-    /// The event's kind.
-    pub event: &'static str,
-    /// The state that refused it, in words.
-    pub state: String,
-}
-
-impl IllegalEvent {
-    /// `event` met a state described by `state`.
-    pub fn new(event: &impl Event, state: impl Into<String>) -> Self {
-        Self { event: event.kind(), state: state.into() }
-    }
 }
 
 /// Why a command was not carried out. Nothing is to be recorded.

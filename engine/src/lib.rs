@@ -5,7 +5,9 @@
 //! enters once per command, as an argument. Start at `event` (the facts), continue to `job` (the
 //! table of states), `run` (the fold) and `decide` (the commands).
 
+mod admission;
 pub mod aggregate;
+mod any_event;
 pub mod captured_output;
 pub mod code;
 pub mod codec;

@@ -28,7 +28,7 @@ pub use phase::Phase;
 pub use ready_queue::{Counts, LockUsage, Want, Wanted};
 
 use crate::{
-    aggregate::IllegalEvent,
+    any_event::IllegalEvent,
     event::{Artifact, Fact, FailureCause, SkipCause},
     gate::Approval,
     ids::{Actor, Attempt, Blob, Digest, JobName},

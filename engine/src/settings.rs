@@ -12,12 +12,11 @@ use serde::{Deserialize, Serialize};
 pub use decide::{DRAINED_MAX, SettingsCommand};
 
 use crate::{
-    aggregate::{Aggregate, Event, IllegalEvent},
+    aggregate::{Aggregate, Event, IllegalEvent, Summary},
     event::Fact,
     ids::{Actor, SettingsId, WorkerName},
     refusal::Refusal,
     time::Timestamp,
-    views::Summary,
 };
 
 /// The only settings that there are.

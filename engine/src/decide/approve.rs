@@ -1,8 +1,9 @@
 //! `tow approve`: a person opens a gate.
 
 use crate::{
+    admission::is_human,
     event::RunEvent,
-    gate::{Identity, is_human},
+    gate::Identity,
     ids::{Actor, Digest, JobName},
     job::JobState,
     refusal::Refusal,

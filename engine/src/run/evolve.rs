@@ -2,7 +2,7 @@
 
 use super::{GateDecision, Header, Imported, Job, Phase, Run};
 use crate::{
-    aggregate::IllegalEvent,
+    any_event::IllegalEvent,
     event::{Fact, RunEvent},
     gate::Approval,
     ids::{Actor, Attempt, JobName, StageName},

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    aggregate::IllegalEvent,
+    any_event::IllegalEvent,
     event::{RunEvent, RunOutcome},
 };
 

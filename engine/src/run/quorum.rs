@@ -2,9 +2,10 @@
 
 use super::{Job, Run};
 use crate::{
-    aggregate::IllegalEvent,
+    admission::{Asking, is_human},
+    any_event::IllegalEvent,
     event::{Fact, RunEvent, SkipCause, VoidCause},
-    gate::{Approval, Asking, GatePolicy, Identity, is_human, is_same_person},
+    gate::{Approval, GatePolicy, Identity, is_same_person},
     ids::{Actor, Digest, JobName},
     job::JobState,
     refusal::Refusal,

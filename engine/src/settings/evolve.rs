@@ -1,7 +1,7 @@
 //! One more fact about the settings: what it changes, and whether it may.
 
 use super::{Settings, SettingsEvent};
-use crate::{aggregate::IllegalEvent, event::Fact};
+use crate::{any_event::IllegalEvent, event::Fact};
 
 impl Settings {
     /// Takes in one more fact. After an error the settings are as they were.

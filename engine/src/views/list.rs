@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    aggregate::{Aggregate, Event, id_of},
+    aggregate::{Aggregate, Summary, id_of},
     codec,
     event::Fact,
     ids::Actor,
@@ -16,33 +16,6 @@ use crate::{
 const PREFIX_MIN: usize = 6;
 /// Most ids that are counted for an ambiguous prefix.
 const AMBIGUOUS_MAX: usize = 100;
-
-/// What a list shows of one stream, folded one fact at a time: each costs the same, however large
-/// the state of the stream is, so that no list ever has to replay one.
-pub trait Summary:
-    Clone + std::fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
-{
-    /// What happens to the stream.
-    type Event: Event;
-
-    /// The stream that `fact` begins, if it begins one.
-    fn begin(fact: &Fact<Self::Event>) -> Option<Self>;
-
-    /// Takes in one more fact of the stream.
-    fn take(&mut self, fact: &Fact<Self::Event>);
-
-    /// A stream of which only the id is known, because its first record, read at about `at`, cannot
-    /// be read.
-    fn unreadable(id: &str, at: Timestamp) -> Self;
-
-    /// Whether something may still happen to it by itself.
-    fn is_live(&self) -> bool;
-
-    /// The name that the client gave the request which `fact` answered, if it gave one.
-    fn idempotency_key(_fact: &Fact<Self::Event>) -> Option<&str> {
-        None
-    }
-}
 
 /// A stream, as a list shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

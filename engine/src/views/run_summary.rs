@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Summary;
 use crate::{
+    aggregate::Summary,
     event::{Fact, RunEvent, RunOutcome},
     ids::JobName,
     run::{Header, Phase, Run},
