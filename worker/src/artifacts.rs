@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 use towpath_engine::{ids::Digest, source::path_problem};
 
-use crate::execute::ArtifactFile;
+use crate::attempt::ArtifactFile;
 
 /// Most artifacts of one attempt.
 pub const ARTIFACTS_MAX: usize = 1_000;

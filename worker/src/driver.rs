@@ -16,11 +16,12 @@ use towpath_proto::v1::{
 
 use crate::{
     Adopted, ConnectionState, Stop, WorkerOptions,
+    attempt::{Event, Job},
     protocol::{
         Cause, ConnectionId, Effect, EndReason, Greeting, Input, Message, Notice, Outage,
         PART_BYTES, Part, Protocol, Settings,
     },
-    runner::{Event, Job, Runner},
+    runner::Runner,
     wire,
 };
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    execute::Script,
+    attempt::Script,
     mask::{Mask, SecretUnusable},
     telemetry::of_script,
 };

@@ -3,7 +3,6 @@
 //! by whoever is there.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     io::ErrorKind,
     os::unix::ffi::OsStrExt as _,
@@ -14,12 +13,10 @@ use std::{
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use towpath_engine::{
-    event::FailureCause,
-    ids::{Attempt, Digest, JobName, RunId},
-};
+use towpath_engine::event::FailureCause;
 
 use crate::{
+    attempt::{Adopted, Ended, Script},
     attempts::{AttemptsDir, FoundAttempt, OutputPipes},
     capture::{Capture, OutputChunk},
     environment::unusable_name,
@@ -39,89 +36,6 @@ const SHELL: &str = "/bin/sh";
 const SIGNAL_OFFSET: i32 = 128;
 /// Highest signal that is counted as one, in what a shell reports. Higher codes are codes.
 const SIGNAL_MAX: i32 = 31;
-
-/// One attempt of a job, as the worker was leased it.
-#[derive(Clone, Debug)]
-pub struct Script {
-    /// The run.
-    pub run: RunId,
-    /// The job.
-    pub job: JobName,
-    /// Which try this is.
-    pub attempt: Attempt,
-    /// What makes reports of older tries void; given to the script as `TOW_FENCE`.
-    pub fence: u64,
-    /// The text to run.
-    pub script: String,
-    /// The program that reads the text, which becomes its last argument. Empty: `sh`.
-    pub shell: Vec<String>,
-    /// The job's own variables. Names that begin with `TOW_` are passed over.
-    pub env: BTreeMap<String, String>,
-    /// Names of secrets: variables of the worker that the script sees and nobody else.
-    pub secrets: Vec<String>,
-    /// Where the script runs.
-    pub folder: PathBuf,
-    /// The root of the run's source, given to the script as `TOW_ROOT`. `None`: there is none.
-    pub root: Option<PathBuf>,
-    /// The longest it may run.
-    pub timeout: Option<Duration>,
-    /// From SIGTERM to SIGKILL. `None`: [`GRACE_DEFAULT`].
-    pub grace: Option<Duration>,
-    /// Paths and globs below the folder, kept if the script succeeds.
-    pub artifacts: Vec<String>,
-    /// W3C trace context of the attempt; what lies below it is the script's `TRACEPARENT`.
-    pub traceparent: Option<String>,
-}
-
-/// A file that a script left behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ArtifactFile {
-    /// Its path below the working folder, with `/`.
-    pub path: String,
-    /// Where it is now.
-    pub absolute: PathBuf,
-    /// Its length when it was read, in bytes.
-    pub size: u64,
-    /// SHA-256 of what was read.
-    pub sha256: Digest,
-}
-
-/// How an attempt ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The script ended with 0 and what it left behind can be used.
-    Succeeded {
-        /// How long it ran, in milliseconds.
-        ran_ms: u64,
-        /// What it wrote to `$TOW_OUTPUT`, masked.
-        outputs: BTreeMap<String, String>,
-        /// The files it left behind, by path. Their content is not masked.
-        artifacts: Vec<ArtifactFile>,
-    },
-    /// It went wrong.
-    Failed {
-        /// Why, masked.
-        cause: FailureCause,
-        /// How long it ran, in milliseconds.
-        ran_ms: u64,
-    },
-    /// It was asked to end, before it did by itself.
-    Cancelled {
-        /// How long it ran, in milliseconds.
-        ran_ms: u64,
-    },
-}
-
-/// What became of an attempt that was found on disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Adopted {
-    /// It ended, just as if nobody had been killed meanwhile.
-    Ended(Ended),
-    /// Nobody knows how it ended, and nothing of it runs any more; why.
-    Lost(String),
-    /// Its script was never started.
-    NeverStarted,
-}
 
 /// Runs `script` to its end and sends what it prints to `lines`, which makes the script wait when
 /// it is full and is not needed when it is closed.
@@ -395,6 +309,7 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::BTreeMap,
         fs,
         io::Read as _,
         process::{Command, Stdio},
@@ -402,14 +317,17 @@ mod tests {
 
     use nix::{sys::signal, unistd::Pid};
     use tokio::{task::JoinHandle, time::sleep};
-    use towpath_engine::captured_output::{self, OutputSource};
+    use towpath_engine::{
+        captured_output::{self, OutputSource},
+        ids::{Attempt, Digest, JobName},
+    };
 
     use super::*;
     use crate::{
         attempts::FoundState,
         capture::{LOG_BYTES_MAX, LOG_HEAD_BYTES_MAX},
         environment::Environment,
-        keeper, output_pipe, process_group,
+        keeper, output_pipe, process_search,
     };
 
     /// A worker's folders, and a memory of what came out.
@@ -1181,7 +1099,7 @@ mkdir -p out; for i in $(seq 88); do touch "out/$i$(printf '%0150d' 0 | tr 0 '"'
         assert_eq!(lines_of(&log.await.unwrap(), OutputSource::Out), ["said"]);
         assert!(dies(&pid).await);
         let output = yard.attempts.output(&script.run, &script.job, script.attempt);
-        assert_eq!(process_group::kill_marked(&output), 0, "what left the group is ended too");
+        assert_eq!(process_search::kill_marked(&output), 0, "what left the group is ended too");
 
         yard.attempts.forget(&script.run, &script.job, script.attempt);
         assert_eq!(yard.run("echo again").await.out(), "again");

@@ -4,6 +4,7 @@
 //! Start at `execute` for one script, and at `protocol` for what a worker does in its sessions. It never opens a store and never decides what a job's end means for a run.
 
 pub mod artifacts;
+pub mod attempt;
 pub mod attempts;
 pub mod capture;
 pub mod checkout;
@@ -17,10 +18,12 @@ mod journal;
 pub mod keeper;
 pub mod mask;
 pub mod open_files;
+pub mod options;
 mod output_pipe;
 pub mod outputs;
 mod own_disk;
 mod process_group;
+mod process_search;
 pub mod protocol;
 pub mod remote;
 mod results;
@@ -33,10 +36,10 @@ pub mod telemetry;
 mod wire;
 mod workspace;
 
+pub use attempt::{Adopted, ArtifactFile, Ended, Script};
 pub use attempts::{AttemptsDir, AttemptsError, FoundAttempt, FoundState};
 pub use capture::OutputChunk;
 pub use environment::Environment;
-pub use execute::{Adopted, ArtifactFile, Ended, Script, adopt, execute};
-pub use session::{
-    ConnectionState, SessionLimits, Stop, WorkResult, WorkerError, WorkerOptions, work,
-};
+pub use execute::{adopt, execute};
+pub use options::{ConnectionState, SessionLimits, Stop, WorkerOptions};
+pub use session::{WorkResult, WorkerError, work};

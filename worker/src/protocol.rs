@@ -25,6 +25,7 @@
 
 mod attempt;
 mod connection;
+mod connection_id;
 mod effect;
 mod input;
 mod pause;
@@ -41,8 +42,9 @@ use towpath_engine::ids::{Attempt, AttemptId};
 
 pub use attempt::PART_BYTES;
 pub use connection::{ANSWER_WITHIN, HEARTBEAT_EVERY_MAX, LEAVE_WITHIN, RETRY_MAX};
+pub use connection_id::ConnectionId;
 pub use effect::{Effect, EndReason, Greeting, Message, Notice, Outage, Part};
-pub use input::{Cause, ConnectionId, Input};
+pub use input::{Cause, Input};
 
 use crate::{Adopted, Ended};
 use attempt::{Held, State};

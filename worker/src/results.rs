@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use towpath_engine::{codec::FACT_BYTES_MAX, results::success_bytes};
 
-use crate::{artifacts, execute::ArtifactFile, journal::JournalEntry, mask::Mask, outputs};
+use crate::{artifacts, attempt::ArtifactFile, journal::JournalEntry, mask::Mask, outputs};
 
 /// The outputs and artifacts of a script that succeeded; or why they cannot be used, masked.
 pub(crate) async fn read(

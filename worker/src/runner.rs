@@ -17,35 +17,20 @@ use tokio_util::sync::CancellationToken;
 use towpath_engine::{event::FailureCause, ids::AttemptId};
 
 use crate::{
-    Adopted, AttemptsDir, Ended, FoundAttempt, Script, adopt,
+    Adopted, AttemptsDir, Ended, FoundAttempt, adopt,
+    attempt::{Event, Job},
     execute::execute_or_lose,
     own_disk::OwnDisk,
     protocol::Part,
     spool::{Spool, SpoolError, outcome, read_part},
     telemetry::executed,
-    workspace::{Needed, PrepareError, Prepared, Workspaces},
+    workspace::{PrepareError, Prepared, Workspaces},
 };
 
 /// Chunks of one job that may wait for the disk.
 const CHUNKS: usize = 16;
 /// Events that may wait for the driver. A task with one more waits, and its script waits with it.
 const EVENTS_MAX: usize = 256;
-
-/// What an assignment says beside the attempt's name.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) script: Script,
-    /// The files that it works on. `None`: they are on this machine already.
-    pub(crate) needed: Option<Needed>,
-}
-
-/// What happened to an attempt.
-#[derive(Debug)]
-pub(crate) enum Event {
-    OutputGrew { attempt: AttemptId, length: u64 },
-    Ended { attempt: AttemptId, outcome: Adopted, incomplete: Option<String> },
-    Cleared { attempt: AttemptId },
-}
 
 /// An attempt that was begun or adopted, and is not forgotten.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use towpath_engine::ids::AttemptId;
 
 use crate::{
-    Adopted, AttemptsDir, Ended, OutputChunk, capture::LOG_BYTES_MAX, own_disk::OwnDisk,
-    runner::Event,
+    Adopted, AttemptsDir, Ended, OutputChunk, attempt::Event, capture::LOG_BYTES_MAX,
+    own_disk::OwnDisk,
 };
 
 /// Most bytes of one attempt's output that wait on disk. An attempt has less, unless workers were

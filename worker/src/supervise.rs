@@ -18,7 +18,8 @@ use crate::{
     capture::{Capture, OutputChunk},
     journal::{self, LatestAttempt, StopReason},
     output_pipe::{OutputPipe, PipeRead},
-    process_group::{ProcessGroup, kill_marked},
+    process_group::ProcessGroup,
+    process_search::kill_marked,
 };
 
 /// How long after a script's end its output may still trickle in, from what it left running.

@@ -16,9 +16,8 @@ use towpath_proto::{
 
 use crate::{
     Adopted, Ended, Script, WorkerOptions,
+    attempt::{Job, Needed},
     protocol::{ConnectionId, Greeting, Input, Part},
-    runner::Job,
-    workspace::Needed,
 };
 
 /// Longest explanation in a report, in bytes: it must fit an event beside everything else.

@@ -26,6 +26,7 @@ use towpath_engine::{
 use towpath_proto::v1::{self, blobs_service_client::BlobsServiceClient};
 
 use crate::{
+    attempt::Needed,
     checkout::{self, TreeProblem},
     install_artifact::{is_plain, place},
     remote,
@@ -39,14 +40,6 @@ const PAUSES_MS: [u64; 8] = [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 30_00
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a pack that are indexed at once.
 const INDEXED_BYTES: usize = 1024 * 1024;
-
-/// What an attempt needs before its script can start.
-#[derive(Debug)]
-pub(crate) struct Needed {
-    pub(crate) source: v1::Source,
-    pub(crate) files: Vec<v1::NeededFile>,
-    pub(crate) left_out: u32,
-}
 
 /// A folder that is ready to be worked in.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use nix::{
 };
 
 use super::request::Start;
-use crate::{journal, process_group};
+use crate::{journal, process_search::is_group_empty};
 
 /// A shell reports a command that a signal of number `n` ended as this plus `n`; so does a journal.
 const SIGNAL_OFFSET: i32 = 128;
@@ -233,7 +233,7 @@ impl KeptScript {
         match self.state {
             State::Unstarted => self.released,
             State::Running | State::Ended => false,
-            State::Going(until) => process_group::is_empty(self.leader) || now >= until,
+            State::Going(until) => is_group_empty(self.leader) || now >= until,
         }
     }
 

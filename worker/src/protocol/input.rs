@@ -4,13 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use towpath_engine::ids::AttemptId;
 
-use super::Part;
+use super::{ConnectionId, Part};
 use crate::Adopted;
-
-/// One connection to a server, numbered from 1. Inputs about any other than the newest are
-/// ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
