@@ -3,10 +3,17 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::mpsc;
-use towpath_engine::{aggregate::Aggregate as _, ids::Digest, run::Run};
-use towpath_storage::{Blobs, verify};
+use towpath_engine::{
+    aggregate::Aggregate as _,
+    ids::{Blob, Digest},
+    run::Run,
+};
+use towpath_storage::{Blobs, StoreError, verify};
 
-use crate::{command_error::CommandError, open_log::OpenLog};
+use crate::{
+    command_error::CommandError,
+    open_log::{Checked, OpenLog},
+};
 
 /// Records read at a time.
 const PAGE: usize = 4_096;
@@ -62,7 +69,7 @@ impl Doctor {
         .await?;
         let kinds = self.log.kinds();
         let mut checks: Vec<_> = kinds.iter().map(|kind| Arc::clone(kind).begin_check()).collect();
-        let mut findings = Vec::new();
+        let mut found = CheckReport::default();
         let (mut after, mut unknown) = (0, BTreeSet::new());
         loop {
             let page = self.log.store.read_all(after, PAGE).await?;
@@ -75,25 +82,43 @@ impl Doctor {
                     unknown.insert(kind.to_owned());
                 }
             }
+            for (kind, check) in kinds.iter().zip(&mut checks) {
+                self.take(kind.kind(), check.settle().await?, &mut found).await?;
+            }
         }
-        findings.extend(unknown.iter().map(|kind| {
+        found.findings.extend(unknown.iter().map(|kind| {
             format!("streams `{kind}/…` are of a kind that this version of tow does not know")
         }));
-        let mut runs = 0;
         for (kind, check) in kinds.iter().zip(checks) {
-            let checked = check.finish().await?;
-            if kind.kind() == Run::KIND {
-                runs = checked.streams;
-            }
-            findings.extend(checked.findings);
-            // Every blob that an event names must be there, with the bytes that were meant.
-            for (named, blob) in checked.blobs {
-                if let Err(error) = self.blobs.verify(&blob.sha256.0) {
-                    findings.push(format!("{named}: {error}"));
-                }
-            }
+            self.take(kind.kind(), check.finish().await?, &mut found).await?;
         }
         let (records, log_hash) = (verified.records, Digest(verified.hash).to_string());
-        Ok(CheckReport { records, runs, done: true, findings, log_hash })
+        Ok(CheckReport { records, done: true, log_hash, ..found })
+    }
+
+    /// Takes what a check of streams of `kind` found into `found`, and checks the blobs that these
+    /// name.
+    async fn take(
+        &self,
+        kind: &str,
+        checked: Checked,
+        found: &mut CheckReport,
+    ) -> Result<(), CommandError> {
+        if kind == Run::KIND {
+            found.runs += checked.streams;
+        }
+        found.findings.extend(checked.findings);
+        let (stored, named) = (Arc::clone(&self.blobs), checked.blobs);
+        // Every blob that an event names must be there, with the bytes that were meant. Beside the
+        // threads that answer requests: to read all blobs of a store may take minutes.
+        let verified = tokio::task::spawn_blocking(move || {
+            let verify = |(name, blob): (String, Blob)| {
+                let error = stored.verify(&blob.sha256.0).err()?;
+                Some(format!("{name}: {error}"))
+            };
+            named.into_iter().filter_map(verify).collect::<Vec<_>>()
+        });
+        found.findings.extend(verified.await.map_err(|_| StoreError::Closed)?);
+        Ok(())
     }
 }

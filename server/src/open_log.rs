@@ -36,7 +36,12 @@ pub(crate) trait StreamCheck: Send {
     /// Takes in the next record, of whatever kind its stream is.
     fn take(&mut self, record: &Record);
 
-    /// Compares what the records say with what the server shows.
+    /// Compares the streams of which all records were shown with what the server shows, and holds
+    /// their states no longer: after every few records, so that a check needs the memory of the
+    /// streams that go on at one time, and not of all that there ever were.
+    fn settle(&mut self) -> BoxFuture<'_, Result<Checked, CommandError>>;
+
+    /// Compares the rest.
     fn finish(self: Box<Self>) -> BoxFuture<'static, Result<Checked, CommandError>>;
 }
 
