@@ -18,7 +18,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 use tower::{BoxError, Service, ServiceExt as _};
 
-use crate::connect::trace_context;
+use crate::credentials::trace_context;
 
 /// How long a request waits, in all its pauses, for a server that has reached a limit.
 const ROOM_WITHIN: Duration = Duration::from_secs(30);

@@ -1,12 +1,8 @@
 //! The command line. Help texts are the doc comments here.
 
-use std::path::PathBuf;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, parser::ValueSource};
 
-use clap::{
-    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, parser::ValueSource,
-};
-
-use crate::{commands, embedded::store_usages};
+use crate::{args::Global, commands};
 
 /// Database migrations as pipelines, with every step in a log that can be proven
 #[derive(Debug, Parser)]
@@ -49,47 +45,6 @@ impl Cli {
         }
         Ok(cli)
     }
-}
-
-/// What every command takes.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Global {
-    /// Where runs are kept.
-    #[arg(long, global = true, env = "TOW_STORE", hide_env_values = true, value_name = "URL")]
-    #[arg(help = format!("Where runs are kept: {} [default: the nearest .towpath]", store_usages(false)))]
-    pub(crate) store: Option<String>,
-    /// The server that keeps the runs, as HOST:PORT, instead of a store
-    #[arg(long, global = true, env = "TOW_SERVER", hide_env_values = true, value_name = "ADDR")]
-    pub(crate) server: Option<String>,
-    /// The server by its name; see `tow context`
-    #[arg(long, global = true, env = "TOW_CONTEXT", hide_env_values = true, value_name = "NAME")]
-    pub(crate) context: Option<String>,
-    /// The context was named on the command line.
-    #[arg(skip)]
-    pub(crate) context_spelt: bool,
-    /// The certificate authority of the server; connections then use TLS
-    #[arg(long, global = true, env = "TOW_TLS_CA", hide_env_values = true, value_name = "FILE")]
-    pub(crate) tls_ca: Option<PathBuf>,
-    /// Who you are, as `human:NAME`, `agent:NAME` or `service:NAME` [default: human:$USER]
-    #[arg(long, global = true, env = "TOW_ACTOR", hide_env_values = true, value_name = "ACTOR")]
-    pub(crate) actor: Option<String>,
-    /// What goes to standard output
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORM")]
-    pub(crate) output: Output,
-    /// Draw with ASCII only
-    #[arg(long, global = true, env = "TOW_ASCII", value_parser = clap::builder::FalseyValueParser::new())]
-    pub(crate) ascii: bool,
-}
-
-/// What goes to standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people
-    Text,
-    /// One JSON object
-    Json,
-    /// One JSON object a line
-    Jsonl,
 }
 
 /// What to do.
@@ -167,28 +122,4 @@ pub(crate) enum Command {
     Completions(commands::completions::CompletionsArgs),
     /// Show the version of this program and of the server
     Version(commands::version::VersionArgs),
-}
-
-/// Which run: an id, an unambiguous prefix, or `@latest`.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct WhichRun {
-    /// The run: an id, the beginning of one, or `@latest`
-    #[arg(default_value = "@latest", value_name = "RUN")]
-    pub(crate) run: String,
-}
-
-/// Which run, for commands whose first argument is a job.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct RunArg {
-    /// The run: an id, the beginning of one, or `@latest`
-    #[arg(long, default_value = "@latest", value_name = "RUN")]
-    pub(crate) run: String,
-}
-
-/// Which pipeline file.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct WhichFile {
-    /// The pipeline file [default: towpath.yml, towpath.yaml or pulsaride-pipeline.yml]
-    #[arg(value_name = "FILE")]
-    pub(crate) file: Option<PathBuf>,
 }

@@ -1,17 +1,21 @@
 //! `tow`: database migrations as pipelines, with every step in a log that can be proven.
 //!
 //! Thin: it reads the command line, talks gRPC to the server (which it brings along itself when
-//! none runs), and draws the answers. Start at `cli`, then any file of `commands`.
+//! none runs), and draws the answers. Start at `cli`, then `start`, then any file of `commands`.
 
 mod advice;
+mod app;
+mod args;
 mod at;
 mod atomic_file;
 mod authors;
 mod channel;
 mod cli;
+mod clock;
 mod commands;
 mod connect;
 mod contexts;
+mod credentials;
 #[cfg(feature = "server")]
 mod embedded;
 #[cfg(not(feature = "server"))]
@@ -24,6 +28,7 @@ mod pager;
 mod render;
 mod signals;
 mod source;
+mod start;
 #[cfg(feature = "otlp")]
 mod telemetry;
 #[cfg(not(feature = "otlp"))]
@@ -54,7 +59,7 @@ fn main() -> ExitCode {
         tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     let finished = match runtime {
         Ok(runtime) => {
-            let finished = runtime.block_on(commands::carry_out(cli));
+            let finished = runtime.block_on(start::carry_out(cli));
             runtime.shutdown_background();
             finished
         }

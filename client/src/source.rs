@@ -30,11 +30,7 @@ use towpath_worker::{
     remote::git,
 };
 
-use crate::{
-    commands::{App, pipeline::Pipeline},
-    connect::ServerConnection,
-    failure::Failure,
-};
+use crate::{app::App, commands::pipeline::Pipeline, connect::ServerConnection, failure::Failure};
 
 /// Where workers take the files of a run from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -5,8 +5,8 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult};
 use crate::{
+    args::RunArg,
     authors,
-    cli::RunArg,
     connect::ServerConnection,
     exit,
     failure::Failure,

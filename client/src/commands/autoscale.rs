@@ -13,7 +13,7 @@ use towpath_engine::code::ErrorCode;
 use towpath_proto::v1;
 
 use super::{App, CommandResult, duration, workers};
-use crate::{cli::Output, connect::ServerConnection, exit, failure::Failure, signals::Signals};
+use crate::{args::Output, connect::ServerConnection, exit, failure::Failure, signals::Signals};
 
 /// Longest time between two checks: launched commands end without the server knowing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

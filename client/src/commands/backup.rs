@@ -14,7 +14,7 @@ use towpath_server::{
 
 use super::{App, CommandResult, validate::counted};
 use crate::{
-    cli::Output,
+    args::Output,
     exit,
     failure::Failure,
     render::{Style, safe},

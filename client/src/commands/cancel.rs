@@ -6,7 +6,7 @@ use super::{
     App, CommandResult,
     follow::{Follow, follow},
 };
-use crate::{cli::WhichRun, exit, render::words};
+use crate::{args::WhichRun, exit, render::words};
 
 /// End a run
 ///

@@ -1,10 +1,9 @@
 //! `tow completions`.
 
-use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use super::{App, CommandResult};
-use crate::{cli::Cli, exit};
+use crate::exit;
 
 /// Print shell completions
 ///
@@ -17,10 +16,14 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Prints what the shell reads.
-pub(crate) fn completions(app: &App, args: &CompletionsArgs) -> CommandResult {
+/// Prints what the shell reads to complete the command lines of `grammar`.
+pub(crate) fn completions(
+    app: &App,
+    args: &CompletionsArgs,
+    mut grammar: clap::Command,
+) -> CommandResult {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "tow", &mut script);
+    clap_complete::generate(args.shell, &mut grammar, "tow", &mut script);
     app.print(&String::from_utf8_lossy(&script))?;
     Ok(exit::DONE)
 }

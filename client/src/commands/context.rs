@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{App, CommandResult};
 use crate::{
-    cli::Output,
+    args::Output,
     contexts::{Context, Contexts},
     exit,
     failure::Failure,

@@ -20,7 +20,7 @@ use super::{
     validate::counted,
 };
 use crate::{
-    cli::Output,
+    args::Output,
     connect::{ServerConnection, store_folder},
     exit,
     failure::Failure,

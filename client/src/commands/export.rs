@@ -12,9 +12,9 @@ use super::{
     validate::counted,
 };
 use crate::{
+    args::WhichRun,
     at::{AtArg, as_of_line},
     atomic_file::replace_file,
-    cli::WhichRun,
     exit,
     failure::Failure,
     render::{board, words::moment},

@@ -7,7 +7,7 @@ mod screen;
 mod stall;
 mod stream;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use gate::AtGate;
 use host::{Host, HostNews, worker_failure};
@@ -16,7 +16,7 @@ use stall::StallWatch;
 pub(crate) use stream::{connection_lost, folded};
 use stream::{folded_to, heard, why_stopped};
 use tokio_stream::StreamExt as _;
-use towpath_engine::{code::ErrorCode, ids::RunId, time::Timestamp};
+use towpath_engine::{code::ErrorCode, ids::RunId};
 use towpath_proto::{streams::Records, v1};
 use towpath_worker::{AttemptsError, WorkerError};
 
@@ -44,12 +44,6 @@ pub(crate) struct Follow {
     pub(crate) wait: bool,
     /// What this worker offers.
     pub(crate) tags: Vec<String>,
-}
-
-/// The moment it is, for drawing.
-pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Works on a run to its end. When the process that has the store open ends, this one opens it.

@@ -11,8 +11,8 @@ use super::{
     status::{self, Read},
 };
 use crate::{
+    args::{Output, WhichFile},
     at::{AtArg, as_of_line},
-    cli::{Output, WhichFile},
     exit,
     failure::Failure,
     json,

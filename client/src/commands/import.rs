@@ -14,7 +14,7 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult, pipeline, validate::counted};
 use crate::{
-    cli::{Output, WhichFile},
+    args::{Output, WhichFile},
     connect::{ServerConnection, is_new_store},
     exit,
     failure::Failure,

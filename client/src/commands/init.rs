@@ -15,7 +15,7 @@ use serde::Serialize;
 use towpath_pipeline::file::{Parsed, parse};
 
 use super::{App, CommandResult, pipeline, validate::contents};
-use crate::{cli::Output, exit, failure::Failure, render::safe};
+use crate::{args::Output, exit, failure::Failure, render::safe};
 use towpath_engine::code::ErrorCode;
 
 use detected::Detected;

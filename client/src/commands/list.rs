@@ -6,10 +6,11 @@ use towpath_proto::{
     words::Word as _,
 };
 
-use super::{App, CommandResult, follow::now};
+use super::{App, CommandResult};
+use crate::clock::now;
 use crate::{
+    args::Output,
     at::{AtArg, as_of_line},
-    cli::Output,
     connect::store_folder,
     exit, json,
     render::{

@@ -1,5 +1,6 @@
 //! `tow logs`.
 
+use crate::clock::now;
 use std::io::{self, Write as _};
 
 use serde::Serialize;
@@ -12,13 +13,10 @@ use towpath_engine::{
 };
 use towpath_proto::{streams::Records, v1};
 
-use super::{
-    App, CommandResult,
-    follow::{connection_lost, now},
-};
+use super::{App, CommandResult, follow::connection_lost};
 use crate::{
+    args::{Output, RunArg},
     at::{AtArg, as_of_line},
-    cli::{Output, RunArg},
     connect::ServerConnection,
     exit,
     failure::Failure,

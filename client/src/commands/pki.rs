@@ -12,7 +12,7 @@ use towpath_server::{
 };
 
 use super::{App, CommandResult};
-use crate::{cli::Output, exit, failure::Failure, render::safe};
+use crate::{args::Output, exit, failure::Failure, render::safe};
 
 /// Issue and revoke certificates of servers and workers
 ///

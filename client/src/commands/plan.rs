@@ -18,8 +18,8 @@ use super::{
     status,
 };
 use crate::{
+    args::{Output, WhichFile},
     at::AtArg,
-    cli::{Output, WhichFile},
     connect::{ServerConnection, store_folder},
     exit,
     failure::Failure,

@@ -4,7 +4,7 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult, approve::waiting_gate};
 use crate::{
-    cli::RunArg,
+    args::RunArg,
     exit,
     render::{safe, words},
 };

@@ -10,7 +10,7 @@ use super::{
     pipeline::{self, Pipeline},
 };
 use crate::{
-    cli::WhichRun,
+    args::WhichRun,
     connect::ServerConnection,
     failure::Failure,
     source::{self, SourceKind},

@@ -6,7 +6,7 @@ use super::{
     App, CommandResult,
     follow::{Follow, work_on},
 };
-use crate::cli::RunArg;
+use crate::args::RunArg;
 
 /// Run a failed or skipped job again
 ///

@@ -9,7 +9,7 @@ use super::{
     pipeline,
 };
 use crate::{
-    cli::{Output, WhichFile},
+    args::{Output, WhichFile},
     connect::{ServerConnection, is_new_store},
     exit,
     failure::Failure,

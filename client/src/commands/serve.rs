@@ -23,7 +23,7 @@ use tables::{LimitsTable, OidcTable, as_json};
 
 use super::{App, CommandResult, duration, follow::Signals};
 use crate::{
-    cli::Output,
+    args::Output,
     connect::{TRY_EVERY, TRY_FOR, with_port},
     exit,
     failure::Failure,

@@ -3,10 +3,11 @@
 use serde::Serialize;
 use towpath_proto::v1;
 
-use super::{App, CommandResult, follow::now};
+use super::{App, CommandResult};
+use crate::clock::now;
 use crate::{
+    args::{Output, WhichRun},
     at::{AtArg, as_of_line},
-    cli::{Output, WhichRun},
     connect::ServerConnection,
     exit,
     failure::Failure,

@@ -14,7 +14,7 @@ use towpath_server::{
 };
 
 use super::{App, CommandResult, duration};
-use crate::{cli::Output, connect::store_folder, exit, failure::Failure, render::safe};
+use crate::{args::Output, connect::store_folder, exit, failure::Failure, render::safe};
 
 /// Issue, list and revoke access tokens
 ///

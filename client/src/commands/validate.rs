@@ -14,7 +14,7 @@ use towpath_pipeline::{
 };
 
 use super::{App, CommandResult, pipeline};
-use crate::{cli::Output, exit, failure::Failure, render::safe};
+use crate::{args::Output, exit, failure::Failure, render::safe};
 
 /// What a file from standard input is called.
 const STDIN_NAME: &str = "<stdin>";

@@ -5,7 +5,7 @@ use towpath_proto::v1;
 
 use super::{App, CommandResult};
 use crate::{
-    cli::Output,
+    args::Output,
     connect::{ServerConnection, store_folder},
     embedded::FEATURES,
     exit,

@@ -1,13 +1,14 @@
 //! `tow watch`.
 
+use crate::clock::now;
 use towpath_proto::v1;
 
 use super::{
     App, CommandResult,
-    follow::{Follow, follow, now, work_on},
+    follow::{Follow, follow, work_on},
     status,
 };
-use crate::{at::AtArg, cli::WhichRun, exit, render::board};
+use crate::{args::WhichRun, at::AtArg, exit, render::board};
 
 /// Follow a run until it ends or waits
 ///

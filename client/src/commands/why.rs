@@ -3,10 +3,11 @@
 use serde::Serialize;
 use towpath_proto::v1;
 
-use super::{App, CommandResult, follow::now};
+use super::{App, CommandResult};
+use crate::clock::now;
 use crate::{
+    args::{Output, RunArg},
     at::{AtArg, as_of_line},
-    cli::{Output, RunArg},
     exit,
     json::{self, Json},
     render::{

@@ -1,5 +1,6 @@
 //! `tow worker`.
 
+use crate::credentials;
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -124,7 +125,7 @@ pub(crate) async fn worker(app: &App, args: WorkerArgs) -> CommandResult {
         tags: args.tags,
         run: acquired.as_ref().map(|(run, _)| run.clone()),
         job: acquired.map(|(_, job)| job),
-        bearer: connect::bearer(),
+        bearer: credentials::bearer(),
         file_remotes: args.allow_file_remotes,
         keep_work: args.keep_work,
         stay: SessionLimits {

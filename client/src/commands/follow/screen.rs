@@ -1,6 +1,7 @@
 //! What is shown of a run while it is followed: the block that moves, the lines that stay, and the
 //! last picture.
 
+use crate::clock::now;
 use std::{
     io::{self, IsTerminal as _},
     sync::{Arc, Mutex, PoisonError},
@@ -18,9 +19,9 @@ use towpath_engine::{
 use towpath_proto::{streams::Records, v1};
 use towpath_wire::views;
 
-use super::{Follow, LAST_WORD_WITHIN, now, stall::Stall, stream::apply};
+use super::{Follow, LAST_WORD_WITHIN, stall::Stall, stream::apply};
 use crate::{
-    cli::Output,
+    args::Output,
     commands::{App, events, logs},
     connect::ServerConnection,
     failure::Failure,

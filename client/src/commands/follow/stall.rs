@@ -13,7 +13,7 @@ use towpath_engine::{
 };
 use towpath_proto::v1::{self, WaitReason};
 
-use super::now;
+use crate::clock::now;
 use crate::{
     connect::ServerConnection,
     render::{explanation::explained, safe},
