@@ -1,5 +1,6 @@
 //! The server rules that no compiler checks. Each test names every file that breaks its rule.
 
+mod circles;
 mod codes;
 mod decisions;
 mod events;
