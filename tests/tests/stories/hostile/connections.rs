@@ -377,8 +377,12 @@ async fn sessions_and_streams_outlive_the_age_of_their_connection() {
     let following = async {
         while kinds.last().is_none_or(|kind| kind != "run_finished") {
             let follow = v1::FollowRequest { run: run.clone(), after, follow: true };
-            let mut records =
-                Records::new(log.follow(follow).await.expect("a stream").into_inner());
+            let mut records = match log.follow(follow).await {
+                Ok(stream) => Records::new(stream.into_inner()),
+                // On a busy machine a connection may reach its age before the first answer.
+                Err(status) if status.code() == Code::Unavailable => continue,
+                Err(status) => panic!("no stream: {status}"),
+            };
             while let Some(record) = records.next().await {
                 match record {
                     Ok(record) => {
