@@ -10,7 +10,7 @@ use towpath_server::{OpenError, Server, StoreUrl, SystemClock};
 
 use crate::failure::Failure;
 
-pub(crate) use towpath_server::{socket_in, store_usages};
+pub(crate) use towpath_server::{check_import_run, check_start_run, socket_in, store_usages};
 
 /// What this program was built with.
 pub(crate) const FEATURES: &[&str] = &[

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tonic::transport::Channel;
 use towpath_engine::code::ErrorCode;
+use towpath_proto::v1;
 
 use crate::failure::Failure;
 
@@ -20,8 +21,7 @@ pub(crate) enum Embedded {}
 impl Embedded {
     /// Refuses the store at `url`.
     pub(crate) async fn open(_url: &str) -> Result<Self, Failure> {
-        let message = "this `tow` is built without a server and cannot open a store";
-        Err(Failure::known(ErrorCode::FeatureAbsent, message.to_owned()))
+        Err(absent())
     }
 
     /// A client of it.
@@ -48,6 +48,21 @@ impl Embedded {
     pub(crate) async fn close(self) {
         match self {}
     }
+}
+
+fn absent() -> Failure {
+    let message = "this `tow` is built without a server and cannot open a store";
+    Failure::known(ErrorCode::FeatureAbsent, message.to_owned())
+}
+
+/// Refuses: there is no server that could check a run before it has a store.
+pub(crate) async fn check_start_run(_request: v1::StartRunRequest) -> Result<(), Failure> {
+    Err(absent())
+}
+
+/// Refuses, as [`check_start_run`].
+pub(crate) async fn check_import_run(_request: v1::ImportRunRequest) -> Result<(), Failure> {
+    Err(absent())
 }
 
 /// The folder of a store: this program knows no form of URL.

@@ -16,7 +16,7 @@ use super::{App, CommandResult, pipeline, validate::counted};
 use crate::{
     args::{Output, WhichFile},
     connect::{ServerConnection, is_new_store},
-    exit,
+    embedded, exit,
     failure::Failure,
     render::safe,
 };
@@ -71,7 +71,7 @@ pub(crate) async fn import(app: &App, args: ImportArgs) -> CommandResult {
     let url = app.url();
     if is_new_store(&url) {
         // What is refused leaves nothing behind, and opening would make a store.
-        towpath_server::check_import_run(request.clone()).await?;
+        embedded::check_import_run(request.clone()).await?;
     }
     let server = ServerConnection::connect(&url).await?;
     let imported = server.runs().import_run(request).await;

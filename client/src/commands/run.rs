@@ -11,7 +11,7 @@ use super::{
 use crate::{
     args::{Output, WhichFile},
     connect::{ServerConnection, is_new_store},
-    exit,
+    embedded, exit,
     failure::Failure,
     json,
     source::{SourceArgs, Taken},
@@ -79,7 +79,7 @@ pub(crate) async fn run(app: &App, args: RunArgs) -> CommandResult {
         Some(server) => server,
         None => {
             // What is refused leaves nothing behind, and opening would make a store.
-            towpath_server::check_start_run(request.clone()).await?;
+            embedded::check_start_run(request.clone()).await?;
             ServerConnection::connect(&url).await?
         }
     };
