@@ -30,6 +30,8 @@ const STEM_BYTES_MAX: usize = 200;
 /// How often a folder that is in use is tried again.
 const LOCK_TRIES_MAX: u32 = 50;
 const LOCK_WAIT: Duration = Duration::from_millis(20);
+/// How often a keeper is tried again that cannot be connected to, and is not gone.
+const REACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// The attempts folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +93,7 @@ pub struct AttemptsDir {
     attempt_dirs: Mutex<AttemptDirs>,
     /// Who starts scripts for this worker. Started with the first one.
     keeper: Mutex<Option<Arc<Keeper>>>,
-    /// The keepers of earlier workers, for as long as an attempt of theirs is watched. Each listens
-    /// to one connection, so they are looked for one after the other.
+    /// The keepers of earlier workers, while an attempt of theirs is watched. Each has one worker.
     found_keepers: tokio::sync::Mutex<BTreeMap<String, Weak<Keeper>>>,
     /// Held locked for as long as this lives.
     _lock: File,
@@ -180,18 +181,36 @@ impl AttemptsDir {
         Ok(keeper)
     }
 
-    /// The keeper of the socket `name`. `None`: it is gone.
+    /// Whether a worker that paused, because its disk took no bytes or it could not start a keeper,
+    /// can run jobs again. Blocks; within a runtime.
+    pub(crate) fn can_run_again(&self) -> bool {
+        // Before the disk, which forgets by then why the worker paused.
+        self.keeper().is_ok() && self.disk.look_again()
+    }
+
+    /// The keeper of the socket `name`, which may not have answered yet. `None`: it is gone.
     pub(crate) async fn reach_keeper(&self, name: &str) -> Option<Arc<Keeper>> {
         if let Some(own) = self.own_keeper().as_ref().filter(|own| own.name() == name) {
             return Some(Arc::clone(own));
         }
-        let mut found = self.found_keepers.lock().await;
-        if let Some(keeper) = found.get(name).and_then(Weak::upgrade) {
-            return Some(keeper);
+        loop {
+            let mut found = self.found_keepers.lock().await;
+            let known = found.get(name).and_then(Weak::upgrade);
+            if let Some(keeper) = known.filter(|keeper| !keeper.gone().is_cancelled()) {
+                return Some(keeper);
+            }
+            match Keeper::find(&self.folder, name) {
+                Ok(keeper) => {
+                    let keeper = keeper?;
+                    found.insert(name.to_owned(), Arc::downgrade(&keeper));
+                    return Some(keeper);
+                }
+                Err(error) => tracing::warn!(%error, keeper = name, "keeper cannot be reached"),
+            }
+            drop(found);
+            // Not taken for gone: that would judge its attempts, which it may yet start.
+            tokio::time::sleep(REACH_PAUSE).await;
         }
-        let reached = Keeper::reach(&self.folder, name).await.ok()?;
-        found.insert(name.to_owned(), Arc::downgrade(&reached));
-        Some(reached)
     }
 
     fn own_keeper(&self) -> MutexGuard<'_, Option<Arc<Keeper>>> {

@@ -57,6 +57,9 @@ pub(crate) struct LatestAttempt {
     pub(crate) started: bool,
     /// The script's first process, which is also the number of its process group.
     pub(crate) pid: Option<i32>,
+    /// When that process was started, in clock ticks of this boot. The number may be another
+    /// process's by now; the number and the time together are not. `None`: nobody noted it.
+    pub(crate) born: Option<u64>,
     /// What the script ended with.
     pub(crate) exit: Option<i32>,
     pub(crate) stop: Option<StopReason>,
@@ -102,6 +105,14 @@ pub(crate) fn begin(folder: &Path, kept: &JournalEntry) -> io::Result<()> {
     file.write_all(&line)
 }
 
+/// The line that says which process a script began as.
+pub(crate) fn pid_line(pid: i32, born: Option<u64>) -> String {
+    match born {
+        Some(born) => format!("pid {pid} {born}\n"),
+        None => format!("pid {pid}\n"),
+    }
+}
+
 /// Notes that the worker is about to end the attempt.
 pub(crate) fn stop(folder: &Path, stop: StopReason) -> io::Result<()> {
     append(
@@ -135,13 +146,18 @@ fn parse(text: &str) -> Option<LatestAttempt> {
                     kept,
                     started: false,
                     pid: None,
+                    born: None,
                     exit: None,
                     stop: None,
                     forgotten: false,
                 });
             }
             ("start", Some(page)) => page.started = true,
-            ("pid", Some(page)) => page.pid = rest.parse().ok(),
+            ("pid", Some(page)) => {
+                // Keepers of before 0.2 noted the number alone.
+                let (pid, born) = rest.split_once(' ').unwrap_or((rest, ""));
+                (page.pid, page.born) = (pid.parse().ok(), born.parse().ok());
+            }
             // A keeper reports 0 to 255; a job can write to the journal too.
             ("exit", Some(page)) => page.exit = rest.parse::<u8>().ok().map(i32::from),
             ("stop", Some(page)) if rest == "cancelled" => page.stop = Some(StopReason::Cancelled),
@@ -200,11 +216,11 @@ mod tests {
         assert_eq!(page.kept, kept("a/b: c+ü\n"));
         assert_eq!((page.pid, page.exit, page.stop, page.forgotten), (None, None, None, false));
 
-        append(at, "pid 8\n").unwrap();
+        append(at, &pid_line(8, Some(77))).unwrap();
         stop(at, StopReason::TimedOut).unwrap();
         append(at, "exit 143\n").unwrap();
         let page = LatestAttempt::newest(at).unwrap().unwrap();
-        assert_eq!((page.pid, page.exit), (Some(8), Some(143)));
+        assert_eq!((page.pid, page.born, page.exit), (Some(8), Some(77), Some(143)));
         assert_eq!((page.stop, page.forgotten), (Some(StopReason::TimedOut), false));
     }
 
@@ -214,7 +230,7 @@ mod tests {
         begin(folder.path(), &kept("a")).unwrap();
         append(folder.path(), "pid 8\nexit 1").unwrap();
         let page = LatestAttempt::newest(folder.path()).unwrap().unwrap();
-        assert_eq!((page.pid, page.exit), (Some(8), None));
+        assert_eq!((page.pid, page.born, page.exit), (Some(8), None, None));
 
         fs::write(path(folder.path()), "attempt {\"run\":").unwrap();
         assert_eq!(LatestAttempt::newest(folder.path()).unwrap(), None);

@@ -19,12 +19,13 @@ mod orphans;
 mod process;
 mod request;
 mod script;
+mod socket;
+mod starter;
 
 use std::{
     ffi::OsString,
     fs::File,
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::Shutdown,
+    io::{self, ErrorKind},
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -32,18 +33,17 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    sync::{Arc, OnceLock},
 };
 
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     process::{Child, Command},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use request::{Request, Start};
+use socket::KeeperSocket;
 
 use crate::open_files;
 
@@ -55,8 +55,6 @@ pub(crate) const PREFIX: &str = "keeper-";
 const SOCKET_PATH_BYTES: usize = 108;
 /// What a keeper says to a worker that it takes for its own.
 const HELLO: u8 = b'k';
-/// How long a keeper may take to read a request. One that takes longer counts as gone.
-const SEND_MAX: Duration = Duration::from_secs(5);
 
 /// The program that keepers are made of. It calls [`serve`] with its arguments.
 #[derive(Debug)]
@@ -140,8 +138,7 @@ fn socket_path(folder: &Path, name: &str) -> io::Result<(PathBuf, Option<File>)>
 #[derive(Debug)]
 pub(crate) struct Keeper {
     name: String,
-    socket: Mutex<UnixStream>,
-    gone: CancellationToken,
+    link: Arc<KeeperSocket>,
     /// Whether it has taken this worker for its own.
     greeted: watch::Receiver<bool>,
 }
@@ -172,20 +169,24 @@ impl Keeper {
             .stderr(Stdio::null())
             // Ctrl-C at the terminal of `tow` must not reach it.
             .process_group(0)
-            .spawn()?;
+            .spawn()
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("`{}`: {error}", program.path.display()))
+            })?;
         // Not waited for: what is sent before it is ready waits in the socket.
         Self::connect(folder, name, Some(child))
     }
 
-    /// Connects to the keeper `name` in `folder`, which an earlier worker started. Afterwards it
-    /// begins nothing that was asked for before.
-    pub(crate) async fn reach(folder: &Path, name: &str) -> io::Result<Arc<Self>> {
-        let keeper = Self::connect(folder, name.to_owned(), None)?;
-        let mut greeted = keeper.greeted.clone();
-        let greeted = tokio::time::timeout(SEND_MAX, greeted.wait_for(|greeted| *greeted)).await;
-        match greeted {
-            Ok(Ok(_)) => Ok(keeper),
-            Ok(Err(_)) | Err(_) => Err(ErrorKind::BrokenPipe.into()),
+    /// Connects to the keeper `name` in `folder`, which an earlier worker started. `None`: it is
+    /// gone. An error says nothing about it: to be tried again.
+    pub(crate) fn find(folder: &Path, name: &str) -> io::Result<Option<Arc<Self>>> {
+        // Nobody listens to the socket any more, or there is none of that name. Whatever else goes
+        // wrong may be over in a moment, and a keeper that is only slow starts scripts yet.
+        let gone = [ErrorKind::ConnectionRefused, ErrorKind::NotFound, ErrorKind::InvalidInput];
+        match Self::connect(folder, name.to_owned(), None) {
+            Ok(keeper) => Ok(Some(keeper)),
+            Err(error) if gone.contains(&error.kind()) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -194,15 +195,18 @@ impl Keeper {
             let (path, _open) = socket_path(folder, &name)?;
             UnixStream::connect(path)?
         };
-        socket.set_write_timeout(Some(SEND_MAX))?;
-        // It is read only when there is something to read. Should the system have been wrong about
-        // that, a read must not hold up a thread of the runtime.
-        socket.set_read_timeout(Some(Duration::from_millis(1)))?;
-        #[expect(deprecated, reason = "what replaces it is unsafe; a socket keeps its descriptor")]
-        let watched = AsyncFd::with_interest(socket.try_clone()?, Interest::READABLE)?;
-        let (gone, (greet, greeted)) = (CancellationToken::new(), watch::channel(false));
-        tokio::spawn(watch_over(watched, greet, gone.clone(), child));
-        Ok(Arc::new(Self { name, socket: Mutex::new(socket), gone, greeted }))
+        let link = Arc::new(KeeperSocket::new(socket)?);
+        let (greet, greeted) = watch::channel(false);
+        let served = Arc::clone(&link);
+        tokio::spawn(async move {
+            served.serve(greet).await;
+            // Closed before its end is waited for: a keeper that has a worker does not end.
+            drop(served);
+            if let Some(mut child) = child {
+                drop(child.wait().await);
+            }
+        });
+        Ok(Arc::new(Self { name, link, greeted }))
     }
 
     /// The name of its socket.
@@ -210,53 +214,30 @@ impl Keeper {
         &self.name
     }
 
-    /// Sends `request`. An error says that the keeper is gone, or that no system takes so much.
+    /// Sends `request`, without waiting for it. An error says that the keeper is gone, that it has
+    /// not read for so long that no more can wait, or that no system takes so much.
     pub(crate) fn send(&self, request: &Request) -> io::Result<()> {
-        let frame = request.frame().ok_or(ErrorKind::ArgumentListTooLong)?;
-        if self.gone.is_cancelled() {
-            return Err(ErrorKind::BrokenPipe.into());
-        }
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.write_all(&frame).inspect_err(|_| {
-            // Half a request may have been sent: nothing after it would be understood.
-            self.gone.cancel();
-        })
+        self.link.send(request)
+    }
+
+    /// Waits until it has answered, and begins nothing any more that was asked for before; or until
+    /// it is gone. However long that takes: one that does not run now may go on later, and begin
+    /// what an earlier worker asked for.
+    pub(crate) async fn answered(&self) {
+        let mut greeted = self.greeted.clone();
+        // An error: the connection ended, and nothing greets any more.
+        drop(greeted.wait_for(|greeted| *greeted).await);
     }
 
     /// Cancelled when the keeper is gone.
     pub(crate) fn gone(&self) -> &CancellationToken {
-        &self.gone
+        &self.link.gone
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        // Closing is not enough: the watching task has the socket open too.
-        let socket = self.socket.get_mut().unwrap_or_else(PoisonError::into_inner);
-        drop(socket.shutdown(Shutdown::Both));
-    }
-}
-
-/// Waits for a keeper's greeting, and for its end.
-async fn watch_over(
-    watched: AsyncFd<UnixStream>,
-    greet: watch::Sender<bool>,
-    gone: CancellationToken,
-    child: Option<Child>,
-) {
-    // It greets once and says nothing more, so the next that can be read is the end.
-    while let Ok(mut readable) = watched.readable().await {
-        let mut byte = [0];
-        match (&mut watched.get_ref()).read(&mut byte) {
-            Ok(1) if byte == [HELLO] => drop(greet.send(true)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Ok(_) | Err(_) => break,
-        }
-        readable.clear_ready();
-    }
-    gone.cancel();
-    if let Some(mut child) = child {
-        drop(child.wait().await);
+        self.link.close();
     }
 }
 
@@ -266,6 +247,12 @@ pub(crate) mod tests {
 
     /// Marks a process of this test program that is a keeper.
     const AS_KEEPER: &str = "TOWPATH_TEST_KEEPER";
+
+    /// Makes keepers of a program that is none.
+    pub(crate) fn use_other_program(path: &str) {
+        let variables = Vec::new();
+        use_program(Program { path: path.into(), arguments: Vec::new(), variables });
+    }
 
     /// Makes keepers of this test program.
     pub(crate) fn use_test_program() {

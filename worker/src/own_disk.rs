@@ -33,7 +33,8 @@ impl OwnDisk {
         Self { folder: folder.to_owned(), trouble: watch::Sender::default() }
     }
 
-    /// Notes that a file of the worker could not be written.
+    /// Notes that a file of the worker could not be written, or that it has no keeper: it takes no
+    /// jobs until [`crate::AttemptsDir::can_run_again`].
     pub(crate) fn note(&self, why: &str) {
         self.trouble.send_if_modified(|trouble| {
             // The first is the cause of those that follow.

@@ -18,16 +18,17 @@ use crate::{
     capture::{Capture, OutputChunk},
     journal::{self, LatestAttempt, StopReason},
     output_pipe::{OutputPipe, PipeRead},
-    process_group::ProcessGroup,
-    process_search::kill_marked,
+    process_group::{ProcessGroup, Unkept},
 };
 
 /// How long after a script's end its output may still trickle in, from what it left running.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
-/// How long killed processes may take to be gone.
+/// How long a keeper may take to end processes before this worker does it itself, and how long
+/// their end is waited for once they were seen to be dead.
 const DYING_MAX: Duration = Duration::from_secs(2);
-/// How often processes that are to end are looked at.
+/// How often processes that are to end are looked at: at first, and after a while.
 const GROUP_PAUSE: Duration = Duration::from_millis(10);
+const GROUP_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Most that is read from a pipe after everybody was killed: what a pipe can hold at most.
 const LEFTOVER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -49,8 +50,9 @@ pub(crate) struct Supervision<'a> {
     is_unkept: bool,
     /// Its keeper was found gone.
     keeper_gone: bool,
-    /// When a group that was asked to end is looked at again.
+    /// When a group that was asked to end is looked at again, and how long after that.
     look_at: Option<Instant>,
+    look_pause: Duration,
     /// Why there never was a script.
     unstarted: Option<Unstarted>,
 }
@@ -106,6 +108,7 @@ impl<'a> Supervision<'a> {
             is_unkept: false,
             keeper_gone: false,
             look_at: None,
+            look_pause: GROUP_PAUSE,
             unstarted: None,
         }
     }
@@ -195,7 +198,8 @@ impl<'a> Supervision<'a> {
             if self.group.is_empty() {
                 return true;
             }
-            self.look_at = Some(now + GROUP_PAUSE);
+            self.look_at = Some(now + self.look_pause);
+            self.look_pause = (2 * self.look_pause).min(GROUP_PAUSE_MAX);
         }
         let Some(kill_at) = self.kill_at else {
             let timeout = self.page.kept.timeout_ms.map(Duration::from_millis);
@@ -205,13 +209,17 @@ impl<'a> Supervision<'a> {
         if kill_at > now {
             return false;
         }
+        self.kill_at = Some(now + DYING_MAX);
         if self.killed {
-            // Killed and still not gone: nothing more can be done to it.
-            return true;
+            // Its keeper does not run at the moment, or the system holds the processes up. A report
+            // now would let the job be leased beside them, so it is looked for their end instead.
+            self.group.kill_without_keeper();
+            return false;
         }
         self.group.kill();
         self.killed = true;
-        self.kill_at = Some(now + DYING_MAX);
+        // Also if its keeper never says that it has ended.
+        self.look_at.get_or_insert(now);
         false
     }
 
@@ -244,7 +252,15 @@ impl<'a> Supervision<'a> {
                 match said_of(said.trim_end()) {
                     Some(Ok(code)) => self.page.exit = Some(code),
                     Some(Err(unstarted)) => self.unstarted = Some(unstarted),
-                    None => {}
+                    None => {
+                        // No keeper says that. A job can write to the pipe too, and may have filled
+                        // it, so that its keeper could say nothing: the journal knows.
+                        let newest = LatestAttempt::newest(&self.folder).ok().flatten();
+                        self.page.exit = newest.and_then(|page| page.exit);
+                        if self.page.exit.is_none() {
+                            return false;
+                        }
+                    }
                 }
                 if self.page.stop.is_some() && self.unstarted.is_none() {
                     // Others of its group may still be busy ending, and have the same time for it.
@@ -257,8 +273,10 @@ impl<'a> Supervision<'a> {
                 self.is_unkept = true;
                 // The keeper was killed between its two notes, or before it could say anything here.
                 // The journal is written first, so it may know more than the pipe.
-                let newest = LatestAttempt::newest(&self.folder).ok().flatten();
-                self.page.exit = newest.and_then(|page| page.exit).or(self.page.exit);
+                if let Ok(Some(newest)) = LatestAttempt::newest(&self.folder) {
+                    self.page.exit = newest.exit.or(self.page.exit);
+                    self.page.started = newest.started;
+                }
                 true
             }
         }
@@ -336,12 +354,18 @@ impl<'a> Supervision<'a> {
     /// Ends what is left of a script whose keeper was killed.
     ///
     /// Nobody holds the numbers of its processes any more, so they may be strangers' by now. What
-    /// carries the name of this attempt is its own.
+    /// carries the name of this attempt is its own, and so is a group whose first process is still
+    /// the one that the journal names.
     async fn end_unkept(&self) {
-        let until = Instant::now() + DYING_MAX;
-        // More than once: a process may be forked while the others are looked at.
-        while kill_marked(&self.page.kept.output) > 0 && Instant::now() < until {
-            sleep(GROUP_PAUSE).await;
+        // Where nobody watched it begin, the journal alone knows its number.
+        let newest = LatestAttempt::newest(&self.folder).ok().flatten();
+        let mut unkept = Unkept::new(newest.as_ref().unwrap_or(&self.page));
+        let mut pause = GROUP_PAUSE;
+        // Without a bound: only a process that the system holds up takes long to die, and while it
+        // lives the job must not be given to another worker.
+        while unkept.end() {
+            sleep(pause).await;
+            pause = (2 * pause).min(GROUP_PAUSE_MAX);
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     io::{self, Write as _},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -21,8 +21,14 @@ use nix::{
     unistd::Pid,
 };
 
-use super::request::Start;
-use crate::{journal, process_search::is_group_empty};
+use super::{
+    request::Start,
+    starter::{SlowStart, Starter},
+};
+use crate::{
+    journal,
+    process_search::{is_group_empty, start_time},
+};
 
 /// A shell reports a command that a signal of number `n` ended as this plus `n`; so does a journal.
 const SIGNAL_OFFSET: i32 = 128;
@@ -45,11 +51,14 @@ pub(super) struct Surroundings {
     /// `posix_spawn` refuses a number that is not below the soft limit (`EBADF`), and a script is
     /// started under [`Self::files`]: with many scripts running, new numbers are above it.
     reserved: Vec<File>,
+    starter: Starter,
 }
 
 impl Surroundings {
     pub(super) fn new(files: Option<u64>) -> io::Result<Self> {
-        let mut new = Self { nothing: File::open("/dev/null")?, files, reserved: Vec::new() };
+        let nothing = File::open("/dev/null")?;
+        let starter = Starter::default();
+        let mut new = Self { nothing, files, reserved: Vec::new(), starter };
         new.reserve();
         Ok(new)
     }
@@ -62,10 +71,12 @@ impl Surroundings {
 }
 
 /// How far a script is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     /// It could not be started; its worker was told why.
     Unstarted,
+    /// It is being started, which takes long.
+    Starting(SlowStart),
     Running,
     /// It has ended, and is not waited for yet: until then its number is its group's and nobody
     /// else's, so a signal to the group cannot reach a stranger.
@@ -86,15 +97,24 @@ pub(super) struct KeptScript {
     /// Where its worker reads how it ended. Closed when nothing of it is left.
     end: File,
     /// Reading ends of its output: what nobody has read yet is lost when the last one is closed.
-    _unread: Option<[File; 2]>,
+    unread: Vec<File>,
     released: bool,
+    /// What it is to be sent as soon as it is started.
+    pending: Option<Signal>,
 }
 
 impl KeptScript {
     /// Starts what `start` asks for. An error says that its worker cannot be told anything: try
     /// again later.
-    pub(super) fn start(start: &Start, surroundings: &mut Surroundings) -> io::Result<Self> {
-        let end = open(&start.attempt, "end", true)?;
+    ///
+    /// `leaders` are the first processes of the other scripts.
+    pub(super) fn start(
+        start: &Start,
+        surroundings: &mut Surroundings,
+        leaders: impl Fn() -> Vec<i32>,
+    ) -> io::Result<Self> {
+        let end = open_nonblocking(&start.attempt, "end", true)?;
+        surroundings.starter.prepare()?;
         let mark = start.variables.iter().find(|(name, _)| name == MARK);
         let mut script = Self {
             state: State::Unstarted,
@@ -102,35 +122,47 @@ impl KeptScript {
             mark: mark.map(|(_, value)| value.clone()).unwrap_or_default(),
             journal: None,
             end,
-            _unread: None,
+            unread: Vec::new(),
             released: false,
+            pending: None,
         };
         // The next descriptors that are opened are those of the script, and get these numbers.
         surroundings.reserved.clear();
-        let spawned = script.spawn(start, surroundings);
-        surroundings.reserve();
-        if let Err(why) = spawned {
-            let (word, error) = match &why {
-                Unstarted::Files(error) => ("unwritable", error),
-                Unstarted::Program(error) => ("unstarted", error),
-            };
-            script.say(&format!("{word} {}", error.raw_os_error().unwrap_or_default()));
+        let command = script.command(start, surroundings);
+        match command {
+            Ok(command) => {
+                let files = surroundings.files;
+                let starter = &mut surroundings.starter;
+                match with_limit(files, || starter.start(command, leaders)) {
+                    Ok(started) => script.began(started),
+                    Err(slow) => script.state = State::Starting(slow),
+                }
+            }
+            Err(error) => script.say_unstarted("unwritable", &error),
         }
+        surroundings.reserve();
         Ok(script)
     }
 
-    fn spawn(&mut self, start: &Start, surroundings: &Surroundings) -> Result<(), Unstarted> {
+    /// The command that starts it. An error: the attempt's own files cannot be used.
+    fn command(&mut self, start: &Start, surroundings: &Surroundings) -> io::Result<Command> {
         let attempt = &start.attempt;
         // First of all: they need the reserved numbers.
         let nothing = surroundings.nothing.try_clone()?;
         // Open for reading and writing: a script neither waits for a reader nor dies for want of
         // one, not even when worker and keeper were killed.
-        let (out, err) = (open(attempt, "out", true)?, open(attempt, "err", true)?);
-        let unread = [open(attempt, "out", false)?, open(attempt, "err", false)?];
-        let mut journal = OpenOptions::new().append(true).open(journal::path(attempt))?;
+        let (out, err) = (open(attempt, "out")?, open(attempt, "err")?);
+        let unread = ["out", "err"].map(|pipe| open_nonblocking(attempt, pipe, false)).into_iter();
+        self.unread = unread.collect::<io::Result<_>>()?;
+        // Not waited for: it is a file, unless a job of this user put something else in its place.
+        let nonblocking = OFlag::O_NONBLOCK.bits();
+        let mut options = OpenOptions::new();
+        let options = options.append(true).custom_flags(nonblocking);
+        let mut journal = options.open(journal::path(attempt))?;
         // Before it starts. A worker that finds neither this nor a number may say that the script
         // never started, and the job is run again.
         journal.write_all(b"start\n")?;
+        self.journal = Some(journal);
         let mut command = Command::new(&start.program);
         command
             .args(&start.arguments)
@@ -142,27 +174,57 @@ impl KeptScript {
             .stderr(Stdio::from(err))
             // A group of its own: a signal to it must reach neither its keeper nor other scripts.
             .process_group(0);
-        let child = with_limit(surroundings.files, || command.spawn());
-        let child = child.map_err(Unstarted::Program)?;
-        let leader =
-            i32::try_from(child.id()).map_err(|_| Unstarted::Program(Errno::ERANGE.into()))?;
+        Ok(command)
+    }
+
+    /// Takes in what came of its start.
+    fn began(&mut self, started: io::Result<Child>) {
+        let leader = started.and_then(|child| {
+            i32::try_from(child.id()).map_err(|_| io::Error::from(Errno::ERANGE))
+        });
+        let leader = match leader {
+            Ok(leader) => leader,
+            Err(error) => {
+                self.state = State::Unstarted;
+                self.unread.clear();
+                return self.say_unstarted("unstarted", &error);
+            }
+        };
         self.leader = Pid::from_raw(leader);
         self.state = State::Running;
-        self._unread = Some(unread);
-        let noted = journal.write_all(format!("pid {leader}\n").as_bytes());
-        self.journal = Some(journal);
+        // Its number is its own until it is waited for, so this is its own time.
+        let born = start_time(self.leader);
+        let line = journal::pid_line(leader, born);
+        let noted = self.journal.as_mut().map_or(Ok(()), |it| it.write_all(line.as_bytes()));
         if noted.is_err() {
             // Nobody would find it after a crash of its worker and its keeper.
             self.signal(Signal::SIGKILL);
         }
-        Ok(())
+        if let Some(signal) = self.pending.take() {
+            self.signal(signal);
+        }
+    }
+
+    fn say_unstarted(&mut self, word: &str, error: &io::Error) {
+        self.say(&format!("{word} {}", error.raw_os_error().unwrap_or_default()));
     }
 
     /// The number of its first process, as long as that is its own.
     pub(super) fn leader(&self) -> Option<Pid> {
         match self.state {
             State::Running | State::Ended => Some(self.leader),
-            State::Unstarted | State::Going(_) => None,
+            State::Unstarted | State::Starting(_) | State::Going(_) => None,
+        }
+    }
+
+    /// The children of this process that are its own and wait to be noticed here: nobody else may
+    /// wait for them.
+    pub(super) fn children(&self) -> Vec<i32> {
+        match &self.state {
+            State::Starting(slow) => slow.children(),
+            State::Unstarted | State::Running | State::Ended | State::Going(_) => {
+                self.leader().map(Pid::as_raw).into_iter().collect()
+            }
         }
     }
 
@@ -174,18 +236,32 @@ impl KeptScript {
     /// Whether a worker may still ask for something of it.
     pub(super) fn is_wanted(&self) -> bool {
         match self.state {
-            State::Running | State::Ended => true,
+            State::Starting(_) | State::Running | State::Ended => true,
             State::Unstarted | State::Going(_) => false,
         }
     }
 
     /// Whether it has ended and is still kept.
     pub(super) fn has_ended(&self) -> bool {
-        self.state == State::Ended
+        matches!(self.state, State::Ended)
+    }
+
+    /// Whether it is being started, so that somebody has to look what came of it.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.state, State::Starting(_))
     }
 
     /// Sends `signal` to all its processes that are still in its group.
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&mut self, signal: Signal) {
+        if let State::Starting(slow) = &self.state {
+            // If it is started all the same, it is not to do anything any more.
+            if self.pending != Some(Signal::SIGKILL) {
+                self.pending = Some(signal);
+            }
+            if signal == Signal::SIGKILL {
+                slow.kill();
+            }
+        }
         if self.leader().is_some() {
             // Fails only if no member is left, which is what was wanted.
             let _ = killpg(self.leader, signal);
@@ -195,7 +271,12 @@ impl KeptScript {
     /// Looks whether it has ended, and says so where its worker looks. Returns whether it has just
     /// ended.
     pub(super) fn look(&mut self) -> bool {
-        if self.state != State::Running {
+        if let State::Starting(slow) = &self.state
+            && let Some(started) = slow.poll()
+        {
+            self.began(started);
+        }
+        if !matches!(self.state, State::Running) {
             return false;
         }
         // Not waited for yet: see `State::Ended`.
@@ -222,7 +303,7 @@ impl KeptScript {
     pub(super) fn release(&mut self) {
         self.released = true;
         self.signal(Signal::SIGKILL);
-        if self.state == State::Ended {
+        if self.has_ended() {
             let _ = waitid(Id::Pid(self.leader), WaitPidFlag::WEXITED);
             self.state = State::Going(Instant::now() + DYING_MAX);
         }
@@ -232,7 +313,7 @@ impl KeptScript {
     pub(super) fn is_gone(&self, now: Instant) -> bool {
         match self.state {
             State::Unstarted => self.released,
-            State::Running | State::Ended => false,
+            State::Starting(_) | State::Running | State::Ended => false,
             State::Going(until) => is_group_empty(self.leader) || now >= until,
         }
     }
@@ -244,28 +325,21 @@ impl KeptScript {
 
     /// Tells its worker, in one write of one line.
     fn say(&mut self, line: &str) {
-        // Fails only if the pipe is full, and nobody else writes to it.
+        // It never waits. Only a job that writes to it can have filled the pipe; its worker, which
+        // reads that, looks into the journal then.
         let _ = self.end.write_all(format!("{line}\n").as_bytes());
     }
 }
 
-/// Why a script was not started.
-enum Unstarted {
-    /// The attempt's own files cannot be used.
-    Files(io::Error),
-    /// The program cannot be started so.
-    Program(io::Error),
+/// Opens a pipe of the attempt at `attempt` for its script, which waits when the pipe is full. Does
+/// not wait for its other end.
+fn open(attempt: &Path, pipe: &str) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(attempt.join(pipe))
 }
 
-impl From<io::Error> for Unstarted {
-    fn from(error: io::Error) -> Self {
-        Self::Files(error)
-    }
-}
-
-/// Opens a pipe of the attempt at `attempt`, without waiting for its other end.
-fn open(attempt: &Path, pipe: &str, write: bool) -> io::Result<File> {
-    let flags = if write { 0 } else { OFlag::O_NONBLOCK.bits() };
+/// Opens a pipe of the attempt at `attempt` for this process. Neither this nor a use of it waits.
+fn open_nonblocking(attempt: &Path, pipe: &str, write: bool) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK.bits();
     OpenOptions::new().read(true).write(write).custom_flags(flags).open(attempt.join(pipe))
 }
 
