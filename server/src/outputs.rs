@@ -8,7 +8,7 @@
 pub(crate) mod sweep;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
@@ -27,6 +27,9 @@ pub(crate) const BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 64 * 1024;
+
+/// Most outputs that are remembered to be sound.
+const SOUND_MAX: usize = 100_000;
 
 /// The part of an attempt that is what it printed.
 const OUTPUT: &str = "output";
@@ -60,6 +63,9 @@ pub(crate) struct Outputs {
     spool: PathBuf,
     pub(crate) blobs: Arc<Blobs>,
     growing: Arc<SyncMutex<Followed>>,
+    /// Outputs that this process has read to the end, or that it began: what it wrote since is what
+    /// its worker sent. At most [`SOUND_MAX`].
+    sound: SyncMutex<HashSet<Key>>,
 }
 
 /// The outputs that are being followed, with how many bytes of each are there. An output that
@@ -111,7 +117,7 @@ impl Drop for OutputGrowth {
 
 impl Outputs {
     pub(crate) fn new(spool: PathBuf, blobs: Arc<Blobs>) -> Self {
-        Self { spool, blobs, growing: Arc::default() }
+        Self { spool, blobs, growing: Arc::default(), sound: SyncMutex::default() }
     }
 
     /// The directory of everything that is growing of one attempt.
@@ -215,6 +221,7 @@ impl Outputs {
     /// name the blobs, or say that it is lost.
     pub(crate) fn forget(&self, key: &Key) {
         locked(&self.growing).remove(key);
+        locked(&self.sound).remove(key);
         // A leftover goes with the next sweep.
         drop(fs::remove_dir_all(self.directory(key)));
     }
@@ -225,7 +232,24 @@ impl Outputs {
     /// What grows is not synced. A power cut may leave a file at its full length with zeros where
     /// bytes had not reached the disk: to tell the worker that length would keep the zeros for
     /// output of the job. A job that prints zeros itself only has some of its output sent twice.
+    ///
+    /// Read once in each process: no power was cut since. A worker with much output connects again
+    /// for many reasons, and would have all of it read each time.
     pub(crate) fn recover(&self, key: &Key) -> io::Result<u64> {
+        if locked(&self.sound).contains(key) {
+            return Ok(self.length(key));
+        }
+        let length = self.read_sound(key)?;
+        let mut sound = locked(&self.sound);
+        if sound.len() >= SOUND_MAX {
+            // Attempts that were lost are not forgotten one by one; they are only read again.
+            sound.clear();
+        }
+        sound.insert(key.clone());
+        Ok(length)
+    }
+
+    fn read_sound(&self, key: &Key) -> io::Result<u64> {
         let mut file = match OpenOptions::new().read(true).write(true).open(self.path(key, OUTPUT))
         {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -390,8 +414,33 @@ mod tests {
     }
 
     #[test]
+    fn an_output_is_read_once_in_each_process() {
+        let (folder, outputs, key) = growing();
+        let lines = b"1 o whole\n".repeat(3);
+        outputs.write(&key, 0, &lines).unwrap();
+        assert_eq!(outputs.recover(&key).unwrap(), 30);
+        outputs.write(&key, 30, b"2 o more\n").unwrap();
+        // Were it read, it would be cut off.
+        fs::write(outputs.path(&key, OUTPUT), [0; 39]).unwrap();
+        assert_eq!(outputs.recover(&key).unwrap(), 39);
+
+        outputs.forget(&key);
+        assert_eq!(outputs.recover(&key).unwrap(), 0);
+
+        fs::create_dir_all(outputs.directory(&key)).unwrap();
+        fs::write(outputs.path(&key, OUTPUT), [0; 39]).unwrap();
+        assert_eq!(restarted(&folder).recover(&key).unwrap(), 0, "another process reads it");
+    }
+
+    /// The outputs in `folder`, as the next process has them.
+    fn restarted(folder: &tempfile::TempDir) -> Outputs {
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs")).unwrap());
+        Outputs::new(folder.path().join("spool"), blobs)
+    }
+
+    #[test]
     fn output_that_a_power_cut_left_as_zeros_is_sent_again() {
-        let (_folder, outputs, key) = growing();
+        let (folder, outputs, key) = growing();
         assert_eq!(outputs.recover(&key).unwrap(), 0, "there is none yet");
         let lines = b"1 o whole\n2 o broken off".repeat(4_000);
         outputs.write(&key, 0, &lines).unwrap();
@@ -400,6 +449,7 @@ mod tests {
         let whole = lines.len() as u64 - "2 o broken off".len() as u64;
         let file = OpenOptions::new().write(true).open(outputs.path(&key, OUTPUT)).unwrap();
         file.set_len(lines.len() as u64 + 100_000).unwrap();
+        let outputs = restarted(&folder);
 
         assert_eq!(outputs.recover(&key).unwrap(), whole);
         assert_eq!(outputs.length(&key), whole);

@@ -45,6 +45,7 @@ pub struct ScriptedWorker {
     send: mpsc::Sender<v1::SessionRequest>,
     incoming: Streaming<v1::SessionResponse>,
     welcome: v1::Welcome,
+    heartbeats_before: u32,
     assignments: VecDeque<v1::Assignment>,
     cancels: VecDeque<v1::AttemptId>,
     recorded: BTreeSet<(String, String, u32)>,
@@ -66,16 +67,30 @@ impl ScriptedWorker {
             send,
             incoming,
             welcome: v1::Welcome::default(),
+            heartbeats_before: 0,
             assignments: VecDeque::new(),
             cancels: VecDeque::new(),
             recorded: BTreeSet::new(),
         };
-        let first = worker.hear("a welcome").await?;
-        let FromServer::Welcome(welcome) = first else {
-            panic!("a session begins with a welcome, not with {first:?}");
-        };
-        worker.welcome = welcome;
-        Ok(worker)
+        loop {
+            match worker.hear("a welcome").await? {
+                FromServer::Welcome(welcome) => {
+                    worker.welcome = welcome;
+                    return Ok(worker);
+                }
+                FromServer::Heartbeat(_) => worker.heartbeats_before += 1,
+                first @ (FromServer::Assignment(_)
+                | FromServer::Cancel(_)
+                | FromServer::Recorded(_)) => {
+                    panic!("a session begins with a welcome, not with {first:?}")
+                }
+            }
+        }
+    }
+
+    /// How many heartbeats came before the welcome.
+    pub fn heartbeats_before_welcome(&self) -> u32 {
+        self.heartbeats_before
     }
 
     /// What still counts of what the worker said it holds: `job/attempt` and the length of its

@@ -1,6 +1,6 @@
 //! Drives the worker's state machine: connections, time, files and scripts. Decides nothing.
 
-use std::{future::pending, io, pin::Pin, sync::Arc, time::Duration};
+use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -9,7 +9,6 @@ use tokio::{
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
-use towpath_engine::ids::AttemptId;
 use towpath_proto::v1::{
     self, session_request::Message as ToServer, workers_service_client::WorkersServiceClient,
 };
@@ -19,8 +18,9 @@ use crate::{
     attempt::{Event, Job},
     protocol::{
         Cause, ConnectionId, Effect, EndReason, Greeting, Input, Message, Notice, Outage,
-        PART_BYTES, Part, Protocol, Settings,
+        PART_BYTES, Protocol, Settings,
     },
+    reads::{READ_WITHIN, ReadDone, Reads},
     runner::Runner,
     wire,
 };
@@ -41,6 +41,8 @@ pub(crate) struct Driver {
     /// The time of the state machine is measured from here.
     began: Instant,
     connection: Option<Connection>,
+    /// What is read from a disk to be sent.
+    reads: Reads,
     /// A disk that failed is being looked at.
     checking: Option<JoinHandle<bool>>,
     /// Orders to stop, and a disk that failed, as far as the state machine knows.
@@ -57,8 +59,6 @@ struct Connection {
     id: ConnectionId,
     outgoing: mpsc::Sender<v1::SessionRequest>,
     incoming: Incoming,
-    /// What is read from a disk to be sent.
-    reading: Option<Reading>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Streaming<v1::SessionResponse>, Status>> + Send>>;
@@ -68,21 +68,12 @@ enum Incoming {
     Open(Box<Streaming<v1::SessionResponse>>),
 }
 
-/// Part of an attempt that is being read. Its place among the outgoing messages is kept, so that
-/// nothing is read that could not be sent.
-struct Reading {
-    attempt: AttemptId,
-    part: Part,
-    place: mpsc::OwnedPermit<v1::SessionRequest>,
-    read: JoinHandle<io::Result<Vec<u8>>>,
-}
-
 /// What a driver waits for.
 #[expect(clippy::large_enum_variant, reason = "there is one, on the stack, and none is kept")]
 enum DriverEvent {
     Received(Result<v1::SessionResponse, Status>),
     Attempt(Event),
-    Read(io::Result<Vec<u8>>),
+    Read(ReadDone),
     Room,
     Drain,
     Kill,
@@ -121,6 +112,7 @@ impl Driver {
             stop,
             began: Instant::now(),
             connection: None,
+            reads: Reads::new(READ_WITHIN),
             checking: None,
             drained: false,
             killed: false,
@@ -141,7 +133,7 @@ impl Driver {
             match self.next().await {
                 DriverEvent::Received(message) => self.received(message),
                 DriverEvent::Attempt(event) => self.attempt_changed(event),
-                DriverEvent::Read(read) => self.send_read(read),
+                DriverEvent::Read(done) => self.send_read(done),
                 DriverEvent::Room => {}
                 DriverEvent::Drain => {
                     self.drained = true;
@@ -179,16 +171,13 @@ impl Driver {
         let wants_room = self.wants_room();
         let wake = self.protocol.next_wake().and_then(|wake| self.began.checked_add(wake));
         let disk = Arc::clone(self.runner.disk());
-        let Self { connection, events, checking, stop, .. } = self;
+        let Self { connection, events, reads, checking, stop, .. } = self;
         let outgoing = connection.as_ref().map(|connection| connection.outgoing.clone());
-        let (incoming, reading) = match connection {
-            Some(Connection { incoming, reading, .. }) => (Some(incoming), reading.as_mut()),
-            None => (None, None),
-        };
+        let incoming = connection.as_mut().map(|connection| &mut connection.incoming);
         tokio::select! {
             message = next_message(incoming) => DriverEvent::Received(message),
             Some(event) = events.recv() => DriverEvent::Attempt(event),
-            read = read_of(reading) => DriverEvent::Read(read),
+            done = reads.next() => DriverEvent::Read(done),
             () = room_of(outgoing), if wants_room => DriverEvent::Room,
             () = stop.drain.cancelled(), if !self.drained => DriverEvent::Drain,
             () = stop.kill.cancelled(), if !self.killed => DriverEvent::Kill,
@@ -211,7 +200,9 @@ impl Driver {
         match effect {
             Effect::Connect { connection, greeting } => self.connect(connection, greeting),
             Effect::Disconnect { connection } => {
-                self.connection.take_if(|open| open.id == connection);
+                if self.connection.take_if(|open| open.id == connection).is_some() {
+                    self.reads.clear();
+                }
             }
             Effect::Begin { attempt, job } => self.runner.begin(attempt, job),
             Effect::Adopt { attempt, output_bytes } => self.runner.adopt(attempt, output_bytes),
@@ -222,9 +213,9 @@ impl Driver {
                 }
             }
             Effect::CheckDisk => {
-                let disk = Arc::clone(self.runner.disk());
+                let attempts = Arc::clone(self.runner.attempts());
                 // On a thread that may wait: the runtime has few, and they serve running jobs.
-                self.checking = Some(spawn_blocking(move || disk.look_again()));
+                self.checking = Some(spawn_blocking(move || attempts.can_run_again()));
             }
             Effect::Notice(notice) => self.notice(notice),
             Effect::Stop(reason) => self.stopped = Some(reason),
@@ -243,7 +234,8 @@ impl Driver {
         let mut client = self.client.clone();
         let opening = async move { client.session(request).await.map(Response::into_inner) };
         let incoming = Incoming::Opening(Box::pin(opening));
-        self.connection = Some(Connection { id, outgoing, incoming, reading: None });
+        self.connection = Some(Connection { id, outgoing, incoming });
+        self.reads.clear();
     }
 
     fn received(&mut self, message: Result<v1::SessionResponse, Status>) {
@@ -259,6 +251,7 @@ impl Driver {
             }
             Err(status) => {
                 self.connection = None;
+                self.reads.clear();
                 let cause = cause_of(&status);
                 self.status = status;
                 self.feed(Input::Disconnected { connection, cause });
@@ -294,20 +287,18 @@ impl Driver {
         let Some(connection) = &self.connection else { return false };
         // A closed channel never has room. The connection ends soon, and that is an event of its own.
         let open = !connection.outgoing.is_closed();
-        let uploads = connection.reading.is_none() && self.protocol.has_upload();
-        open && (self.protocol.has_control() || uploads)
+        let uploads = || self.protocol.has_upload(|kind| self.reads.have_room(kind));
+        open && (self.protocol.has_control() || uploads())
     }
 
     /// Sends what there is room for. A part of an attempt is read first.
     fn send_waiting(&mut self) {
         while self.wants_room() {
-            let Some(connection) = &mut self.connection else { return };
+            let Some(connection) = &self.connection else { return };
             let Ok(place) = connection.outgoing.clone().try_reserve_owned() else { return };
-            let message = match self.protocol.next_control() {
-                None if connection.reading.is_none() => self.protocol.next_upload(),
-                message => message,
-            };
-            match message {
+            let control = self.protocol.next_control();
+            let uploads = || self.protocol.next_upload(|kind| self.reads.have_room(kind));
+            match control.or_else(uploads) {
                 Some(Message::Heartbeat) => send(place, ToServer::Heartbeat(v1::Heartbeat {})),
                 Some(Message::Drain) => send(place, ToServer::Drain(v1::Drain {})),
                 Some(Message::Goodbye) => send(place, ToServer::Goodbye(v1::Goodbye {})),
@@ -315,19 +306,21 @@ impl Driver {
                     send(place, wire::report(&attempt, outcome, output_bytes));
                 }
                 Some(Message::Part { attempt, part }) => {
-                    let read = self.runner.read(&attempt, &part);
-                    connection.reading = Some(Reading { attempt, part, place, read });
+                    let read = self.runner.reader(&attempt, &part);
+                    self.reads.begin((attempt, part, place), read);
                 }
                 None => {}
             }
         }
     }
 
-    fn send_read(&mut self, read: io::Result<Vec<u8>>) {
-        let reading = self.connection.as_mut().and_then(|open| open.reading.take());
-        let Some(Reading { attempt, part, place, .. }) = reading else { return };
-        match read {
-            Ok(content) => send(place, wire::part(&attempt, part, content)),
+    fn send_read(&mut self, done: ReadDone) {
+        let ReadDone { attempt, part, place, content } = done;
+        match content {
+            Ok(content) => {
+                send(place, wire::part(&attempt, part, content));
+                self.protocol.part_sent(&attempt);
+            }
             Err(error) => {
                 let reason = error.to_string();
                 self.feed(Input::Unreadable { attempt, part, reason });
@@ -359,7 +352,7 @@ impl Driver {
                 link.send_replace(ConnectionState::Lost(reason));
             }
             Notice::Paused { reason } => {
-                tracing::warn!(worker, reason, "worker paused: it cannot write its files");
+                tracing::warn!(worker, reason, "worker paused: it cannot run jobs");
                 link.send_replace(ConnectionState::Paused(reason));
             }
             Notice::Resumed => tracing::info!(worker, "worker takes jobs again"),
@@ -383,15 +376,6 @@ async fn next_message(incoming: Option<&mut Incoming>) -> Result<v1::SessionResp
                 return messages.next().await.unwrap_or_else(ended);
             }
         }
-    }
-}
-
-async fn read_of(reading: Option<&mut Reading>) -> io::Result<Vec<u8>> {
-    match reading {
-        Some(reading) => {
-            (&mut reading.read).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-        }
-        None => pending().await,
     }
 }
 

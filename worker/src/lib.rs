@@ -25,6 +25,7 @@ mod own_disk;
 mod process_group;
 mod process_search;
 pub mod protocol;
+mod reads;
 pub mod remote;
 mod results;
 mod runner;

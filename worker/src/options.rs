@@ -59,7 +59,8 @@ pub enum ConnectionState {
     Open(usize),
     /// There is none; why.
     Lost(String),
-    /// There is one, and the worker takes no jobs: it cannot write its own files; why.
+    /// There is one, and the worker takes no jobs: it cannot write its own files, or start a
+    /// keeper; why.
     Paused(String),
 }
 

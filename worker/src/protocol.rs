@@ -43,7 +43,7 @@ use towpath_engine::ids::{Attempt, AttemptId};
 pub use attempt::PART_BYTES;
 pub use connection::{ANSWER_WITHIN, HEARTBEAT_EVERY_MAX, LEAVE_WITHIN, RETRY_MAX};
 pub use connection_id::ConnectionId;
-pub use effect::{Effect, EndReason, Greeting, Message, Notice, Outage, Part};
+pub use effect::{Effect, EndReason, Greeting, Message, Notice, Outage, Part, UploadKind};
 pub use input::{Cause, Input};
 
 use crate::{Adopted, Ended};
@@ -169,9 +169,7 @@ impl<J> Protocol<J> {
                     self.recorded(&attempt);
                 }
             }
-            Input::Heartbeat { connection } => {
-                self.is_current(connection);
-            }
+            Input::Heartbeat { connection } => self.heartbeat(connection),
             Input::Disconnected { connection, cause } => self.disconnected(connection, cause),
             Input::OutputGrew { attempt, length } => self.output_grew(&attempt, length),
             Input::Ended { attempt, outcome, incomplete } => {

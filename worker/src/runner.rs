@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    task::{JoinHandle, JoinSet, spawn_blocking},
+    task::{JoinSet, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
 use towpath_engine::{event::FailureCause, ids::AttemptId};
@@ -74,6 +74,11 @@ impl Runner {
     /// What an earlier process left.
     pub(crate) fn found(&self) -> impl Iterator<Item = AttemptId> + '_ {
         self.found.keys().cloned()
+    }
+
+    /// Where the attempts lie.
+    pub(crate) fn attempts(&self) -> &Arc<AttemptsDir> {
+        &self.attempts
     }
 
     /// The disk that the attempts' own files are on.
@@ -165,22 +170,21 @@ impl Runner {
         false
     }
 
-    /// Reads part of an attempt, on a thread that may wait for a disk: that of the driver sends
-    /// the heartbeats.
-    pub(crate) fn read(&self, attempt: &AttemptId, part: &Part) -> JoinHandle<io::Result<Vec<u8>>> {
-        match part {
+    /// What reads part of an attempt. It waits for a disk, so it is not for the thread of the driver,
+    /// which sends the heartbeats.
+    pub(crate) fn reader(
+        &self,
+        attempt: &AttemptId,
+        part: &Part,
+    ) -> impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static {
+        let spool = self.live.get(attempt).map(|live| Arc::clone(&live.spool));
+        let part = part.clone();
+        move || match part {
             Part::Output { offset, length } => {
-                let spool = self.live.get(attempt).map(|live| Arc::clone(&live.spool));
-                let (offset, length) = (*offset, *length);
-                spawn_blocking(move || {
-                    let spool = spool.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-                    spool.read(offset, length)
-                })
+                let spool = spool.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+                spool.read(offset, length)
             }
-            Part::Artifact { file, offset, length } => {
-                let (path, offset, length) = (file.absolute.clone(), *offset, *length);
-                spawn_blocking(move || read_part(&path, offset, length))
-            }
+            Part::Artifact { file, offset, length } => read_part(&file.absolute, offset, length),
         }
     }
 

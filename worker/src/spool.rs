@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,6 +12,7 @@ use std::{
     },
 };
 
+use nix::fcntl::OFlag;
 use tokio::sync::mpsc;
 use towpath_engine::ids::AttemptId;
 
@@ -144,8 +146,15 @@ impl Spool {
 }
 
 /// Reads `length` bytes of the file at `path` from `offset` on, or none at all.
+///
+/// What a job left may have been replaced since it was looked at. A named pipe would be waited for
+/// without end, and a link could lead to a file of another job.
 pub(crate) fn read_part(path: &std::path::Path, offset: u64, length: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file any more"));
+    }
     file.seek(SeekFrom::Start(offset))?;
     let mut part = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     file.take(length).read_to_end(&mut part)?;

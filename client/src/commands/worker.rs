@@ -237,10 +237,9 @@ impl News<'_> {
             ConnectionState::Open(held) => self
                 .app
                 .say(&format!("{name} is connected to {address} and continues {held} jobs.")),
-            ConnectionState::Paused(why) => self.app.say(&format!(
-                "{name} takes no jobs until it can write its own files: {}.",
-                safe(why)
-            )),
+            ConnectionState::Paused(why) => self
+                .app
+                .say(&format!("{name} takes no jobs until it can run them again: {}.", safe(why))),
             ConnectionState::Lost(_) if known => {}
             ConnectionState::Lost(why) => self.app.say(&format!(
                 "No session with {address}: {}. Connecting again; running jobs continue.",

@@ -17,7 +17,14 @@ impl WorkerSessions {
         loop {
             while let Some(message) = self.scheduler.next_message(session) {
                 delivery.taken.notify_one();
-                let message = match self.message_of(session, message).await {
+                // A worker that is away opens another session, for which everything is read again:
+                // what is read for this one would only make that slower.
+                let message = tokio::select! {
+                    message = self.message_of(session, message, &outbox) => message,
+                    () = delivery.closed.cancelled() => return,
+                    () = outbox.closed() => return,
+                };
+                let message = match message {
                     Ok(message) => message,
                     // What was to be sent is lost with the session: it is sent again in the next.
                     Err(error) => return self.scheduler.disconnect(session, Some(error)),
@@ -41,11 +48,12 @@ impl WorkerSessions {
         &self,
         session: SessionId,
         message: Message,
+        outbox: &Outbox,
     ) -> Result<Option<v1::SessionResponse>, CommandError> {
         Ok(Some(match message {
             Message::Welcome { held } => {
                 let held: Vec<AttemptId> = held.into_iter().collect();
-                let lengths = self.lengths(session, &held).await?;
+                let lengths = self.lengths(session, &held, outbox).await?;
                 wire::welcome(lengths.into_iter(), self.scheduler.lease_ms())
             }
             Message::Assign { attempt, fence } => {
@@ -66,6 +74,7 @@ impl WorkerSessions {
         &self,
         session: SessionId,
         held: &[AttemptId],
+        outbox: &Outbox,
     ) -> Result<Vec<(AttemptId, u64)>, CommandError> {
         let mut lengths = Vec::new();
         for key in held {
@@ -73,6 +82,8 @@ impl WorkerSessions {
             let length = on_disk(move || Ok(outputs.recover_or_set_aside(&attempt))).await?;
             lengths.push((key.clone(), length));
             self.scheduler.on(Input::Heartbeat { session });
+            // The worker gives up a server from which nothing comes.
+            outbox.try_send(wire::heartbeat());
         }
         Ok(lengths)
     }

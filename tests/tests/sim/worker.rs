@@ -249,8 +249,12 @@ impl World {
     fn send_waiting(&mut self, number: usize) {
         while let Some(conn) = self.workers[number].conn {
             let Some(protocol) = &mut self.workers[number].protocol else { return };
-            let message = protocol.next_control().or_else(|| protocol.next_upload());
+            let message = protocol.next_control().or_else(|| protocol.next_upload(|_| true));
             let Some(message) = message else { return };
+            if let Message::Part { attempt, .. } = &message {
+                // What a simulated worker sends is read at once.
+                protocol.part_sent(attempt);
+            }
             let message = match message {
                 Message::Heartbeat => ToServer::Heartbeat,
                 Message::Drain => ToServer::Drain,

@@ -20,6 +20,7 @@ mod resuming;
 mod retries;
 mod sessions;
 mod stages;
+mod unreadable;
 mod unresponsive;
 mod waiting;
 mod watching;

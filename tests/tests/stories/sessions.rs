@@ -281,6 +281,7 @@ fn a_worker_keeps_its_job_through_a_restart_of_the_server() {
         let held = vec![a.attempt.clone().expect("an attempt"), void];
         let mut worker = server.worker_like(hello("w", held)).await;
         assert_eq!(worker.held(), [("a/1".to_owned(), 8)], "and how much of its output is there");
+        assert_eq!(worker.heartbeats_before_welcome(), 1, "the server says that it reads it");
         worker.print(&a, 8, b"2 o two\n").await;
         worker.report_printed(&a, succeeded(), 16).await;
 

@@ -12,8 +12,8 @@
 
 use towpath_engine::{event::FailureCause, ids::AttemptId};
 
-use super::{Message, Part};
-use crate::{Adopted, Ended};
+use super::{Message, Part, UploadKind};
+use crate::{Adopted, ArtifactFile, Ended};
 
 /// Most bytes of output, or of a file, in one message.
 pub const PART_BYTES: u64 = 64 * 1024;
@@ -43,6 +43,8 @@ pub(super) struct Held<J> {
     pub(super) output: u64,
     /// It is in the queue of those with something to send.
     pub(super) queued: bool,
+    /// A part of it is being read, and what follows must wait for it.
+    reading: bool,
     /// How much of the output the server has, or will have when it reads more.
     sent: u64,
     /// Which file is sent next, and from which byte.
@@ -59,6 +61,7 @@ impl<J> Held<J> {
             state,
             output: 0,
             queued: false,
+            reading: false,
             sent: 0,
             file: 0,
             offset: 0,
@@ -91,16 +94,54 @@ impl<J> Held<J> {
     /// arrived, and what had arrived may be lost with the server's machine.
     pub(super) fn begin_upload(&mut self, output_bytes: u64) {
         (self.sent, self.file, self.offset) = (output_bytes, 0, 0);
-        (self.unreadable, self.reported) = (None, false);
+        (self.unreadable, self.reported, self.reading) = (None, false, false);
     }
 
     /// Whether there is something to send.
     pub(super) fn has_message(&self) -> bool {
         match self.state {
-            State::Running { .. } => self.sent < self.output && self.unreadable.is_none(),
-            State::Ended { .. } => !self.reported,
+            State::Running { .. } => self.has_output() && !self.reading,
+            State::Ended { .. } => !self.reported && !self.reading,
             State::Found | State::Waiting { .. } | State::Void | State::Clearing => false,
         }
+    }
+
+    fn has_output(&self) -> bool {
+        self.sent < self.output && self.unreadable.is_none()
+    }
+
+    /// What the next message is about. `None`: there is none.
+    pub(super) fn next_kind(&self) -> Option<UploadKind> {
+        if !self.has_message() {
+            None
+        } else if self.has_output() {
+            Some(UploadKind::Output)
+        } else if self.next_file().is_some() {
+            Some(UploadKind::File)
+        } else {
+            Some(UploadKind::Report)
+        }
+    }
+
+    /// The file that is sent next, unless something is wrong with what was sent before.
+    fn next_file(&self) -> Option<&ArtifactFile> {
+        match &self.state {
+            State::Ended {
+                outcome: Adopted::Ended(Ended::Succeeded { artifacts, .. }),
+                incomplete: None,
+            } if self.unreadable.is_none() => artifacts.get(self.file),
+            State::Found
+            | State::Waiting { .. }
+            | State::Running { .. }
+            | State::Void
+            | State::Ended { .. }
+            | State::Clearing => None,
+        }
+    }
+
+    /// The part that was being read is on its way.
+    pub(super) fn part_sent(&mut self) {
+        self.reading = false;
     }
 
     /// The next message about `attempt`, which is this one.
@@ -109,25 +150,25 @@ impl<J> Held<J> {
             return None;
         }
         let attempt = attempt.clone();
-        if self.sent < self.output && self.unreadable.is_none() {
+        if self.has_output() {
             let (offset, length) = (self.sent, (self.output - self.sent).min(PART_BYTES));
             self.sent += length;
+            self.reading = true;
             return Some(Message::Part { attempt, part: Part::Output { offset, length } });
+        }
+        if let Some(file) = self.next_file() {
+            let (offset, length) = (self.offset, (file.size - self.offset).min(PART_BYTES));
+            let size = file.size;
+            let part = Part::Artifact { file: file.clone(), offset, length };
+            self.offset += length;
+            if self.offset >= size {
+                (self.file, self.offset) = (self.file + 1, 0);
+            }
+            self.reading = true;
+            return Some(Message::Part { attempt, part });
         }
         let State::Ended { outcome, incomplete } = &self.state else { return None };
         let problem = incomplete.as_deref().map(not_complete).or_else(|| self.unreadable.clone());
-        if let Adopted::Ended(Ended::Succeeded { artifacts, .. }) = outcome
-            && problem.is_none()
-            && let Some(file) = artifacts.get(self.file)
-        {
-            let (offset, length) = (self.offset, (file.size - self.offset).min(PART_BYTES));
-            let part = Part::Artifact { file: file.clone(), offset, length };
-            self.offset += length;
-            if self.offset >= file.size {
-                (self.file, self.offset) = (self.file + 1, 0);
-            }
-            return Some(Message::Part { attempt, part });
-        }
         self.reported = true;
         let outcome = with_problem(outcome.clone(), problem);
         Some(Message::Report { attempt, outcome, output_bytes: self.sent })
@@ -135,6 +176,7 @@ impl<J> Held<J> {
 
     /// Notes that `part`, which was to be sent, cannot be read: the report says so.
     pub(super) fn part_unreadable(&mut self, part: &Part, reason: &str) {
+        self.reading = false;
         let problem = match part {
             Part::Output { offset, .. } => {
                 // The report must count no byte that the server does not get.

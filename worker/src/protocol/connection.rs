@@ -13,7 +13,8 @@ use towpath_engine::ids::AttemptId;
 
 use super::{Cause, ConnectionId, Effect, EndReason, Greeting, Message, Notice, Outage, Protocol};
 
-/// How long a server may take to answer a hello. It reads the log for it, and may have to write.
+/// How long a server may take to answer a hello, or to send a heartbeat while it works on the
+/// answer: it reads the log for it, and what it has of the output of all that is held.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time between two heartbeats.
 pub const HEARTBEAT_EVERY_MAX: Duration = Duration::from_secs(10);
@@ -149,6 +150,21 @@ impl<J> Protocol<J> {
             Link::Open(_) | Link::Away { .. } | Link::Opening { .. } | Link::Leaving { .. } => {
                 false
             }
+        }
+    }
+
+    /// The server lives. Before its welcome this says that it works on it: a worker that connected
+    /// again instead would let it begin anew, and never be welcome where the reading takes longer
+    /// than a hello may wait.
+    pub(super) fn heartbeat(&mut self, connection: ConnectionId) {
+        if self.is_current(connection) || self.may_stop() {
+            // A worker that leaves waits no longer than it said.
+            return;
+        }
+        if let Link::Opening { connection: opening, until, .. } = &mut self.link
+            && *opening == connection
+        {
+            *until = self.now + self.settings.answer_within;
         }
     }
 

@@ -79,7 +79,7 @@ pub enum Notice {
     },
     /// There is none.
     Disconnected(Outage),
-    /// The worker takes no jobs, because it cannot write its own files.
+    /// The worker takes no jobs, because it cannot write its own files or start a keeper.
     Paused {
         /// Why.
         reason: String,
@@ -134,6 +134,17 @@ pub enum Part {
         /// How many bytes, [`super::PART_BYTES`] at most; 0 only for an empty file.
         length: u64,
     },
+}
+
+/// What an attempt sends next: some of it must be read first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadKind {
+    /// Part of what it printed.
+    Output,
+    /// Part of a file that it left.
+    File,
+    /// How it ended.
+    Report,
 }
 
 /// Something to be sent.

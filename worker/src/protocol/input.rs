@@ -54,7 +54,7 @@ pub enum Input<J> {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// The server answered a heartbeat.
+    /// The server answered a heartbeat, or works on its welcome.
     Heartbeat {
         /// The connection.
         connection: ConnectionId,
@@ -96,7 +96,7 @@ pub enum Input<J> {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// The worker cannot write its own files.
+    /// The worker cannot write its own files, or start a keeper.
     DiskFailed {
         /// Why.
         reason: String,

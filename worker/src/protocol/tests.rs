@@ -145,8 +145,16 @@ impl Fixture {
 
     /// What is sent, as long as the connection takes it.
     fn sent(&mut self) -> Vec<String> {
-        let next = || self.protocol.next_control().or_else(|| self.protocol.next_upload());
-        std::iter::from_fn(next).map(|sent| message(&sent)).collect()
+        std::iter::from_fn(|| self.send_next(|_| true)).collect()
+    }
+
+    /// What is sent next. A part is read at once.
+    fn send_next(&mut self, may: impl Fn(UploadKind) -> bool) -> Option<String> {
+        let next = self.protocol.next_control().or_else(|| self.protocol.next_upload(may))?;
+        if let Message::Part { attempt, .. } = &next {
+            self.protocol.part_sent(attempt);
+        }
+        Some(message(&next))
     }
 
     fn welcome(&mut self, connection: u64, held: &[(&str, u64)]) -> Vec<String> {
@@ -184,6 +192,39 @@ impl Fixture {
     fn clear(&mut self, attempt: &str) -> Vec<String> {
         self.on(Input::Cleared { attempt: id(attempt) })
     }
+}
+
+#[test]
+fn what_waits_to_be_read_holds_up_only_its_own_attempt() {
+    let mut fixture = Fixture::open(settings());
+    for attempt in ["a/1", "b/1"] {
+        fixture.assign(1, attempt);
+        fixture.grow(attempt, 10);
+        fixture.end(attempt, succeeded(&[("x", 5)]));
+    }
+    let next = |fixture: &mut Fixture| fixture.protocol.next_upload(|_| true);
+    let read = next(&mut fixture).unwrap();
+    assert_eq!(message(&read), "output a/1 0+10");
+
+    // While that is read, and for as long as no file may be read: the other's output alone.
+    assert_eq!(message(&next(&mut fixture).unwrap()), "output b/1 0+10");
+    fixture.protocol.part_sent(&id("b/1"));
+    let no_files = |kind| kind != UploadKind::File;
+    assert!(!fixture.protocol.has_upload(no_files));
+    assert_eq!(fixture.protocol.next_upload(no_files), None);
+    fixture.assign(1, "c/1");
+    fixture.end("c/1", succeeded(&[]));
+    assert_eq!(fixture.send_next(no_files).unwrap(), "report c/1 succeeded 0");
+
+    // A session that ends gives up what is being read.
+    fixture.disconnect(1, Cause::Lost);
+    fixture.pass(10_000);
+    fixture.welcome(2, &[("a/1", 0), ("b/1", 10)]);
+    let sent = ["heartbeat", "file b/1 x 0+5", "output a/1 0+10", "report b/1 succeeded 10"];
+    let mut all = fixture.sent();
+    all.sort();
+    assert_eq!(all.len(), 6, "{all:?}");
+    assert!(sent.iter().all(|one| all.iter().any(|other| other == one)), "{all:?}");
 }
 
 #[test]

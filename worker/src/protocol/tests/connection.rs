@@ -40,6 +40,26 @@ fn a_server_that_never_answers_is_not_waited_for_without_end() {
 }
 
 #[test]
+fn a_server_that_sends_heartbeats_before_its_welcome_is_waited_for() {
+    let mut fixture = Fixture::new(settings(), &["a/1"]);
+    fixture.tick();
+    for _ in 0..10 {
+        assert_eq!(fixture.pass(29_000), [""; 0]);
+        assert_eq!(fixture.on(Input::Heartbeat { connection: ConnectionId(1) }), [""; 0]);
+    }
+    assert_eq!(fixture.pass(29_999), [""; 0], "thirty seconds from the last");
+    fixture.on(Input::Heartbeat { connection: ConnectionId(7) });
+    assert_eq!(fixture.pass(1)[0], "disconnect 1", "that was of another connection");
+
+    let mut leaving = Fixture::new(settings(), &[]);
+    leaving.tick();
+    leaving.on(Input::DrainRequested);
+    leaving.pass(1_500);
+    leaving.on(Input::Heartbeat { connection: ConnectionId(1) });
+    assert_eq!(leaving.pass(500), ["disconnect 1", "stop Done"], "it waits no longer for it");
+}
+
+#[test]
 fn tries_come_less_and_less_often_and_an_order_to_stop_ends_the_wait() {
     let mut fixture = Fixture::new(settings(), &[]);
     fixture.tick();
