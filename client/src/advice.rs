@@ -21,7 +21,9 @@ pub(crate) fn of(code: ErrorCode) -> &'static str {
         E::ApproverEmailUnknown => {
             "Issue a token with `--email`, or set `user.email` of git on the store's machine."
         }
-        E::ApproverIsAuthor | E::ApproverIsRequester => "Ask another person to approve.",
+        E::ApproverHasApproved | E::ApproverIsAuthor | E::ApproverIsRequester => {
+            "Ask another person to approve."
+        }
         E::ApproverNotAllowed => "Ask a person or role that the gate names; `tow why` lists them.",
         E::ApproverNotHuman => "Ask a person to approve, in their own name.",
         E::ArgumentOutOfBounds => "Give a value within the bounds.",

@@ -104,6 +104,8 @@ codes! {
     ApprovalStale = "APPROVAL_STALE", Conflict;
     /// The e-mail address of the approver is unknown, and the gate excludes authors.
     ApproverEmailUnknown = "APPROVER_EMAIL_UNKNOWN", Forbidden;
+    /// The same person has approved already, by another name.
+    ApproverHasApproved = "APPROVER_HAS_APPROVED", Forbidden;
     /// The gate excludes the authors of the pipeline file.
     ApproverIsAuthor = "APPROVER_IS_AUTHOR", Forbidden;
     /// The gate excludes the requester of the run.

@@ -85,7 +85,7 @@ pub fn decide(
         Command::Approve(approve) => approve::decide(run, approve, by, now),
         Command::Reject(reject) => reject::decide(run, reject),
         Command::Cancel(reason) => cancel::decide(run, reason),
-        Command::Resume(resume) => resume::decide(run, resume),
+        Command::Resume(resume) => resume::decide(run, resume, by),
         Command::Retry(job) => retry_job::decide(run, job),
         Command::Import(import) => import::decide(run, import, now),
         Command::PassTime => pass_time::decide(run, now),

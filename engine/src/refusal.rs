@@ -108,6 +108,16 @@ pub enum Refusal {
         /// In which way they are the requester: by name, or by an address.
         why: String,
     },
+    /// The same person has approved already, by another name.
+    #[error("`{by}` is the same person as `{before}`, who has approved at `{job}` already")]
+    ApproverHasApproved {
+        /// The job.
+        job: JobName,
+        /// Who wanted to approve.
+        by: String,
+        /// The name of the approval that counts.
+        before: String,
+    },
     /// The gate excludes the authors of the pipeline file.
     #[error("`{by}` wrote or committed the pipeline file and may not approve at `{job}`")]
     ApproverIsAuthor {
@@ -227,6 +237,7 @@ impl Refusal {
             Self::ApprovalExpired { .. } => ErrorCode::ApprovalExpired,
             Self::ApproverNotHuman { .. } => ErrorCode::ApproverNotHuman,
             Self::ApproverNotAllowed { .. } => ErrorCode::ApproverNotAllowed,
+            Self::ApproverHasApproved { .. } => ErrorCode::ApproverHasApproved,
             Self::ApproverIsRequester { .. } => ErrorCode::ApproverIsRequester,
             Self::ApproverIsAuthor { .. } => ErrorCode::ApproverIsAuthor,
             Self::ApproverEmailUnknown { .. } => ErrorCode::ApproverEmailUnknown,
@@ -279,6 +290,7 @@ impl Refusal {
             ],
             Self::ApproverNotHuman { job, by }
             | Self::ApproverNotAllowed { job, by, .. }
+            | Self::ApproverHasApproved { job, by, .. }
             | Self::ApproverIsRequester { job, by, .. }
             | Self::ApproverIsAuthor { job, by }
             | Self::ApproverEmailUnknown { job, by } => {

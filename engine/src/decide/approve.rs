@@ -45,9 +45,16 @@ pub(super) fn decide(
                 return Err(Refusal::ApprovalExpired { job });
             }
             let approval = run.approval(known, (by, &identity), comment, now, false)?;
-            // A person who has approved already is counted once.
-            let given = known.approval_of(by, &identity).is_some();
-            Ok(if given { Vec::new() } else { vec![approval] })
+            match known.approval_of(by, &identity) {
+                None => Ok(vec![approval]),
+                // The same request again is not an error.
+                Some(given) if given.by == *by => Ok(Vec::new()),
+                // "Approved" would say that it counts, and it does not.
+                Some(given) => {
+                    let (by, before) = (by.to_string(), given.by.to_string());
+                    Err(Refusal::ApproverHasApproved { job, by, before })
+                }
+            }
         }
         (JobState::AtGate(waiting), _) => {
             Err(Refusal::ApprovalStale { job, waiting: *waiting, given: approval_digest })

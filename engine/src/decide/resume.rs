@@ -2,9 +2,10 @@
 
 use super::create::{concerned, plan_chunks};
 use crate::{
+    admission::is_human,
     event::{RunEvent, RunOutcome, VoidCause},
     gate::{Authors, Identity},
-    ids::{Digest, StageName},
+    ids::{Actor, Digest, StageName},
     plan::Plan,
     refusal::Refusal,
     run::{Job, Phase, Run},
@@ -39,10 +40,18 @@ pub struct ResumeRun {
     pub may_lift_gates: bool,
 }
 
+/// Refuses a plan that takes a gate away, unless a person who may open gates sends it.
+fn may_lift(run: &Run, plan: &Plan, is_approver: bool, by: &Actor) -> Result<(), Refusal> {
+    let Some(job) = run.lifted_gate(plan) else { return Ok(()) };
+    // It opens the gate in effect, and a program opens none, whatever its role.
+    is_human(job, by)?;
+    if is_approver { Ok(()) } else { Err(Refusal::GateLifted { job: job.clone() }) }
+}
+
 /// Succeeded jobs stay as they are unless `from` says otherwise; everything else that has ended
 /// gets another chance. A plan that has changed is refused unless the edit is accepted; other files
 /// than the frozen ones are taken over only together with it.
-pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Refusal> {
+pub(super) fn decide(run: &Run, resume: &ResumeRun, by: &Actor) -> Result<Vec<RunEvent>, Refusal> {
     let header = run.header().ok_or(Refusal::RunUnknown)?;
     // Scripts of the run are still being ended. Started again now, a job could run beside its own
     // cancelled attempt.
@@ -67,9 +76,7 @@ pub(super) fn decide(run: &Run, resume: &ResumeRun) -> Result<Vec<RunEvent>, Ref
                 return Err(Refusal::JobsRunning { running: run.counts().running });
             }
             // Decided here, on the plan that is replaced: it may be another one than a moment ago.
-            if let Some(job) = run.lifted_gate(plan).filter(|_| !resume.may_lift_gates) {
-                return Err(Refusal::GateLifted { job: job.clone() });
-            }
+            may_lift(run, plan, resume.may_lift_gates, by)?;
             let (requester, authors) = concerned(plan, requester, authors.as_ref())?;
             void = Some(VoidCause::PlanReplaced(now));
             events.push(RunEvent::PlanReplaced {

@@ -166,6 +166,7 @@ fn is_about_approver(failure: &Failure) -> bool {
         [
             E::ApproverNotHuman,
             E::ApproverNotAllowed,
+            E::ApproverHasApproved,
             E::ApproverIsRequester,
             E::ApproverIsAuthor,
             E::ApproverEmailUnknown,

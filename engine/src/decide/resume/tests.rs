@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     decide::{Command, Ended, testing::*},
-    ids::{Actor, Attempt},
+    ids::Attempt,
     plan::{JobPlan, When},
 };
 
@@ -326,7 +326,10 @@ fn an_edit_that_lifts_a_gate_is_decided_on_the_plan_that_it_replaces() {
     let around = || edit(false, vec![gated(job("switch")), job("after")]);
     let refusal = fixture.refused(&around());
     assert_eq!(refusal, Refusal::GateLifted { job: "switch".into() });
-    fixture.carries_out(&edit(true, vec![job("switch"), job("after")]));
+    let plain = edit(true, vec![job("switch"), job("after")]);
+    let agent: Actor = "agent:bot".parse().unwrap();
+    assert_eq!(fixture.refused_of(&agent, &plain).code().as_str(), "APPROVER_NOT_HUMAN");
+    fixture.carries_out(&plain);
     fixture.carries_out(&around());
     assert_eq!(fixture.run.gates().count(), 1, "there was no gate to lift any more");
 }
