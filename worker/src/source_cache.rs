@@ -6,11 +6,12 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::SystemTime,
 };
 
 use tempfile::{NamedTempFile, TempDir};
+use tokio::sync::OwnedMutexGuard;
 
 /// Most bytes of unused sources that are kept.
 pub const SOURCES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -27,8 +28,9 @@ pub(crate) struct SourceCache {
     folder: PathBuf,
     bytes_max: u64,
     in_use: InUse,
-    /// Held while a source is made or removed.
-    pub(crate) making: tokio::sync::Mutex<()>,
+    /// The locks of the sources that are being made or discarded, by name. One for all of them
+    /// would let one remote that does not answer hold up every other source.
+    making: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 /// A source that stays for as long as this lives.
@@ -51,8 +53,8 @@ impl Drop for Borrowed {
     }
 }
 
-fn locked(in_use: &InUse) -> MutexGuard<'_, HashMap<String, u32>> {
-    in_use.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SourceCache {
@@ -66,20 +68,38 @@ impl SourceCache {
             }
         }
         let (folder, in_use) = (folder.to_owned(), InUse::default());
-        Ok(Self { folder, bytes_max, in_use, making: tokio::sync::Mutex::default() })
+        Ok(Self { folder, bytes_max, in_use, making: Mutex::default() })
+    }
+
+    /// Locks the source called `name`: held while it is made or discarded.
+    pub(crate) async fn lock(&self, name: &str) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut making = locked(&self.making);
+            // As many stay as attempts are being prepared.
+            making.retain(|_, lock| lock.strong_count() > 0);
+            making.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let lock = Arc::default();
+                making.insert(name.to_owned(), Arc::downgrade(&lock));
+                lock
+            })
+        };
+        lock.lock_owned().await
     }
 
     /// The source called `name`, if it is there.
     pub(crate) fn find(&self, name: &str) -> Option<Borrowed> {
-        let path = self.folder.join(name);
-        if !path.is_dir() {
-            return None;
-        }
+        let mut in_use = locked(&self.in_use);
+        // Under the lock: between this and the count below it must not be removed for another.
+        self.folder.join(name).is_dir().then(|| self.borrow(&mut in_use, name))
+    }
+
+    fn borrow(&self, in_use: &mut HashMap<String, u32>, name: &str) -> Borrowed {
         // Counted, because several attempts may use one source at once.
-        *locked(&self.in_use).entry(name.to_owned()).or_default() += 1;
+        *in_use.entry(name.to_owned()).or_default() += 1;
+        let path = self.folder.join(name);
         // Without it the source only looks older than it is.
         drop(File::create(path.join(USED)));
-        Some(Borrowed { path, name: name.to_owned(), in_use: Arc::clone(&self.in_use) })
+        Borrowed { path, name: name.to_owned(), in_use: Arc::clone(&self.in_use) }
     }
 
     /// A file that is gone again when its handle is.
@@ -95,13 +115,16 @@ impl SourceCache {
     /// Keeps what was made in `made` under `name`, and makes room.
     pub(crate) fn keep(&self, made: TempDir, name: &str) -> io::Result<Borrowed> {
         File::create(made.path().join(USED))?;
-        // A rename is atomic: a worker that is killed leaves a whole source or none under its name.
-        match fs::rename(made.path(), self.folder.join(name)) {
+        let kept = {
+            // Under the lock: another that makes room must not find it unused.
+            let mut in_use = locked(&self.in_use);
+            // A rename is atomic: a worker that is killed leaves a whole source or none under its
+            // name.
+            fs::rename(made.path(), self.folder.join(name))?;
             // Now it lies elsewhere: nothing is left to be removed.
-            Ok(()) => drop(made.keep()),
-            Err(error) => return Err(error),
-        }
-        let kept = self.find(name).ok_or(io::ErrorKind::NotFound)?;
+            drop(made.keep());
+            self.borrow(&mut in_use, name)
+        };
         self.trim()?;
         Ok(kept)
     }
@@ -130,13 +153,28 @@ impl SourceCache {
             if bytes <= self.bytes_max {
                 break;
             }
-            // A source in use stays even beyond the bound: a job reads from it.
-            if !locked(&self.in_use).contains_key(name_of(&path)) {
-                remove(&path);
+            if self.remove_unused(&path) {
                 bytes -= own;
             }
         }
         Ok(())
+    }
+
+    /// Removes the source at `path` unless it is in use: it stays even beyond the bound, because a
+    /// job reads from it. Answers whether it is removed.
+    fn remove_unused(&self, path: &Path) -> bool {
+        let name = name_of(path);
+        let away = self.folder.join(format!("{UNFINISHED_PREFIX}{name}"));
+        {
+            let in_use = locked(&self.in_use);
+            // Out of the way under the lock, and removed after it: half of a source must not be
+            // found, nor be where the next one of the name is to lie.
+            if in_use.contains_key(name) || fs::rename(path, &away).is_err() {
+                return false;
+            }
+        }
+        remove(&away);
+        true
     }
 }
 

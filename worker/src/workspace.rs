@@ -137,8 +137,9 @@ impl Workspaces {
                 Err(TreeProblem::Unreadable(_)) if again => {
                     again = false;
                     drop(repository);
-                    let _making = self.sources.making.lock().await;
-                    self.sources.discard(&name_of(source));
+                    let name = name_of(source);
+                    let _making = self.sources.lock(&name).await;
+                    self.sources.discard(&name);
                 }
                 Err(problem) => {
                     return Err(format!("the files of the run cannot be used: {problem}").into());
@@ -150,7 +151,7 @@ impl Workspaces {
     /// The repository that holds the commit of `source`. Made if it is not there yet.
     async fn repository(&self, of: &AttemptId, source: &Source) -> Result<Borrowed, String> {
         let name = name_of(source);
-        let _making = self.sources.making.lock().await;
+        let _making = self.sources.lock(&name).await;
         if let Some(found) = self.sources.find(&name) {
             return Ok(found);
         }
@@ -412,6 +413,28 @@ mod tests {
         assert!(matches!(unprepared, PrepareError::Cancelled), "{unprepared:?}");
         assert_eq!(fs::read_dir(folder.path().join("sources")).unwrap().count(), 0);
         assert!(!folder.path().join("root").exists());
+    }
+
+    #[tokio::test]
+    async fn a_source_that_does_not_come_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (workspaces, _listener) = workspaces(folder.path());
+        let of = AttemptId { run: "r".into(), job: "a".into(), attempt: Attempt(1) };
+        let slow = source_of(needed().source).unwrap();
+        let there = Source { origin: Origin::Bundle(Blob::of(b"another")), ..slow.clone() };
+        let made = workspaces.sources.scratch_folder().unwrap();
+        drop(workspaces.sources.keep(made, &name_of(&there)).unwrap());
+
+        let either = async {
+            tokio::select! {
+                biased;
+                _ = workspaces.repository(&of, &slow) => unreachable!("the server never answers"),
+                found = workspaces.repository(&of, &there) => found,
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(10), either).await;
+
+        found.expect("it is there").unwrap();
     }
 
     #[tokio::test]
