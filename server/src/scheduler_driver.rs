@@ -20,7 +20,7 @@ use towpath_storage::{AppendError, StoreError};
 use crate::{
     command_error::CommandError,
     runs::Runs,
-    shared_scheduler::{SharedScheduler, Work},
+    shared_scheduler::SharedScheduler,
     streams::{Loaded, Recorded},
 };
 
@@ -41,7 +41,7 @@ impl SchedulerDriver {
     /// Carries out what the scheduler wants, until the server stops.
     pub(crate) async fn run(
         self: Arc<Self>,
-        mut work: mpsc::UnboundedReceiver<Work>,
+        mut work: mpsc::UnboundedReceiver<Effect>,
         stop: CancellationToken,
     ) {
         let mut ticks = tokio::time::interval(self.scheduler.inspect(|all| all.lease() / 4));
@@ -50,8 +50,9 @@ impl SchedulerDriver {
             tokio::select! {
                 () = stop.cancelled() => return,
                 next = work.recv() => match next {
-                    Some(Work::Effect(effect)) => self.carry_out(effect).await,
-                    Some(Work::Reached(reached)) => drop(reached.send(())),
+                    // Nothing is waited for here: while one run waits for its lock or for the disk,
+                    // the others are leased, and time passes for all.
+                    Some(effect) => self.carry_out(effect),
                     None => return,
                 },
                 _ = ticks.tick() => drop(self.scheduler.on(Input::Tick)),
@@ -60,10 +61,14 @@ impl SchedulerDriver {
         }
     }
 
-    async fn carry_out(self: &Arc<Self>, effect: Effect) {
+    fn carry_out(self: &Arc<Self>, effect: Effect) {
         match effect {
-            // In turn: what is leased next depends on what was leased before.
-            Effect::Lease { session, run, lease } => self.lease(session, run, lease).await,
+            // In order all the same: the scheduler asks for the next lease of a run when this one
+            // is decided, and for no more leases than there are free slots.
+            Effect::Lease { session, run, lease } => {
+                let driver = Arc::clone(self);
+                tokio::spawn(async move { driver.lease(session, run, lease).await });
+            }
             Effect::Lose { attempt, reason } => {
                 let driver = Arc::clone(self);
                 tokio::spawn(async move { driver.lose(attempt, reason).await });
@@ -93,7 +98,7 @@ impl SchedulerDriver {
     }
 
     /// Decides a lease; the next one may be decided while this one is being written.
-    async fn lease(self: &Arc<Self>, session: SessionId, run: RunId, lease: LeaseJob) {
+    async fn lease(&self, session: SessionId, run: RunId, lease: LeaseJob) {
         let by = Actor::worker(lease.worker.as_str());
         let queued = match self.runs.queue(&run, &[Command::Lease(lease)], &by).await {
             Ok(queued) => queued,
@@ -109,20 +114,17 @@ impl SchedulerDriver {
         if !recorded {
             return;
         }
-        let driver = Arc::clone(self);
-        tokio::spawn(async move {
-            match queued.done.await {
-                Ok(recorded) => {
-                    let leased = driver.leased(&run, &recorded);
-                    driver.scheduler.on(Input::LeaseDurable { session, leased });
-                }
-                Err(error) => {
-                    let blame = driver.blame_append(&error);
-                    let stage = LeaseStage::Write;
-                    driver.scheduler.on(Input::LeaseFailed { session, run, stage, blame });
-                }
+        match queued.done.await {
+            Ok(recorded) => {
+                let leased = self.leased(&run, &recorded);
+                self.scheduler.on(Input::LeaseDurable { session, leased });
             }
-        });
+            Err(error) => {
+                let blame = self.blame_append(&error);
+                let stage = LeaseStage::Write;
+                self.scheduler.on(Input::LeaseFailed { session, run, stage, blame });
+            }
+        }
     }
 
     async fn lose(&self, attempt: AttemptId, reason: LossReason) {

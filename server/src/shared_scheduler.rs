@@ -29,15 +29,6 @@ use crate::{command_error::CommandError, outbox::Outbox, status, sync::locked};
 /// Shortest time that a worker may send no heartbeat.
 const LEASE_MIN: Duration = Duration::from_millis(4);
 
-/// What the driver is to do.
-#[derive(Debug)]
-pub(crate) enum Work {
-    /// Carry this out against the log.
-    Effect(Effect),
-    /// Say so when everything before it has been carried out.
-    Reached(oneshot::Sender<()>),
-}
-
 /// A connection that the scheduler knows as a session.
 #[derive(Debug)]
 struct Connection {
@@ -71,7 +62,9 @@ pub(crate) struct SharedScheduler {
     next_session: AtomicU64,
     /// Bounded by what the scheduler asks for: one lease of each run, one loss of each lease, one
     /// reconciliation of each session at a time.
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<Effect>,
+    /// Whether no lease is being decided.
+    settled: watch::Sender<bool>,
     /// The scheduler wants to be woken at another time.
     alarm: Notify,
     /// The version of what wants a worker.
@@ -91,7 +84,7 @@ pub(crate) struct Record {
 
 impl SharedScheduler {
     /// A scheduler of leases that expire after `lease`, and what it wants its driver to do.
-    pub(crate) fn new(lease: Duration) -> (Arc<Self>, mpsc::UnboundedReceiver<Work>) {
+    pub(crate) fn new(lease: Duration) -> (Arc<Self>, mpsc::UnboundedReceiver<Effect>) {
         let (work, receive) = mpsc::unbounded_channel();
         let shared = Self {
             // At least a moment, or time would never be passed.
@@ -100,6 +93,7 @@ impl SharedScheduler {
             connections: SyncMutex::default(),
             next_session: AtomicU64::new(1),
             work,
+            settled: watch::Sender::new(true),
             alarm: Notify::new(),
             wanted: watch::Sender::new(0),
             store_error: SyncMutex::default(),
@@ -123,6 +117,7 @@ impl SharedScheduler {
             if scheduler.next_wake() != before {
                 self.alarm.notify_one();
             }
+            self.note_settled(&scheduler);
             (record, scheduler.wanted_version())
         };
         self.wanted.send_if_modified(|version| std::mem::replace(version, wanted) != wanted);
@@ -148,7 +143,7 @@ impl SharedScheduler {
                 | Effect::CheckJob { .. }) => {
                     // The driver is missing only while the server is closing.
                     // The driver has ended, and the log takes nothing any more.
-                    let _ = self.work.send(Work::Effect(work));
+                    let _ = self.work.send(work);
                 }
             }
         }
@@ -236,7 +231,14 @@ impl SharedScheduler {
         let mut scheduler = locked(&self.scheduler);
         let message = scheduler.next_message(session, &mut effects);
         self.route(effects);
+        self.note_settled(&scheduler);
         message
+    }
+
+    /// Called under the lock of `scheduler`: an older answer must not replace a newer one.
+    fn note_settled(&self, scheduler: &Scheduler) {
+        let settled = scheduler.is_settled();
+        self.settled.send_if_modified(|known| std::mem::replace(known, settled) != settled);
     }
 
     /// Looks at the scheduler.
@@ -283,14 +285,12 @@ impl SharedScheduler {
 
     /// Waits until every lease that could be given out now has been decided.
     pub(crate) async fn settle(&self) {
-        loop {
-            let (reach, reached) = oneshot::channel();
-            if self.work.send(Work::Reached(reach)).is_err() || reached.await.is_err() {
-                return;
-            }
-            if self.inspect(Scheduler::is_settled) {
-                return;
-            }
+        let mut settled = self.settled.subscribe();
+        tokio::select! {
+            // The sender lives as long as this.
+            _ = settled.wait_for(|settled| *settled) => {}
+            // There is no driver any more, and nothing is decided.
+            () = self.work.closed() => {}
         }
     }
 

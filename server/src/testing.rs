@@ -15,7 +15,7 @@ use towpath_engine::{
     job::JobState,
     plan::{JobPlan, Plan},
     run::LockUsage,
-    scheduler::Scheduler,
+    scheduler::{Effect, Scheduler},
     time::Timestamp,
     views::List,
 };
@@ -27,7 +27,7 @@ use crate::{
     runs::RunHooks,
     runs::Runs,
     scheduler_driver::SchedulerDriver,
-    shared_scheduler::{SharedScheduler, Work},
+    shared_scheduler::SharedScheduler,
     streams::{Loaded, Queued, Streams},
 };
 
@@ -56,7 +56,7 @@ impl Fixture {
         (fixture, driver)
     }
 
-    fn build(lease: Duration) -> (Self, mpsc::UnboundedReceiver<Work>) {
+    fn build(lease: Duration) -> (Self, mpsc::UnboundedReceiver<Effect>) {
         let (scheduler, work) = SharedScheduler::new(lease);
         let store = Arc::new(MemoryStore::default());
         let clock = Arc::new(SetClock::at(Timestamp(1_000)));

@@ -70,6 +70,18 @@ impl DueTimes {
         due.map(|(_, run)| run.clone()).collect()
     }
 
+    /// As [`DueTimes::next`], without the runs in `except`.
+    pub fn next_except(&self, except: &BTreeSet<RunId>) -> Option<Timestamp> {
+        self.order.iter().find(|(_, run)| !except.contains(run)).map(|(at, _)| *at)
+    }
+
+    /// As [`DueTimes::due`], without the runs in `except`, and `most` at most.
+    pub fn due_except(&self, now: Timestamp, except: &BTreeSet<RunId>, most: usize) -> Vec<RunId> {
+        let due = self.order.iter().take_while(|(at, _)| *at <= now);
+        let others = due.filter(|(_, run)| !except.contains(run));
+        others.take(most).map(|(_, run)| run.clone()).collect()
+    }
+
     /// What is due in `run` was done: what it says from here on counts at once.
     pub fn done(&mut self, run: &RunId) {
         if let Some(due) = self.of_run.get(run).copied().filter(|due| due.pause_ms > 0) {
@@ -108,6 +120,10 @@ mod tests {
         assert!(!due.set(&a, Some(Timestamp(30))), "b is earlier still");
 
         assert_eq!(due.due(Timestamp(10)), std::slice::from_ref(&b));
+        let except = BTreeSet::from([b.clone()]);
+        assert_eq!(due.next_except(&except), Some(Timestamp(30)));
+        assert_eq!(due.due_except(Timestamp(30), &except, 9), std::slice::from_ref(&a));
+        assert_eq!(due.due_except(Timestamp(30), &BTreeSet::new(), 1), std::slice::from_ref(&b));
         assert!(due.set(&b, None));
         assert_eq!((due.next(), due.due(Timestamp(29))), (Some(Timestamp(30)), vec![]));
     }

@@ -138,3 +138,32 @@ async fn a_worker_whose_return_failed_is_waited_for() {
     };
     tokio::time::timeout(Duration::from_secs(20), lost).await.expect("its lease expires");
 }
+
+/// A run of one job that only a worker with the tag `special` is given.
+async fn special(fixture: &Fixture, name: &str) -> RunId {
+    let mut special = job("a", &[]);
+    special.tags = vec!["special".to_owned()];
+    fixture.begins(name, vec![special]).await
+}
+
+#[tokio::test]
+async fn a_run_that_is_slow_holds_up_neither_leases_of_others_nor_time() {
+    let (fixture, driver) = Fixture::driven(Duration::from_millis(200));
+    let (slow, other) = (special(&fixture, "a-slow").await, special(&fixture, "other").await);
+    let held = fixture.runs.lock_latest(&slow).await.unwrap();
+
+    let (outbox, _outgoing) = outbox();
+    let special = v1::Hello { tags: vec!["special".to_owned()], ..hello(&[]) };
+    let (_, delivery) = driver.open(special, &outbox).await.unwrap();
+
+    let leased = async {
+        while fixture.state(&other, "a").await == JobState::Waiting {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), leased).await.expect("the other is leased");
+    // It sends no heartbeat.
+    let expired = delivery.closed.cancelled();
+    tokio::time::timeout(Duration::from_secs(20), expired).await.expect("the session expires");
+    drop(held);
+}
