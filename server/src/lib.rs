@@ -24,6 +24,7 @@ mod output_reads;
 mod outputs;
 mod pages;
 mod past_reads;
+mod pauses;
 mod pipeline_files;
 mod rpc;
 mod run_commands;

@@ -23,6 +23,7 @@ use towpath_engine::{
     scheduler::{CloseReason, Effect, Input, Message, Notice, Scheduler, SessionId},
     views::{LifecycleStep, lifecycle_step},
 };
+use towpath_proto::v1;
 
 use crate::{command_error::CommandError, outbox::Outbox, status, sync::locked};
 
@@ -222,6 +223,15 @@ impl SharedScheduler {
         let broken = |connection: &Connection| connection.outbox.is_closed();
         if locked(&self.connections).get(&session).is_none_or(broken) {
             self.disconnect(session, None);
+        }
+    }
+
+    /// The session lives, although nothing is read from it now: `heartbeat` says so to its worker.
+    pub(crate) fn keep_alive(&self, session: SessionId, heartbeat: v1::SessionResponse) {
+        self.on(Input::Heartbeat { session });
+        let outbox = locked(&self.connections).get(&session).map(|found| found.outbox.clone());
+        if let Some(outbox) = outbox {
+            outbox.try_send(heartbeat);
         }
     }
 

@@ -181,7 +181,7 @@ pub(crate) struct Streams<A: Aggregate, H> {
     pub(crate) hooks: H,
     pub(crate) cells: SyncMutex<Cells<A>>,
     pub(crate) list: SyncMutex<List<A>>,
-    /// Streams whose records cannot be replayed, with the version where it fails and the reason.
+    /// Streams whose records cannot be replayed, or that can record nothing more, with the version where it fails and the reason.
     /// Noticed whenever one is read; kept until the server ends, since records do not change.
     pub(crate) set_aside: SyncMutex<BTreeMap<A::Id, (Version, String)>>,
 }

@@ -13,7 +13,7 @@ mod hello;
 mod parts;
 mod reports;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
@@ -32,8 +32,11 @@ use crate::{
     status,
     wire::{self, Received, WorkerMessage},
 };
-use parts::{artifact_path, fits, note_part, part};
+use parts::{PartError, artifact_path, fits, note_part, part};
 use reports::Reports;
+
+/// Longest time before a part that the disk had no room for is written again.
+const PART_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves the sessions of workers.
 #[derive(Clone, Debug)]
@@ -105,9 +108,7 @@ impl WorkerSessions {
                 incoming.next().await
             };
             let message = tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
-                () = delivery.closed.cancelled() => return Ok(()),
-                () = outbox.closed() => return Ok(()),
+                () = self.ended(delivery, outbox) => return Ok(()),
                 message = read => message,
             };
             let message = match message {
@@ -128,7 +129,19 @@ impl WorkerSessions {
                 delivery.closed.cancelled().await;
                 return Ok(());
             }
-            self.take(session, message, &mut reports).await?;
+            tokio::select! {
+                () = self.ended(delivery, outbox) => return Ok(()),
+                taken = self.take(session, message, &mut reports) => taken?,
+            }
+        }
+    }
+
+    /// Waits until the session, its connection or the server ends.
+    async fn ended(&self, delivery: &Delivery, outbox: &Outbox) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = delivery.closed.cancelled() => {}
+            () = outbox.closed() => {}
         }
     }
 
@@ -147,17 +160,22 @@ impl WorkerSessions {
                 if !self.holds(session, &key) {
                     return Ok(());
                 }
-                let taken =
-                    fits(&content).and_then(|()| part(self.outputs.write(&key, offset, &content)));
+                let write = || {
+                    fits(&content).and_then(|()| part(self.outputs.write(&key, offset, &content)))
+                };
+                let taken = self.write_patiently(session, write).await;
                 note_part(key, taken, &mut reports.refused)
             }
             WorkerMessage::Artifact { key, path, offset, content } => {
                 if !self.holds(session, &key) {
                     return Ok(());
                 }
-                let taken = fits(&content).and_then(|()| artifact_path(&path)).and_then(|()| {
-                    part(self.outputs.write_artifact(&key, &path, offset, &content))
-                });
+                let write = || {
+                    fits(&content).and_then(|()| artifact_path(&path)).and_then(|()| {
+                        part(self.outputs.write_artifact(&key, &path, offset, &content))
+                    })
+                };
+                let taken = self.write_patiently(session, write).await;
                 note_part(key, taken, &mut reports.refused)
             }
             WorkerMessage::Report(report) => self.take_report(session, report, reports).await,
@@ -169,6 +187,26 @@ impl WorkerSessions {
             WorkerMessage::Hello(_) => {
                 Err(CommandError::MessageInvalid { what: "a second hello".to_owned() })
             }
+        }
+    }
+
+    /// Writes a part, again and again while the disk has no room for it and the session lives.
+    /// Nothing else is read from the session meanwhile, so that its worker does not send more; both
+    /// sides count that as a sign of life, or the session would end and all be sent anew.
+    async fn write_patiently(
+        &self,
+        session: SessionId,
+        write: impl Fn() -> Result<(), PartError>,
+    ) -> Result<(), PartError> {
+        let pause = self.scheduler.inspect(|all| all.lease() / 4).min(PART_PAUSE_MAX);
+        loop {
+            let written = write();
+            let is_full = written.as_ref().is_err_and(PartError::is_full);
+            if !is_full || !self.scheduler.inspect(|all| all.is_open(session)) {
+                return written;
+            }
+            tokio::time::sleep(pause).await;
+            self.scheduler.keep_alive(session, wire::heartbeat());
         }
     }
 

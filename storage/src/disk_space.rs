@@ -4,7 +4,13 @@
 //! disk is kept free: below it no append is accepted, nothing is lost, and the store continues as
 //! before once there is space again.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use nix::sys::statvfs::statvfs;
 
@@ -30,12 +36,20 @@ pub struct DiskFull {
 #[derive(Clone, Debug)]
 pub struct DiskSpace {
     directory: PathBuf,
+    /// Bytes that count as used although they are free; shared by clones.
+    reserved: Arc<AtomicU64>,
 }
 
 impl DiskSpace {
     /// The space on the disk that holds `directory`.
     pub fn of(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), reserved: Arc::default() }
+    }
+
+    /// From now on `bytes` bytes count as used although they are free, here and in all clones: how
+    /// tests fill a disk that others use as well.
+    pub fn reserve(&self, bytes: u64) {
+        self.reserved.store(bytes, Ordering::Relaxed);
     }
 
     /// Refuses unless [`FREE_BYTES_MIN`], and `more` bytes on top, are free. A disk that does not
@@ -52,6 +66,7 @@ impl DiskSpace {
         // The types differ from system to system.
         #[expect(clippy::useless_conversion, reason = "blocks are 32 bits wide elsewhere")]
         let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+        let free = free.saturating_sub(self.reserved.load(Ordering::Relaxed));
         if free < needed { Err(DiskFull { free, needed }) } else { Ok(()) }
     }
 }

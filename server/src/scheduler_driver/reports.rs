@@ -1,7 +1,5 @@
 //! Reports on their way into the log: recorded once, patiently, and answered only when that is durable.
 
-use std::time::Duration;
-
 use towpath_engine::{
     decide::{Command, Ended, LoseJob, ReportJob},
     event::FailureCause,
@@ -14,13 +12,9 @@ use towpath_storage::StoreError;
 use super::SchedulerDriver;
 use crate::{
     command_error::CommandError,
+    pauses::Pauses,
     streams::{Loaded, Recorded},
 };
-
-/// Shortest time before a report that the store had no room for is tried again.
-const REPORT_PAUSE_MIN: Duration = Duration::from_millis(100);
-/// Longest such time.
-const REPORT_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What became of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +88,13 @@ impl SchedulerDriver {
                 // leased for ever: its worker has nothing else to report.
                 let cause = FailureCause::ReportInvalid(error.to_string()).bounded();
                 commands[0] = end.failed(cause).command(attempt, record.worker);
-                self.execute_patiently(session, &attempt.run, &commands, &by).await
+                match self.execute_patiently(session, &attempt.run, &commands, &by).await {
+                    Err(error) if is_refusal_of_report(&error) => {
+                        self.set_aside(session, attempt, with_lease, &error).await;
+                        return Ok(Answer::Unanswered);
+                    }
+                    executed => executed,
+                }
             }
             executed => executed,
         };
@@ -120,6 +120,23 @@ impl SchedulerDriver {
         }
     }
 
+    /// Sets the run of `attempt` aside, of which no report can be recorded, and has its worker forget
+    /// it. To end the session instead would cost all other jobs of the worker, again at each return.
+    async fn set_aside(
+        &self,
+        session: SessionId,
+        attempt: &AttemptId,
+        with_lease: bool,
+        error: &CommandError,
+    ) {
+        let run = &attempt.run;
+        let version = self.runs.lock_latest(run).await.map_or(0, |loaded| loaded.version);
+        let why = format!("no report of job `{}` can be recorded: {error}", attempt.job);
+        self.runs.set_aside_for(run, version, &why);
+        self.scheduler.on(Input::RecordFailed { session, with_lease });
+        self.scheduler.on(Input::ReportVoid { session, attempt: attempt.clone() });
+    }
+
     /// Executes the commands of a report, again and again while the store has no room for them and
     /// the session lives. To end the session instead would have the worker open another and tell
     /// everything anew of everything that it runs, when the store can take it least.
@@ -130,7 +147,7 @@ impl SchedulerDriver {
         commands: &[Command],
         by: &Actor,
     ) -> Result<Recorded, CommandError> {
-        let mut pause = REPORT_PAUSE_MIN;
+        let mut pauses = Pauses::default();
         loop {
             let executed = self.runs.execute_all(run, commands, by).await;
             let has_no_room = matches!(
@@ -142,8 +159,7 @@ impl SchedulerDriver {
             if !has_no_room || !self.scheduler.inspect(|all| all.is_open(session)) {
                 return executed;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(REPORT_PAUSE_MAX);
+            pauses.wait().await;
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use towpath_engine::{ids::Attempt, job::JobState};
+use towpath_engine::{decide::Ended, event::FailureCause, ids::Attempt, job::JobState};
 use towpath_proto::v1;
 
 use super::*;
@@ -166,4 +166,24 @@ async fn a_run_that_is_slow_holds_up_neither_leases_of_others_nor_time() {
     let expired = delivery.closed.cancelled();
     tokio::time::timeout(Duration::from_secs(20), expired).await.expect("the session expires");
     drop(held);
+}
+
+#[tokio::test]
+async fn a_run_that_refuses_each_report_of_an_attempt_is_set_aside() {
+    let (fixture, driver) = Fixture::driven(Duration::from_secs(30));
+    // No pipeline file makes names of this length: together they do not fit an event.
+    let (root, long) = ("r".repeat(25_000), "l".repeat(25_000));
+    let run = fixture.begins("r", vec![job(&root, &[]), job(&long, &[&root])]).await;
+    let id = AttemptId { run: run.clone(), job: root.as_str().into(), attempt: Attempt(1) };
+    let (outbox, _outgoing) = outbox();
+    let (session, _) = driver.open(hello(&[&id]), &outbox).await.unwrap();
+
+    let ended = Ended::Failed(FailureCause::ExitCode(1));
+    let failed = End::Ended { ended, ran_ms: 1, captured_output: None };
+    let answer = driver.record(session, &id, failed).await.unwrap();
+
+    assert_eq!(answer, Answer::Unanswered, "what it printed may still be looked at");
+    assert!(driver.scheduler.inspect(|all| all.is_open(session)));
+    assert!(!driver.scheduler.inspect(|all| all.holds(session, &id)), "its slot is free");
+    assert!(!fixture.runs.is_live(&run));
 }

@@ -1,6 +1,7 @@
-//! Streams whose records cannot be replayed. They are named, and stop no other.
+//! Streams whose records cannot be replayed, or that can record nothing more. They are named, and stop no other.
 
 use towpath_engine::aggregate::Aggregate;
+use towpath_storage::Version;
 
 use super::{StreamHooks, Streams};
 use crate::{command_error::CommandError, sync::locked};
@@ -9,10 +10,16 @@ impl<A: Aggregate, H: StreamHooks<A>> Streams<A, H> {
     /// Sets the stream aside if `error` says that its records cannot be replayed: nothing looks
     /// after it any more, so that it stops no other stream, no worker and no start of the server.
     pub(super) fn set_aside_if_damaged(&self, id: &A::Id, error: &CommandError) {
-        let CommandError::Unreplayable { version, why, .. } = error else { return };
-        if locked(&self.set_aside).insert(id.clone(), (*version, why.clone())).is_none() {
+        if let CommandError::Unreplayable { version, why, .. } = error {
+            self.set_aside_for(id, *version, why);
+        }
+    }
+
+    /// Sets the stream aside, which fails after `version` for the reason `why`.
+    pub(crate) fn set_aside_for(&self, id: &A::Id, version: Version, why: &str) {
+        if locked(&self.set_aside).insert(id.clone(), (version, why.to_owned())).is_none() {
             let kind = A::KIND;
-            tracing::error!(kind, %id, version, why, "stream set aside: it cannot be replayed");
+            tracing::error!(kind, %id, version, why, "stream set aside");
         }
         self.hooks.set_aside(id);
     }

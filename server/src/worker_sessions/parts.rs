@@ -18,6 +18,13 @@ pub(super) enum PartError {
     Store(CommandError),
 }
 
+impl PartError {
+    /// Whether the disk had no room for it.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Self::Store(CommandError::Store(StoreError::Full(_))))
+    }
+}
+
 /// Notes a part that is wrong until the report of its attempt comes, which then fails the job. The
 /// script may run on: nothing it does can be told from what it did before.
 pub(super) fn note_part(

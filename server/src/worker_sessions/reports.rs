@@ -12,11 +12,13 @@ use towpath_engine::{
     results,
     scheduler::SessionId,
 };
+use towpath_storage::StoreError;
 
 use super::{WorkerSessions, parts::RefusedParts};
 use crate::{
     bundles::on_disk,
     command_error::CommandError,
+    pauses::Pauses,
     scheduler_driver::{Answer, End},
     sync::locked,
     wire::{Reported, WorkerReport},
@@ -108,8 +110,8 @@ impl WorkerSessions {
             // Its next attempt prints and leaves everything again.
             Reported::Lost(reason) => return self.record(session, key, End::Lost(reason)).await,
         };
-        let captured_output = if arrived == 0 { None } else { self.keep_output(key).await? };
-        let ended = match self.keep_files(key, &ended).await? {
+        let (captured_output, wrong) = self.keep_patiently(session, key, &ended, arrived).await?;
+        let ended = match wrong {
             Some(why) => Ended::Failed(FailureCause::ReportInvalid(why)),
             None => ended,
         };
@@ -130,6 +132,38 @@ impl WorkerSessions {
             Answer::Unanswered => {}
         }
         Ok(())
+    }
+
+    /// Keeps what the attempt left, again and again while the disk has no room for it and the
+    /// session lives. To end the session instead would have the worker send everything of all its
+    /// attempts anew, which fills the disk further.
+    async fn keep_patiently(
+        &self,
+        session: SessionId,
+        key: &AttemptId,
+        ended: &Ended,
+        arrived: u64,
+    ) -> Result<(Option<Blob>, Option<String>), CommandError> {
+        let mut pauses = Pauses::default();
+        loop {
+            let kept = self.keep(key, ended, arrived).await;
+            let is_full = matches!(kept, Err(CommandError::Store(StoreError::Full(_))));
+            if !is_full || !self.scheduler.inspect(|all| all.is_open(session)) {
+                return kept;
+            }
+            pauses.wait().await;
+        }
+    }
+
+    /// Keeps what the attempt left. Answers its output, and what is wrong with its artifacts.
+    async fn keep(
+        &self,
+        key: &AttemptId,
+        ended: &Ended,
+        arrived: u64,
+    ) -> Result<(Option<Blob>, Option<String>), CommandError> {
+        let output = if arrived == 0 { None } else { self.keep_output(key).await? };
+        Ok((output, self.keep_files(key, ended).await?))
     }
 
     async fn keep_output(&self, key: &AttemptId) -> Result<Option<Blob>, CommandError> {
@@ -164,11 +198,20 @@ impl WorkerSessions {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
-    use towpath_engine::ids::Attempt;
+    use tokio_util::sync::CancellationToken;
+    use towpath_engine::{ids::Attempt, job::JobState};
+    use towpath_proto::v1;
+    use towpath_storage::Blobs;
 
     use super::*;
+    use crate::{
+        outbox::outbox,
+        outputs::Outputs,
+        testing::{Fixture, WORKER, job},
+        wire::{self, WorkerMessage},
+    };
 
     fn success() -> Reported {
         let (outputs, artifacts) = (BTreeMap::new(), Vec::new());
@@ -218,5 +261,50 @@ mod tests {
         assert!(UnderWay::begin(&reports.under_way, &key(2)).is_some(), "another attempt");
         drop(first);
         assert!(UnderWay::begin(&reports.under_way, &key(1)).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_holds_back_what_needs_it_and_not_the_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fixture, driver) = Fixture::driven(Duration::from_secs(30));
+        let run = fixture.begins("r", vec![job("a", &[]), job("b", &[])]).await;
+        let id = |job: &str| AttemptId { run: run.clone(), job: job.into(), attempt: Attempt(1) };
+        let (printed, other) = (id("a"), id("b"));
+        let held = [&printed, &other].map(wire::attempt_message).to_vec();
+        let hello = v1::Hello { worker: WORKER.into(), slots: 4, held, ..Default::default() };
+        let (outbox, _outgoing) = outbox();
+        let (session, delivery) = driver.open(hello, &outbox).await.unwrap();
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs")).unwrap());
+        let outputs = Arc::new(Outputs::new(folder.path().join("spool"), Arc::clone(&blobs)));
+        let (runs, scheduler) = (Arc::clone(&fixture.runs), Arc::clone(&driver.scheduler));
+        let stop = CancellationToken::new();
+        let sessions = WorkerSessions::new(runs, scheduler, driver, Arc::clone(&outputs), stop);
+        outputs.write(&printed, 0, b"one\n").unwrap();
+
+        blobs.disk_space().reserve(u64::MAX);
+        let (reporting, key) = (sessions.clone(), printed.clone());
+        let mut report =
+            tokio::spawn(
+                async move { reporting.keep_and_record(session, &key, 1, success(), 4).await },
+            );
+        let patience = Duration::from_millis(300);
+        let waits = tokio::time::timeout(patience, &mut report).await;
+        assert!(waits.is_err(), "it is held back: {waits:?}");
+        sessions.keep_and_record(session, &other, 1, success(), 0).await.unwrap();
+        assert_eq!(fixture.state(&run, "b").await, JobState::Succeeded, "needs no room");
+        let (writing, content) = (sessions.clone(), b"two\n".as_slice().into());
+        let message = WorkerMessage::Output { key: printed.clone(), offset: 4, content };
+        let mut part =
+            tokio::spawn(
+                async move { writing.take(session, message, &mut Reports::default()).await },
+            );
+        let waits = tokio::time::timeout(patience, &mut part).await;
+        assert!(waits.is_err(), "it is held back: {waits:?}");
+        blobs.disk_space().reserve(0);
+
+        part.await.unwrap().unwrap();
+        report.await.unwrap().unwrap();
+        assert_eq!(fixture.state(&run, "a").await, JobState::Succeeded);
+        assert!(!delivery.closed.is_cancelled());
     }
 }
