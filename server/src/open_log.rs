@@ -117,6 +117,7 @@ impl OpenLog {
     /// Takes note of an append of `kind` that is durable, with its first and last position.
     pub(crate) fn appended(&self, kind: &'static str, first: Position, last: Position) {
         self.appends.fetch_add(1, Ordering::Relaxed);
+        // Relaxed: the counters are for metrics, and nothing is decided by them.
         self.events.fetch_add(last - first + 1, Ordering::Relaxed);
         // The lists of the other kinds would else wait for these positions for ever.
         for other in self.kinds().iter().filter(|other| other.kind() != kind) {
@@ -136,6 +137,8 @@ impl OpenLog {
 
     /// The position of the newest durable record.
     pub(crate) fn position(&self) -> Position {
+        // The tail of the store moves after the sync, so that this is never a record that a power
+        // cut takes back.
         *self.store.watch().borrow()
     }
 
@@ -149,6 +152,8 @@ impl OpenLog {
     /// The moment it is in the log. Never goes backwards and never stands still, whatever the
     /// machine's wall clock does.
     pub(crate) fn now(&self) -> Timestamp {
+        // Read under the lock: two commands that read the clock outside could stamp in the other
+        // order.
         let stamp = locked(&self.log_clock).stamp(self.clock.read());
         match stamp.jump {
             Some(Jump::Ahead(ms)) => {

@@ -22,6 +22,8 @@ pub(crate) struct PageRequest {
 impl PageRequest {
     /// How many entries the page has at most; `default` if no number is asked for.
     pub(crate) fn size(&self, default: u32) -> usize {
+        // More than the bound is cut and not refused, as the API guidelines for pages have it: the
+        // caller goes on with the token.
         (if self.size == 0 { default } else { self.size.min(PAGE_MAX) }) as usize
     }
 
@@ -55,6 +57,8 @@ pub(crate) struct GateToken {
 
 impl GateToken {
     fn read(token: &str) -> Option<Self> {
+        // Clients may forge a token. It names a place in a list that they may read anyway, and
+        // nothing else.
         let (begun, nth) = token.split_once('/')?;
         Some(Self { begun: begun.parse().ok()?, nth: nth.parse().ok()? })
     }

@@ -222,6 +222,8 @@ impl<A: Aggregate, H: StreamHooks<A>> Streams<A, H> {
 
     /// The stream in memory, loaded if need be.
     async fn cell(&self, id: &A::Id) -> Result<Cell<A>, CommandError> {
+        // The lock of the cells is not held while the log is read: a long stream would stop all
+        // others.
         if let Some(cell) = locked(&self.cells).get(id) {
             return Ok(cell);
         }
@@ -232,6 +234,8 @@ impl<A: Aggregate, H: StreamHooks<A>> Streams<A, H> {
         if let Some(cell) = cells.get(id) {
             return Ok(cell);
         }
+        // Before the cell is visible, and under the lock of the cells: a decision must not reach
+        // the hooks before the state that it rests on.
         self.hooks.loaded(id, &replayed.state, replayed.version, self.log.now());
         let (bytes, idle) = (replayed.state.memory_bytes(), replayed.state.is_idle());
         let cell = Arc::new(Mutex::new(Loaded::from(replayed)));

@@ -81,6 +81,7 @@ pub(crate) fn sent_file(file: Option<v1::PipelineFile>) -> Result<SentFile, Comm
 
 fn authors(told: v1::Authors) -> Result<Authors, CommandError> {
     let v1::Authors { emails, uncommitted } = told;
+    // Before the addresses are read: a list of millions would be read to refuse it.
     if emails.len() > AUTHORS_MAX {
         return Err(invalid("a pipeline file of too many authors"));
     }
@@ -97,8 +98,10 @@ fn source(source: v1::Source) -> Result<Source, CommandError> {
         Sent::Bundle(bundle) => Origin::Bundle(blob(&bundle)?),
         Sent::Remote(address) => Origin::Remote(address),
     };
+    // proto3 does not tell an empty text from an absent one.
     let parent = (!parent.is_empty()).then_some(parent);
     let source = Source { commit, origin, folder, parent, dirty };
+    // The folder and the address end up in commands of git on a worker.
     source.problem().map_or(Ok(source), |problem| Err(invalid(problem)))
 }
 

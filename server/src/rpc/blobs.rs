@@ -52,6 +52,7 @@ impl BlobsService for BlobsApi {
         let mut upload = self.bundles.upload(blob).map_err(status::of)?;
         while let Some(part) = next(&mut parts, within).await? {
             let Some(Part::Content(content)) = part.part else {
+                // Bytes of two blobs in one request would have to be stored under one of the names.
                 return Err(invalid("a second name"));
             };
             upload.take(&content).await.map_err(status::of)?;
@@ -66,6 +67,8 @@ impl BlobsService for BlobsApi {
     ) -> Result<Response<Self::FetchBlobStream>, Status> {
         let (_, extensions, request) = request.into_parts();
         let v1::FetchBlobRequest { attempt, worker, sha256 } = request;
+        // The name in the message is a claim. Its certificate or token decides which attempts are
+        // its own.
         auth::is_worker(&extensions, &worker).map_err(status::of)?;
         let key = wire::named_attempt(attempt).map_err(status::of)?;
         let sha256 = wire::digest(&sha256).map_err(status::of)?;

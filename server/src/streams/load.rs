@@ -49,9 +49,13 @@ pub(crate) async fn stream<A: Aggregate>(
     id: &A::Id,
 ) -> Result<Replayed<A>, CommandError> {
     let name = stream_of::<A>(id);
+    // A snapshot is never trusted alone: it names a record and its hash, and what follows is read
+    // from the log.
     let mut replayed = from_snapshot::<A>(store, snapshots, id).await.unwrap_or_default();
     loop {
         let page = store.read(&name, replayed.version, PAGE).await?;
+        // Only an empty page is the end: a page is bounded in bytes too and may be shorter than
+        // asked for.
         if page.is_empty() {
             return Ok(replayed);
         }
@@ -79,8 +83,12 @@ async fn from_snapshot<A: Aggregate>(
     id: &A::Id,
 ) -> Option<Replayed<A>> {
     let (cover, body) = read_covered(&snapshots.join(state_file::<A>(id)))?;
+    // An error here is no reason to fail: the log is read from its beginning, and says what is
+    // wrong.
     let page = store.read(&stream_of::<A>(id), cover.upto.checked_sub(1)?, 1).await.ok()?;
     let record = page.first()?;
+    // The running hash covers every record of the log up to this one. It differs where records were
+    // lost, and others were written in their place.
     if record.version != cover.upto || record.hash != cover.hash.0 {
         return None;
     }
@@ -97,6 +105,7 @@ fn state_file<A: Aggregate>(id: &A::Id) -> String {
     if text.len() <= 100 && text.chars().all(plain) {
         format!("{}-{text}.json", A::KIND)
     } else {
+        // Longer than a file name may be, or with characters that mean something to a file system.
         format!("{}-{}.json", A::KIND, Digest::of(text.as_bytes()))
     }
 }
@@ -129,6 +138,8 @@ pub(crate) async fn list<A: Aggregate>(
             return Ok(list);
         }
         for record in page {
+            // Records of other kinds are passed as well: the position of the list is that of the
+            // log.
             list.read(&record.stream, record.position, record.version, &record.bytes);
         }
     }
@@ -141,6 +152,7 @@ async fn list_from_snapshot<A: Aggregate>(
     let (cover, body) = read_covered(&snapshots.join(list_file::<A>()))?;
     let page = store.read_all(cover.upto.checked_sub(1)?, 1).await.ok()?;
     let record = page.first()?;
+    // As for one stream: another log at this position means another list.
     if record.position != cover.upto || record.hash != cover.hash.0 {
         return None;
     }
@@ -153,6 +165,7 @@ pub(crate) async fn write_list<A: Aggregate>(
     snapshots: &Path,
     list: &List<A>,
 ) -> io::Result<()> {
+    // An empty log has no record whose hash the snapshot could name.
     let Some(before) = list.position().checked_sub(1) else { return Ok(()) };
     let page = store.read_all(before, 1).await.map_err(io::Error::other)?;
     let Some(record) = page.first() else { return Ok(()) };
@@ -165,11 +178,14 @@ fn write_covered(path: &Path, upto: u64, hash: &RunningHash, body: &[u8]) -> io:
     let mut bytes = serde_json::to_vec(&cover)?;
     bytes.push(b'\n');
     bytes.extend_from_slice(body);
+    // Replaced as a whole: a half of it would be noticed by its digest, but the next start would
+    // then read the whole log.
     durable_fs::replace_file(path, SNAPSHOT_MODE, &bytes)
 }
 
 fn read_covered(path: &Path) -> Option<(Cover, Vec<u8>)> {
     let mut bytes = fs::read(path).ok()?;
+    // JSON on one line has no line feed, so the first one ends the cover.
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let cover: Cover = serde_json::from_slice(&bytes[..end]).ok()?;
     let body = bytes.split_off(end + 1);

@@ -39,6 +39,7 @@ pub(crate) fn is_told(metadata: &MetadataMap) -> bool {
 }
 
 fn traceparent(metadata: &MetadataMap) -> Option<TraceContext> {
+    // What is malformed is as good as absent: a trace is no reason to refuse a request.
     metadata.get(TRACEPARENT)?.to_str().ok()?.parse().ok()
 }
 
@@ -93,9 +94,11 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        // Without an exporter a request costs one comparison, and no allocation for a boxed future.
         let Some(context) = begin(&request) else {
             return Either::Left(self.inner.call(request));
         };
+        // Beside the message and not in a task-local: handlers start tasks of their own.
         remember(request.extensions_mut(), &context);
         let served = self.inner.call(request);
         Either::Right(Box::pin(async move {
@@ -116,6 +119,8 @@ fn begin<B>(request: &Request<B>) -> Option<Context> {
         return None;
     }
     let path = request.uri().path();
+    // The path is chosen by the client. As the name of a span it could be anything, as long as it
+    // likes.
     let (known, _) = roles::TABLE.iter().find(|(known, _)| *known == path)?;
     let method = known.strip_prefix('/').filter(|_| *known != SESSION)?;
     let told = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
@@ -130,6 +135,8 @@ fn begin<B>(request: &Request<B>) -> Option<Context> {
 
 /// Ends the span when the answer begins. A status in the head of an answer is all of it.
 fn end(context: &Context, head: &HeaderMap) {
+    // An answer that streams has its status in its trailers, after hours perhaps; the span then
+    // ends with the beginning of the answer and says OK.
     let code = tonic::Status::from_header_map(head).map_or(Code::Ok, |status| status.code());
     let span = context.span();
     span.set_attribute(KeyValue::new("rpc.response.status_code", name(code)));

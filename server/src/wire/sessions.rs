@@ -83,6 +83,8 @@ fn worker_message(request: v1::SessionRequest) -> Result<WorkerMessage, CommandE
         Some(Sent::Drain(v1::Drain {})) => WorkerMessage::Drain,
         Some(Sent::Heartbeat(v1::Heartbeat {})) => WorkerMessage::Heartbeat,
         Some(Sent::Goodbye(v1::Goodbye {})) => WorkerMessage::Goodbye,
+        // A field that this version does not know leaves the message empty. A newer worker must be
+        // able to say more without losing its session.
         None => WorkerMessage::Unknown,
     })
 }
@@ -123,10 +125,13 @@ pub(crate) fn welcome(
 /// What a worker is told to do under the lease of this fence, if that still stands.
 pub(crate) fn assignment(key: &AttemptId, fence: u64, run: &Run) -> Option<v1::SessionResponse> {
     let AttemptId { job: name, attempt, .. } = key;
+    // The lease may have ended between its record and this message: an assignment then would start
+    // a script that nobody waits for.
     let job = run.job(name.as_str()).filter(|job| job.attempt == *attempt)?;
     let header = run.header()?;
     let filled = run.assignment(job).ok()?;
     let (files, files_left_out) =
+// Without a source the jobs of a run share one folder, and find there what earlier jobs left.
         if header.source.is_some() { needed_files(run, job) } else { Default::default() };
     let assignment = v1::Assignment {
         attempt: Some(attempt_message(key)),
@@ -159,9 +164,13 @@ const NEEDED_FILE_BYTES: usize = 100;
 fn needed_files(run: &Run, job: &Job) -> (Vec<v1::NeededFile>, u32) {
     let (mut files, mut left_out, mut bytes) = (Vec::new(), 0, 0);
     for (need, artifact) in run.needed_files(job) {
+        // Estimated and not encoded: each file would be encoded twice, and the bound has room for
+        // the difference.
         bytes += need.as_str().len() + artifact.path.len() + NEEDED_FILE_BYTES;
         if bytes > NEEDED_FILES_BYTES_MAX {
             left_out += 1;
+            // Counted to the end, so that the worker can say how many files its script does not
+            // find.
             continue;
         }
         let blob = Some(blob_message(&artifact.blob));
@@ -216,10 +225,13 @@ pub(crate) fn workers<'v>(
 ) -> Vec<v1::Worker> {
     let mut workers: Vec<_> = connected.map(|view| worker(&view)).collect();
     for name in drained {
+        // A drain outlives the session: a worker that is drained and away must not disappear from
+        // the list, or nobody would know why it gets no jobs when it returns.
         if !workers.iter().any(|worker| worker.name == name.as_str()) {
             workers.push(absent_worker(name, true));
         }
     }
+    // By name, because a page begins after a name: sessions come and go between two pages.
     workers.sort_by(|one, other| one.name.cmp(&other.name));
     workers
 }
@@ -232,12 +244,16 @@ pub(crate) fn absent_worker(name: &WorkerName, drained: bool) -> v1::Worker {
 
 /// What a report says. One that says nothing that can be recorded is a failure of its job.
 pub(crate) fn reported(ended: Option<report::Ended>) -> Reported {
+    // A report that is refused would be sent again in each session, for ever. Recorded as a failure
+    // of its job, it ends.
     let Some(ended) = ended else { return invalid_report("it does not say how the job ended") };
     Reported::Ended(match ended {
         report::Ended::Succeeded(v1::Succeeded { outputs, artifacts }) => {
             let artifacts: Option<Vec<Artifact>> = artifacts.into_iter().map(artifact).collect();
             match artifacts {
                 Some(artifacts) => Ended::Succeeded { outputs, artifacts },
+                // Success without the artifact would be answered as recorded, and later jobs would
+                // miss the file.
                 None => return invalid_report("the digest of an artifact is malformed"),
             }
         }
@@ -256,6 +272,7 @@ pub(crate) fn reported(ended: Option<report::Ended>) -> Reported {
         },
         report::Ended::Cancelled(v1::Cancelled {}) => Ended::Cancelled,
         report::Ended::Lost(v1::Lost { reason }) => {
+            // Cut and not refused: the length of a reason is no cause to lose the report.
             return Reported::Lost(bounded_text(reason, CAUSE_BYTES_MAX));
         }
     })
