@@ -70,6 +70,7 @@ impl CommandError {
             Self::TooMuch { .. } => ErrorCode::AppendTooLarge,
             Self::Contended => ErrorCode::RunContended,
             Self::Store(error) => store_code(error),
+            // An older program on the log of a newer one gets this too; the page of the code says so.
             Self::Unreplayable { .. } => ErrorCode::LogDamaged,
             Self::MessageInvalid { .. } => ErrorCode::MessageInvalid,
             Self::ImportInvalid { .. } => ErrorCode::ImportInvalid,
@@ -155,15 +156,19 @@ impl CommandError {
 pub(crate) fn of(error: CommandError) -> Status {
     let code = error.code();
     let fields = error.fields().into_iter().map(|(name, text)| (name.to_owned(), text));
+    // As google.rpc messages: generated clients of every language read them without knowing ours.
     let mut details = ErrorDetails::new();
     details.set_error_info(code.as_str(), ERROR_DOMAIN, fields.collect::<HashMap<_, _>>());
     if let CommandError::Limit(limit) = &error
         && let Some(wait) = limit.retry_after()
     {
+        // Clients that retry by themselves wait as long as this says, instead of a guess.
         details.set_retry_info(Some(wait));
     }
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(&error);
+    // The text of an error does not repeat its causes, and the operator of a server needs the
+    // innermost.
     while let Some(deeper) = cause {
         message = format!("{message}: {deeper}");
         cause = deeper.source();
@@ -174,6 +179,8 @@ pub(crate) fn of(error: CommandError) -> Status {
 /// `response`, with a code of ours if the transport refused the request by itself.
 pub(crate) fn named(response: Response<Body>) -> Response<Body> {
     let told = response.headers();
+    // Refusals of ours have details; what has a status without them was refused by the transport,
+    // before any handler saw it.
     if !told.contains_key(Status::GRPC_STATUS) || told.contains_key(Status::GRPC_STATUS_DETAILS) {
         return response;
     }
@@ -186,6 +193,8 @@ pub(crate) fn named(response: Response<Body>) -> Response<Body> {
 pub(crate) fn misread(status: &Status) -> Option<CommandError> {
     let what = || status.message().to_owned();
     match status.code() {
+        // tonic says OutOfRange for a message that is too long, and Internal for one that it cannot
+        // decode. Neither has a type of its own.
         Code::OutOfRange => Some(Limit::MessageTooLarge { found: what() }.into()),
         Code::Internal => Some(CommandError::MessageInvalid { what: what() }),
         _ => None,

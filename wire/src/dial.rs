@@ -97,8 +97,11 @@ fn with_pings(endpoint: Endpoint) -> Endpoint {
 fn lasting(endpoint: Endpoint) -> Channel {
     with_pings(endpoint)
         .connect_timeout(CONNECT_WITHIN)
+        // Reports and leases are small messages that wait for an answer.
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(STREAM_WINDOW_BYTES * 4)
+        // The server may not be there yet: a worker is started before its server, or survives its
+        // restart.
         .connect_lazy()
 }

@@ -72,6 +72,8 @@ pub fn job_state(state: &JobState) -> v1::JobState {
 
 /// A run, without its jobs.
 pub fn run(run: &Run, version: u64, position: u64, short_id: &str) -> v1::Run {
+    // A stream whose first record is not there yet. Nothing is shown of it, and nothing can be
+    // asked of it.
     let Some(header) = run.header() else { return v1::Run::default() };
     let counts = run.counts();
     let (phase, outcome) = phase(run.phase());
@@ -183,7 +185,9 @@ pub fn job(run: &Run, job: &Job, view: JobView) -> v1::Job {
         | JobState::Cancelled
         | JobState::Rejected => {}
     }
+    // Approvals stay on record after the gate was opened, and then nothing remains to be given.
     let at_gate = matches!(job.state, JobState::AtGate(_));
+    // Scripts and outputs are most of the bytes of a job: a list of 200,000 jobs does without them.
     let full = view == JobView::Full;
     v1::Job {
         name: job.plan.name.to_string(),
@@ -222,6 +226,7 @@ pub fn job(run: &Run, job: &Job, view: JobView) -> v1::Job {
 }
 
 fn attempt_span(run: &Run, job: &Job) -> Option<TraceContext> {
+    // Before the first lease there is no attempt, and its span would name one that may never be.
     run.attempt_span(&job.plan.name, job.attempt).filter(|_| job.attempt.0 > 0)
 }
 
@@ -235,9 +240,11 @@ fn condition(when: When) -> v1::JobCondition {
 
 fn exit_code(job: &Job) -> Option<i32> {
     if let Some(imported) = &job.imported {
+        // What another tool recorded is shown as it is.
         return imported.exit_code;
     }
     match (&job.state, &job.cause) {
+        // A cause of an earlier attempt stays with the job, so the state is asked first.
         (JobState::Succeeded, _) => Some(0),
         (_, Some(FailureCause::ExitCode(code))) => Some(*code),
         (_, _) => None,
@@ -260,6 +267,7 @@ fn failure(job: &Job) -> Option<v1::JobFailure> {
         | JobState::Cancelled
         | JobState::Rejected => return None,
     }
+    // A job that failed here after it was imported has a cause of its own, which is the newer one.
     if let Some(cause) = &job.cause {
         return Some(cause_message(cause));
     }
@@ -307,6 +315,7 @@ fn skip(run: &Run, job: &Job) -> Option<v1::JobSkip> {
             ..of(v1::SkipCause::NeedUnmet)
         },
         Some(SkipCause::ConditionFalse) => of(v1::SkipCause::ConditionFalse),
+        // The event of a skip that an abort caused names no job: one abort can skip thousands.
         None => match run.abort_root() {
             Some(root) => v1::JobSkip {
                 root: root.to_string(),

@@ -81,7 +81,9 @@ pub(crate) const TABLE: [(&str, &[Role]); 29] = [
     ("/towpath.v1.GatesService/ApproveGate", &[Role::Approver]),
     ("/towpath.v1.GatesService/RejectGate", &[Role::Approver]),
     ("/towpath.v1.LogService/Follow", READERS),
+    // It reads the whole store, for minutes.
     ("/towpath.v1.LogService/Check", &[Role::Auditor, Role::Admin]),
+    // Every client asks for the version first: who may do nothing else must still learn why.
     ("/towpath.v1.LogService/Describe", &Role::ALL),
     ("/towpath.v1.WorkersService/Session", &[Role::Worker]),
     ("/towpath.v1.WorkersService/ListWorkers", READERS),
@@ -105,6 +107,7 @@ pub(crate) fn needed(path: &str) -> &'static [Role] {
         return READERS;
     }
     let row = TABLE.iter().find(|(known, _)| *known == path);
+    // A request that was added to the contract and forgotten here is refused to all.
     row.map_or(&[], |(_, allowed)| allowed)
 }
 

@@ -117,6 +117,8 @@ impl RunsService for RunsApi {
         request: Request<v1::ReadOutputRequest>,
     ) -> Result<Response<Self::ReadOutputStream>, Status> {
         let v1::ReadOutputRequest { run, job, attempt, follow } = request.into_inner();
+        // Before the stream begins: an attempt that does not exist is the status of the request,
+        // and not the first item of its answer.
         let found = self.outputs.find(&run, &job, attempt).await.map_err(status::of)?;
         let (send, stream) = streamed(CHUNK_QUEUE, v1::ReadOutputResponse::of);
         let outputs = self.outputs.clone();
@@ -174,9 +176,11 @@ impl RunsApi {
         request: Request<v1::ResumeRunRequest>,
     ) -> Result<v1::Run, CommandError> {
         let requester = Requester::of(&request)?;
+        // Taken before the message is taken apart: the extensions go with the request.
         let about = RequestRun::of(request.extensions());
         let v1::ResumeRunRequest { run, from_stage, file, accept_changes, .. } =
             request.into_inner();
+        // proto3 does not tell an empty text from an absent one.
         let from = (!from_stage.is_empty()).then(|| from_stage.as_str().into());
         let file = file.map(|file| wire::sent_file(Some(file))).transpose()?;
         let resume = ResumeRequest { run, from, file, accept_changes };
