@@ -205,7 +205,7 @@ pub enum Refusal {
         /// The job with the gate: the same, or one that it needs.
         gate: JobName,
     },
-    /// The edited plan takes a gate away, and whoever sends it may open none.
+    /// The edited plan takes a gate away, and its sender may open none.
     #[error("the edited plan takes away the gate of `{job}`; that needs the role approver")]
     GateLifted {
         /// The job with the gate.

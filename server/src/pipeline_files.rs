@@ -11,7 +11,7 @@ use towpath_storage::StoreError;
 use crate::command_error::CommandError;
 
 /// How many pipeline files are read at once. A file at its bounds takes a processor for seconds, and
-/// whoever may start runs may send many.
+/// a client that may start runs may send many.
 const AT_ONCE_MAX: usize = 2;
 /// Problems of a file that a refusal names. Source: a refusal is a header of HTTP, and clients take
 /// few KiB of those.

@@ -22,7 +22,7 @@ pub(crate) fn is_group_empty(leader: Pid) -> bool {
     if matches!(killpg(leader, None), Err(Errno::ESRCH | Errno::EPERM)) {
         return true;
     }
-    // The dead count as members until somebody waits for them, which may take long.
+    // The dead count as members until their parent waits for them, which may take long.
     can_be_searched() && !processes().any(|process| is_living_member(&process, leader))
 }
 

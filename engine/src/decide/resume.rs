@@ -36,7 +36,7 @@ pub struct ResumeRun {
     pub file: Option<EditedPlan>,
     /// Take an edited file over.
     pub accept_changes: bool,
-    /// An edit may take gates away: whoever asks may open them.
+    /// An edit may take gates away: the requester may open them.
     pub may_lift_gates: bool,
 }
 

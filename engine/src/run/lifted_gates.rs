@@ -24,7 +24,7 @@ const GATES_MAX: usize = 1_024;
 impl Run {
     /// The first job whose gate `plan` takes away: in `plan` it has none or is not there, it is
     /// skipped by a condition that it did not have, or another job does not stand behind it any
-    /// more. Whoever replaces the plan by that one does what the gate leaves to approvers.
+    /// more. A person who replaces the plan by that one does what the gate leaves to approvers.
     pub fn lifted_gate(&self, plan: &Plan) -> Option<&JobName> {
         let old: Vec<&JobPlan> = self.jobs.iter().map(|job| &*job.plan).collect();
         let gates: Vec<&JobPlan> = old.iter().copied().filter(is_gated).collect();

@@ -21,7 +21,7 @@ pub(super) struct RunRecord {
     /// How many jobs more may be leased before its parallelism is reached.
     pub(super) room: u32,
     /// Its kinds want more than that, and locks decide which of them can begin. Which are free
-    /// changes without an event of this run, so its jobs are counted when somebody asks.
+    /// changes without an event of this run, so its jobs are counted on request.
     shares_room: bool,
     /// A job that waits for a worker prefers some of them.
     pub(super) has_preferences: bool,
@@ -277,7 +277,7 @@ impl Scheduler {
         self.share_room(run, record.shares_room);
     }
 
-    /// Notes whether the jobs of `run` are counted when somebody asks.
+    /// Notes whether the jobs of `run` are counted on request.
     fn share_room(&mut self, run: &RunId, shares: bool) {
         if shares {
             self.sharing.insert(run.clone());

@@ -246,7 +246,7 @@ impl KeptScript {
         matches!(self.state, State::Ended)
     }
 
-    /// Whether it is being started, so that somebody has to look what came of it.
+    /// Whether it is being started, so that its result has to be looked up.
     pub(super) fn is_starting(&self) -> bool {
         matches!(self.state, State::Starting(_))
     }

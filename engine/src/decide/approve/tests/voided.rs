@@ -117,7 +117,7 @@ fn whatever_changes_under_an_approval_voids_it_and_says_why() {
 
             change(&mut fixture);
 
-            // Whoever resumes after an approval means what was approved.
+            // The person who resumes after an approval means what was approved.
             let kept = people > 0 && what.starts_with("the run is resumed");
             let cause = cause.clone().filter(|_| !kept);
             assert_eq!(fixture.voids(), cause.iter().cloned().collect::<Vec<_>>(), "{what}");
